@@ -1,0 +1,35 @@
+"""PDP: parameter-free differentiable pruning, as a library for any training loop. Importing it needs no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pdp.cost import count_macs
+    from pdp.cut import find_cut
+    from pdp.errors import Refusal
+    from pdp.mask import soft_mask, soft_prune
+    from pdp.pruner import Pruner
+
+__version__ = "0.1.0"
+__all__ = ["Pruner", "Refusal", "count_macs", "find_cut", "soft_mask", "soft_prune"]
+
+_HOMES = {
+    "Pruner": "pdp.pruner",
+    "Refusal": "pdp.errors",
+    "count_macs": "pdp.cost",
+    "find_cut": "pdp.cut",
+    "soft_mask": "pdp.mask",
+    "soft_prune": "pdp.mask",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

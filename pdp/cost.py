@@ -1,0 +1,93 @@
+"""Parameters and multiply-adds, per layer: convolution and linear layers, attention products on their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pdp.layers import is_weighted
+
+
+@torch.no_grad()
+def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
+    """Per-layer cost of one forward of `example_input`: name, type, params, nonzero, macs, sparse_macs.
+
+    A MAC is one multiply-add of a convolution or linear layer: output positions x weights that each takes part in
+    (groups, stride, padding and dilation included by construction), summed over repeated calls. Biases, norms,
+    activations and pooling are not counted. sparse_macs = macs x nonzero / params. `example_input` is a tensor, a tuple
+    of arguments or a dict of keywords. `frame.attrs["macs_attention"]` holds the products of queries, keys and values.
+    """
+    macs: dict[nn.Module, int] = {}
+    layers = {module: name for name, module in model.named_modules() if is_weighted(module)}
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
+        outputs = weight.shape[1] if transposed or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) else weight.shape[0]
+        positions = inputs[0].numel() // weight.shape[0] if transposed else output.numel() // outputs
+        macs[module] = macs.get(module, 0) + positions * weight.numel()
+
+    handles = [module.register_forward_hook(count) for module in layers]
+    flops = FlopCounterMode(display=False)
+    try:
+        with _evaluating(model), _no_attention_fast_path(), flops:
+            _call(model, example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rows = []
+    for module, name in layers.items():
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        nonzero = int(torch.count_nonzero(weight))
+        dense = macs.get(module, 0)
+        rows.append((name, type(module).__name__, weight.numel(), nonzero, dense, dense * nonzero // weight.numel()))
+    frame = pd.DataFrame(rows, columns=["name", "type", "params", "nonzero", "macs", "sparse_macs"])
+    counts = flops.get_flop_counts().get("Global", {})
+    frame.attrs["macs_attention"] = sum(
+        value for operation, value in counts.items() if "bmm" in str(operation) or "attention" in str(operation)
+    ) // 2
+    return frame
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """All parameters, and those that are not exactly zero."""
+    parameters = list(model.parameters())
+    return sum(p.numel() for p in parameters), sum(int(torch.count_nonzero(p)) for p in parameters)
+
+
+def _call(model: nn.Module, example_input: Any) -> None:
+    if isinstance(example_input, dict):
+        model(**example_input)
+    elif isinstance(example_input, tuple):
+        model(*example_input)
+    else:
+        model(example_input)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while: the count must not move BatchNorm's statistics."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def _no_attention_fast_path() -> Iterator[None]:
+    """PyTorch's fused attention hides its products and skips submodules' forwards."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)

@@ -1,0 +1,111 @@
+"""Which layers of a model are prunable: convolution and linear weights, each shared weight once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from pdp.errors import Refusal
+
+
+@dataclass(eq=False)
+class Site:
+    """A place where a weight is used: the attribute `parameter` of `module`, read while `caller` runs its forward."""
+
+    module: nn.Module
+    parameter: str
+    caller: nn.Module
+
+
+@dataclass(eq=False)
+class Layer:
+    """A prunable weight, its state under pruning, and the places that use it."""
+
+    name: str
+    kind: str
+    sites: list[Site]
+    units: int = 0
+    final: int = 0  # units pruned at the target, fixed with the budget
+    pruned: int = 0  # units pruned now
+    active: bool = False  # whether the effective weight differs from the stored one
+    state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
+    hard_keep: Tensor | None = None  # set while the hard model is evaluated
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The stored weight, in its dense shape."""
+        site = self.sites[0]
+        return site.module._parameters[site.parameter]  # type: ignore[return-value]
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is Hugging Face's `Conv1D`, a linear layer whose weight is (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def is_weighted(module: nn.Module) -> bool:
+    """Whether the module's `weight` is a convolution's or a linear layer's."""
+    return isinstance(module, (_ConvNd, nn.Linear)) or is_conv1d(module)
+
+
+def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequence[str] = ()) -> list[Layer]:
+    """The prunable layers in the model's order.
+
+    `exclude` are fnmatch patterns on module names given by a person, each of which must match a layer, `own_exclude`
+    the task's own. Weights tied to anything but a prunable layer (an embedding, say) stay out. Raises `Refusal` for a
+    pattern that matches nothing and for a model without prunable layers.
+    """
+    weights = list(_weights(model))
+    _check_patterns(exclude, [name for name, _, _ in weights])
+    outside = _used_outside(model, {id(site.module) for _, _, site in weights})
+    found: dict[int, Layer] = {}
+    for name, kind, site in weights:
+        weight = site.module._parameters[site.parameter]
+        if weight is None or id(weight) in outside:
+            continue
+        if any(fnmatchcase(name, pattern) for pattern in (*exclude, *own_exclude)):
+            continue
+        if id(weight) in found:
+            found[id(weight)].sites.append(site)
+        else:
+            found[id(weight)] = Layer(name, kind, [site])
+    if not found:
+        raise Refusal("the model has no prunable layer left: prune.exclude leaves no convolution or linear layer")
+    return list(found.values())
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
+    """Every convolution and linear weight. `nn.MultiheadAttention` reads its projections outside their own forward."""
+    attention_outputs: dict[int, nn.Module] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.MultiheadAttention):
+            attention_outputs[id(module.out_proj)] = module
+            for parameter in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+                if module._parameters.get(parameter) is not None:
+                    yield f"{name}.{parameter}".lstrip("."), "Linear", Site(module, parameter, module)
+        elif is_weighted(module) and module._parameters.get("weight") is not None:
+            kind = "Linear" if id(module) in attention_outputs else type(module).__name__
+            yield name, kind, Site(module, "weight", attention_outputs.get(id(module), module))
+
+
+def _used_outside(model: nn.Module, weighted: set[int]) -> set[int]:
+    return {
+        id(parameter)
+        for module in model.modules()
+        if id(module) not in weighted
+        for parameter in module._parameters.values()
+        if parameter is not None
+    }
+
+
+def _check_patterns(exclude: Sequence[str], names: list[str]) -> None:
+    for pattern in exclude:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise Refusal(
+                f"prune.exclude={pattern} matches no convolution or linear layer: the layers are called "
+                f"{', '.join(names[:3])}, ... {names[-1] if names else ''}; dry_run=true lists them"
+            )

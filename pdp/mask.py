@@ -1,0 +1,98 @@
+"""PDP's soft mask and its gradient (PDP, equations of the mask; the cut is a constant to autograd)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+# Beyond this |z| a float32 m(1 - m) is exactly zero, so a bounded z changes no gradient and cannot overflow.
+_SATURATED = 128.0
+
+
+def soft_mask(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) -> Tensor:
+    """m(w) = sigmoid((w^2 - t^2) / tau) in [0, 1], float32 (float64 for float64), differentiable in `weight`.
+
+    `cut` t and `temperature` tau broadcast against `weight`; t = -inf keeps everything, +inf nothing.
+    """
+    return _SoftMask.apply(weight, _as_cut(cut, weight), temperature)
+
+
+def soft_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) -> Tensor:
+    """The effective weight m(w) * w, in the type of `weight`; d/dw = m + (2 w^2 / tau) m (1 - m).
+
+    Keeps nothing for backward but the weight and the cut: the mask is computed again there.
+    """
+    return _SoftPrune.apply(weight, _as_cut(cut, weight), temperature)
+
+
+def _as_cut(cut: Tensor | float, weight: Tensor) -> Tensor:
+    return cut if isinstance(cut, Tensor) else torch.tensor(cut, device=weight.device)
+
+
+def _exact(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _offset(cut: Tensor, temperature: Tensor | float, dtype: torch.dtype) -> Tensor:
+    """-t^2 / tau, kept finite; t enters with its sign, so that a cut of -inf keeps every weight."""
+    largest = torch.finfo(dtype).max / 4
+    cut = cut.to(dtype)
+    return (cut * cut.abs() / -temperature).clamp(-largest, largest)
+
+
+def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float) -> Tensor:
+    """z = (w^2 - t^2) / tau."""
+    if isinstance(temperature, Tensor):
+        return torch.addcmul(offset, weight / temperature.to(weight.dtype), weight)
+    return torch.addcmul(offset, weight, weight, value=1 / temperature)
+
+
+class _SoftPrune(torch.autograd.Function):
+    @staticmethod
+    def forward(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+        exact = _exact(weight)
+        z = _scaled_square(_offset(cut, temperature, exact.dtype), exact, temperature)
+        return z.sigmoid_().mul_(exact).to(weight.dtype)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        weight, cut, ctx.temperature = inputs  # type: ignore[attr-defined]
+        ctx.save_for_backward(weight, cut)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        weight, cut = ctx.saved_tensors  # type: ignore[attr-defined]
+        temperature = ctx.temperature  # type: ignore[attr-defined]
+        exact = _exact(weight)
+        offset = _offset(cut, temperature, exact.dtype)
+        z = _scaled_square(offset, exact, temperature).clamp_(-_SATURATED, _SATURATED)
+        mask = z.sigmoid()
+        # 2 w^2 / tau = 2 z + 2 t^2 / tau
+        twice_square = z.mul_(2).sub_(offset, alpha=2)
+        factor = torch.ops.aten.sigmoid_backward(twice_square, mask).add_(mask)
+        return factor.mul_(gradient).to(weight.dtype), None, None
+
+
+class _SoftMask(torch.autograd.Function):
+    @staticmethod
+    def forward(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+        exact = _exact(weight)
+        return _scaled_square(_offset(cut, temperature, exact.dtype), exact, temperature).sigmoid_()
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
+        weight, cut, ctx.temperature = inputs  # type: ignore[attr-defined]
+        ctx.save_for_backward(weight, cut)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        weight, cut = ctx.saved_tensors  # type: ignore[attr-defined]
+        temperature = ctx.temperature  # type: ignore[attr-defined]
+        exact = _exact(weight)
+        mask = _scaled_square(_offset(cut, temperature, exact.dtype), exact, temperature).sigmoid_()
+        slope = torch.ops.aten.sigmoid_backward(gradient, mask).mul_(exact)
+        slope = slope.mul_(2 / temperature)
+        return slope.to(weight.dtype), None, None

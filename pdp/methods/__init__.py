@@ -1,0 +1,29 @@
+"""The pruning methods, one file each; a method's file is imported when it is asked for."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING
+
+from pdp.errors import Refusal
+from pdp.methods.options import OPTIONS, MethodOptions, check_options
+
+if TYPE_CHECKING:
+    from pdp.methods.method import Method
+    from pdp.patterns import Pattern
+
+
+def make_method(method: str | MethodOptions, pattern: Pattern, **options: object) -> Method:
+    """The method of that name with these options; raises `Refusal` for an unknown name or option."""
+    if not isinstance(method, MethodOptions):
+        if method not in OPTIONS:
+            near = difflib.get_close_matches(str(method), OPTIONS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise Refusal(f"method={method} is unknown: choose one of {', '.join(OPTIONS)}{hint}")
+        try:
+            method = OPTIONS[method](**options)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise Refusal(f"method={method} does not take these options: {error}") from None
+    check_options(method)
+    return importlib.import_module(f"pdp.methods.{method.name}").Method(method, pattern)

@@ -1,0 +1,22 @@
+"""No pruning: the baseline that every row of a table is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pdp.layers import Layer
+from pdp.methods import method
+
+
+class Method(method.Method):
+    """Leaves every weight as it is."""
+
+    prunes = False
+
+    def update(self, layers: Sequence[Layer], step: int | None) -> None:
+        pass
+
+    def effective_weight(self, layer: Layer, weight: Tensor) -> Tensor:
+        return weight

@@ -1,0 +1,283 @@
+"""The pruner: puts a method on a model and owns its life, dense -> ramp -> full -> hard."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from pdp.allocation import allocate
+from pdp.errors import Refusal
+from pdp.layers import find_layers
+from pdp.methods import make_method
+from pdp.methods.options import MethodOptions
+from pdp.patterns import Pattern, make_pattern
+from pdp.schedules import Schedule, make_schedule, starts_after
+from pdp.shadow import Shadow
+
+
+class Pruner:
+    """Prunes `model` in place during training.
+
+    Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
+    share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: 16
+    epochs dense, then 0.015 of the target an epoch, in the method's own shape), `allocation` global, uniform, erk, file
+    (then `allocation_path`) or None for the method's own, `exclude` fnmatch patterns on module names. Further keywords
+    are the method's options. Raises `Refusal` (a `ValueError`) for anything that does not fit together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | MethodOptions = "pdp",
+        pattern: str | Pattern = "random",
+        sparsity: float | None = None,
+        epochs: int = 100,
+        *,
+        schedule: Schedule | str | dict[str, Any] | None = None,
+        allocation: str | None = None,
+        allocation_path: str | Path | None = None,
+        exclude: Sequence[str] = (),
+        own_exclude: Sequence[str] = (),
+        steps_per_epoch: int | None = None,
+        upper_bound: float = 1.0,
+        **options: object,
+    ):
+        self.model = model
+        self.pattern = make_pattern(pattern)
+        self.method = make_method(method, self.pattern, **options)
+        self.layers = find_layers(model, exclude, own_exclude)
+        self.skipped: dict[str, str] = {}
+        for layer in list(self.layers):
+            reason = self.pattern.refuses(layer.weight)
+            if reason is None:
+                layer.units = self.pattern.units(layer.weight)
+            else:
+                self.skipped[layer.name] = reason
+                self.layers.remove(layer)
+        self.target = sparsity
+        self.allocation = allocation or self.method.allocation
+        self.allocation_path = allocation_path
+        self.upper_bound = upper_bound
+        if self.method.prunes:
+            if sparsity is None and self.allocation != "file":
+                raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
+            # Refuses a target that cannot be met before any training.
+            allocate(self.allocation, self.layers, sparsity, self.method.saliency, allocation_path)
+        self.schedule = self._place(schedule, epochs, steps_per_epoch) if self.method.prunes else None
+        self.epoch: int | None = None
+        self.steps = 0
+        self.start: int | None = self.schedule.start if self.schedule else None
+        self.fraction = 0.0
+        self.finished = False
+        self.metrics: list[float] = []
+        self._attached = False
+        self.method.begin(self.layers)
+        self._handles = [
+            handle
+            for layer in self.layers
+            for site in layer.sites
+            for handle in Shadow(layer, site, self.method).attach(site.caller)
+        ] if self.method.prunes else []
+
+    def _place(self, schedule: Schedule | str | dict[str, Any] | None, epochs: int, steps: int | None) -> Schedule:
+        if isinstance(schedule, Schedule):
+            return schedule
+        values: dict[str, Any] = {"name": schedule} if isinstance(schedule, str) else dict(schedule or {})
+        if not any(key in values for key in ("ramp", "rate")):
+            values["rate"] = 0.015
+        name = values.pop("name", self.method.schedule)
+        return make_schedule(name, epochs, steps_per_epoch=steps, **values)
+
+    @property
+    def phase(self) -> str:
+        """dense, ramp, full (at the target, still trained) or hard (finalized)."""
+        if self.finished:
+            return "hard"
+        if self.fraction == 0:
+            return "dense"
+        return "full" if self.fraction == 1 else "ramp"
+
+    @property
+    def share(self) -> float:
+        """The share of all units pruned now."""
+        return sum(layer.pruned for layer in self.layers) / sum(layer.units for layer in self.layers)
+
+    def start_epoch(self, epoch: int, metric: float | None = None) -> None:
+        """Sets the shares of `epoch` (counted from 0) and finds their cuts.
+
+        `metric` is the last validation's, which schedule.warmup=auto waits for.
+        """
+        self._alive()
+        self.epoch = epoch
+        if metric is not None:
+            self.metrics.append(float(metric))
+        if self.schedule is None:
+            return
+        moment = epoch if self.schedule.unit == "epoch" else self.steps
+        if self.start is None and (starts_after(self.metrics, self.upper_bound) or moment >= self.schedule.latest_start):
+            if not starts_after(self.metrics, self.upper_bound):
+                warnings.warn(f"schedule.warmup=auto: no start by {self.schedule.unit} {moment}, the last at which the ramp fits", stacklevel=2)
+            self.start = moment
+        self._advance(moment, step=None)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Adds the method's trainable extras to the optimizer, in groups of their own."""
+        for group in self.method.parameter_groups():
+            optimizer.add_param_group(group)
+        self._attached = True
+
+    def penalty(self) -> Tensor | None:
+        """The method's term of the loss, or None."""
+        return self.method.penalty()
+
+    def after_backward(self) -> None:
+        """Call between the last backward and the optimizer's step (methods without extras do not need it)."""
+        self.method.after_backward(self.layers, self.steps)
+
+    def step(self) -> None:
+        """Call after each optimizer step, once however many micro-batches it took: finds the new cuts."""
+        self._alive()
+        if self.epoch is None:
+            raise RuntimeError("call pruner.start_epoch(epoch) before the first pruner.step()")
+        if self.method.needs_attach and not self._attached:
+            raise RuntimeError(f"method={self.method.options.name} has trainable extras: call pruner.attach(optimizer)")
+        self.steps += 1
+        if self.schedule is None:
+            return
+        if self.schedule.unit == "step":
+            self._advance(self.steps, step=self.steps)
+        elif self.fraction:
+            self._update(self.steps)
+
+    def _advance(self, moment: int, step: int | None) -> None:
+        assert self.schedule is not None
+        fraction = self.schedule.fraction(moment, self.start)
+        if fraction and not self.fraction:
+            self._fix_budget()
+        self.fraction = fraction
+        self._share_out()
+        if fraction:
+            self._update(step)
+
+    def _fix_budget(self) -> None:
+        """Fixes every layer's final share from the weights as they are (PDP: one global cut at epoch s)."""
+        budget = allocate(self.allocation, self.layers, self.target, self.method.saliency, self.allocation_path)
+        for layer, final in zip(self.layers, budget, strict=True):
+            layer.final = final
+
+    def _share_out(self) -> None:
+        for layer in self.layers:
+            layer.pruned = int(self.fraction * layer.final + 0.5)
+            layer.active = layer.pruned > 0
+
+    @torch.no_grad()
+    def _update(self, step: int | None) -> None:
+        self.method.update(self.layers, step)
+
+    @contextmanager
+    def hard(self) -> Iterator[None]:
+        """Inside, the model computes with exact zeros at the shares that hold now: what is measured and shipped."""
+        with torch.no_grad():
+            for layer in self.layers:
+                layer.hard_keep = self.method.keep(layer) if layer.active else None
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.hard_keep = None
+
+    @torch.no_grad()
+    def finalize(self) -> None:
+        """Bakes exact zeros at the target into the model and removes every hook; warns if called before the ramp ended."""
+        self._alive()
+        if self.method.prunes:
+            if self.fraction < 1:
+                warnings.warn(
+                    f"finalize() at {self.fraction:.0%} of the target: the rest is pruned now, untrained", stacklevel=2
+                )
+            if not self.fraction:
+                self._fix_budget()
+            self.fraction = 1.0
+            self._share_out()
+            self._update(None)
+            for layer in self.layers:
+                if layer.active:
+                    layer.weight.copy_(self.method.hard_weight(layer, layer.weight, self.method.keep(layer)))
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.finished = True
+
+    def report(self) -> pd.DataFrame:
+        """One row per prunable layer: name, type, weights, units, pruned, share, target_share, nonzero, density.
+
+        `nonzero` counts the hard weight's numbers, before `finalize` those of the mask that holds now.
+        """
+        rows = []
+        for layer in self.layers:
+            weight = layer.weight.detach()
+            if self.finished or not layer.active:
+                nonzero = int(torch.count_nonzero(weight))
+            else:
+                nonzero = int(torch.count_nonzero(self.method.hard_weight(layer, weight, self.method.keep(layer))))
+            rows.append({
+                "name": layer.name, "type": layer.kind, "weights": weight.numel(), "units": layer.units,
+                "pruned": layer.pruned, "share": layer.pruned / layer.units, "target_share": layer.final / layer.units,
+                "nonzero": nonzero, "density": nonzero / weight.numel(),
+            })  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how pruning goes on; tensors and plain values only."""
+        return {
+            "method": self.method.options.name,
+            "pattern": self.pattern.label,
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "start": self.start,
+            "fraction": self.fraction,
+            "finished": self.finished,
+            "metrics": list(self.metrics),
+            "layers": {
+                layer.name: {"units": layer.units, "final": layer.final, "pruned": layer.pruned, "state": dict(layer.state)}
+                for layer in self.layers
+            },
+            "own": self.method.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back `state_dict`; raises `Refusal` if it is of another model, method or pattern."""
+        for key, own in (("method", self.method.options.name), ("pattern", self.pattern.label)):
+            if state.get(key) != own:
+                raise Refusal(f"the pruner's state is of {key}={state.get(key)}, this run has {key}={own}")
+        kept = state["layers"]
+        for layer in self.layers:
+            if layer.name not in kept or kept[layer.name]["units"] != layer.units:
+                raise Refusal(f"the pruner's state is of another model: it has no layer {layer.name} of {layer.units} units")
+        if len(kept) != len(self.layers):
+            raise Refusal(f"the pruner's state is of another model: {len(kept)} layers, this one has {len(self.layers)}")
+        for key in ("epoch", "steps", "start", "fraction", "finished"):
+            setattr(self, key, state[key])
+        self.metrics = list(state["metrics"])
+        for layer in self.layers:
+            saved = kept[layer.name]
+            layer.final, layer.pruned = saved["final"], saved["pruned"]
+            layer.active = layer.pruned > 0
+            for key, value in saved["state"].items():
+                layer.state[key] = value.to(layer.weight.device, copy=True)
+        self.method.load_state_dict(state["own"])
+        if self.finished:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+
+    def _alive(self) -> None:
+        if self.finished:
+            raise RuntimeError("the model is hard: finalize() was called, and pruning cannot go on")

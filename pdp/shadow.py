@@ -1,0 +1,55 @@
+"""Forward hooks that let a layer compute with another weight than the one it stores.
+
+The effective weight lies in the module's `__dict__`, where attribute look-up finds it before the Parameter, and only
+while the module's forward runs. Optimizers, state dicts, DDP, deep copies and averages never see it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from pdp.layers import Layer, Site
+from pdp.methods.method import Method
+
+
+class Shadow:
+    """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layer's live state."""
+
+    def __init__(self, layer: Layer, site: Site, method: Method):
+        self.layer = layer
+        self.method = method
+        # A path instead of the module itself: in a deep copy the hook must act on the copy.
+        self.inner = next(name for name, module in site.caller.named_modules() if module is site.module)
+        self.parameter = site.parameter
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shadow:
+        return self
+
+    def attach(self, caller: nn.Module) -> list[RemovableHandle]:
+        """Registers both hooks; the second runs even when the forward raises."""
+        return [
+            caller.register_forward_pre_hook(self.put),
+            caller.register_forward_hook(self.take, always_call=True),
+        ]
+
+    def put(self, caller: nn.Module, inputs: Any) -> None:
+        """Puts the effective weight in the stored one's place."""
+        layer = self.layer
+        if not layer.active:
+            return
+        module = caller.get_submodule(self.inner) if self.inner else caller
+        weight = module._parameters[self.parameter]
+        assert weight is not None
+        if layer.hard_keep is not None:
+            effective = self.method.hard_weight(layer, weight, layer.hard_keep)
+        else:
+            effective = self.method.effective_weight(layer, weight)
+        module.__dict__[self.parameter] = effective
+
+    def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
+        """Takes it out again."""
+        module = caller.get_submodule(self.inner) if self.inner else caller
+        module.__dict__.pop(self.parameter, None)
