@@ -27,6 +27,7 @@ class Layer:
 
     name: str
     kind: str
+    parameter: str  # the weight's name in the model's state dict
     sites: list[Site]
     units: int = 0
     final: int = 0  # units pruned at the target, fixed with the budget
@@ -72,7 +73,7 @@ def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequ
         if id(weight) in found:
             found[id(weight)].sites.append(site)
         else:
-            found[id(weight)] = Layer(name, kind, [site])
+            found[id(weight)] = Layer(name, kind, name if name.endswith("_weight") else f"{name}.weight".lstrip("."), [site])
     if not found:
         raise Refusal("the model has no prunable layer left: prune.exclude leaves no convolution or linear layer")
     return list(found.values())

@@ -69,7 +69,7 @@ class Pruner:
             if sparsity is None and self.allocation != "file":
                 raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
             # Refuses a target that cannot be met before any training.
-            allocate(self.allocation, self.layers, sparsity, self.method.saliency, allocation_path)
+            self.preview_budget()
         self.schedule = self._place(schedule, epochs, steps_per_epoch) if self.method.prunes else None
         self.epoch: int | None = None
         self.steps = 0
@@ -168,9 +168,13 @@ class Pruner:
 
     def _fix_budget(self) -> None:
         """Fixes every layer's final share from the weights as they are (PDP: one global cut at epoch s)."""
-        budget = allocate(self.allocation, self.layers, self.target, self.method.saliency, self.allocation_path)
+        budget = self.preview_budget()
         for layer, final in zip(self.layers, budget, strict=True):
             layer.final = final
+
+    def preview_budget(self) -> list[int]:
+        """The budget as it would be fixed from the weights as they are now, in pruned units per layer."""
+        return allocate(self.allocation, self.layers, self.target, self.method.saliency, self.allocation_path)
 
     def _share_out(self) -> None:
         for layer in self.layers:
@@ -192,6 +196,24 @@ class Pruner:
         finally:
             for layer in self.layers:
                 layer.hard_keep = None
+
+    @contextmanager
+    def baked(self, model: nn.Module | None = None) -> Iterator[nn.Module]:
+        """Inside, the stored weights of `model` (or of a copy of it) are the hard ones; afterwards they are back."""
+        model = self.model if model is None else model
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            stored = {layer.parameter: parameters[layer.parameter].clone() for layer in self.layers if layer.active}
+            for layer in self.layers:
+                if layer.active:
+                    weight = parameters[layer.parameter]
+                    weight.copy_(self.method.hard_weight(layer, weight, self.method.keep(layer)))
+        try:
+            yield model
+        finally:
+            with torch.no_grad():
+                for name, weight in stored.items():
+                    parameters[name].copy_(weight)
 
     @torch.no_grad()
     def finalize(self) -> None:

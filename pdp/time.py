@@ -52,7 +52,7 @@ class Time:
         return math.floor(epochs * _known(steps_per_epoch, self) + 0.5)
 
     def __str__(self) -> str:
-        return f"{self.value:g}" + ("" if self.unit == "run" else self.unit)
+        return f"{self.value:.10g}" + ("" if self.unit == "run" else self.unit)
 
 
 def _known(steps_per_epoch: int | None, time: Time) -> int:

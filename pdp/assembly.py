@@ -1,0 +1,70 @@
+"""From a configuration to the parts of a run: device and processes, model, pruner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
+from torch import nn
+
+from pdp.config.schema import Config
+from pdp.errors import Refusal
+from pdp.pruner import Pruner
+from pdp.tasks.task import Task
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Device, processes and precision; the global batch is split over processes, and no batch is padded."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise Refusal("device=cuda: no CUDA device is at hand; give device=cpu or device=auto")
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision={"fp32": "no"}.get(config.recipe.precision, config.recipe.precision),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.recipe.accumulation, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+        step_scheduler_with_optimizer=False,
+    )
+    share = config.recipe.accumulation * accelerator.num_processes
+    if config.recipe.batch_size % share:
+        raise Refusal(
+            f"recipe.batch_size={config.recipe.batch_size} is global and must divide by recipe.accumulation x processes = "
+            f"{config.recipe.accumulation} x {accelerator.num_processes}"
+        )
+    return accelerator
+
+
+def make_model(config: Config, task: Task) -> nn.Module:
+    """The task's model, its random weights a function of the seed."""
+    set_seed(config.seed)
+    model = task.build_model()
+    return model.to(memory_format=torch.channels_last) if config.recipe.channels_last else model  # type: ignore[call-overload]
+
+
+def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: int | None) -> Pruner:
+    """The configured method on `model`."""
+    if config.schedule.warmup == "auto" and task.upper_bound is None:
+        raise Refusal(f"schedule.warmup=auto needs a metric with an upper bound, {task.metric_name} has none: give a time")
+    schedule: dict[str, Any] = {key: getattr(config.schedule, key) for key in ("name", "warmup", "ramp", "rate", "unit")}
+    return Pruner(
+        model,
+        config.method,
+        "random" if config.prune.pattern == "none" else config.prune.pattern,
+        config.sparsity,
+        config.recipe.epochs,
+        schedule=schedule,
+        allocation=config.allocation.name,
+        allocation_path=config.allocation.path,
+        exclude=config.prune.exclude,
+        own_exclude=task.exclude,
+        steps_per_epoch=steps_per_epoch,
+        upper_bound=task.upper_bound or 1.0,
+    )
+
+
+def steps_in_epoch(config: Config, task: Task) -> int:
+    """Optimizer steps of one epoch: whole batches, at least one."""
+    return max(1, task.sizes()["train"] // config.recipe.batch_size)

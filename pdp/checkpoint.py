@@ -1,0 +1,120 @@
+"""Checkpoints: everything that decides a run's future, written beside and renamed, the last two kept."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_model
+from torch import Tensor, nn
+
+from pdp.errors import Refusal, Stopped
+
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
+    """Writes the state of optimizer step `step` with its digest; raises `Stopped` when the disk refuses."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:09d}.pt"
+    beside = folder / f".{path.name}.{os.getpid()}"
+    try:
+        with beside.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _digest(beside)
+        mark = beside.with_suffix(".sha256")
+        mark.write_text(digest + "\n")
+        mark.replace(path.with_suffix(".sha256"))
+        beside.replace(path)
+    except (OSError, RuntimeError) as error:
+        for leftover in folder.glob(f".{path.name}*"):
+            leftover.unlink(missing_ok=True)
+        if isinstance(error, OSError) or "write" in str(error):
+            raise Stopped(f"the checkpoint {path} could not be written ({error}): the one before it stays good") from None
+        raise
+    for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
+        old.with_suffix(".sha256").unlink(missing_ok=True)
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole, on the CPU; a damaged one is reported and the one before it used."""
+    paths = sorted(folder.glob("step-*.pt"), reverse=True)
+    for path in paths:
+        mark = path.with_suffix(".sha256")
+        try:
+            if mark.read_text().strip() != _digest(path):
+                raise ValueError("its digest does not match")
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            report(f"checkpoint {path} is damaged ({str(error).splitlines()[0][:120]})")
+    if paths:
+        raise Refusal(f"no checkpoint in {folder} can be read: rerun=true moves the run aside and starts over")
+    return None
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every random number generator in use, as tensors and plain values."""
+    version, internal, gauss = random.getstate()
+    numpy_state = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [numpy_state[0], torch.from_numpy(np.asarray(numpy_state[1], dtype=np.int64)), *numpy_state[2:]],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Takes back `random_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """The model's state under its dense names, as safetensors, renamed into place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_model(model, str(beside))
+        beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise Stopped(f"{path} could not be written: {error}") from None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Loads what `save_weights` wrote; raises `Refusal` if it is damaged or of another model."""
+    try:
+        load_model(model, str(path))
+    except (OSError, SafetensorError) as error:
+        raise Refusal(f"{path} cannot be read: {error}") from None
+    except RuntimeError as error:
+        raise Refusal(f"{path} is of another model: {' '.join(str(error).split())[:300]}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    return load_file(str(path))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

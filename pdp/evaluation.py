@@ -1,0 +1,42 @@
+"""Measuring a model: every distinct sample once, in one process or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+
+from pdp.errors import Stopped
+from pdp.tasks.task import Task
+
+
+@torch.no_grad()
+def measure(task: Task, model: nn.Module, loader: Iterable[dict[str, Any]], accelerator: Accelerator) -> dict[str, float]:
+    """The task's metrics of `model` in evaluation mode over `loader`; the same on every process.
+
+    Observations are put in sample order first, so that the number of processes cannot change the result. Raises
+    `Stopped` if a sample was seen twice.
+    """
+    training = model.training
+    model.eval()
+    parts: list[dict[str, np.ndarray]] = []
+    for batch in loader:
+        if len(batch["index"]):
+            observed = task.observe(model, batch)
+            parts.append({key: value.cpu().numpy() for key, value in observed.items()})
+    model.train(training)
+    if accelerator.num_processes > 1:
+        parts = gather_object(parts)
+    if not parts:
+        raise Stopped("nothing to measure: the evaluation data has no readable sample")
+    observations = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    order = np.argsort(observations["index"], kind="stable")
+    observations = {key: values[order] for key, values in observations.items()}
+    if len(np.unique(observations["index"])) != len(order):
+        raise Stopped("a sample was measured twice: the evaluation loader must give each sample once")
+    return task.metrics(observations)

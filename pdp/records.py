@@ -1,0 +1,97 @@
+"""The record: the one JSON file a finished run leaves, and all that tables and figures are made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pdp.errors import Refusal
+
+RECORD = "record.json"
+
+
+@dataclass
+class Record:
+    """What a finished run was and what came out; accuracies and shares are fractions, counts are whole numbers."""
+
+    run_id: str
+    status: str
+    model: str
+    pretrained: str
+    data: str
+    data_fingerprint: str
+    task: str
+    recipe: dict[str, Any]
+    schedule: dict[str, Any]
+    metric_name: str
+    metric: float  # hard, last epoch, on the test set
+    metrics: dict[str, float]
+    metric_soft: float
+    metric_before_pruning: float
+    metric_best: float  # test metric of the epoch at target sparsity that did best on the validation part
+    epoch_best: int
+    method: str
+    pattern: str
+    allocation: str
+    target_unit: str
+    target_sparsity: float
+    sparsity: float  # zeros / prunable weights
+    sparsity_all: float  # zeros / all convolution and linear weights
+    params: int
+    params_nonzero: int
+    extra_parameters: int
+    macs: int
+    macs_sparse: int
+    macs_attention: int
+    input_shape: list[int]
+    epochs: int
+    seed: int
+    steps: int
+    train_seconds: float
+    step_ms_median: float
+    mask_ms_median: float  # the pruner's calls between two steps: cuts, not the masks inside forward and backward
+    peak_memory_mb: float
+    device: str
+    world_size: int
+    config_hash: str
+    git_commit: str | None
+    versions: dict[str, str]
+    finished_at: str
+    method_options: dict[str, Any] = field(default_factory=dict)
+    validation: str = "held out"  # or "test": the data's labelled set served every choice too
+    notes: list[str] = field(default_factory=list)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes JSON beside its place and renames it there."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def write_record(record: Record, directory: Path) -> Path:
+    """Writes `record.json`, the last file of a run."""
+    path = directory / RECORD
+    write_json(path, dataclasses.asdict(record))
+    return path
+
+
+def read_record(directory: Path) -> Record:
+    """Reads a run's record; raises `Refusal` where there is none or it cannot be read."""
+    path = directory / RECORD
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        known = {one.name for one in dataclasses.fields(Record)}
+        return Record(**{key: value for key, value in values.items() if key in known})
+    except FileNotFoundError:
+        raise Refusal(f"run={directory} has no {RECORD}: it is not a finished run's directory") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise Refusal(f"run={directory}: {RECORD} cannot be read ({error})") from None

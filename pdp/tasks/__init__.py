@@ -1,0 +1,22 @@
+"""Tasks: each makes a model, its data, its loss and its metric from one configuration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pdp.errors import Refusal
+
+if TYPE_CHECKING:
+    from pdp.config.schema import Config
+    from pdp.tasks.task import Task
+
+TASKS = ("images",)
+
+
+def build_task(config: Config) -> Task:
+    """The task that `config.model.task` names; opens no data. Raises `Refusal` for an unknown one."""
+    if config.model.task == "images":
+        from pdp.tasks.images import ImagesTask
+
+        return ImagesTask(config)
+    raise Refusal(f"model.task={config.model.task} is unknown; it can be {', '.join(TASKS)}")

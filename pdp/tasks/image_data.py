@@ -1,0 +1,196 @@
+"""Image sets that fit in memory: where they are read from, and the dataset that cuts batches out of one tensor."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset
+
+from pdp.errors import Refusal
+from pdp.tasks.image_augmentation import Augmentation
+from pdp.tasks.sampling import Key, stratified_split
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_ENLARGE_ONCE = 2**30  # bytes; a larger set is enlarged batch by batch
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """What is known of a data set before it is opened."""
+
+    title: str
+    classes: int
+    size: int  # pixels a side, as it comes
+    channels: int
+    train: int
+    test: int
+    in_memory: bool
+
+
+IMAGE_SETS = {
+    "digits": ImageSet("scikit-learn's handwritten digits", 10, 8, 1, 1438, 359, True),
+    "fashion_mnist": ImageSet("Fashion-MNIST", 10, 28, 1, 60_000, 10_000, True),
+    "cifar10": ImageSet("CIFAR-10", 10, 32, 3, 50_000, 10_000, True),
+    "imagenet": ImageSet("ImageNet", 1000, 224, 3, 1_281_167, 50_000, False),
+    "image_folder": ImageSet("a folder of images", 1000, 224, 3, 1_281_167, 50_000, False),
+}
+
+Arrays = tuple[Tensor, np.ndarray]  # images (N, C, H, W), uint8 or float32 in [0, 1]; labels int64 (N,)
+
+
+def read_digits() -> tuple[Arrays, Arrays]:
+    """Train and test of scikit-learn's digits, a fixed stratified split of 80 and 20 %."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(digits.images.astype(np.float32) / 16)[:, None]
+    labels = digits.target.astype(np.int64)
+    train, test = stratified_split(labels, 0.2, salt=1)
+    return (images[torch.from_numpy(train)], labels[train]), (images[torch.from_numpy(test)], labels[test])
+
+
+def read_torchvision(name: str, root: str | None, kind: Any = None) -> tuple[Arrays, Arrays]:
+    """Train and test of fashion_mnist or cifar10 under `root`, read as torchvision lays them out; raises `Refusal`."""
+    from torchvision import datasets
+
+    title, layout, default = {
+        "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw/*-ubyte", datasets.FashionMNIST),
+        "cifar10": ("CIFAR10", "cifar-10-batches-py/", datasets.CIFAR10),
+    }[name]
+    if root is None:
+        raise Refusal(f"data.root is not set; data={name} needs data.root=<the folder that holds {layout}>")
+    check_root(root, layout)
+    parts = []
+    for train in (True, False):
+        try:
+            # Never downloads: a mistyped root must not be filled.
+            loaded = (kind or default)(os.path.expanduser(root), train=train, download=False)
+        except Exception as error:  # torchvision raises many kinds for absent and damaged files
+            first = str(error).strip().split("\n")[0][:100]
+            download = f"from torchvision.datasets import {title}; {title}('{root}', download=True)"
+            raise Refusal(
+                f"data.root={root} holds no whole {layout} ({type(error).__name__}: {first});"
+                f' set data.root, or download once: python -c "{download}"'
+            ) from None
+        images = torch.as_tensor(loaded.data)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        parts.append((images, np.asarray(loaded.targets, dtype=np.int64)))
+    return parts[0], parts[1]
+
+
+def check_root(root: str, layout: str) -> None:
+    """Raises `Refusal` where `data.root` is no folder, or an empty one."""
+    folder = os.path.expanduser(root)
+    if not os.path.isdir(folder):
+        raise Refusal(f"data.root={root} does not exist or is no folder; it must hold {layout}; set data.root")
+    with os.scandir(folder) as entries:
+        if next(entries, None) is None:
+            raise Refusal(f"data.root={root} is empty; it must hold {layout}; set data.root")
+
+
+def make_noise(image_set: ImageSet, size: int, train: int = 64, test: int = 32) -> tuple[Arrays, Arrays]:
+    """Seeded uint8 noise in the shape and class count of a data set: train and test."""
+    rng = np.random.Generator(np.random.PCG64(0))
+    shape = (image_set.channels, size, size)
+    images = torch.from_numpy(rng.integers(0, 256, (train + test, *shape), dtype=np.uint8))
+    labels = np.arange(train + test, dtype=np.int64) % image_set.classes
+    return (images[:train], labels[:train]), (images[train:], labels[train:])
+
+
+def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        pixels = images[:, channel].numpy()
+        means.append(float(pixels.mean(dtype=np.float64)) / scale)
+        deviations.append(max(float(pixels.std(dtype=np.float64)) / scale, 1e-6))
+    return tuple(means), tuple(deviations)
+
+
+def content_hash(*parts: Arrays) -> bytes:
+    """The sha256 of all images and labels."""
+    digest = hashlib.sha256()
+    for images, labels in parts:
+        digest.update(f"{images.dtype} {tuple(images.shape)}".encode())
+        digest.update(images.contiguous().numpy().data)
+        digest.update(np.ascontiguousarray(labels).data)
+    return digest.digest()
+
+
+def split_keys(keys: list[Key]) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, indices) of a batch of keys, int64."""
+    pairs = np.asarray(keys, dtype=np.int64).reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1]
+
+
+class ImageDataset(Dataset[dict[str, Tensor]]):
+    """Images with labels, read a batch at a time by (epoch, index) keys; `augmentation` is for training alone."""
+
+    def __init__(self, labels: np.ndarray, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        self.labels, self.size = labels, size
+        self.mean = torch.tensor(mean)[None, :, None, None]
+        self.std = torch.tensor(std)[None, :, None, None]
+        self.augmentation: Augmentation | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+        return {name: values[0] for name, values in self.__getitems__([key]).items()}
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def augmented(self, name: str, seed: int) -> ImageDataset:
+        """The same images, augmented as they are read; shares all storage."""
+        dataset = copy.copy(self)
+        dataset.augmentation = None if name == "none" else Augmentation(name, seed)
+        return dataset
+
+    def finish(self, images: Tensor, indices: np.ndarray) -> dict[str, Tensor]:
+        """A batch of float32 images in [0, 1] made ready: normalised, three channels, with labels and indices."""
+        images = (images - self.mean) / self.std
+        return {
+            "image": images.expand(-1, 3, -1, -1).contiguous(),
+            "label": torch.from_numpy(self.labels[indices]),
+            "index": torch.from_numpy(indices),
+        }
+
+
+class MemoryImages(ImageDataset):
+    """Images held as one tensor, enlarged once where that fits in memory; a batch is an index into it."""
+
+    def __init__(self, arrays: Arrays, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
+        super().__init__(arrays[1], size, mean, std)
+        self.images = arrays[0]
+        count, channels = self.images.shape[:2]
+        if self.images.shape[-1] != size and count * channels * size * size * 4 <= _ENLARGE_ONCE:
+            self.images = torch.cat([self._scaled(chunk) for chunk in self.images.split(1024)])
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        """float32 in [0, 1] at the size asked."""
+        images = images.float() / 255 if images.dtype == torch.uint8 else images
+        if images.shape[-1] == self.size:
+            return images
+        smaller = images.shape[-1] > self.size
+        return functional.interpolate(
+            images, size=(self.size, self.size), mode="bilinear", align_corners=False, antialias=smaller
+        )
+
+    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+        epochs, indices = split_keys(keys)
+        images = self._scaled(self.images[torch.from_numpy(indices)])
+        if self.augmentation is not None:
+            crop = self.augmentation.name == "pad_crop_flip"
+            augment = self.augmentation.pad_crop_flip if crop else self.augmentation.resized_crop
+            images = augment(images, epochs, indices)
+        return self.finish(images, indices)

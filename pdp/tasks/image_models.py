@@ -1,0 +1,166 @@
+"""Image models by name: torchvision's, timm's and our ResNet-20, initialised as their libraries do, or pretrained."""
+
+from __future__ import annotations
+
+import difflib
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from torch import nn
+
+from pdp.config.schema import ModelConfig
+from pdp.errors import Refusal
+from pdp.tasks.image_weights import load_weights, one_line
+
+LIBRARIES = ("pdp", "timm")
+_TORCHVISION = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
+NAMES = (*_TORCHVISION, "mobilenet_v1", "resnet20")
+_PATIENCE = 10.0  # seconds that a hub may be silent
+
+
+def check_name(model: ModelConfig) -> None:
+    """Raises `Refusal`, with the nearest known names, for an unknown model or library."""
+    if model.library not in LIBRARIES:
+        raise Refusal(f"model.library={model.library} is unknown; it can be {', '.join(LIBRARIES)}")
+    if model.library == "pdp":
+        if model.name not in NAMES:
+            near = difflib.get_close_matches(model.name, NAMES, 3, 0.5) or NAMES
+            raise Refusal(
+                f"model.name={model.name} is unknown; near it: {', '.join(near)}; set model.name, or model=timm"
+            )
+        return
+    import timm
+
+    if not timm.is_model(model.name):
+        near = difflib.get_close_matches(model.name.split(".")[0], timm.list_models(), 3, 0.4)
+        known = f"near it: {', '.join(near)}" if near else "timm.list_models() has them all"
+        raise Refusal(f"model.name={model.name} is no timm model; {known}; set model.name")
+
+
+def build_model(model: ModelConfig, classes: int) -> tuple[nn.Module, list[str]]:
+    """The model for so many classes, and notes of what of it did not come from `model.pretrained`; raises `Refusal`."""
+    check_name(model)
+    pretrained = str(model.pretrained)
+    if pretrained.lower() == "true":
+        return _from_hub(model, classes)
+    network = _construct(model, classes)
+    if pretrained.lower() == "false":
+        return network, []
+    return network, load_weights(network, pretrained, _classifier(model, network))
+
+
+def _timm_name(model: ModelConfig) -> str | None:
+    if model.library == "timm":
+        return model.name
+    return "mobilenetv1_100" if model.name == "mobilenet_v1" else None
+
+
+def _construct(model: ModelConfig, classes: int) -> nn.Module:
+    arguments = {str(key): value for key, value in dict(model.arguments).items()}
+    reserved = sorted({"num_classes", "pretrained", "weights"} & arguments.keys())
+    if reserved:
+        raise Refusal(f"model.arguments.{reserved[0]} is set by the data and model.pretrained; remove it")
+    timm_name = _timm_name(model)
+    try:
+        if timm_name is not None:
+            import timm
+
+            return timm.create_model(timm_name, num_classes=classes, **arguments)
+        if model.name in _TORCHVISION:
+            import torchvision
+
+            return torchvision.models.get_model(model.name, num_classes=classes, **arguments)
+        from pdp.tasks.resnet20 import ResNet20
+
+        return ResNet20(num_classes=classes, **arguments)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
+        if not arguments:
+            raise
+        raise Refusal(
+            f"model.arguments={arguments} does not suit {model.name}: {one_line(error)}; change or remove it"
+        ) from None
+
+
+def _classifier(model: ModelConfig, network: nn.Module) -> str | None:
+    """The name of the last linear layer, whose size follows the class count."""
+    name = getattr(network, "pretrained_cfg", {}).get("classifier") if _timm_name(model) else None
+    if isinstance(name, str):
+        return name
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+def _from_hub(model: ModelConfig, classes: int) -> tuple[nn.Module, list[str]]:
+    offline = "give a file, model.pretrained=<file.safetensors or .pth>, or model.pretrained=false"
+    if model.name == "resnet20" and model.library == "pdp":
+        raise Refusal(f"model.pretrained=true: no hub has weights of resnet20; {offline}")
+    network = _construct(model, classes)
+    try:
+        with _limited_patience():
+            timm_name = _timm_name(model)
+            if timm_name is not None:
+                return _from_timm(timm_name, network, classes, dict(model.arguments))
+            import torchvision
+
+            weights = torchvision.models.get_model_weights(model.name)["IMAGENET1K_V1"]
+            state = weights.get_state_dict(progress=False, check_hash=True)
+    except Exception as error:  # hub clients raise many kinds where there is no network
+        raise Refusal(
+            f"model.pretrained=true: the weights of {model.name} could not be downloaded"
+            f" ({type(error).__name__}: {one_line(error)}); without network {offline}"
+        ) from None
+    return network, load_weights(network, str(weights), _classifier(model, network), state)
+
+
+def _from_timm(name: str, plain: Any, classes: int, arguments: dict[str, Any]) -> tuple[nn.Module, list[str]]:
+    """timm's own loading, which adapts weights to the model; `plain` is the same model, its arguments known to suit."""
+    import timm
+
+    with _cache_alone(not _reachable()):
+        network = timm.create_model(name, pretrained=True, num_classes=classes, **arguments)
+    theirs = plain.pretrained_cfg.get("num_classes", classes)
+    if theirs == classes:
+        return network, []
+    return network, [f"the classifier of timm's {name} is for {theirs} classes, not {classes}: it starts random"]
+
+
+def _reachable() -> bool:
+    """Whether the Hugging Face hub answers at all, asked once: its client would retry for most of a minute."""
+    from huggingface_hub import constants
+
+    try:
+        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_PATIENCE):
+            return True
+    except HTTPError:
+        return True
+    except (OSError, HTTPException):
+        return False
+
+
+@contextmanager
+def _cache_alone(offline: bool) -> Iterator[None]:
+    """Where offline, the Hugging Face client looks in its cache and nowhere else."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@contextmanager
+def _limited_patience() -> Iterator[None]:
+    """Downloads give up after some seconds of silence instead of the system's minutes."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,106 @@
+"""Which samples make a batch, and all random draws of the data, as pure functions of (seed, epoch, sample index)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+SPLIT_SEED = 20230519  # never the run's seed: every run of a study holds out the same samples
+_ORDER, _DRAW, _SPLIT, _LIMIT = range(1, 5)  # streams: no draw of one kind repeats another's
+
+Key = tuple[int, int]  # (epoch, index): the epoch travels with the index, so it reaches worker processes
+
+
+def hashed(*parts: Any) -> np.ndarray:
+    """A uint64 hash (SplitMix64, chained) of integers or integer arrays, broadcast together; at least 1-dim."""
+    state = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        word = np.atleast_1d(np.asarray(part, dtype=np.int64)).view(np.uint64)
+        state = (state ^ word) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state
+
+
+def uniforms(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
+    """`count` draws from [0, 1) for each sample, float64 (samples, count), from (seed, epoch, index) alone."""
+    words = hashed(seed, _DRAW, epochs[:, None], indices[:, None], np.arange(count)[None, :])
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of an epoch's samples, int64 (count,), from (seed, epoch) alone."""
+    return np.argsort(hashed(seed, _ORDER, epoch, np.arange(count)), kind="stable")
+
+
+def stratified_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted positions (kept, held out): floor(share * n + 0.5) held out, every class in proportion to within one."""
+    order = np.lexsort((hashed(SPLIT_SEED, _SPLIT, salt, np.arange(len(labels))), labels))
+    marks = np.floor(np.arange(len(labels) + 1) * share + 0.5)
+    chosen = np.diff(marks) > 0
+    return np.sort(order[~chosen]), np.sort(order[chosen])
+
+
+def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:
+    """Sorted positions of at most `limit` samples, as many of each class as there are, to within one."""
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    words = hashed(SPLIT_SEED, _LIMIT, np.arange(len(labels)))
+    order = np.lexsort((words, labels))
+    starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1]
+    turn = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
+    return np.sort(order[np.lexsort((words[order], turn))][:limit])
+
+
+class EpochBatchSampler(Sampler[list[Key]]):
+    """Batches of (epoch, index); shuffled by (seed, epoch) or, without a seed, in order.
+
+    A batch is the whole micro-batch of all processes. accelerate splits it when its
+    `DataLoaderConfiguration(split_batches=True, even_batches=False)`: of P ranks, rank k takes the k-th P-th of every
+    batch, so two ranks see together exactly what one process sees. Shuffled, a short last batch is dropped unless it
+    is the only one; in order, it is kept.
+
+    Before each pass call `set_epoch(epoch, start_batch)` here, or `pdp.tasks.sampling.set_epoch(loader, ...)`, which
+    finds this sampler however the loader was wrapped. Workers need no telling: each key carries its epoch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int | None = None):
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.drop_last = seed is not None and count >= batch_size  # read by accelerate
+        self.epoch = 0
+        self.start_batch = 0
+        self._told = False
+
+    def set_epoch(self, epoch: int, start_batch: int | None = None) -> None:
+        """What the next pass goes through; `start_batch` counts for that pass only (default 0).
+
+        After a call with a `start_batch`, calls without one are ignored: accelerate makes such a call when a pass
+        begins, with its own count of completed passes, which is wrong after a resume and after a pass cut short.
+        """
+        if start_batch is None and self._told:
+            return
+        self._told = start_batch is not None
+        self.epoch, self.start_batch = epoch, start_batch or 0
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch, wherever the next pass starts."""
+        return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        # A generator on purpose: a loader with workers makes two iterators a pass and only draws from the second.
+        epoch, first, self.start_batch = self.epoch, self.start_batch, 0
+        order = np.arange(self.count) if self.seed is None else permutation(self.seed, epoch, self.count)
+        for batch in range(first, len(self)):
+            yield [(epoch, int(i)) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
+
+
+def set_epoch(loader: DataLoader[Any], epoch: int, start_batch: int = 0) -> None:
+    """Sets what the next pass over a loader of ours goes through, before or after accelerate's `prepare`."""
+    sampler: Any = loader.batch_sampler
+    while not isinstance(sampler, EpochBatchSampler):
+        sampler = sampler.batch_sampler
+    sampler.set_epoch(epoch, start_batch)

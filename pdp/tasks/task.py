@@ -1,0 +1,74 @@
+"""What the trainer asks of a task: model, data, loss and metric in one place."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+Batch = dict[str, Tensor]
+
+
+class Task(ABC):
+    """Model, data, loss and metric of one kind of problem; the trainer knows nothing else of any of them."""
+
+    metric_name: str  # fractions in [0, 1]
+    higher_is_better: bool = True
+    upper_bound: float | None = None  # of the metric; schedule.warmup=auto starts after 5 epochs over half of it
+    exclude: tuple[str, ...] = ()  # fnmatch patterns of layers that this task never prunes
+    data_name: str
+    notes: list[str]  # what the user should read once: a classifier made anew, for one
+
+    @property
+    @abstractmethod
+    def data_note(self) -> str:
+        """A sentence for the banner: what the data is and how much of it there is."""
+
+    @property
+    @abstractmethod
+    def data_fingerprint(self) -> str:
+        """The first 16 hex digits of a sha256 of what the data is; raises `RuntimeError` before `open_data`."""
+
+    @property
+    @abstractmethod
+    def test_is_validation(self) -> bool:
+        """Whether the test metric is of the samples that also monitored the training."""
+
+    @abstractmethod
+    def open_data(self) -> None:
+        """Opens the data; raises `Refusal` where it is absent or malformed. Dry runs never call it."""
+
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """The model on the CPU in fp32, initialised from the global torch seed; raises `Refusal`."""
+
+    @abstractmethod
+    def example_input(self) -> Any:
+        """Zeros as the model takes them, a batch of one."""
+
+    @abstractmethod
+    def train_loader(self, batch_size: int, seed: int, augmentation: str, workers: int) -> DataLoader[Any]:
+        """Shuffled training batches; `batch_size` counts all processes (see `pdp.tasks.sampling`)."""
+
+    @abstractmethod
+    def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
+        """Every sample of "validation" or "test" once and in order, the last batch as short as it is."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
+        """The mean loss over the micro-batch, a 0-dim float32 tensor."""
+
+    @abstractmethod
+    def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What `metrics` needs of every sample: tensors with samples first, among them int64 "index"."""
+
+    @abstractmethod
+    def metrics(self, observations: dict[str, np.ndarray]) -> dict[str, float]:
+        """Metrics over all samples at once, sorted by index; has `metric_name` and "loss"."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The number of samples in train, validation (0: the test set monitors) and test."""

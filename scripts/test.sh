@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Sets up everything the tests need, then lints, checks types and runs them: bash scripts/test.sh [pytest arguments]
+# The environment is .venv here, or the folder that PDP_VENV names.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv="${PDP_VENV:-.venv}"
+if ! "$venv/bin/python" -c "import pdp" >/dev/null 2>&1 || [ ! -f "$venv/.complete" ]; then
+    "${PYTHON:-python3}" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[harness,dev]"
+    touch "$venv/.complete"
+fi
+export PATH="$(cd "$venv/bin" && pwd):$PATH"
+ruff check .
+ruff format --check .
+mypy
+python -m pytest "$@"

@@ -1,0 +1,85 @@
+"""Counts against published ones, against FlopCounterMode and by hand."""
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import mobilenet_v2, resnet18, resnet50
+
+from pdp import Pruner, count_macs
+from pdp.cost import count_parameters
+
+# torchvision's documentation, the MobileNet-v1 of STR's README (4.21 M, 569 M)
+PUBLISHED = [
+    (resnet18, 11_689_512, 11_678_912, 1_814_073_344),
+    (resnet50, 25_557_032, 25_502_912, 4_089_184_256),
+    (lambda: timm.create_model("mobilenetv1_100"), 4_231_976, 4_209_088, 568_740_352),
+    (mobilenet_v2, 3_504_872, 3_469_760, 300_774_272),
+]
+
+
+@pytest.mark.parametrize(("make", "parameters", "weights", "macs"), PUBLISHED)
+def test_published_counts(make, parameters, weights, macs):
+    model = make()
+    frame = count_macs(model, torch.zeros(1, 3, 224, 224))
+    assert count_parameters(model)[0] == parameters
+    assert frame.params.sum() == weights
+    assert frame.macs.sum() == macs
+    assert frame.attrs["macs_attention"] == 0
+
+
+def test_mobilenet_v1s_parts():
+    frame = count_macs(timm.create_model("mobilenetv1_100"), torch.zeros(1, 3, 224, 224)).set_index("name")
+    assert frame.params[[name for name in frame.index if name.endswith("conv_dw")]].sum() == 44_640
+    assert frame.params["conv_stem"] == 864
+    assert frame.params["classifier"] == 1_024_000
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(6, 12, 5, stride=2, dilation=2, groups=3), nn.Conv2d(6, 6, 3, groups=6),
+     nn.ConvTranspose2d(6, 4, 4, stride=2), nn.Conv2d(6, 8, (1, 3), padding="same", bias=False)],
+)  # fmt: skip
+def test_any_convolution_agrees_with_torchs_own_count(layer):
+    images = torch.zeros(2, 6, 16, 18)
+    with FlopCounterMode(display=False) as flops:
+        layer(images)
+    assert count_macs(layer, images).macs.sum() == flops.get_total_flops() // 2
+
+
+def test_a_layer_called_twice_counts_twice_and_one_never_called_not_at_all():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.used(self.used(x))
+
+    frame = count_macs(Twice(), torch.zeros(3, 5, 4)).set_index("name")
+    assert frame.macs["used"] == 2 * 3 * 5 * 16 and frame.macs["idle"] == 0
+
+
+def test_sparse_macs_are_dense_times_density_and_counting_changes_nothing():
+    model = timm.create_model("mobilenetv1_100", num_classes=10)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.randn(1, 3, 64, 64)
+    count_macs(model, images)
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    pruner = Pruner(model, sparsity=0.8, epochs=1, schedule={"warmup": "0ep", "ramp": "1ep"})
+    pruner.start_epoch(0)
+    pruner.finalize()
+    frame = count_macs(model, images)
+    merged = pd.merge(frame, pruner.report(), on="name", suffixes=("", "_report"))
+    assert (merged.sparse_macs == merged.macs * merged.density).all()
+    assert 0 < frame.sparse_macs.sum() < frame.macs.sum()
+
+
+def test_attention_products_have_their_own_column():
+    model = timm.create_model("vit_tiny_patch16_224")
+    frame = count_macs(model, torch.zeros(1, 3, 224, 224))
+    tokens, width, depth = 197, 192, 12
+    assert frame.attrs["macs_attention"] == depth * 2 * tokens * tokens * width

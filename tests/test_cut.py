@@ -1,0 +1,138 @@
+"""Cuts and selections against a sort in float64, ties and every count included."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from pdp import find_cut
+from pdp.cut import count_global, count_pruned, cut_at, cuts_at, keep_units, magnitude_cuts_at
+from pdp.errors import Refusal
+
+# Few distinct values, so that ties at the cut are the rule.
+tied = hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]))
+free = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(0, 100, width=32))
+
+
+def reference_cut(values: np.ndarray, pruned: int) -> float:
+    ordered = np.sort(values.astype(np.float64).reshape(-1))
+    if pruned == 0:
+        return -math.inf
+    if pruned == ordered.size:
+        return math.inf
+    return (ordered[pruned - 1] + ordered[pruned]) / 2
+
+
+def reference_keep(values: np.ndarray, pruned: int) -> np.ndarray:
+    keep = np.ones(values.size, dtype=bool)
+    keep[np.argsort(values.reshape(-1), kind="stable")[:pruned]] = False
+    return keep.reshape(values.shape)
+
+
+@given(values=st.one_of(tied, free), share=st.floats(0, 1))
+def test_cut_is_midway_for_any_share(values, share):
+    pruned = math.floor(share * values.size + 0.5)
+    assert float(find_cut(torch.from_numpy(values), share)) == pytest.approx(reference_cut(values, pruned), rel=1e-6)
+
+
+@given(values=st.one_of(tied, free), data=st.data())
+def test_exact_count_is_pruned_lowest_index_first(values, data):
+    pruned = data.draw(st.integers(0, values.size))
+    keep = keep_units(torch.from_numpy(values), pruned).numpy()
+    assert (~keep).sum() == pruned
+    np.testing.assert_array_equal(keep, reference_keep(values, pruned))
+
+
+@given(values=hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4)),
+                         elements=st.sampled_from([0.0, 0.5, 0.5, 2.0])), share=st.floats(0, 1), dim=st.integers(-3, 2))  # fmt: skip
+def test_one_cut_for_each_slice_along_dim(values, share, dim):
+    cuts = find_cut(torch.from_numpy(values), share, dim=dim).numpy()
+    pruned = math.floor(share * values.shape[dim] + 0.5)
+    expected = np.apply_along_axis(lambda one: reference_cut(one, pruned), dim, values)
+    np.testing.assert_allclose(cuts, expected.astype(np.float32), rtol=1e-6)
+
+
+@given(values=st.lists(tied, min_size=1, max_size=5), share=st.floats(0, 1))
+def test_global_count_is_exact_and_empties_no_layer(values, share):
+    total = sum(one.size for one in values)
+    pruned = math.floor(share * total + 0.5)
+    tensors = [torch.from_numpy(one) for one in values]
+    if pruned > total - len(values):
+        with pytest.raises(Refusal, match="sparsity="):
+            count_global(tensors, pruned)
+        return
+    counts = count_global(tensors, pruned)
+    assert sum(counts) == pruned
+    assert all(0 <= count < one.size for count, one in zip(counts, values, strict=True))
+    unprotected = count_global(tensors, pruned, least_kept=0)
+    flat = reference_keep(np.concatenate(values), pruned)
+    parts = np.split(flat, np.cumsum([one.size for one in values])[:-1])
+    assert unprotected == [int((~part).sum()) for part in parts]
+    if all(count < one.size for count, one in zip(unprotected, values, strict=True)):
+        assert counts == unprotected
+
+
+def test_channels_last_weights_are_read_in_logical_order():
+    weight = torch.randint(0, 4, (8, 6, 3, 3)).float().to(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    keep = keep_units(weight, 300)
+    np.testing.assert_array_equal(keep.numpy(), reference_keep(weight.contiguous().numpy(), 300))
+    assert magnitude_cuts_at([weight], [300])[0] == cut_at(weight.contiguous().abs(), 300)
+
+
+def test_layers_together_equal_layers_alone():
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(size, generator=generator) for size in (7, 1000, 33, 5000)]
+    counts = [3, 900, 0, 4999]
+    alone = [cut_at(weight.abs(), count) for weight, count in zip(weights, counts, strict=True)]
+    assert cuts_at([weight.abs() for weight in weights], counts) == alone
+    assert magnitude_cuts_at(weights, counts) == alone
+    assert [reference_cut(weight.abs().numpy(), count) for weight, count in zip(weights, counts, strict=True)] == pytest.approx(
+        [float(cut) for cut in alone], rel=1e-6
+    )
+
+
+def test_half_precision_is_cut_in_float32():
+    weight = torch.randn(500).bfloat16()
+    assert find_cut(weight.abs(), 0.5).dtype == torch.float32
+    assert magnitude_cuts_at([weight], [250])[0] == find_cut(weight.float().abs(), 0.5)
+
+
+def test_double_precision_stays_double():
+    values = torch.rand(101, dtype=torch.float64)
+    assert float(find_cut(values, 0.3)) == reference_cut(values.numpy(), 30)
+
+
+def test_more_numbers_than_a_quantile_takes():
+    # torch.quantile refuses above 2^24 numbers; a permutation of known numbers has a known cut.
+    units = 2**24 + 5
+    values = torch.arange(units, dtype=torch.float64)[torch.randperm(units)]
+    assert float(find_cut(values, 0.866)) == count_pruned(0.866, units) - 0.5
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_shares_outside_are_refused(share):
+    with pytest.raises(Refusal, match="share"):
+        find_cut(torch.ones(3), share)
+
+
+@settings(max_examples=30)
+@given(values=tied, data=st.data())
+def test_device_path_equals_host_path(values, data, monkeypatch_module):
+    pruned = data.draw(st.integers(0, values.size))
+    tensor = torch.from_numpy(values)
+    host = keep_units(tensor, pruned), cut_at(tensor, pruned)
+    with monkeypatch_module.context() as patch:
+        patch.setattr("pdp.cut._selects_on_host", lambda values: False)
+        assert torch.equal(keep_units(tensor, pruned), host[0])
+        assert torch.equal(cut_at(tensor, pruned), host[1])
+
+
+@pytest.fixture(scope="module")
+def monkeypatch_module():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
