@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
 from torch import nn
 
@@ -19,6 +21,9 @@ def make_accelerator(config: Config) -> Accelerator:
     """Device, processes and precision; the global batch is split over processes, and no batch is padded."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("device=cuda: no CUDA device is at hand; give device=cpu or device=auto")
+    # A sweep makes one after another in one process, each with its own device and precision.
+    AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
+    GradientState._reset_state()
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision={"fp32": "no"}.get(config.recipe.precision, config.recipe.precision),

@@ -24,9 +24,13 @@ from pdp.tasks.task import Task
 def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
     """Loads a run's hard weights into the plain model, measures the test metric, and holds it against the record."""
     record = read_record(path)
-    config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"), overrides)
-    task = build_task(config)
+    config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+    for key, value in overrides.items():
+        node, _, name = key.rpartition(".")
+        setattr(getattr(config, node) if node else config, name, value)
+    config.recipe.accumulation = 1
     config.model.pretrained = "false"
+    task = build_task(config)
     task.open_data()
     if task.data_fingerprint != record.data_fingerprint:
         warnings.warn(f"the data is not the run's: {task.data_fingerprint}, not {record.data_fingerprint}", stacklevel=2)

@@ -23,6 +23,11 @@ class Task(ABC):
     notes: list[str]  # what the user should read once: a classifier made anew, for one
 
     @property
+    def unreadable(self) -> list[str]:
+        """Files that were left out of the data, by name."""
+        return []
+
+    @property
     @abstractmethod
     def data_note(self) -> str:
         """A sentence for the banner: what the data is and how much of it there is."""

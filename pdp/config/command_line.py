@@ -1,0 +1,163 @@
+"""The command line of train.py and evaluate.py: help, sweeps, refusals as one line, exit codes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pdp.errors import Refusal, SavedForRestart, Stopped
+
+DONE, OUR_BUG, INTERRUPTED = 0, 1, 130
+_WORSE = (DONE, Refusal.exit_code, Stopped.exit_code, OUR_BUG)  # of a sweep's cells, the last of these is returned
+_SWEEP_FLAGS = ("-m", "--multirun")
+_HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--hydra-help", "--version")
+_HANDED_OVER = ("hydra/launcher", "hydra/sweeper")
+
+
+def main(program: str, argv: Sequence[str]) -> int:
+    """Runs `program` ("train" or "evaluate") with these arguments and returns its exit code."""
+    if "-h" in argv or "--help" in argv:
+        from pdp.config.help import help_text
+
+        return _print(help_text(program))
+    return _guarded(program, lambda: _dispatch(program, list(argv)))
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:  # piped into head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
+
+
+def _guarded(label: str, work: Callable[[], int | None]) -> int:
+    """The exit code of `work`, with every way it can fail told on stderr."""
+    from pdp.config.suggest import one_line
+
+    try:
+        return work() or DONE
+    except (Refusal, Stopped, SavedForRestart) as ending:
+        print(f"{label}: {one_line(ending)}", file=sys.stderr)
+        return ending.exit_code
+    except KeyboardInterrupt:
+        print(f"{label}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        print(f"{label}: an error of ours, not of your input:", file=sys.stderr)
+        traceback.print_exc()
+        return OUR_BUG
+
+
+def _dispatch(program: str, argv: list[str]) -> int:
+    flags = [argument for argument in argv if argument.startswith("-")]
+    for flag in flags:
+        if flag.split("=")[0] not in (*_SWEEP_FLAGS, *_HYDRA_FLAGS):
+            raise Refusal(f"{flag}: no such flag; known: --help, -m (sweep), --cfg job, --info; all else is key=value")
+    sweep = any(flag in _SWEEP_FLAGS for flag in flags)
+    if any(flag.split("=")[0] in _HYDRA_FLAGS for flag in flags):
+        return _show(program, argv, sweep)
+    overrides = [argument for argument in argv if not argument.startswith("-")]
+    if not sweep:
+        return _run(program, overrides)
+    return _sweep(program, overrides)
+
+
+def _run(program: str, overrides: Sequence[str], heading: str = "") -> int:
+    """Composes, checks and runs one configuration; `heading` is shown once it is accepted."""
+    from pdp.config import arguments, compose, evaluation
+
+    typed = arguments.parse(overrides)
+    if program == "train":
+        accepted: tuple[str, Sequence[Any]] = ("train", (compose.build(typed),))
+    elif any(argument.key == "run" for argument in typed):
+        accepted = ("evaluate_run", evaluation.of_run(typed))
+    else:
+        accepted = ("evaluate", (evaluation.of_model(typed),))
+    if heading:
+        print(heading, file=sys.stderr, flush=True)
+    entry, values = accepted
+    home = "pdp.run" if program == "train" else "pdp.measurement"
+    getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
+    return DONE
+
+
+def _sweep(program: str, overrides: Sequence[str]) -> int:
+    """Runs every combination; a refused cell refuses only itself, one that was told to stop ends the sweep."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    from pdp.config import arguments, compose
+    from pdp.config.suggest import one_line
+
+    with compose.hydra_loader() as loader:
+        parsed = arguments.parse_overrides(overrides, loader)
+        try:
+            cells = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+        except Exception as error:
+            raise Refusal(f"the sweep cannot be laid out: {one_line(error)}") from error
+    if any(override.key_or_group in _HANDED_OVER for override in parsed):
+        return _hand_over(program, overrides)
+    names = {override.get_key_element() for override in parsed if override.is_sweep_override()}
+    worst = DONE
+    for number, cell in enumerate(cells, 1):
+        varied = " ".join(one for one in cell if one.split("=")[0] in names)
+        label = f"{program} [{number}/{len(cells)}{' ' + varied if varied else ''}]"
+        code = _guarded(label, functools.partial(_run, program, cell, heading=label))
+        if code not in _WORSE:
+            return code
+        worst = max(worst, code, key=_WORSE.index)
+    return worst
+
+
+def _hand_over(program: str, overrides: Sequence[str]) -> int:
+    """Leaves a sweep to the launcher or sweeper that was named; each job composes and runs like a single command."""
+    codes = []
+
+    def job(_: object) -> int:
+        from hydra.core.hydra_config import HydraConfig
+
+        cell = list(HydraConfig.get().overrides.task)
+        codes.append(_guarded(f"{program} [{' '.join(cell)}]", lambda: _run(program, cell)))
+        return codes[-1]
+
+    _hydra_main(program, ["-m", *overrides], job)
+    return max(codes, key=lambda code: _WORSE.index(code) if code in _WORSE else len(_WORSE), default=DONE)
+
+
+def _show(program: str, argv: Sequence[str], sweep: bool) -> int:
+    """--cfg, --info and the like, which Hydra answers from what composition would get."""
+    from pdp.config import arguments, compose
+
+    lines = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
+    rest = [argument for argument in argv if argument not in lines]
+    if not sweep:
+        _, lines, _ = compose.compose_tree(arguments.parse(lines))
+    return _hydra_main(program, [*rest, *lines], lambda _: DONE)
+
+
+def _hydra_main(program: str, argv: Sequence[str], job: Callable[[object], int]) -> int:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from pdp.config import compose
+    from pdp.config.groups import CONF
+    from pdp.config.suggest import one_line
+
+    compose.register_schemas()
+    before, sys.argv = sys.argv, [f"{program}.py", *argv]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
+    try:
+        hydra.main(config_path=str(CONF), config_name="config", version_base=compose.VERSION_BASE)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise Refusal(one_line(str(error).split("Config search path")[0])) from error
+    except SystemExit as ending:  # Hydra's own parser, after its message
+        return ending.code if isinstance(ending.code, int) else DONE
+    finally:
+        sys.argv = before
+    return DONE

@@ -1,0 +1,204 @@
+"""From overrides to one checked configuration, by Hydra's composition of conf/."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pdp.config import arguments
+from pdp.config.arguments import Argument
+from pdp.config.check import check, normalise
+from pdp.config.groups import CONF, GROUPS, choices
+from pdp.config.schema import Config, DataConfig, ImagesDataConfig
+from pdp.config.suggest import did_you_mean, nearest, one_line
+from pdp.config.types import wrong_type
+from pdp.errors import Refusal
+from pdp.methods.options import OPTIONS
+
+VERSION_BASE = "1.3"
+DATA_SCHEMAS: dict[str, type[DataConfig]] = {"images": ImagesDataConfig}
+_FAILURES = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError, KeyError)
+
+
+def register_schemas() -> None:
+    """Makes the dataclasses known to Hydra, where the files under conf/ pull them in."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="config", node=Config, package="_global_")
+    for task, schema in DATA_SCHEMAS.items():
+        store.store(group="schema/data", name=task, node=schema)
+    for method, options in OPTIONS.items():
+        store.store(group="schema/method", name=method, node=options)
+
+
+def compose(overrides: Sequence[str]) -> Config:
+    """The checked configuration of a training run, as a tree of plain dataclasses; raises `Refusal`."""
+    return build(arguments.parse(overrides))
+
+
+def build(typed: Sequence[Argument]) -> Config:
+    """Like `compose`, from arguments already read."""
+    keys = frozenset(argument.key for argument in typed)
+    tree, _, names_data = compose_tree(typed)
+    try:
+        _refuse_missing(tree)
+        config = cast(Config, OmegaConf.to_object(tree))
+    except Refusal:
+        raise
+    except _FAILURES as error:
+        raise Refusal(f"the configuration cannot be resolved: {one_line(error)}") from error
+    config.data.unasked = not names_data
+    if config.data.name == "imagenet" and config.data.root is None:
+        config.data.root = arguments.imagenet_dir()
+    check(config, keys)
+    normalise(config)
+    return config
+
+
+@contextmanager
+def hydra_loader() -> Iterator[ConfigLoader]:
+    """Hydra set up on conf/ for the time of the block; what it was set up on before comes back after it."""
+    register_schemas()
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base=VERSION_BASE, job_name="pdp"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool]:
+    """The composed tree with known keys only, the overrides it came from, and whether the data was named."""
+    lines = arguments.prepare(typed)
+    try:
+        with hydra_loader() as loader:
+            names_data = _names_data(loader, lines)
+            if not names_data and _names_imagenet_root(typed):
+                lines, names_data = [*lines, "data=imagenet"], True
+            tree = hydra_compose("config", lines)
+    except MissingConfigException as error:
+        raise _unknown_choice(typed, error) from error
+    except _FAILURES as error:
+        raise _wrong_value(typed) or Refusal(f"the configuration cannot be composed: {one_line(error)}") from error
+    _compare_with_schema(tree)
+    return tree, lines, names_data
+
+
+def _names_data(loader: ConfigLoader, lines: Sequence[str]) -> bool:
+    # The defaults list knows whether the command line or any chosen file overrides the group.
+    defaults = loader.compute_defaults_list("config", list(lines), RunMode.RUN)
+    return "data" in defaults.overrides.override_choices
+
+
+def _names_imagenet_root(typed: Sequence[Argument]) -> bool:
+    return bool(arguments.imagenet_dir()) or any(item.key == "data.root" and item.value for item in typed)
+
+
+def _unknown_choice(typed: Sequence[Argument], error: MissingConfigException) -> Refusal:
+    missing = str(error.missing_cfg_file or "")
+    for argument in typed:
+        if argument.is_group and missing == f"{argument.key}/{argument.value}":
+            known = {*choices(argument.key), *(error.options or [])}
+            return Refusal(f"{argument.text}: no such {argument.key}; {did_you_mean(str(argument.value), known)}")
+    return Refusal(f"the configuration cannot be composed: {one_line(str(error).split('Config search path')[0])}")
+
+
+def _wrong_value(typed: Sequence[Argument]) -> Refusal | None:
+    """Finds the override whose value its key cannot take, by setting each alone on the tree of the groups."""
+    groups = [argument for argument in typed if argument.is_group or argument.is_hydra]
+    try:
+        with hydra_loader():
+            tree = hydra_compose("config", arguments.prepare(groups))
+    except _FAILURES:
+        return None
+    for argument in typed:
+        if not (argument.is_group or argument.is_hydra):
+            try:
+                OmegaConf.update(tree, argument.key, argument.value, merge=True, force_add=True)
+                _compare_with_schema(tree)
+            except Refusal as refusal:
+                return refusal
+            except _FAILURES:
+                return wrong_type(tree, argument.key, argument.text)
+    return None
+
+
+def _compare_with_schema(tree: DictConfig) -> None:
+    """Refuses keys that no dataclass has: a plus sign, and a file that nobody checked, slip past Hydra's own check."""
+    for path, node in _nodes(tree, ""):
+        fields = _field_names(node)
+        for key in node:
+            if key not in fields:
+                raise _unknown_key(path, str(key), fields, tree)
+
+
+def _nodes(node: DictConfig, path: str) -> Iterator[tuple[str, DictConfig]]:
+    kind = OmegaConf.get_type(node)
+    if kind is None or not dataclasses.is_dataclass(kind):
+        return
+    yield path, node
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
+            yield from _nodes(child, f"{path}{key!s}.")
+
+
+def _unknown_key(path: str, key: str, fields: set[str], tree: DictConfig) -> Refusal:
+    node = path.rstrip(".")
+    if not path:
+        known = {*fields, *GROUPS}
+        elsewhere = [where + key for where, other in _nodes(tree, "") if where and key in _field_names(other)]
+        if elsewhere and not nearest(key, known):
+            return Refusal(f"{key}: no such key or group; did you mean {' or '.join(elsewhere)}?")
+        return Refusal(f"{key}: no such key or group; {did_you_mean(key, known)}")
+    owner = (
+        f"{node}={tree[node].name}"
+        if node in ("method", "data") and not OmegaConf.is_missing(tree[node], "name")
+        else node
+    )
+    return Refusal(f"{path}{key}: {owner} has no such key; {did_you_mean(key, fields)}")
+
+
+def _field_names(node: DictConfig) -> set[str]:
+    return {field.name for field in dataclasses.fields(cast(Any, OmegaConf.get_type(node)))}
+
+
+def _refuse_missing(tree: DictConfig) -> None:
+    missing = sorted(OmegaConf.missing_keys(tree), key=lambda key: (key.count("."), key))
+    if not missing:
+        return
+    key = "model" if "model" in missing else missing[0]
+    if key in GROUPS:
+        raise Refusal(f"{key} must be given: {key}=<name>, one of {', '.join(choices(key))}")
+    if key == "model.name":
+        raise Refusal("model.name must be given with model=timm: model.name=<the name of any timm model>")
+    raise Refusal(f"{key} must be given: {key}=<value>")
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as the text of a run directory's config.yaml."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def from_yaml(text: str) -> Config:
+    """Reads what `to_yaml` wrote; raises `Refusal` for anything else."""
+    try:
+        values: Any = OmegaConf.create(text)
+        schema = OmegaConf.structured(Config)
+        schema.data = DATA_SCHEMAS[values.model.task]
+        schema.method = OPTIONS[values.method.name]
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, values)))
+    except Exception as error:  # whatever a damaged file holds
+        raise Refusal(f"not a run's config.yaml: {one_line(error)}") from error

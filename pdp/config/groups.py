@@ -1,0 +1,33 @@
+"""The groups of conf/ and their choices, read from the folder without Hydra."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GROUPS = {
+    "model": "what to train",
+    "data": "what on",
+    "recipe": "how, apart from pruning",
+    "prune": "what one prunable unit is",
+    "method": "how weights are pruned",
+    "allocation": "how the target is shared out over the layers",
+    "schedule": "how the share grows",
+    "distill": "whether a teacher helps",
+    "tracker": "where curves go besides the run's own history",
+    "experiment": "a whole run in one file",
+    "debug": "overlays for trying things",
+}
+
+
+def choices(group: str) -> list[str]:
+    """The names that `group` can take."""
+    folder = CONF / group
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+
+
+def default_choices() -> dict[str, str]:
+    """What each group is where nothing else is asked, from the defaults list of conf/config.yaml."""
+    text = (CONF / "config.yaml").read_text(encoding="utf-8")
+    return dict(re.findall(r"^  - (\w+): (\w+)", text, re.MULTILINE))

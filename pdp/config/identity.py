@@ -1,0 +1,125 @@
+"""A run's identity: what decides its result, as a hash that a new option with a default does not move."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from pdp.config.check import is_dense
+from pdp.config.schema import Config
+from pdp.errors import Refusal
+from pdp.time import Time
+
+# What does not decide the result, a dotted key or a whole group.
+EXCLUDED = (
+    "seed",
+    "resume",
+    "rerun",
+    "dry_run",
+    "tracker",
+    "output_dir",
+    "device",
+    "provenance",
+    "recipe.name",
+    "data.workers",
+    "data.root",
+    "data.unasked",
+)
+_TIMES = ("recipe.lr_warmup", "schedule.warmup", "schedule.ramp")
+
+
+def run_directory(config: Config, data_fingerprint: str) -> Path:
+    """`<output_dir>/<model>-<data>-<method>-<pattern>-<sparsity>-<hash8>/seed<k>`; raises `Refusal` like the hash."""
+    parts = [config.model.name, config.data.name, config.method.name, config.prune.pattern, _sparsity_slug(config)]
+    slug = "-".join([*(_slug(part) for part in parts), config_hash(config, data_fingerprint)[:8]])
+    return Path(config.output_dir) / slug / f"seed{config.seed}"
+
+
+def config_hash(config: Config, data_fingerprint: str) -> str:
+    """16 hex digits over the changed values, data and files by their content.
+
+    Raises `Refusal` where a file that enters cannot be read.
+    """
+    values = changed_values(config)
+    values["data.fingerprint"] = data_fingerprint
+    if config.model.pretrained.lower() not in ("false", "true"):
+        values["model.pretrained"] = f"sha256:{_sha256(Path(config.model.pretrained), 'model.pretrained')}"
+    if config.allocation.path is not None:
+        values["allocation.path"] = _budget_content(Path(config.allocation.path))
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def changed_values(config: Config) -> dict[str, Any]:
+    """What decides the result and differs from the schema's defaults, by dotted key; the method's name always."""
+    values: dict[str, Any] = {}
+    _collect(config, "", values)
+    values["method.name"] = config.method.name
+    return values
+
+
+def _collect(node: Any, path: str, values: dict[str, Any]) -> None:
+    for field in dataclasses.fields(node):
+        key, value = path + field.name, getattr(node, field.name)
+        if key in EXCLUDED:
+            continue
+        if dataclasses.is_dataclass(value):
+            _collect(value, f"{key}.", values)
+            continue
+        canonical = _canonical(value, key)
+        if canonical != _canonical(_default(field), key):
+            values[key] = canonical
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return "???" if field.default is dataclasses.MISSING else field.default
+
+
+def _canonical(value: Any, key: str) -> Any:
+    """The value in its one spelling: 1.0 as 1, a time by number and unit, a set of patterns in order."""
+    if key in _TIMES and value not in (None, "auto", "???"):
+        time = Time.parse(value, key)
+        return [_canonical(time.value, ""), time.unit]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {str(name): _canonical(one, "") for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_canonical(one, "") for one in value]
+        return sorted(set(items)) if key == "prune.exclude" else items
+    return value
+
+
+def _sparsity_slug(config: Config) -> str:
+    if is_dense(config):
+        return "0"
+    return "file" if config.sparsity is None else f"{_canonical(float(config.sparsity), '')!r}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^\w.]+", "_", text).strip("._") or "unnamed"
+
+
+def _budget_content(path: Path) -> str:
+    """Another run by its hash and seed; a CSV, or a run without a readable record, by the bytes of its table."""
+    if not path.is_dir():
+        return f"sha256:{_sha256(path, 'allocation.path')}"
+    try:
+        record = json.loads((path / "record.json").read_text(encoding="utf-8"))
+        return f"run:{record['config_hash']}:seed{int(record['seed'])}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"sha256:{_sha256(path / 'layers.csv', 'allocation.path')}"
+
+
+def _sha256(path: Path, key: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Refusal(f"{key}: {path} cannot be read ({error.strerror}): give {key}=<a file that can>") from error

@@ -1,0 +1,134 @@
+"""Every configuration key with its type and default; a run's identity covers only what differs from these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from pdp.methods.options import MethodOptions
+
+
+@dataclass
+class ModelConfig:
+    """What to train."""
+
+    name: str = MISSING
+    task: str = MISSING  # images; it decides which tasks/ module builds model, data, loss and metric
+    library: str = "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model by its name
+    pretrained: str = "false"  # false, true (the hub's weights) or a file
+    smallest_input: int = 1  # pixels; smaller images are enlarged to it unless data.image_size says otherwise
+    arguments: dict[str, Any] = field(default_factory=dict)  # passed to the model's constructor
+
+
+@dataclass
+class DataConfig:
+    """What every data set has."""
+
+    name: str = MISSING
+    root: str | None = None
+    validation: float = 0.1  # share of train held out by a fixed split; 0: the test set monitors, and tables say so
+    workers: int = 0  # loader processes
+    limit: int | None = None  # at most so many training and as many test samples
+    unasked: bool = False  # set by the command line: nobody named the data, so the default is used and the run says so
+    noise_if_absent: bool = False  # debug overlays only: noise of the data's shape where the data is not at hand
+
+
+@dataclass
+class ImagesDataConfig(DataConfig):
+    """Images with one class each."""
+
+    image_size: int | None = None  # pixels; null is the data's own
+    unreadable: str = "stop"  # stop or skip
+
+
+@dataclass
+class RecipeConfig:
+    """How to train, apart from what."""
+
+    name: str = MISSING  # for records and tables; the values below alone decide
+    epochs: int = MISSING
+    batch_size: int = MISSING  # global: processes x accumulation x micro-batch
+    accumulation: int = 1  # micro-batches per optimizer step
+    optimizer: str = "sgd"
+    lr: float = MISSING
+    lr_schedule: str = "cosine"  # cosine, linear or constant
+    lr_unit: str = "step"  # step, or epoch: the rate holds for a whole epoch
+    lr_warmup: str = "0"  # a time
+    lr_min: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = MISSING  # on conv, linear and embedding weights only
+    label_smoothing: float = 0.0
+    augmentation: str = "none"
+    clip: float | None = None  # largest gradient norm
+    ema: float | None = None  # decay of the averaged weights
+    precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
+
+
+@dataclass
+class ScheduleConfig:
+    """When pruning starts and how the share grows to its target."""
+
+    name: str = MISSING  # linear, cubic, constant, oneshot
+    warmup: str = "0.16"  # a time, or auto
+    ramp: str | None = None  # a time; null with rate null is 0.4 of the run
+    rate: float | None = None  # share of the target per epoch, the other spelling of ramp
+    unit: str = "epoch"  # epoch or step
+
+
+@dataclass
+class AllocationConfig:
+    """How the target is shared out over the layers."""
+
+    name: str = MISSING  # global, uniform, erk, file
+    path: str | None = None  # allocation=file: a CSV of layer,share or a run's directory
+
+
+@dataclass
+class PruneConfig:
+    """What one prunable unit is, and which layers stay out."""
+
+    pattern: str = MISSING  # random or none
+    exclude: list[str] = field(default_factory=list)  # fnmatch patterns on module names
+
+
+@dataclass
+class DistillConfig:
+    """Whether a teacher helps."""
+
+    name: str = "none"
+
+
+@dataclass
+class TrackerConfig:
+    """Where curves are sent besides the run's own history."""
+
+    name: str = "none"
+
+
+@dataclass
+class Config:
+    """One run."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    allocation: AllocationConfig = field(default_factory=AllocationConfig)
+    method: MethodOptions = MISSING
+    prune: PruneConfig = MISSING
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    sparsity: float | None = None
+    seed: int = 0
+    resume: bool = True
+    rerun: bool = False
+    dry_run: bool = False
+    output_dir: str = "results/runs"
+    device: str = "auto"  # auto, cpu or cuda
+    provenance: str | None = None  # experiment files: where their values come from
