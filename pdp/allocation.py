@@ -75,7 +75,9 @@ def erk_budget(shapes: Sequence[Sequence[int]], sizes: Sequence[int], total: int
                 counts[index] += 1
                 left -= 1
         if left == before:
-            raise Refusal(f"allocation=erk cannot prune {total} of {units} units without emptying a layer: lower sparsity=")
+            raise Refusal(
+                f"allocation=erk cannot prune {total} of {units} units without emptying a layer: lower sparsity="
+            )
     return counts
 
 
@@ -112,5 +114,7 @@ def file_budget(layers: Sequence[Layer], path: Path, share: float | None) -> lis
     counts = [count_pruned(shares.get(layer.name, 0.0), layer.units) for layer in layers]
     reached = sum(counts) / sum(layer.units for layer in layers)
     if share is not None and abs(reached - share) > 1e-3:
-        raise Refusal(f"sparsity={share} contradicts allocation.path={path}, which implies {reached:.4f}: leave sparsity out")
+        raise Refusal(
+            f"sparsity={share} contradicts allocation.path={path}, which implies {reached:.4f}: leave sparsity out"
+        )
     return counts

@@ -36,8 +36,8 @@ def make_accelerator(config: Config) -> Accelerator:
     share = config.recipe.accumulation * accelerator.num_processes
     if config.recipe.batch_size % share:
         raise Refusal(
-            f"recipe.batch_size={config.recipe.batch_size} is global and must divide by recipe.accumulation x processes = "
-            f"{config.recipe.accumulation} x {accelerator.num_processes}"
+            f"recipe.batch_size={config.recipe.batch_size} is global and must divide by recipe.accumulation x processes "
+            f"= {config.recipe.accumulation} x {accelerator.num_processes}"
         )
     return accelerator
 
@@ -46,14 +46,18 @@ def make_model(config: Config, task: Task) -> nn.Module:
     """The task's model, its random weights a function of the seed."""
     set_seed(config.seed)
     model = task.build_model()
-    return model.to(memory_format=torch.channels_last) if config.recipe.channels_last else model  # type: ignore[call-overload]
+    return model.to(memory_format=torch.channels_last) if config.recipe.channels_last else model
 
 
 def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: int | None) -> Pruner:
     """The configured method on `model`."""
     if config.schedule.warmup == "auto" and task.upper_bound is None:
-        raise Refusal(f"schedule.warmup=auto needs a metric with an upper bound, {task.metric_name} has none: give a time")
-    schedule: dict[str, Any] = {key: getattr(config.schedule, key) for key in ("name", "warmup", "ramp", "rate", "unit")}
+        raise Refusal(
+            f"schedule.warmup=auto needs a metric with an upper bound, {task.metric_name} has none: give a time"
+        )
+    schedule: dict[str, Any] = {
+        key: getattr(config.schedule, key) for key in ("name", "warmup", "ramp", "rate", "unit")
+    }
     return Pruner(
         model,
         config.method,

@@ -40,7 +40,9 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
         for leftover in folder.glob(f".{path.name}*"):
             leftover.unlink(missing_ok=True)
         if isinstance(error, OSError) or "write" in str(error):
-            raise Stopped(f"the checkpoint {path} could not be written ({error}): the one before it stays good") from None
+            raise Stopped(
+                f"the checkpoint {path} could not be written ({error}): the one before it stays good"
+            ) from None
         raise
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
         old.with_suffix(".sha256").unlink(missing_ok=True)
@@ -67,7 +69,7 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] |
 def random_state() -> dict[str, Any]:
     """The state of every random number generator in use, as tensors and plain values."""
     version, internal, gauss = random.getstate()
-    numpy_state = np.random.get_state(legacy=True)
+    numpy_state: Any = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": [version, list(internal), gauss],
         "numpy": [numpy_state[0], torch.from_numpy(np.asarray(numpy_state[1], dtype=np.int64)), *numpy_state[2:]],

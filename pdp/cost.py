@@ -29,7 +29,11 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         weight: Tensor = module.weight  # type: ignore[assignment]
         transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        outputs = weight.shape[1] if transposed or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)) else weight.shape[0]
+        outputs = (
+            weight.shape[1]
+            if transposed or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
+            else weight.shape[0]
+        )
         positions = inputs[0].numel() // weight.shape[0] if transposed else output.numel() // outputs
         macs[module] = macs.get(module, 0) + positions * weight.numel()
 
@@ -43,15 +47,16 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
             handle.remove()
     rows = []
     for module, name in layers.items():
-        weight: Tensor = module.weight  # type: ignore[assignment]
+        weight: Tensor = module.weight
         nonzero = int(torch.count_nonzero(weight))
         dense = macs.get(module, 0)
         rows.append((name, type(module).__name__, weight.numel(), nonzero, dense, dense * nonzero // weight.numel()))
     frame = pd.DataFrame(rows, columns=["name", "type", "params", "nonzero", "macs", "sparse_macs"])
     counts = flops.get_flop_counts().get("Global", {})
-    frame.attrs["macs_attention"] = sum(
-        value for operation, value in counts.items() if "bmm" in str(operation) or "attention" in str(operation)
-    ) // 2
+    frame.attrs["macs_attention"] = (
+        sum(value for operation, value in counts.items() if "bmm" in str(operation) or "attention" in str(operation))
+        // 2
+    )
     return frame
 
 

@@ -2,7 +2,7 @@
 
 
 class Refusal(ValueError):
-    """Bad input, refused before any work began; the message names the value, what is allowed and the override to change."""
+    """Bad input, refused before work began; the message names the value, what is allowed and the override to change."""
 
     exit_code = 2
 

@@ -16,7 +16,9 @@ from pdp.tasks.task import Task
 
 
 @torch.no_grad()
-def measure(task: Task, model: nn.Module, loader: Iterable[dict[str, Any]], accelerator: Accelerator) -> dict[str, float]:
+def measure(
+    task: Task, model: nn.Module, loader: Iterable[dict[str, Any]], accelerator: Accelerator
+) -> dict[str, float]:
     """The task's metrics of `model` in evaluation mode over `loader`; the same on every process.
 
     Observations are put in sample order first, so that the number of processes cannot change the result. Raises

@@ -73,7 +73,9 @@ def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequ
         if id(weight) in found:
             found[id(weight)].sites.append(site)
         else:
-            found[id(weight)] = Layer(name, kind, name if name.endswith("_weight") else f"{name}.weight".lstrip("."), [site])
+            found[id(weight)] = Layer(
+                name, kind, name if name.endswith("_weight") else f"{name}.weight".lstrip("."), [site]
+            )
     if not found:
         raise Refusal("the model has no prunable layer left: prune.exclude leaves no convolution or linear layer")
     return list(found.values())

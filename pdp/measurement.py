@@ -33,7 +33,9 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
     task = build_task(config)
     task.open_data()
     if task.data_fingerprint != record.data_fingerprint:
-        warnings.warn(f"the data is not the run's: {task.data_fingerprint}, not {record.data_fingerprint}", stacklevel=2)
+        warnings.warn(
+            f"the data is not the run's: {task.data_fingerprint}, not {record.data_fingerprint}", stacklevel=2
+        )
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
     model = make_model(config, task)
@@ -74,12 +76,17 @@ def _show_measurement(
     if record:
         held = [score(key, record.metrics[key]) if key != "loss" else f"{record.metrics[key]:.6f}" for key in metrics]
         held += [
-            f"{record.params:,}", f"{record.params_nonzero:,}", percent(record.sparsity_all), f"{record.macs:,}",
+            f"{record.params:,}",
+            f"{record.params_nonzero:,}",
+            percent(record.sparsity_all),
+            f"{record.macs:,}",
             f"{record.macs_sparse:,}",
-        ]  # fmt: skip
+        ]
         rows = [(label, value, other) for (label, value, _), other in zip(rows, held, strict=True)]
     columns = ("", "measured", "record") if record else ("", "measured")
-    display.table(f"{config.model.name} on {config.data.name}, test set", columns, [row[: len(columns)] for row in rows])
+    display.table(
+        f"{config.model.name} on {config.data.name}, test set", columns, [row[: len(columns)] for row in rows]
+    )
     display.say(f"{name} {metrics[name]!r}")
     if record:
         same = metrics[name] == record.metric and nonzero == record.params_nonzero

@@ -21,10 +21,16 @@ def preview(config: Config, task: Task) -> None:
         budget = pruner.preview_budget()
         shares = {layer.name: count / layer.units for layer, count in zip(pruner.layers, budget, strict=True)}
     rows = [
-        (row.name, row.type, f"{row.params:,}", percent(shares[row.name]) if row.name in shares else "dense", f"{row.macs:,}",
-         f"{row.macs * (1 - shares.get(row.name, 0.0)):,.0f}")
+        (
+            row.name,
+            row.type,
+            f"{row.params:,}",
+            percent(shares[row.name]) if row.name in shares else "dense",
+            f"{row.macs:,}",
+            f"{row.macs * (1 - shares.get(row.name, 0.0)):,.0f}",
+        )
         for row in frame.itertuples()
-    ]  # fmt: skip
+    ]
     title = f"{config.model.name} on {config.data.name}: {config.method.name}, {config.prune.pattern}"
     display.table(title, ("layer", "type", "weights", "share", "MACs", "sparse MACs"), rows)
     total = int(frame.params.sum())
@@ -33,7 +39,9 @@ def preview(config: Config, task: Task) -> None:
     if pruner.schedule:
         schedule = pruner.schedule
         start = "auto" if schedule.start is None else f"{schedule.unit} {schedule.start}"
-        display.say(f"sparsity over all convolution and linear weights {percent(pruned / total)}; the budget is a preview from")
+        display.say(
+            f"sparsity over all convolution and linear weights {percent(pruned / total)}; the budget is a preview from"
+        )
         display.say("the initial weights, the run fixes it where pruning begins")
         display.say(
             f"schedule {schedule.name}: begins at {start}, {schedule.length} {schedule.unit}s to the target, "

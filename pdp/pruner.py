@@ -79,12 +79,16 @@ class Pruner:
         self.metrics: list[float] = []
         self._attached = False
         self.method.begin(self.layers)
-        self._handles = [
-            handle
-            for layer in self.layers
-            for site in layer.sites
-            for handle in Shadow(layer, site, self.method).attach(site.caller)
-        ] if self.method.prunes else []
+        self._handles = (
+            [
+                handle
+                for layer in self.layers
+                for site in layer.sites
+                for handle in Shadow(layer, site, self.method).attach(site.caller)
+            ]
+            if self.method.prunes
+            else []
+        )
 
     def _place(self, schedule: Schedule | str | dict[str, Any] | None, epochs: int, steps: int | None) -> Schedule:
         if isinstance(schedule, Schedule):
@@ -121,9 +125,14 @@ class Pruner:
         if self.schedule is None:
             return
         moment = epoch if self.schedule.unit == "epoch" else self.steps
-        if self.start is None and (starts_after(self.metrics, self.upper_bound) or moment >= self.schedule.latest_start):
+        if self.start is None and (
+            starts_after(self.metrics, self.upper_bound) or moment >= self.schedule.latest_start
+        ):
             if not starts_after(self.metrics, self.upper_bound):
-                warnings.warn(f"schedule.warmup=auto: no start by {self.schedule.unit} {moment}, the last at which the ramp fits", stacklevel=2)
+                warnings.warn(
+                    f"schedule.warmup=auto: no start by {self.schedule.unit} {moment}, the last at which the ramp fits",
+                    stacklevel=2,
+                )
             self.start = moment
         self._advance(moment, step=None)
 
@@ -206,8 +215,9 @@ class Pruner:
             stored = {layer.parameter: parameters[layer.parameter].clone() for layer in self.layers if layer.active}
             for layer in self.layers:
                 if layer.active:
-                    weight = parameters[layer.parameter]
-                    weight.copy_(self.method.hard_weight(layer, weight, self.method.keep(layer)))
+                    stored_weight = parameters[layer.parameter]
+                    hard = self.method.hard_weight(layer, stored_weight, self.method.keep(layer))
+                    stored_weight.copy_(hard)
         try:
             yield model
         finally:
@@ -217,7 +227,7 @@ class Pruner:
 
     @torch.no_grad()
     def finalize(self) -> None:
-        """Bakes exact zeros at the target into the model and removes every hook; warns if called before the ramp ended."""
+        """Bakes exact zeros at the target into the model and removes every hook; warns where the ramp has not ended."""
         self._alive()
         if self.method.prunes:
             if self.fraction < 1:
@@ -249,11 +259,19 @@ class Pruner:
                 nonzero = int(torch.count_nonzero(weight))
             else:
                 nonzero = int(torch.count_nonzero(self.method.hard_weight(layer, weight, self.method.keep(layer))))
-            rows.append({
-                "name": layer.name, "type": layer.kind, "weights": weight.numel(), "units": layer.units,
-                "pruned": layer.pruned, "share": layer.pruned / layer.units, "target_share": layer.final / layer.units,
-                "nonzero": nonzero, "density": nonzero / weight.numel(),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "name": layer.name,
+                    "type": layer.kind,
+                    "weights": weight.numel(),
+                    "units": layer.units,
+                    "pruned": layer.pruned,
+                    "share": layer.pruned / layer.units,
+                    "target_share": layer.final / layer.units,
+                    "nonzero": nonzero,
+                    "density": nonzero / weight.numel(),
+                }
+            )
         return pd.DataFrame(rows)
 
     def state_dict(self) -> dict[str, Any]:
@@ -268,7 +286,12 @@ class Pruner:
             "finished": self.finished,
             "metrics": list(self.metrics),
             "layers": {
-                layer.name: {"units": layer.units, "final": layer.final, "pruned": layer.pruned, "state": dict(layer.state)}
+                layer.name: {
+                    "units": layer.units,
+                    "final": layer.final,
+                    "pruned": layer.pruned,
+                    "state": dict(layer.state),
+                }
                 for layer in self.layers
             },
             "own": self.method.state_dict(),
@@ -282,9 +305,13 @@ class Pruner:
         kept = state["layers"]
         for layer in self.layers:
             if layer.name not in kept or kept[layer.name]["units"] != layer.units:
-                raise Refusal(f"the pruner's state is of another model: it has no layer {layer.name} of {layer.units} units")
+                raise Refusal(
+                    f"the pruner's state is of another model: it has no layer {layer.name} of {layer.units} units"
+                )
         if len(kept) != len(self.layers):
-            raise Refusal(f"the pruner's state is of another model: {len(kept)} layers, this one has {len(self.layers)}")
+            raise Refusal(
+                f"the pruner's state is of another model: {len(kept)} layers, this one has {len(self.layers)}"
+            )
         for key in ("epoch", "steps", "start", "fraction", "finished"):
             setattr(self, key, state[key])
         self.metrics = list(state["metrics"])

@@ -133,7 +133,10 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
 
 
 def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> pd.DataFrame:
-    """layers.csv: name, type, weights, nonzero, sparsity, macs, sparse_macs, prunable; one row per convolution and linear layer."""
+    """layers.csv, a row per convolution and linear layer.
+
+    The columns are name, type, weights, nonzero, sparsity, macs, sparse_macs, prunable.
+    """
     frame = count_macs(model, example_input)
     attention = frame.attrs["macs_attention"]
     frame = frame.rename(columns={"params": "weights"})
@@ -144,9 +147,7 @@ def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> 
     return frame
 
 
-def make_record(
-    config: Config, task: Task, trainer: Trainer, frame: pd.DataFrame, metrics: dict[str, float]
-) -> Record:
+def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFrame, metrics: dict[str, float]) -> Record:
     """The record of a finished run, but for the metrics measured elsewhere."""
     pruner, accelerator = trainer.pruner, trainer.accelerator
     params, nonzero = count_parameters(trainer.model)

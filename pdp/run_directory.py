@@ -47,7 +47,9 @@ class RunDirectory:
         except OSError:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
-            raise Refusal(f"{self.path} is in use by {holder}: wait for it, or choose another output_dir= or seed=") from None
+            raise Refusal(
+                f"{self.path} is in use by {holder}: wait for it, or choose another output_dir= or seed="
+            ) from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         self._lock.flush()

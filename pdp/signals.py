@@ -26,7 +26,9 @@ class StopSignals:
                 self._former[one] = signal.signal(one, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for one, former in self._former.items():
             signal.signal(one, former)  # type: ignore[arg-type]
 

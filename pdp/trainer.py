@@ -277,7 +277,9 @@ class Trainer:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise Refusal(f"{self.directory.checkpoints} is of another model ({reason}): rerun=true starts over") from None
+            raise Refusal(
+                f"{self.directory.checkpoints} is of another model ({reason}): rerun=true starts over"
+            ) from None
         if self.average:
             self.average.module.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])

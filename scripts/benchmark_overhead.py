@@ -40,9 +40,11 @@ class Contender:
         config = ModelConfig(name=name, task="images", library="pdp" if name in NAMES else "timm")
         self.model: nn.Module = build_model(config, 1000)[0].to(device)
         if channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.model = self.model.to(memory_format=torch.channels_last)
         now = {"warmup": "0ep", "ramp": "1ep"}
-        self.pruner = Pruner(self.model, method, sparsity=None if method == "dense" else SPARSITY, epochs=1, schedule=now)
+        self.pruner = Pruner(
+            self.model, method, sparsity=None if method == "dense" else SPARSITY, epochs=1, schedule=now
+        )
         self.pruner.start_epoch(0)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
 
@@ -122,7 +124,12 @@ def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> d
 def main() -> None:
     """Measures, prints a table, and writes JSON where --out names a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", nargs="+", default=["resnet50", "mobilenet_v1"], help="this project's models or any timm model, by name")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["resnet50", "mobilenet_v1"],
+        help="this project's models or any timm model, by name",
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--pairs", type=int, default=11)
@@ -137,11 +144,20 @@ def main() -> None:
     for one in results:
         own = one["parts_ms"]
         figures = [one["dense_ms"], one["pdp_ms"], one["ratio"], *own.values()]  # type: ignore[attr-defined]
-        table.add_row(str(one["model"]), *(f"{value:.3f}" if index == 2 else f"{value:.1f}" for index, value in enumerate(figures)))
+        table.add_row(
+            str(one["model"]),
+            *(f"{value:.3f}" if index == 2 else f"{value:.1f}" for index, value in enumerate(figures)),
+        )
     Console().print(table)
     if arguments.out:
-        machine = {"device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
-                   "threads": torch.get_num_threads(), "torch": torch.__version__, "command": " ".join(sys.argv)}  # fmt: skip
+        machine = {
+            "device": torch.cuda.get_device_name()
+            if device.type == "cuda"
+            else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "command": " ".join(sys.argv),
+        }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
         print(f"written to {arguments.out}")

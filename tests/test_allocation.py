@@ -66,7 +66,9 @@ def test_erk_and_uniform_reach_rigls_published_share_of_macs():
     macs = count_macs(model, torch.zeros(1, 3, 224, 224)).set_index("name").macs
     for share, erk, uniform in ((0.8, 0.42, 0.23), (0.9, 0.24, 0.13)):
         budget = allocate("erk", layers, share, magnitude)
-        sparse = sum(macs[layer.name] * (1 - pruned / layer.units) for layer, pruned in zip(layers, budget, strict=True))
+        sparse = sum(
+            macs[layer.name] * (1 - pruned / layer.units) for layer, pruned in zip(layers, budget, strict=True)
+        )
         assert sparse / macs.sum() == pytest.approx(erk, abs=0.01)
         rest = macs.sum() - macs["conv1"]
         assert (macs["conv1"] + (1 - share) * rest) / macs.sum() == pytest.approx(uniform, abs=0.01)
@@ -94,15 +96,22 @@ def test_a_file_names_each_layers_share(small, tmp_path):
 
 
 def test_a_run_hands_its_budget_on(small, tmp_path):
-    (tmp_path / "layers.csv").write_text("name,type,weights,nonzero,sparsity\n0,Conv2d,216,54,0.75\n1,Conv2d,72,72,0.0\n3,Linear,640,64,0.9\n")
+    (tmp_path / "layers.csv").write_text(
+        "name,type,weights,nonzero,sparsity\n0,Conv2d,216,54,0.75\n1,Conv2d,72,72,0.0\n3,Linear,640,64,0.9\n"
+    )
     assert allocate("file", small, None, magnitude, tmp_path) == [162, 0, 576]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("layer,share\nclassifer,0.5\n", "classifer"), ("layer,share\n0,1.5\n", "1.5"), ("a,b\n1,2\n", "layer,share"), ("", "no layers"),
-     ("layer,share\n0,much\n", "much")],
-)  # fmt: skip
+    [
+        ("layer,share\nclassifer,0.5\n", "classifer"),
+        ("layer,share\n0,1.5\n", "1.5"),
+        ("a,b\n1,2\n", "layer,share"),
+        ("", "no layers"),
+        ("layer,share\n0,much\n", "much"),
+    ],
+)
 def test_a_file_that_does_not_fit_is_refused(small, tmp_path, text, words):
     path = tmp_path / "budget.csv"
     path.write_text(text)
@@ -112,7 +121,10 @@ def test_a_file_that_does_not_fit_is_refused(small, tmp_path, text, words):
         allocate("file", small, None, magnitude, tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize(("name", "share", "words"), [("golbal", 0.5, "golbal"), ("global", None, "sparsity"), ("erk", 1.0, "1.0"), ("global", 0.9999, "empty")])
+@pytest.mark.parametrize(
+    ("name", "share", "words"),
+    [("golbal", 0.5, "golbal"), ("global", None, "sparsity"), ("erk", 1.0, "1.0"), ("global", 0.9999, "empty")],
+)
 def test_what_cannot_be_met_is_refused(small, name, share, words):
     with pytest.raises(Refusal, match=words):
         allocate(name, small, share, magnitude)

@@ -39,9 +39,14 @@ def test_mobilenet_v1s_parts():
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.Conv2d(6, 8, 3, padding=1), nn.Conv2d(6, 12, 5, stride=2, dilation=2, groups=3), nn.Conv2d(6, 6, 3, groups=6),
-     nn.ConvTranspose2d(6, 4, 4, stride=2), nn.Conv2d(6, 8, (1, 3), padding="same", bias=False)],
-)  # fmt: skip
+    [
+        nn.Conv2d(6, 8, 3, padding=1),
+        nn.Conv2d(6, 12, 5, stride=2, dilation=2, groups=3),
+        nn.Conv2d(6, 6, 3, groups=6),
+        nn.ConvTranspose2d(6, 4, 4, stride=2),
+        nn.Conv2d(6, 8, (1, 3), padding="same", bias=False),
+    ],
+)
 def test_any_convolution_agrees_with_torchs_own_count(layer):
     images = torch.zeros(2, 6, 16, 18)
     with FlopCounterMode(display=False) as flops:

@@ -47,8 +47,15 @@ def test_exact_count_is_pruned_lowest_index_first(values, data):
     np.testing.assert_array_equal(keep, reference_keep(values, pruned))
 
 
-@given(values=hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4)),
-                         elements=st.sampled_from([0.0, 0.5, 0.5, 2.0])), share=st.floats(0, 1), dim=st.integers(-3, 2))  # fmt: skip
+@given(
+    values=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 5), st.integers(1, 6), st.integers(1, 4)),
+        elements=st.sampled_from([0.0, 0.5, 0.5, 2.0]),
+    ),
+    share=st.floats(0, 1),
+    dim=st.integers(-3, 2),
+)
 def test_one_cut_for_each_slice_along_dim(values, share, dim):
     cuts = find_cut(torch.from_numpy(values), share, dim=dim).numpy()
     pruned = math.floor(share * values.shape[dim] + 0.5)
@@ -91,9 +98,9 @@ def test_layers_together_equal_layers_alone():
     alone = [cut_at(weight.abs(), count) for weight, count in zip(weights, counts, strict=True)]
     assert cuts_at([weight.abs() for weight in weights], counts) == alone
     assert magnitude_cuts_at(weights, counts) == alone
-    assert [reference_cut(weight.abs().numpy(), count) for weight, count in zip(weights, counts, strict=True)] == pytest.approx(
-        [float(cut) for cut in alone], rel=1e-6
-    )
+    assert [
+        reference_cut(weight.abs().numpy(), count) for weight, count in zip(weights, counts, strict=True)
+    ] == pytest.approx([float(cut) for cut in alone], rel=1e-6)
 
 
 def test_half_precision_is_cut_in_float32():

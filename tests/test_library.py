@@ -36,11 +36,33 @@ def bare(tmp_path_factory):
     shutil.copytree(ROOT / "pdp", source / "pdp", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(work), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(work),
+        str(source),
+    ]
     subprocess.run(build, check=True)
     (wheel,) = work.glob("*.whl")
     site = work / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(site), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--target",
+        str(site),
+        str(wheel),
+    ]
     subprocess.run(install, check=True)
     for name in sorted({one for root in ("torch", "numpy", "pandas") for one in requirements(root, set())}):
         for file in importlib.metadata.distribution(name).files or []:
@@ -72,5 +94,8 @@ def test_the_bare_environment_is_bare(bare):
 
 
 def test_importing_pdp_and_its_options_needs_no_torch(bare):
-    code = "import sys, pdp, pdp.time, pdp.errors, pdp.methods.options; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = (
+        "import sys, pdp, pdp.time, pdp.errors, pdp.methods.options; "
+        "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    )
     assert run(bare, "-c", code).returncode == 0

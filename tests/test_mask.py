@@ -36,7 +36,9 @@ def test_mask_and_gradient_follow_the_formulas(weights, cut, temperature):
     computed = soft_mask(weight, cut, temperature)
     assert (np.abs(computed.detach().numpy() - mask) <= room).all()
     soft_prune(weight, cut, temperature).sum().backward()
-    assert (np.abs(weight.grad.numpy() - slope) <= room * (1 + 4 * array.astype(np.float64) ** 2 / temperature) * 2).all()
+    assert (
+        np.abs(weight.grad.numpy() - slope) <= room * (1 + 4 * array.astype(np.float64) ** 2 / temperature) * 2
+    ).all()
 
 
 @pytest.mark.parametrize("function", [soft_mask, soft_prune])

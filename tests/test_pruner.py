@@ -51,7 +51,9 @@ def test_dense_then_ramp_then_full_then_hard():
 def test_the_share_asked_is_the_share_of_zeros(share, method, allocation):
     torch.manual_seed(1)
     model = small_net()
-    pruner = Pruner(model, method, sparsity=share, epochs=2, schedule={"warmup": "0ep", "ramp": "1ep"}, allocation=allocation)
+    pruner = Pruner(
+        model, method, sparsity=share, epochs=2, schedule={"warmup": "0ep", "ramp": "1ep"}, allocation=allocation
+    )
     train_epoch(model, pruner, optimizer_of(model), 0, steps=1)
     pruner.finalize()
     report = pruner.report()
@@ -102,7 +104,9 @@ def test_the_cut_is_of_the_weights_after_the_step():
         train_epoch(model, pruner, optimizer, epoch)
         for layer in pruner.layers:
             if layer.pruned:
-                expected = layer.weight.detach().abs().reshape(-1).sort().values[layer.pruned - 1 : layer.pruned + 1].mean()
+                expected = (
+                    layer.weight.detach().abs().reshape(-1).sort().values[layer.pruned - 1 : layer.pruned + 1].mean()
+                )
                 assert float(layer.state["cut"]) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -172,7 +176,9 @@ def test_a_saved_pruner_goes_on_bit_for_bit(method, stop):
     for epoch in range(stop + 1):
         train_epoch(first[0], first[1], first[2], epoch)
     file = io.BytesIO()
-    torch.save({"model": first[0].state_dict(), "optimizer": first[2].state_dict(), "pruner": first[1].state_dict()}, file)
+    torch.save(
+        {"model": first[0].state_dict(), "optimizer": first[2].state_dict(), "pruner": first[1].state_dict()}, file
+    )
     file.seek(0)
     state = torch.load(file, weights_only=True)
     second = start()
@@ -265,12 +271,23 @@ def test_the_report_adds_up():
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"sparsity": None}, "sparsity"), ({"sparsity": 1.0}, "1.0"), ({"sparsity": -0.1}, "-0.1"), ({"sparsity": 0.9999}, "empty"),
-     ({"method": "pdq"}, "did you mean pdp"), ({"temperature": 0.0}, "temperature"), ({"temprature": 1e-4}, "temprature"),
-     ({"pattern": "diagonal"}, "diagonal"), ({"exclude": ["*.attention"]}, "attention"), ({"exclude": ["*"]}, "no prunable layer"),
-     ({"schedule": {"warmup": "4ep", "ramp": "3ep"}}, "does not fit"), ({"method": "gmp", "temperature": 1.0}, "temperature"),
-     ({"allocation": "fair"}, "fair"), ({"epochs": 10, "schedule": None}, "does not fit")],
-)  # fmt: skip
+    [
+        ({"sparsity": None}, "sparsity"),
+        ({"sparsity": 1.0}, "1.0"),
+        ({"sparsity": -0.1}, "-0.1"),
+        ({"sparsity": 0.9999}, "empty"),
+        ({"method": "pdq"}, "did you mean pdp"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"temprature": 1e-4}, "temprature"),
+        ({"pattern": "diagonal"}, "diagonal"),
+        ({"exclude": ["*.attention"]}, "attention"),
+        ({"exclude": ["*"]}, "no prunable layer"),
+        ({"schedule": {"warmup": "4ep", "ramp": "3ep"}}, "does not fit"),
+        ({"method": "gmp", "temperature": 1.0}, "temperature"),
+        ({"allocation": "fair"}, "fair"),
+        ({"epochs": 10, "schedule": None}, "does not fit"),
+    ],
+)
 def test_what_does_not_fit_together_is_refused_before_training(values, words):
     with pytest.raises(Refusal, match=words):
         make(small_net(), **values)

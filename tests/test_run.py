@@ -36,7 +36,14 @@ def short_run(tmp_path_factory):
 
 
 def test_the_missions_command(tmp_path):
-    command = [sys.executable, "train.py", "model=mobilenet_v1", "prune=random", "sparsity=0.866", f"output_dir={tmp_path}"]
+    command = [
+        sys.executable,
+        "train.py",
+        "model=mobilenet_v1",
+        "prune=random",
+        "sparsity=0.866",
+        f"output_dir={tmp_path}",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=None)
     assert done.returncode == 0, done.stderr
     assert "handwritten digits" in done.stdout and "No ImageNet was named" in done.stdout
@@ -53,7 +60,15 @@ def test_the_missions_command(tmp_path):
 
 def test_a_run_leaves_all_it_promises(short_run):
     names = {path.name for path in short_run.iterdir()}
-    assert names >= {"config.yaml", "history.jsonl", "layers.csv", "distributions.npz", "checkpoint", "model.safetensors", "record.json"}
+    assert names >= {
+        "config.yaml",
+        "history.jsonl",
+        "layers.csv",
+        "distributions.npz",
+        "checkpoint",
+        "model.safetensors",
+        "record.json",
+    }
     assert len(list((short_run / "checkpoint").glob("step-*.pt"))) == 2
     record = read_record(short_run)
     assert record.epochs == 6 and record.steps == 6 * (320 // 32)
@@ -92,7 +107,10 @@ def test_evaluate_says_when_the_weights_are_not_the_records(short_run, tmp_path,
     for name in ("config.yaml", "record.json"):
         (tmp_path / name).write_bytes((short_run / name).read_bytes())
     state = load_file(short_run / "model.safetensors")
-    save_file({key: value.roll(1) if value.dim() > 1 else value for key, value in state.items()}, tmp_path / "model.safetensors")
+    save_file(
+        {key: value.roll(1) if value.dim() > 1 else value for key, value in state.items()},
+        tmp_path / "model.safetensors",
+    )
     assert main("evaluate", [f"run={tmp_path}"]) == 0
     assert "DIFFERS from the record" in capsys.readouterr().out
 
@@ -153,7 +171,20 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_weights(tmp_path, short_run,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(tmp_path, capsys):
-    assert main("train", ["model=resnet20", "sparsity=0.5", "recipe.lr=1e30", "recipe.epochs=4", "data.limit=64", f"output_dir={tmp_path}"]) == 3
+    assert (
+        main(
+            "train",
+            [
+                "model=resnet20",
+                "sparsity=0.5",
+                "recipe.lr=1e30",
+                "recipe.epochs=4",
+                "data.limit=64",
+                f"output_dir={tmp_path}",
+            ],
+        )
+        == 3
+    )
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "loss" in line and "recipe.lr" in line
     assert not list(tmp_path.glob("*/*/record.json"))
@@ -170,17 +201,30 @@ def test_other_methods_run_in_the_same_loop(method, tmp_path):
 
 @pytest.mark.parametrize(
     "extra",
-    [["recipe.accumulation=4"], ["recipe.precision=bf16"], ["recipe.ema=0.9"], ["recipe.channels_last=true"], ["recipe.clip=1.0"],
-     ["recipe.optimizer=adamw", "recipe.lr=0.001"], ["recipe.augmentation=pad_crop_flip", "data.workers=2"],
-     ["schedule.unit=step"], ["schedule.warmup=auto", "recipe.epochs=8"], ["recipe.soft_every=1"], ["allocation=erk"]],
+    [
+        ["recipe.accumulation=4"],
+        ["recipe.precision=bf16"],
+        ["recipe.ema=0.9"],
+        ["recipe.channels_last=true"],
+        ["recipe.clip=1.0"],
+        ["recipe.optimizer=adamw", "recipe.lr=0.001"],
+        ["recipe.augmentation=pad_crop_flip", "data.workers=2"],
+        ["schedule.unit=step"],
+        ["schedule.warmup=auto", "recipe.epochs=8"],
+        ["recipe.soft_every=1"],
+        ["allocation=erk"],
+    ],
     ids=lambda extra: extra[0],
-)  # fmt: skip
+)
 def test_every_option_of_the_recipe_runs_and_reaches_the_share(extra, tmp_path):
     assert main("train", ["model=resnet20", "sparsity=0.5", "debug=smoke", f"output_dir={tmp_path}", *extra]) == 0
     assert read_record(only_run(tmp_path)).sparsity == pytest.approx(0.5, abs=1e-5)
 
 
-EXPERIMENTS = sorted(str(path.relative_to(ROOT / "conf/experiment").with_suffix("")) for path in (ROOT / "conf/experiment").rglob("*.yaml"))
+EXPERIMENTS = sorted(
+    str(path.relative_to(ROOT / "conf/experiment").with_suffix(""))
+    for path in (ROOT / "conf/experiment").rglob("*.yaml")
+)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -55,7 +55,12 @@ def test_steps_are_moments_too():
     assert by_rate.length == 200
 
 
-@given(epochs=st.integers(1, 300), warmup=st.integers(0, 300), ramp=st.integers(1, 300), name=st.sampled_from(["linear", "cubic"]))
+@given(
+    epochs=st.integers(1, 300),
+    warmup=st.integers(0, 300),
+    ramp=st.integers(1, 300),
+    name=st.sampled_from(["linear", "cubic"]),
+)
 def test_a_ramp_ends_within_the_run_or_is_refused(epochs, warmup, ramp, name):
     if warmup + ramp > epochs:
         with pytest.raises(Refusal, match=r"schedule\.warmup.*schedule\.ramp"):
@@ -77,10 +82,17 @@ def test_the_length_of_a_rate_is_when_it_is_full(rate):
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [({"name": "linaer"}, "schedule=linaer"), ({"ramp": "3ep", "rate": 0.1}, "twice"), ({"rate": 0.0}, "schedule.rate=0.0"),
-     ({"rate": math.nan}, "schedule.rate=nan"), ({"rate": 1.5}, "schedule.rate=1.5"), ({"unit": "day"}, "schedule.unit=day"),
-     ({"unit": "step"}, "steps_per_epoch"), ({"warmup": "soon"}, "schedule.warmup=soon")],
-)  # fmt: skip
+    [
+        ({"name": "linaer"}, "schedule=linaer"),
+        ({"ramp": "3ep", "rate": 0.1}, "twice"),
+        ({"rate": 0.0}, "schedule.rate=0.0"),
+        ({"rate": math.nan}, "schedule.rate=nan"),
+        ({"rate": 1.5}, "schedule.rate=1.5"),
+        ({"unit": "day"}, "schedule.unit=day"),
+        ({"unit": "step"}, "steps_per_epoch"),
+        ({"warmup": "soon"}, "schedule.warmup=soon"),
+    ],
+)
 def test_what_does_not_fit_is_refused(values, words):
     with pytest.raises(Refusal, match=words):
         make_schedule(values.pop("name", "linear"), 100, **values)

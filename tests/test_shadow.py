@@ -189,7 +189,12 @@ def test_tied_weights_are_one_layer_masked_at_both_places():
 def test_multihead_attention_is_masked_though_it_reads_weights_outside_their_forward(training):
     model = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
     model, pruner = pruned_net(model)
-    assert [layer.name for layer in pruner.layers] == ["self_attn.in_proj_weight", "self_attn.out_proj", "linear1", "linear2"]
+    assert [layer.name for layer in pruner.layers] == [
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj",
+        "linear1",
+        "linear2",
+    ]
     plain = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
     plain.load_state_dict(model.state_dict())
     with torch.no_grad():

@@ -8,9 +8,19 @@ from pdp.time import Time
 
 @pytest.mark.parametrize(
     ("text", "epochs", "steps"),
-    [("16ep", 16, 1600), ("2000it", 20, 2000), ("0.16", 16, 1600), (0.16, 16, 1600), ("0", 0, 0), ("1.0", 100, 10000), ("2.5ep", 3, 250),
-     (Time(3, "ep"), 3, 300), ("149it", 1, 149), ("150it", 2, 150)],
-)  # fmt: skip
+    [
+        ("16ep", 16, 1600),
+        ("2000it", 20, 2000),
+        ("0.16", 16, 1600),
+        (0.16, 16, 1600),
+        ("0", 0, 0),
+        ("1.0", 100, 10000),
+        ("2.5ep", 3, 250),
+        (Time(3, "ep"), 3, 300),
+        ("149it", 1, 149),
+        ("150it", 2, 150),
+    ],
+)
 def test_a_time_in_epochs_and_steps_of_a_run_of_100_epochs_of_100_steps(text, epochs, steps):
     time = Time.parse(text)
     assert time.epochs(100, 100) == epochs

@@ -38,9 +38,7 @@ class FolderPart:
 
     def subset(self, positions: np.ndarray) -> FolderPart:
         """The images at these positions."""
-        return FolderPart(
-            self.name, self.classes, self.paths[positions], self.labels[positions], self.sizes[positions]
-        )
+        return FolderPart(self.name, self.classes, self.paths[positions], self.labels[positions], self.sizes[positions])
 
 
 def scan_folder(root: str, name: str) -> FolderPart | None:
