@@ -36,8 +36,8 @@ def make_accelerator(config: Config) -> Accelerator:
     share = config.recipe.accumulation * accelerator.num_processes
     if config.recipe.batch_size % share:
         raise Refusal(
-            f"recipe.batch_size={config.recipe.batch_size} is global and must divide by recipe.accumulation x processes "
-            f"= {config.recipe.accumulation} x {accelerator.num_processes}"
+            f"recipe.batch_size={config.recipe.batch_size} is global and must divide by recipe.accumulation x "
+            f"processes = {config.recipe.accumulation} x {accelerator.num_processes}"
         )
     return accelerator
 

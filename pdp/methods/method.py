@@ -33,7 +33,7 @@ class Method:
         """The layers are known, training has not begun: make trainable extras here."""
 
     def update(self, layers: Sequence[Layer], step: int | None) -> None:
-        """New cuts or masks for the shares that hold now; `step` is None at an epoch's start, else counts optimizer steps."""
+        """New cuts or masks for the shares that hold now; `step` counts optimizer steps, None at an epoch's start."""
         raise NotImplementedError
 
     def effective_weight(self, layer: Layer, weight: Tensor) -> Tensor:
