@@ -26,6 +26,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.pt"
     beside = folder / f".{path.name}.{os.getpid()}"
+    for leftover in folder.glob(".step-*"):  # of a write that a kill cut short
+        leftover.unlink(missing_ok=True)
     try:
         with beside.open("wb") as file:
             torch.save(state, file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -23,7 +25,7 @@ from pdp.config.schema import Config
 from pdp.cost import count_macs, count_parameters
 from pdp.display import Display
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
-from pdp.errors import Refusal
+from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.preview import preview
 from pdp.pruner import Pruner
 from pdp.records import Record, read_record, write_record
@@ -48,8 +50,26 @@ def train(config: Config) -> None:
         display.closing(read_record(directory.path), str(directory.path))
         display.say("this run is finished; rerun=true moves it aside and starts over")
         return
-    with claimed(directory, config, accelerator, display):
-        _train(config, task, accelerator, directory, display)
+    try:
+        with claimed(directory, config, accelerator, display):
+            _train(config, task, accelerator, directory, display)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise Stopped(f"the disk is full at {error.filename or directory.path}: free some, the same command goes on") from None
+    except (Refusal, Stopped, SavedForRestart):
+        raise
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not _lost_a_process(error):
+            raise
+        raise Stopped(f"another process of the run is gone ({str(error).splitlines()[0][:100]}): the same command goes on") from None
+
+
+def _lost_a_process(error: RuntimeError) -> bool:
+    words = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(
+        sign in words for sign in ("connection closed", "connection reset", "broken pipe", "timed out", "nccl")
+    )
 
 
 @contextmanager
@@ -124,9 +144,9 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
     record.metric_before_pruning = elsewhere.get("before", metrics[name])
     record.metric_best = elsewhere.get("best", metrics[name])
+    write_record(record, directory.path)
     for path in (directory.before_pruning, directory.best):
         path.unlink(missing_ok=True)
-    write_record(record, directory.path)
     if task.unreadable:
         display.say(f"left out as unreadable: {len(task.unreadable)} images, the first {min(task.unreadable)}")
     display.closing(record, str(directory.path))

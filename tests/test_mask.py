@@ -111,3 +111,14 @@ def test_half_precision_weights_are_masked_in_float32():
 def test_the_temperature_may_be_a_tensor():
     weight = torch.randn(20) * 0.1
     assert torch.allclose(soft_mask(weight, 0.1, torch.tensor(1e-3)), soft_mask(weight, 0.1, 1e-3), atol=1e-6)
+
+
+def test_no_subnormal_numbers_reach_a_convolution():
+    # With t = 0.1 and tau = 1e-4 the formula's masks near zero are about 1e-44.
+    weight = torch.linspace(-0.2, 0.2, 40_001).requires_grad_()
+    effective = soft_prune(weight, 0.1, 1e-4)
+    effective.backward(torch.full_like(weight, 1e-3))
+    smallest = torch.finfo(torch.float32).tiny
+    for values in (effective.detach(), weight.grad, soft_mask(weight.detach(), 0.1, 1e-4)):
+        assert not ((values != 0) & (values.abs() < smallest)).any()
+    assert (effective[weight.abs() < 0.05] == 0).all()
