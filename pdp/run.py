@@ -50,19 +50,33 @@ def train(config: Config) -> None:
         display.closing(read_record(directory.path), str(directory.path))
         display.say("this run is finished; rerun=true moves it aside and starts over")
         return
+    # Whatever can be refused is refused before anything is written.
+    model = make_model(config, task).to(accelerator.device)
+    steps = steps_in_epoch(config, task)
+    pruner = make_pruner(config, task, model, steps)
     try:
         with claimed(directory, config, accelerator, display):
-            _train(config, task, accelerator, directory, display)
+            for note in task.notes:
+                display.say(note)
+            trainer = Trainer(config, task, model, pruner, accelerator, directory, display, steps)
+            if trainer.resume():
+                display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
+            elif accelerator.is_main_process:
+                directory.cut_history(0)
+            trainer.fit()
+            finish(config, task, trainer, directory, display)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise Stopped(f"the disk is full at {error.filename or directory.path}: free some, the same command goes on") from None
+        place = error.filename or directory.path
+        raise Stopped(f"the disk is full at {place}: free some, the same command goes on") from None
     except (Refusal, Stopped, SavedForRestart):
         raise
     except RuntimeError as error:
         if accelerator.num_processes == 1 or not _lost_a_process(error):
             raise
-        raise Stopped(f"another process of the run is gone ({str(error).splitlines()[0][:100]}): the same command goes on") from None
+        reason = str(error).splitlines()[0][:100]
+        raise Stopped(f"another process of the run is gone ({reason}): the same command goes on") from None
 
 
 def _lost_a_process(error: RuntimeError) -> bool:
@@ -91,21 +105,6 @@ def claimed(directory: RunDirectory, config: Config, accelerator: Accelerator, d
         yield
     finally:
         directory.release()
-
-
-def _train(config: Config, task: Task, accelerator: Accelerator, directory: RunDirectory, display: Display) -> None:
-    model = make_model(config, task).to(accelerator.device)
-    for note in task.notes:
-        display.say(note)
-    steps = steps_in_epoch(config, task)
-    pruner = make_pruner(config, task, model, steps)
-    trainer = Trainer(config, task, model, pruner, accelerator, directory, display, steps)
-    if trainer.resume():
-        display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
-    elif accelerator.is_main_process:
-        directory.cut_history(0)
-    trainer.fit()
-    finish(config, task, trainer, directory, display)
 
 
 def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory, display: Display) -> None:

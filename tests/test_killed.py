@@ -23,7 +23,9 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def start(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "train.py", *RUN, f"output_dir={folder}"]
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 def the_run(folder: Path) -> Path | None:

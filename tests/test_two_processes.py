@@ -1,8 +1,11 @@
 """Two processes over gloo: the same masks on both, and the weights of one process with the same global batch."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import ddp_worker
@@ -15,10 +18,13 @@ from pdp.records import read_record
 ROOT = Path(__file__).resolve().parent.parent
 
 
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
 def launch(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, *LAUNCHER, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("method", sorted(set(OPTIONS) - {"dense"}))
@@ -47,3 +53,56 @@ def test_a_run_in_two_processes_leaves_one_record(tmp_path):
     assert record.world_size == 2
     assert record.sparsity == pytest.approx(0.7, abs=1e-5)
     assert done.stdout.count("run: ") == 1
+
+
+def test_a_process_that_dies_takes_the_run_down_in_a_line_and_the_restart_goes_on(tmp_path):
+    run = [
+        "model=resnet20",
+        "sparsity=0.7",
+        "recipe.epochs=6",
+        "data.limit=320",
+        "device=cpu",
+        f"output_dir={tmp_path}",
+    ]
+    first = subprocess.Popen(
+        [sys.executable, *LAUNCHER, "train.py", *run],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    history = None
+    while not history or len(history.read_text().splitlines()) < 2:
+        assert first.poll() is None, first.communicate()
+        history = next(tmp_path.glob("*/seed0/history.jsonl"), None)
+        time.sleep(0.01)
+    children = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True, check=True)
+    last = max(int(line) for line in children.stdout.split())
+    os.kill(last, signal.SIGKILL)
+    _, error = first.communicate(timeout=120)
+    assert first.returncode != 0
+    assert "train: another process of the run is gone" in error
+    second = launch("train.py", *run)
+    assert second.returncode == 0, second.stderr
+    assert "going on from epoch" in second.stdout
+    (record,) = tmp_path.glob("*/seed0/record.json")
+    assert read_record(record.parent).world_size == 2
+    assert [line["epoch"] for line in map(json.loads, history.read_text().splitlines())] == list(range(6))
+
+
+def test_every_sample_is_measured_once_whatever_the_number_of_processes(tmp_path):
+    # 359 test images do not divide by two; the metric is a count over 359 either way.
+    done = launch("train.py", "model=resnet20", "prune=none", "recipe.epochs=1", "device=cpu", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (run,) = tmp_path.glob("*/seed0")
+    top1 = read_record(run).metric
+    assert (top1 * 359) == pytest.approx(round(top1 * 359))
+    alone = subprocess.run(
+        [sys.executable, "evaluate.py", f"run={run}", "device=cpu"],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert f"top1 {top1!r}" in alone.stdout

@@ -1,7 +1,7 @@
 """Bad input: one clear line that names the value and the override to change."""
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pdp.config.check import check
@@ -208,52 +208,3 @@ def test_the_fit_of_a_ramp_is_judged_as_the_schedule_is_made(epochs, name, warmu
 
     made = refused(lambda: make_schedule(name, epochs, warmup=warmup, ramp=ramp, rate=rate))
     assert refused(lambda: check(config)) == made
-
-
-KEYS = ["model", "data", "method", "schedule", "sparsity", "recipe.epochs", "recipe.lr", "prune.exclude", "seed"]
-KEYS += [
-    "schedule.warmup",
-    "schedule.ramp",
-    "schedule.rate",
-    "allocation.path",
-    "model.arguments",
-    "data.limit",
-    "nope",
-]
-VALUES = [
-    "",
-    "null",
-    "0.5",
-    "3",
-    "-1",
-    "nan",
-    "abc",
-    "[1]",
-    "{a: 1}",
-    "gmp",
-    "resnet18",
-    "digits",
-    "2ep",
-    "'x",
-    "${seed}",
-]
-VALUES += ["true", "cubic", "1e400", "???", "a,b", "range(3)", "\\", "=", "${oc.env:NO}"]
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from(["", "+", "++", "~"]), st.sampled_from(KEYS), st.sampled_from(VALUES) | st.text(max_size=8)
-        ),
-        min_size=1,
-        max_size=3,
-    )
-)
-def test_random_overrides_compose_or_are_refused(parts):
-    try:
-        config = compose([*BASE, *(f"{plus}{key}={value}" for plus, key, value in parts)])
-    except Refusal as refusal:
-        assert str(refusal).strip()
-    else:
-        check(config)
