@@ -41,11 +41,11 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
     except (OSError, RuntimeError) as error:
         for leftover in folder.glob(f".{path.name}*"):
             leftover.unlink(missing_ok=True)
-        if isinstance(error, OSError) or "write" in str(error):
-            raise Stopped(
-                f"the checkpoint {path} could not be written ({error}): the one before it stays good"
-            ) from None
-        raise
+        # torch's writer meets the disk's error and then, closing the file, raises one of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise Stopped(f"the checkpoint {path} could not be written ({cause}): the one before it stays good") from None
     for old in sorted(folder.glob("step-*.pt"))[:-KEPT]:
         old.with_suffix(".sha256").unlink(missing_ok=True)
         old.unlink(missing_ok=True)

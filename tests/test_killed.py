@@ -12,8 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from pdp.checkpoint import load_newest, save_checkpoint
+from pdp.config.command_line import main
+from pdp.config.compose import compose
+from pdp.config.identity import run_directory
 from pdp.errors import Refusal, SavedForRestart, Stopped
-from pdp.records import read_record
+from pdp.run_directory import RunDirectory
+from pdp.tasks import build_task
 
 ROOT = Path(__file__).resolve().parent.parent
 # 8 epochs of 10 steps: dense 0, budget and ramp 1 to 3, full 4 to 7.
@@ -89,29 +93,31 @@ def test_killed_five_times_and_the_same_bit_for_bit(tmp_path, never_killed):
     assert epochs_done(tmp_path) == 8
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_request_to_stop_saves_at_the_next_step_and_exits_with_75(tmp_path, never_killed, number):
-    process = start(tmp_path)
-    wait_for(process, lambda: epochs_done(tmp_path) == 2)
-    process.send_signal(number)
-    output = process.communicate()[0]
-    assert process.returncode == SavedForRestart.exit_code, output
-    assert number.name in output
+def test_requests_to_stop_save_at_the_next_step_and_exit_with_75(tmp_path, never_killed):
+    for number, epochs in ((signal.SIGTERM, 2), (signal.SIGUSR1, 4)):
+        process = start(tmp_path)
+        wait_for(process, lambda epochs=epochs: epochs_done(tmp_path) == epochs)
+        process.send_signal(number)
+        output = process.communicate()[0]
+        assert process.returncode == SavedForRestart.exit_code, output
+        assert number.name in output
     process = start(tmp_path)
     assert process.communicate() and process.returncode == 0
     resumed = load_file(the_run(tmp_path) / "model.safetensors")
     assert all(torch.equal(resumed[key], value) for key, value in never_killed.items())
 
 
-def test_a_directory_in_use_is_refused_and_the_first_run_goes_on(tmp_path):
-    first = start(tmp_path)
-    wait_for(first, lambda: epochs_done(tmp_path) == 1)
-    second = start(tmp_path)
-    output = second.communicate()[0]
-    assert second.returncode == Refusal.exit_code
-    assert "in use by process" in output and "Traceback" not in output
-    assert first.communicate() and first.returncode == 0
-    assert read_record(the_run(tmp_path)).status == "finished"
+def test_a_directory_in_use_is_refused(tmp_path, capsys):
+    command = ["model=resnet20", "sparsity=0.5", "debug=smoke", f"output_dir={tmp_path}"]
+    config = compose(command)
+    task = build_task(config)
+    task.open_data()
+    held = RunDirectory(run_directory(config, task.data_fingerprint))
+    held.hold()
+    assert main("train", command) == Refusal.exit_code
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+    held.release()
+    assert main("train", command) == 0
 
 
 def state(number: int) -> dict:

@@ -1,9 +1,15 @@
 """Whole runs through the command line: what they leave, say and measure."""
 
+import fcntl
 import json
 import math
+import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +256,22 @@ def test_the_model_before_pruning_and_the_best_epoch_are_measured_on_the_test_se
     assert at_target[record.epoch_best] == max(at_target.values())
     if record.epoch_best == 5:
         assert record.metric_best == record.metric
+
+
+def test_on_a_terminal_a_bar_shows_loss_metric_sparsity_and_time_left(tmp_path):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    command = [sys.executable, "train.py", "model=resnet20", "sparsity=0.5", "debug=smoke", f"output_dir={tmp_path}"]
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+    assert process.wait() == 0, shown
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    (bar,) = {line.strip() for line in re.split(r"[\r\n]", text) if "epoch 3/3" in line and "12/12" in line} or {""}
+    assert re.search(r"loss \d+\.\d+ top1 \d+\.\d+ % sparsity 50\.00 % .*left", bar), text
