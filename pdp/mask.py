@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -10,6 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 # weight or gradient, would be a subnormal number, with which a CPU's convolutions take four times as long.
 _SATURATED = 60.0
 _NOTHING = 1e-26
+_PIECE = 1 << 18  # numbers worked on at a time on the CPU, so that the passes over them stay in its cache
 
 
 def soft_mask(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) -> Tensor:
@@ -43,19 +46,36 @@ def _offset(cut: Tensor, temperature: Tensor | float, dtype: torch.dtype) -> Ten
     return (cut * cut.abs() / -temperature).clamp(-largest, largest)
 
 
-def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float) -> Tensor:
+def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float, out: Tensor) -> Tensor:
     """z = (w^2 - t^2) / tau."""
     if isinstance(temperature, Tensor):
-        return torch.addcmul(offset, weight / temperature.to(weight.dtype), weight)
-    return torch.addcmul(offset, weight, weight, value=1 / temperature)
+        return torch.addcmul(offset, weight / temperature.to(weight.dtype), weight, out=out)
+    return torch.addcmul(offset, weight, weight, value=1 / temperature, out=out)
+
+
+def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The tensors piece by piece in memory order where one cut and temperature hold for all of them, else whole."""
+    first = tensors[0]
+    single = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
+    if not single or first.device.type != "cpu" or first.numel() <= _PIECE or torch.compiler.is_compiling():
+        return [tensors]
+    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
+    if not dense or any(one.stride() != first.stride() for one in tensors):
+        return [tensors]
+    units = first.numel()
+    return zip(*(one.as_strided((units,), (1,)).split(_PIECE) for one in tensors), strict=True)
 
 
 class _SoftPrune(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
         exact = _exact(weight)
-        z = _scaled_square(_offset(cut, temperature, exact.dtype), exact, temperature)
-        return torch.threshold_(z.sigmoid_(), _NOTHING, 0.0).mul_(exact).to(weight.dtype)
+        offset = _offset(cut, temperature, exact.dtype)
+        effective = torch.empty_like(exact)
+        for w, out in _pieces(offset, temperature, exact, effective):
+            mask = _scaled_square(offset, w, temperature, out).sigmoid_()
+            torch.threshold_(mask, _NOTHING, 0.0).mul_(w)
+        return effective.to(weight.dtype)
 
     @staticmethod
     def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
@@ -69,19 +89,23 @@ class _SoftPrune(torch.autograd.Function):
         temperature = ctx.temperature  # type: ignore[attr-defined]
         exact = _exact(weight)
         offset = _offset(cut, temperature, exact.dtype)
-        z = _scaled_square(offset, exact, temperature).clamp_(-_SATURATED, _SATURATED)
-        mask = z.sigmoid()
-        # 2 w^2 / tau = 2 z + 2 t^2 / tau
-        twice_square = z.mul_(2).sub_(offset, alpha=2)
-        factor = torch.ops.aten.sigmoid_backward(twice_square, mask).add_(mask)
-        return factor.mul_(gradient).to(weight.dtype), None, None
+        slope = torch.empty_like(exact)
+        for w, upstream, out in _pieces(offset, temperature, exact, gradient.to(exact.dtype), slope):
+            z = _scaled_square(offset, w, temperature, out).clamp_(-_SATURATED, _SATURATED)
+            mask = z.sigmoid()
+            # 2 w^2 / tau = 2 z + 2 t^2 / tau
+            twice_square = z.mul_(2).sub_(offset, alpha=2)
+            torch.ops.aten.sigmoid_backward.grad_input(twice_square, mask, grad_input=out)
+            out.add_(mask).mul_(upstream)
+        return slope.to(weight.dtype), None, None
 
 
 class _SoftMask(torch.autograd.Function):
     @staticmethod
     def forward(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
         exact = _exact(weight)
-        mask = _scaled_square(_offset(cut, temperature, exact.dtype), exact, temperature).sigmoid_()
+        offset = _offset(cut, temperature, exact.dtype)
+        mask = _scaled_square(offset, exact, temperature, torch.empty_like(exact)).sigmoid_()
         return torch.threshold_(mask, _NOTHING, 0.0)
 
     @staticmethod
@@ -95,7 +119,8 @@ class _SoftMask(torch.autograd.Function):
         weight, cut = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature = ctx.temperature  # type: ignore[attr-defined]
         exact = _exact(weight)
-        mask = _scaled_square(_offset(cut, temperature, exact.dtype), exact, temperature).sigmoid_()
+        offset = _offset(cut, temperature, exact.dtype)
+        mask = _scaled_square(offset, exact, temperature, torch.empty_like(exact)).sigmoid_()
         slope = torch.ops.aten.sigmoid_backward(gradient, mask).mul_(exact)
         slope = slope.mul_(2 / temperature)
         return slope.to(weight.dtype), None, None

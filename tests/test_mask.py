@@ -122,3 +122,16 @@ def test_no_subnormal_numbers_reach_a_convolution():
     for values in (effective.detach(), weight.grad, soft_mask(weight.detach(), 0.1, 1e-4)):
         assert not ((values != 0) & (values.abs() < smallest)).any()
     assert (effective[weight.abs() < 0.05] == 0).all()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("gradient_layout", [torch.contiguous_format, torch.channels_last])
+def test_large_weights_in_pieces_equal_the_formula(layout, gradient_layout):
+    weight = (torch.randn(260, 130, 3, 3) * 0.05).contiguous(memory_format=layout).requires_grad_()
+    upstream = torch.randn(260, 130, 3, 3).contiguous(memory_format=gradient_layout)
+    effective = soft_prune(weight, 0.06, 1e-3)
+    effective.backward(upstream)
+    mask, slope = reference(weight.detach().numpy(), 0.06, 1e-3)
+    np.testing.assert_allclose(effective.detach().numpy(), mask * weight.detach().numpy(), rtol=1e-4, atol=1e-9)
+    np.testing.assert_allclose(weight.grad.numpy(), slope * upstream.numpy(), rtol=1e-3, atol=1e-6)
+    assert effective.stride() == weight.stride()
