@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
 from torch import nn
 
-from pdp.config.schema import Config
+from pdp.config.schema import Config, pattern_options
 from pdp.errors import Refusal
 from pdp.pruner import Pruner
 from pdp.tasks.task import Task
@@ -58,6 +58,9 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
     schedule: dict[str, Any] = {
         key: getattr(config.schedule, key) for key in ("name", "warmup", "ramp", "rate", "unit")
     }
+    example_input = None
+    if config.prune.pattern == "channel":
+        example_input = task.example_input().to(next(model.parameters()).device)
     return Pruner(
         model,
         config.method,
@@ -71,6 +74,8 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
         own_exclude=task.exclude,
         steps_per_epoch=steps_per_epoch,
         upper_bound=task.upper_bound or 1.0,
+        example_input=example_input,
+        pattern_options=pattern_options(config.prune),
     )
 
 

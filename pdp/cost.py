@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdp.layers import is_weighted
+from pdp.layers import is_conv1d, is_weighted
 
 
 @torch.no_grad()
@@ -64,6 +64,26 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """All parameters, and those that are not exactly zero."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(int(torch.count_nonzero(p)) for p in parameters)
+
+
+def count_bytes(model: nn.Module, bytes_per_weight: int = 4) -> pd.DataFrame:
+    """What each weight takes to store: name, type, dense, bitmask, csr in bytes, indices included.
+
+    bitmask: the numbers that are not zero and one bit for each weight. csr: these numbers, a column index for each (2
+    bytes up to 65,536 columns, else 4) and a 4-byte offset for each row and one more; rows are outputs.
+    """
+    rows = []
+    for name, module in model.named_modules():
+        if is_weighted(module):
+            weight: Tensor = module.weight
+            nonzero = int(torch.count_nonzero(weight))
+            outputs = weight.shape[1] if is_conv1d(module) else weight.shape[0]
+            columns = weight.numel() // outputs
+            values = nonzero * bytes_per_weight
+            bitmask = values + -(-weight.numel() // 8)
+            csr = values + nonzero * (2 if columns <= 65_536 else 4) + 4 * (outputs + 1)
+            rows.append((name, type(module).__name__, weight.numel() * bytes_per_weight, bitmask, csr))
+    return pd.DataFrame(rows, columns=["name", "type", "dense", "bitmask", "csr"])
 
 
 def _call(model: nn.Module, example_input: Any) -> None:

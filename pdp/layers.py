@@ -22,19 +22,40 @@ class Site:
 
 
 @dataclass(eq=False)
+class Member:
+    """A tensor that a layer's mask acts on: its weight, or whatever else belongs to its units."""
+
+    parameter: str  # its name in the model's state dict
+    sites: list[Site]
+    weighs: bool = True  # a convolution's or linear layer's weight, which counts as prunable
+    units: Tensor | None = None  # the unit of each slice along dimension 0; None: the mask has the tensor's own shape
+
+    @property
+    def tensor(self) -> nn.Parameter:
+        """The stored tensor."""
+        site = self.sites[0]
+        return site.module._parameters[site.parameter]  # type: ignore[return-value]
+
+
+@dataclass(eq=False)
 class Layer:
-    """A prunable weight, its state under pruning, and the places that use it."""
+    """A prunable weight, its state under pruning, and the places that use it; or several that share one mask."""
 
     name: str
     kind: str
     parameter: str  # the weight's name in the model's state dict
     sites: list[Site]
+    members: list[Member] = field(default_factory=list)
     units: int = 0
     final: int = 0  # units pruned at the target, fixed with the budget
     pruned: int = 0  # units pruned now
     active: bool = False  # whether the effective weight differs from the stored one
     state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
     hard_keep: Tensor | None = None  # set while the hard model is evaluated
+
+    def __post_init__(self) -> None:
+        if not self.members:
+            self.members = [Member(self.parameter, self.sites)]
 
     @property
     def weight(self) -> nn.Parameter:
@@ -51,6 +72,12 @@ def is_conv1d(module: nn.Module) -> bool:
 def is_weighted(module: nn.Module) -> bool:
     """Whether the module's `weight` is a convolution's or a linear layer's."""
     return isinstance(module, (_ConvNd, nn.Linear)) or is_conv1d(module)
+
+
+def first_convolution(model: nn.Module) -> nn.Module | None:
+    """The stem: the model's first weighted layer, where that is a convolution."""
+    first = next((module for module in model.modules() if is_weighted(module)), None)
+    return first if isinstance(first, _ConvNd) else None
 
 
 def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequence[str] = ()) -> list[Layer]:

@@ -13,7 +13,7 @@ from pdp.assembly import make_accelerator, make_model
 from pdp.checkpoint import load_weights
 from pdp.config.compose import from_yaml
 from pdp.config.schema import Config
-from pdp.cost import count_macs, count_parameters
+from pdp.cost import count_bytes, count_macs, count_parameters
 from pdp.display import Display, percent, score
 from pdp.evaluation import measure
 from pdp.records import Record, read_record
@@ -88,6 +88,11 @@ def _show_measurement(
         f"{config.model.name} on {config.data.name}, test set", columns, [row[: len(columns)] for row in rows]
     )
     display.say(f"{name} {metrics[name]!r}")
+    stored = count_bytes(model)[["dense", "bitmask", "csr"]].sum() / 1e6
+    display.say(
+        f"convolution and linear weights: {stored.dense:.2f} MB dense; those not zero, with their indices, "
+        f"{stored.bitmask:.2f} MB as a bitmask, {stored.csr:.2f} MB as CSR"
+    )
     if record:
         same = metrics[name] == record.metric and nonzero == record.params_nonzero
         display.say("agrees with the record" if same else f"DIFFERS from the record: {name} {record.metric!r}")

@@ -19,19 +19,21 @@ def preview(config: Config, task: Task) -> None:
     shares = {}
     if pruner.method.prunes:
         budget = pruner.preview_budget()
-        shares = {layer.name: count / layer.units for layer, count in zip(pruner.layers, budget, strict=True)}
+        densities = pruner.pattern.densities(pruner.layers, budget)
+        shares = {name: 1 - density for name, density in densities.items()}
     rows = [
         (
             row.name,
             row.type,
             f"{row.params:,}",
-            percent(shares[row.name]) if row.name in shares else "dense",
+            percent(shares[row.name]) if row.name in shares else pruner.skipped.get(row.name, "dense"),
             f"{row.macs:,}",
             f"{row.macs * (1 - shares.get(row.name, 0.0)):,.0f}",
         )
         for row in frame.itertuples()
     ]
-    title = f"{config.model.name} on {config.data.name}: {config.method.name}, {config.prune.pattern}"
+    pattern = pruner.pattern.label if shares else "dense"
+    title = f"{config.model.name} on {config.data.name}: {config.method.name}, {pattern}"
     display.table(title, ("layer", "type", "weights", "share", "MACs", "sparse MACs"), rows)
     total = int(frame.params.sum())
     pruned = sum(row.params * shares.get(row.name, 0.0) for row in frame.itertuples())

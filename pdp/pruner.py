@@ -12,12 +12,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from pdp.allocation import allocate
 from pdp.errors import Refusal
 from pdp.layers import find_layers
 from pdp.methods import make_method
 from pdp.methods.options import MethodOptions
-from pdp.patterns import Pattern, make_pattern
+from pdp.patterns import make_pattern
+from pdp.patterns.pattern import Pattern
+from pdp.reporting import layer_report, soft_gap
 from pdp.schedules import Schedule, make_schedule, starts_after
 from pdp.shadow import Shadow
 
@@ -28,8 +29,10 @@ class Pruner:
     Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
     share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: 16
     epochs dense, then 0.015 of the target an epoch, in the method's own shape), `allocation` global, uniform, erk, file
-    (then `allocation_path`) or None for the method's own, `exclude` fnmatch patterns on module names. Further keywords
-    are the method's options. Raises `Refusal` (a `ValueError`) for anything that does not fit together.
+    (then `allocation_path`) or None for the method's own, `exclude` fnmatch patterns on module names. `pattern` is
+    random, "2:4" (then the target is implied) or channel, which follows the model through `example_input` (a tensor,
+    a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are the method's options.
+    Raises `Refusal` (a `ValueError`) for anything that does not fit together.
     """
 
     def __init__(
@@ -47,26 +50,27 @@ class Pruner:
         own_exclude: Sequence[str] = (),
         steps_per_epoch: int | None = None,
         upper_bound: float = 1.0,
+        example_input: Any = None,
+        pattern_options: dict[str, Any] | None = None,
         **options: object,
     ):
         self.model = model
-        self.pattern = make_pattern(pattern)
+        self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
-        self.layers = find_layers(model, exclude, own_exclude)
-        self.skipped: dict[str, str] = {}
-        for layer in list(self.layers):
-            reason = self.pattern.refuses(layer.weight)
-            if reason is None:
-                layer.units = self.pattern.units(layer.weight)
-            else:
-                self.skipped[layer.name] = reason
-                self.layers.remove(layer)
-        self.target = sparsity
-        self.allocation = allocation or self.method.allocation
+        # `skipped` says of layers that the pattern leaves dense why.
+        self.layers, self.skipped = self.pattern.gather(model, find_layers(model, exclude, own_exclude), example_input)
+        if not self.layers:
+            raise Refusal(
+                f"pattern {self.pattern.label} has no layer to prune: "
+                + "; ".join(f"{name} ({reason})" for name, reason in list(self.skipped.items())[:3])
+            )
+        self.target = self._target(sparsity)
+        implied = self.pattern.implied_share is not None and allocation != "file"
+        self.allocation = "implied" if implied else allocation or self.method.allocation
         self.allocation_path = allocation_path
         self.upper_bound = upper_bound
         if self.method.prunes:
-            if sparsity is None and self.allocation != "file":
+            if self.target is None and self.allocation != "file":
                 raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
             # Refuses a target that cannot be met before any training.
             self.preview_budget()
@@ -83,8 +87,9 @@ class Pruner:
             [
                 handle
                 for layer in self.layers
-                for site in layer.sites
-                for handle in Shadow(layer, site, self.method).attach(site.caller)
+                for member in layer.members
+                for site in member.sites
+                for handle in Shadow(layer, member, site, self.method).attach(site.caller)
             ]
             if self.method.prunes
             else []
@@ -98,6 +103,16 @@ class Pruner:
             values["rate"] = 0.015
         name = values.pop("name", self.method.schedule)
         return make_schedule(name, epochs, steps_per_epoch=steps, **values)
+
+    def _target(self, sparsity: float | None) -> float | None:
+        implied = self.pattern.implied_share
+        if implied is None:
+            return sparsity
+        if sparsity is not None and abs(sparsity - implied) > 1e-9:
+            raise Refusal(
+                f"sparsity={sparsity} contradicts pattern {self.pattern.label}, which is {implied}: leave it out"
+            )
+        return implied
 
     @property
     def phase(self) -> str:
@@ -183,7 +198,9 @@ class Pruner:
 
     def preview_budget(self) -> list[int]:
         """The budget as it would be fixed from the weights as they are now, in pruned units per layer."""
-        return allocate(self.allocation, self.layers, self.target, self.method.saliency, self.allocation_path)
+        return self.pattern.budget(
+            self.layers, self.allocation, self.target, self.method.saliency, self.allocation_path
+        )
 
     def _share_out(self) -> None:
         for layer in self.layers:
@@ -212,12 +229,12 @@ class Pruner:
         model = self.model if model is None else model
         parameters = dict(model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
-            stored = {layer.parameter: parameters[layer.parameter].clone() for layer in self.layers if layer.active}
-            for layer in self.layers:
-                if layer.active:
-                    stored_weight = parameters[layer.parameter]
-                    hard = self.method.hard_weight(layer, stored_weight, self.method.keep(layer))
-                    stored_weight.copy_(hard)
+            members = [(layer, member) for layer in self.layers if layer.active for member in layer.members]
+            stored = {member.parameter: parameters[member.parameter].clone() for _, member in members}
+            keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
+            for layer, member in members:
+                parameter = parameters[member.parameter]
+                parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
         try:
             yield model
         finally:
@@ -239,9 +256,12 @@ class Pruner:
             self.fraction = 1.0
             self._share_out()
             self._update(None)
-            for layer in self.layers:
-                if layer.active:
-                    layer.weight.copy_(self.method.hard_weight(layer, layer.weight, self.method.keep(layer)))
+            keeps = [(layer, self.method.keep(layer)) for layer in self.layers if layer.active]
+            for layer, keep in keeps:
+                for member in layer.members:
+                    member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
+            for layer, keep in keeps:
+                self.pattern.finish(self.model, layer, keep)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -252,27 +272,20 @@ class Pruner:
 
         `nonzero` counts the hard weight's numbers, before `finalize` those of the mask that holds now.
         """
-        rows = []
-        for layer in self.layers:
-            weight = layer.weight.detach()
-            if self.finished or not layer.active:
-                nonzero = int(torch.count_nonzero(weight))
-            else:
-                nonzero = int(torch.count_nonzero(self.method.hard_weight(layer, weight, self.method.keep(layer))))
-            rows.append(
-                {
-                    "name": layer.name,
-                    "type": layer.kind,
-                    "weights": weight.numel(),
-                    "units": layer.units,
-                    "pruned": layer.pruned,
-                    "share": layer.pruned / layer.units,
-                    "target_share": layer.final / layer.units,
-                    "nonzero": nonzero,
-                    "density": nonzero / weight.numel(),
-                }
-            )
-        return pd.DataFrame(rows)
+        return layer_report(self)
+
+    @property
+    def prunable_weights(self) -> dict[str, Tensor]:
+        """Every convolution and linear weight that pruning reaches, by module name."""
+        return {name: weight for layer in self.layers for name, weight in self.pattern.weights(layer).items()}
+
+    def soft_gap(self) -> pd.DataFrame:
+        """How far the soft model is from the hard one: name, cut, temperature, gap, soft_mask (one row per layer).
+
+        `gap` is |effective - hard| / |effective| of the layer's weight (Euclidean norms), `soft_mask` the share of its
+        weights whose mask lies between 0.1 and 0.9. Before `finalize`; a layer not yet pruned has a gap of 0.
+        """
+        return soft_gap(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how pruning goes on; tensors and plain values only."""

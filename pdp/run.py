@@ -28,10 +28,12 @@ from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.preview import preview
 from pdp.pruner import Pruner
+from pdp.recalibration import recalibrate
 from pdp.records import Record, read_record, write_record
 from pdp.run_directory import RunDirectory
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
+from pdp.tracking import make_tracker
 from pdp.trainer import Trainer
 
 
@@ -54,15 +56,18 @@ def train(config: Config) -> None:
     model = make_model(config, task).to(accelerator.device)
     steps = steps_in_epoch(config, task)
     pruner = make_pruner(config, task, model, steps)
+    run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
+    tracker = make_tracker(config, directory.path, run_id, display.say, accelerator.is_main_process)
     try:
-        with claimed(directory, config, accelerator, display):
+        with claimed(directory, config, accelerator, display), tracker:
             for note in task.notes:
                 display.say(note)
-            trainer = Trainer(config, task, model, pruner, accelerator, directory, display, steps)
+            trainer = Trainer(config, task, model, pruner, accelerator, directory, display, steps, tracker)
             if trainer.resume():
                 display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
             elif accelerator.is_main_process:
                 directory.cut_history(0)
+            tracker.start(trainer.step)
             trainer.fit()
             finish(config, task, trainer, directory, display)
     except OSError as error:
@@ -118,7 +123,10 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
+    if accelerator.is_main_process and pruner.method.prunes:
+        pruner.soft_gap().to_csv(directory.path / "soft_gap.csv", index=False)
     pruner.finalize()
+    notes = recalibrated(config, task, trainer)
     # Every process measures what lies on the disk, which the main process wrote.
     if accelerator.is_main_process:
         save_weights(model, directory.weights)
@@ -140,15 +148,31 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
         **trainer.histograms,  # type: ignore[arg-type]
     )
     record = make_record(config, task, trainer, frame, metrics)
+    record.notes += notes
     record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
     record.metric_before_pruning = elsewhere.get("before", metrics[name])
     record.metric_best = elsewhere.get("best", metrics[name])
     write_record(record, directory.path)
+    trainer.tracker.finish(record)
     for path in (directory.before_pruning, directory.best):
         path.unlink(missing_ok=True)
     if task.unreadable:
         display.say(f"left out as unreadable: {len(task.unreadable)} images, the first {min(task.unreadable)}")
     display.closing(record, str(directory.path))
+
+
+def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
+    """recipe.recalibrate_bn: new BatchNorm statistics for the hard model, and a note of what they changed."""
+    if not config.recipe.recalibrate_bn:
+        return []
+    name = task.metric_name
+    before = trainer.measure(trainer.validation)[name]
+    trainer.sampler.set_epoch(config.recipe.epochs, 0)
+    batches = recalibrate(task, trainer.model, trainer.loader, config.recipe.recalibrate_bn)
+    after = trainer.measure(trainer.validation)[name]
+    note = f"BatchNorm recalibrated on {batches} batches: validation {name} {before!r} -> {after!r}"
+    trainer.display.say(note)
+    return [note]
 
 
 def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> pd.DataFrame:
@@ -160,7 +184,7 @@ def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> 
     attention = frame.attrs["macs_attention"]
     frame = frame.rename(columns={"params": "weights"})
     frame.insert(4, "sparsity", 1 - frame.nonzero / frame.weights)
-    prunable = {layer.name for layer in pruner.layers} if pruner else set()
+    prunable = set(pruner.prunable_weights) if pruner else set()
     frame["prunable"] = [name in prunable for name in frame.name]
     frame.attrs["macs_attention"] = attention
     return frame
@@ -170,8 +194,9 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
     """The record of a finished run, but for the metrics measured elsewhere."""
     pruner, accelerator = trainer.pruner, trainer.accelerator
     params, nonzero = count_parameters(trainer.model)
-    prunable = sum(layer.weight.numel() for layer in pruner.layers)
-    zeros = sum(int((layer.weight == 0).sum()) for layer in pruner.layers)
+    weights = pruner.prunable_weights.values()
+    prunable = sum(weight.numel() for weight in weights)
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
     prunes = pruner.method.prunes
     extras = sum(one.numel() for group in pruner.method.parameter_groups() for one in group["params"])
     return Record(
@@ -194,7 +219,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         method=config.method.name,
         pattern=pruner.pattern.label if prunes else "none",
         allocation=pruner.allocation if prunes else "none",
-        target_unit="weight",
+        target_unit=pruner.pattern.target_unit,
         target_sparsity=(config.sparsity if config.sparsity is not None else pruner.share) if prunes else 0.0,
         sparsity=zeros / prunable,
         sparsity_all=1 - int(frame.nonzero.sum()) / int(frame.weights.sum()),

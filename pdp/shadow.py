@@ -11,15 +11,16 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from pdp.layers import Layer, Site
+from pdp.layers import Layer, Member, Site
 from pdp.methods.method import Method
 
 
 class Shadow:
     """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layer's live state."""
 
-    def __init__(self, layer: Layer, site: Site, method: Method):
+    def __init__(self, layer: Layer, member: Member, site: Site, method: Method):
         self.layer = layer
+        self.member = member
         self.method = method
         # A path instead of the module itself: in a deep copy the hook must act on the copy.
         self.inner = next(name for name, module in site.caller.named_modules() if module is site.module)
@@ -44,9 +45,9 @@ class Shadow:
         weight = module._parameters[self.parameter]
         assert weight is not None
         if layer.hard_keep is not None:
-            effective = self.method.hard_weight(layer, weight, layer.hard_keep)
+            effective = self.method.hard_weight(layer, weight, layer.hard_keep, self.member)
         else:
-            effective = self.method.effective_weight(layer, weight)
+            effective = self.method.effective_weight(layer, weight, self.member)
         module.__dict__[self.parameter] = effective
 
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:

@@ -21,9 +21,11 @@ from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.evaluation import measure
 from pdp.optimizers import make_optimizer, rate_factor, set_rate
 from pdp.pruner import Pruner
+from pdp.revived import Revived
 from pdp.run_directory import RunDirectory
 from pdp.signals import StopSignals
 from pdp.tasks.task import Task
+from pdp.tracking import Tracker
 
 LOOK_SECONDS = 0.5  # between two looks at the loss, each of which waits for the device
 
@@ -41,12 +43,14 @@ class Trainer:
         directory: RunDirectory,
         display: Display,
         steps_per_epoch: int,
+        tracker: Tracker | None = None,
     ):
         recipe = config.recipe
         self.config, self.recipe, self.task, self.pruner = config, recipe, task, pruner
         self.accelerator, self.directory, self.display = accelerator, directory, display
         self.model = model  # the plain model; evaluation and checkpoints use it
         self.steps_per_epoch = steps_per_epoch
+        self.tracker, self.revived = tracker or Tracker(), Revived()
         optimizer = make_optimizer(model, recipe)
         pruner.attach(optimizer)
         loader = task.train_loader(
@@ -204,7 +208,9 @@ class Trainer:
             "seconds": self.seconds,
         }
         if self.accelerator.is_main_process:
+            line |= self.revived.look(self.pruner)
             self.directory.write_history(line)
+            self.tracker.log(line)
         self.save()
         if not self.display.console.is_terminal:
             name = self.task.metric_name
@@ -266,6 +272,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "pruner": self.pruner.state_dict(),
+            "revived": self.revived.state_dict(),
+            "tracker": self.tracker.state_dict(),
         }
 
     def resume(self) -> bool:
@@ -286,6 +294,8 @@ class Trainer:
         if self.accelerator.scaler and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.pruner.load_state_dict(state["pruner"])
+        self.revived.load_state_dict(state["revived"])
+        self.tracker.load_state_dict(state["tracker"])
         for key in ("epoch", "batch", "step", "seconds", "metric", "best", "loss_sum", "loss_count"):
             setattr(self, key, state[key])
         self.step_ms.extend(state["step_ms"])

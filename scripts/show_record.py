@@ -1,7 +1,7 @@
 """Shows the closing table of a run or a kept record, and draws it as a picture.
 
-    python scripts/show_record.py results/records/first_command/<run>/seed0
-    python scripts/show_record.py results/records/first_command/<run>/seed0 --svg results/figures/first_run.svg
+python scripts/show_record.py results/records/first_command/<run>/seed0
+python scripts/show_record.py results/records/first_command/<run>/seed0 --svg results/figures/first_run.svg
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """Counts against published ones, against FlopCounterMode and by hand."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import timm
@@ -9,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import mobilenet_v2, resnet18, resnet50
 
 from pdp import Pruner, count_macs
-from pdp.cost import count_parameters
+from pdp.cost import count_bytes, count_parameters
 
 # torchvision's documentation, the MobileNet-v1 of STR's README (4.21 M, 569 M)
 PUBLISHED = [
@@ -88,3 +90,38 @@ def test_attention_products_have_their_own_column():
     frame = count_macs(model, torch.zeros(1, 3, 224, 224))
     tokens, width, depth = 197, 192, 12
     assert frame.attrs["macs_attention"] == depth * 2 * tokens * tokens * width
+
+
+GOLDEN = Path(__file__).parent / "golden"
+AVERAGE_POOL = 100_352  # what STR counts for the average pool, besides convolutions and the classifier
+
+
+def test_the_published_total_of_strs_budget():
+    budget = pd.read_csv(GOLDEN / "str_budget_resnet50_90.csv")
+    frame = count_macs(resnet50(), torch.zeros(1, 3, 224, 224)).set_index("name")
+    pool = budget[budget.layer.str.startswith("AP")]
+    layers = budget.drop(pool.index)
+    names = layers.layer.str.split(" - ").str[1]
+    assert layers.weights.tolist() == frame.params[names].tolist()
+    assert layers.macs.tolist() == frame.macs[names].tolist()
+    assert pool.macs.item() == AVERAGE_POOL
+    sparse = (frame.macs[names].to_numpy() * (1 - layers.sparsity_pct.to_numpy() / 100)).sum() + AVERAGE_POOL
+    assert sparse == pytest.approx(342.7e6, abs=0.05e6)
+    share = (layers.weights * layers.sparsity_pct).sum() / layers.weights.sum()
+    assert share == pytest.approx(90.23, abs=0.005)
+
+
+def test_bytes_with_their_indices():
+    layer = nn.Linear(10, 6, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.zeros(6, 10))
+        layer.weight[1, :7] = 1.0
+    (row,) = count_bytes(layer).itertuples()
+    assert row.dense == 240
+    assert row.bitmask == 7 * 4 + 8  # 60 bits
+    assert row.csr == 7 * 4 + 7 * 2 + 7 * 4
+
+
+def test_a_dense_layer_costs_more_with_indices_than_without():
+    row = count_bytes(nn.Conv2d(8, 16, 3)).iloc[0]
+    assert row.dense == 16 * 72 * 4 and row.bitmask == row.dense + 144 and row.csr == row.dense * 3 // 2 + 68

@@ -75,7 +75,7 @@ def test_the_budget_is_one_global_cut_at_the_start_and_stays():
 
 
 def test_one_cut_for_an_optimizer_step_and_none_in_forward_or_evaluation(monkeypatch):
-    from pdp.methods import pdp as method
+    from pdp.patterns import pattern as method
 
     calls = []
     find = method.magnitude_cuts_at

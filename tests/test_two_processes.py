@@ -93,7 +93,15 @@ def test_a_process_that_dies_takes_the_run_down_in_a_line_and_the_restart_goes_o
 
 def test_every_sample_is_measured_once_whatever_the_number_of_processes(tmp_path):
     # 359 test images do not divide by two; the metric is a count over 359 either way.
-    done = launch("train.py", "model=resnet20", "prune=none", "recipe.epochs=1", "device=cpu", f"output_dir={tmp_path}")
+    done = launch(
+        "train.py",
+        "model=resnet20",
+        "prune=none",
+        "recipe.epochs=3",
+        "data.limit=360",
+        "device=cpu",
+        f"output_dir={tmp_path}",
+    )
     assert done.returncode == 0, done.stderr
     (run,) = tmp_path.glob("*/seed0")
     top1 = read_record(run).metric

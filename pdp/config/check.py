@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
-from pdp.config.schema import AllocationConfig, Config, PruneConfig, ScheduleConfig
+from pdp.config.schema import (
+    PRUNE,
+    TRACKERS,
+    AllocationConfig,
+    Config,
+    NmPruneConfig,
+    PruneConfig,
+    ScheduleConfig,
+    pattern_options,
+)
 from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS, check_options
+from pdp.patterns.options import PATTERNS, SALIENCIES, TARGETS
 from pdp.schedules import AUTO_EPOCHS, DEFAULT_RAMP
 from pdp.time import Time
 
@@ -32,9 +43,12 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "schedule.name": ("linear", "cubic", "constant", "oneshot"),
     "schedule.unit": ("epoch", "step"),
     "allocation.name": ("global", "uniform", "erk", "file"),
-    "prune.pattern": ("random", "none"),
+    "prune.pattern": tuple(PRUNE),
+    "prune.saliency": SALIENCIES,
+    "prune.target": TARGETS,
     "distill.name": ("none",),
-    "tracker.name": ("none",),
+    "tracker.name": tuple(TRACKERS),
+    "tracker.mode": ("auto", "online", "offline"),
     "device": ("auto", "cpu", "cuda"),
 }
 
@@ -55,11 +69,13 @@ _RANGES: dict[str, _Range] = {
     "recipe.clip": _ABOVE_0,
     "recipe.ema": (lambda value: 0 < value < 1, "between 0 and 1"),
     "recipe.soft_every": _AT_LEAST_0,
+    "recipe.recalibrate_bn": _AT_LEAST_0,
     "data.validation": _BELOW_1,
     "data.workers": _AT_LEAST_0,
     "data.limit": _AT_LEAST_1,
     "data.image_size": _AT_LEAST_1,
     "model.smallest_input": _AT_LEAST_1,
+    "tracker.timeout": _ABOVE_0,
     "schedule.rate": (lambda value: 0 < value <= 1, "above 0 and at most 1: the share of the target added per epoch"),
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
 }
@@ -87,9 +103,11 @@ def check(config: Config, typed: Set[str] = frozenset()) -> None:
     _check_data(config)
     _check_recipe(config)
     _check_method(config)
+    _check_pattern(config, typed)
     _check_sparsity(config, typed)
-    _check_allocation(config)
+    _check_allocation(config, typed)
     _check_schedule(config)
+    _check_tracker(config)
     for pattern in config.prune.exclude:
         if not pattern.strip():
             raise Refusal(
@@ -120,6 +138,9 @@ def normalise(config: Config) -> None:
         config.schedule = ScheduleConfig(name="linear")
         config.allocation = AllocationConfig(name="global")
         config.prune = PruneConfig(pattern="none")
+    elif config.prune.pattern == "nm":
+        config.sparsity = None
+        config.allocation = AllocationConfig(name="global")
     elif config.allocation.name == "file":
         config.sparsity = None
 
@@ -180,6 +201,31 @@ def _check_method(config: Config) -> None:
         raise Refusal(f"prune=none prunes nothing, so method={name} has no work: give method=dense, or prune=random")
 
 
+def _check_pattern(config: Config, typed: Set[str]) -> None:
+    prune = config.prune
+    if type(prune) is not PRUNE[prune.pattern]:
+        raise Refusal(
+            f"prune.pattern={prune.pattern} is not how a pattern is chosen: give prune=<name>, one of "
+            f"{', '.join(PRUNE)}"
+        )
+    mode = getattr(config.method, "temperature_mode", None)
+    if prune.pattern == "channel" and mode == "auto" and "method.temperature" in typed:
+        raise Refusal(
+            "method.temperature has no effect with prune=channel, whose temperature is relative: add "
+            "method.temperature_mode=absolute, or give method.kappa"
+        )
+    if mode == "relative" and "method.temperature" in typed:
+        raise Refusal("method.temperature has no effect with method.temperature_mode=relative: give method.kappa")
+    if prune.pattern in PATTERNS:
+        PATTERNS[prune.pattern](**pattern_options(prune)).check()
+
+
+def implied_sparsity(config: Config) -> float | None:
+    """The sparsity that the pattern itself says: 1 - N/M of the layers it prunes."""
+    prune = config.prune
+    return 1 - prune.n / prune.m if isinstance(prune, NmPruneConfig) else None
+
+
 def _check_sparsity(config: Config, typed: Set[str]) -> None:
     sparsity = config.sparsity
     if sparsity is not None and not 0 <= sparsity < 1:
@@ -190,6 +236,13 @@ def _check_sparsity(config: Config, typed: Set[str]) -> None:
             raise Refusal(
                 f"sparsity={sparsity} with {'prune=none' if config.prune.pattern == 'none' else 'method=dense'}, which "
                 "prunes nothing: drop sparsity, or name a method that prunes, such as method=pdp"
+            )
+    elif (implied := implied_sparsity(config)) is not None:
+        if sparsity is not None and abs(sparsity - implied) > 1e-9 and "sparsity" in typed:
+            n, m = config.prune.n, config.prune.m  # type: ignore[attr-defined]
+            raise Refusal(
+                f"sparsity={sparsity} contradicts prune=nm prune.n={n} prune.m={m}, which is {implied:.10g}: drop "
+                "sparsity, or change prune.n or prune.m"
             )
     elif config.allocation.name == "file":
         if sparsity is not None and "sparsity" in typed:
@@ -203,10 +256,19 @@ def _check_sparsity(config: Config, typed: Set[str]) -> None:
         )
 
 
-def _check_allocation(config: Config) -> None:
+def _check_allocation(config: Config, typed: Set[str]) -> None:
     name, path = config.allocation.name, config.allocation.path
     if is_dense(config):
         return
+    if config.prune.pattern == "nm":
+        for key in ("allocation", "allocation.path"):
+            if key in typed:
+                raise Refusal(f"{key} has no meaning for prune=nm, which prunes every layer alike: drop {key}")
+        return
+    if name == "erk" and config.prune.pattern == "channel":
+        raise Refusal(
+            "allocation=erk is a formula for single weights: give allocation=global or uniform, or prune=random"
+        )
     if name != "file" and path is not None:
         raise Refusal(
             f"allocation.path={path} has no meaning for allocation={name}: add allocation=file or drop the path"
@@ -265,3 +327,17 @@ def _length(ramp: Time | None, schedule: ScheduleConfig, epochs: int) -> float |
     if whole:
         return max(1, ramp.epochs(epochs))
     return ramp.value if ramp.unit == "ep" else ramp.value * epochs
+
+
+def _check_tracker(config: Config) -> None:
+    name = config.tracker.name
+    if type(config.tracker) is not TRACKERS[name]:
+        raise Refusal(
+            f"tracker.name={name} is not how a tracker is chosen: give tracker=<name>, one of {', '.join(TRACKERS)}"
+        )
+    if name == "none":
+        return
+    found = importlib.util.find_spec(name)
+    # A mere folder of that name, such as W&B leaves where it runs, has a spec without an origin.
+    if found is None or found.origin is None:
+        raise Refusal(f"tracker={name} is not installed: pip install {name}, or give tracker=none")

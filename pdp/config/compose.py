@@ -21,7 +21,7 @@ from pdp.config import arguments
 from pdp.config.arguments import Argument
 from pdp.config.check import check, normalise
 from pdp.config.groups import CONF, GROUPS, choices
-from pdp.config.schema import Config, DataConfig, ImagesDataConfig
+from pdp.config.schema import PRUNE, TRACKERS, Config, DataConfig, ImagesDataConfig
 from pdp.config.suggest import did_you_mean, nearest, one_line
 from pdp.config.types import wrong_type
 from pdp.errors import Refusal
@@ -40,6 +40,10 @@ def register_schemas() -> None:
         store.store(group="schema/data", name=task, node=schema)
     for method, options in OPTIONS.items():
         store.store(group="schema/method", name=method, node=options)
+    for pattern, prune in PRUNE.items():
+        store.store(group="schema/prune", name=pattern, node=prune)
+    for tracker, options_of_tracker in TRACKERS.items():
+        store.store(group="schema/tracker", name=tracker, node=options_of_tracker)
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -58,6 +62,7 @@ def build(typed: Sequence[Argument]) -> Config:
         raise
     except _FAILURES as error:
         raise Refusal(f"the configuration cannot be resolved: {one_line(error)}") from error
+    _refuse_numbers_for_booleans(typed, tree)
     config.data.unasked = not names_data
     if config.data.name == "imagenet" and config.data.root is None:
         config.data.root = arguments.imagenet_dir()
@@ -165,7 +170,7 @@ def _unknown_key(path: str, key: str, fields: set[str], tree: DictConfig) -> Ref
         return Refusal(f"{key}: no such key or group; {did_you_mean(key, known)}")
     owner = (
         f"{node}={tree[node].name}"
-        if node in ("method", "data") and not OmegaConf.is_missing(tree[node], "name")
+        if node in ("method", "data", "tracker") and not OmegaConf.is_missing(tree[node], "name")
         else node
     )
     return Refusal(f"{path}{key}: {owner} has no such key; {did_you_mean(key, fields)}")
@@ -173,6 +178,15 @@ def _unknown_key(path: str, key: str, fields: set[str], tree: DictConfig) -> Ref
 
 def _field_names(node: DictConfig) -> set[str]:
     return {field.name for field in dataclasses.fields(cast(Any, OmegaConf.get_type(node)))}
+
+
+def _refuse_numbers_for_booleans(typed: Sequence[Argument], tree: DictConfig) -> None:
+    # OmegaConf takes any number for true.
+    for argument in typed:
+        if argument.is_group or argument.is_hydra or not isinstance(argument.value, int | float):
+            continue
+        if isinstance(OmegaConf.select(tree, argument.key), bool) and argument.value not in (0, 1):
+            raise Refusal(f"{argument.text}: {argument.key} is true or false")
 
 
 def _refuse_missing(tree: DictConfig) -> None:
@@ -199,6 +213,8 @@ def from_yaml(text: str) -> Config:
         schema = OmegaConf.structured(Config)
         schema.data = DATA_SCHEMAS[values.model.task]
         schema.method = OPTIONS[values.method.name]
+        schema.prune = PRUNE[values.prune.pattern]
+        schema.tracker = TRACKERS[values.tracker.name]
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, values)))
     except Exception as error:  # whatever a damaged file holds
         raise Refusal(f"not a run's config.yaml: {one_line(error)}") from error

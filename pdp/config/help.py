@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import dataclass
 from typing import Any
 
 from pdp.config import schema
 from pdp.config.groups import GROUPS, choices, default_choices
 from pdp.methods.options import PdpOptions
 
+
+@dataclass
+class _AnyPrune(schema.NmPruneConfig, schema.ChannelPruneConfig):
+    """The options of all patterns in one place."""
+
+
 _NODES: dict[str, Any] = {
     "model": schema.ModelConfig,
     "data": schema.ImagesDataConfig,
     "recipe": schema.RecipeConfig,
-    "prune": schema.PruneConfig,
+    "prune": _AnyPrune,
     "method": PdpOptions,
     "allocation": schema.AllocationConfig,
     "schedule": schema.ScheduleConfig,
+    "tracker": schema.WandbConfig,
 }
 _OPTIONS = {
-    "sparsity": "fraction of the prunable weights to prune, such as 0.866; must be given unless prune=none",
+    "sparsity": "fraction of the prunable weights to prune, such as 0.866; implied by nm and none",
     "seed": "of everything random",
     "resume": "go on with an unfinished run of the same configuration; false refuses one",
     "rerun": "move such a run aside and start over",
@@ -37,13 +45,21 @@ _OPTIONS = {
     "recipe.lr": "peak learning rate",
     "recipe.weight_decay": "on weights only",
     "recipe.precision": "fp32, bf16 or fp16",
+    "recipe.recalibrate_bn": "batches of new BatchNorm statistics for the hard model; 0: none",
     "prune.exclude": "names or fnmatch patterns of layers never pruned: prune.exclude=[fc,'layer1.*']",
+    "prune.n": "prune=nm: weights kept of each prune.m consecutive inputs",
+    "prune.m": "prune=nm: length of a group",
+    "prune.target": "prune=channel: what sparsity is a share of: channels or macs",
     "method.temperature": "method=pdp: tau of the soft mask",
+    "method.temperature_mode": "absolute: tau is method.temperature; relative: kappa * t^2; auto: the pattern's",
+    "method.kappa": "relative mode's factor; null: 0.02, for channels 0.002",
     "schedule.warmup": "dense until then: 16ep, 2000it, 0.16 (of the run) or auto",
     "schedule.ramp": "time from the first pruning to the target; null: 0.4 of the run",
     "schedule.rate": "the other spelling: share of the target per epoch",
     "schedule.unit": "the share changes each epoch or each step",
     "allocation.path": "with allocation=file: a CSV of layer,share or another run's directory",
+    "tracker.mode": "tracker=wandb: auto (online where a key is configured), online or offline",
+    "tracker.project": "tracker=wandb: where the run is filed; null: WANDB_PROJECT, else pdp",
 }
 _EVALUATION = ("data.root", "data.workers", "device", "recipe.batch_size", "model.name", "model.pretrained")
 _EXIT_CODES = """\

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pdp.config.check import is_dense
-from pdp.config.schema import Config
+from pdp.config.check import implied_sparsity, is_dense
+from pdp.config.schema import Config, NmPruneConfig
 from pdp.errors import Refusal
 from pdp.time import Time
 
@@ -34,8 +34,10 @@ _TIMES = ("recipe.lr_warmup", "schedule.warmup", "schedule.ramp")
 
 def run_directory(config: Config, data_fingerprint: str) -> Path:
     """`<output_dir>/<model>-<data>-<method>-<pattern>-<sparsity>-<hash8>/seed<k>`; raises `Refusal` like the hash."""
-    parts = [config.model.name, config.data.name, config.method.name, config.prune.pattern, _sparsity_slug(config)]
-    slug = "-".join([*(_slug(part) for part in parts), config_hash(config, data_fingerprint)[:8]])
+    names = [_slug(part) for part in (config.model.name, config.data.name, config.method.name)]
+    slug = "-".join(
+        [*names, _pattern_slug(config), _slug(_sparsity_slug(config)), config_hash(config, data_fingerprint)[:8]]
+    )
     return Path(config.output_dir) / slug / f"seed{config.seed}"
 
 
@@ -96,9 +98,16 @@ def _canonical(value: Any, key: str) -> Any:
     return value
 
 
+def _pattern_slug(config: Config) -> str:
+    prune = config.prune
+    return f"{prune.n}-{prune.m}" if isinstance(prune, NmPruneConfig) else _slug(prune.pattern)
+
+
 def _sparsity_slug(config: Config) -> str:
     if is_dense(config):
         return "0"
+    if (implied := implied_sparsity(config)) is not None:
+        return f"{implied:.10g}"
     return "file" if config.sparsity is None else f"{_canonical(float(config.sparsity), '')!r}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from pdp.methods.options import MethodOptions
+from pdp.patterns.options import ChannelOptions, NmOptions
 
 
 @dataclass
@@ -68,6 +69,7 @@ class RecipeConfig:
     channels_last: bool = False
     compile: bool = False
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
+    recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
 
 
 @dataclass
@@ -93,8 +95,31 @@ class AllocationConfig:
 class PruneConfig:
     """What one prunable unit is, and which layers stay out."""
 
-    pattern: str = MISSING  # random or none
+    pattern: str = MISSING  # random, nm, channel or none
     exclude: list[str] = field(default_factory=list)  # fnmatch patterns on module names
+
+
+@dataclass
+class NmPruneConfig(PruneConfig, NmOptions):
+    """N weights kept of each M consecutive inputs."""
+
+
+@dataclass
+class ChannelPruneConfig(PruneConfig, ChannelOptions):
+    """Whole output channels with all that is coupled to them."""
+
+
+PRUNE: dict[str, type[PruneConfig]] = {
+    "none": PruneConfig,
+    "random": PruneConfig,
+    "nm": NmPruneConfig,
+    "channel": ChannelPruneConfig,
+}
+
+
+def pattern_options(prune: PruneConfig) -> dict[str, Any]:
+    """What the pattern itself is told."""
+    return {key: value for key, value in vars(prune).items() if key not in ("pattern", "exclude")}
 
 
 @dataclass
@@ -109,6 +134,31 @@ class TrackerConfig:
     """Where curves are sent besides the run's own history."""
 
     name: str = "none"
+
+
+@dataclass
+class WandbConfig(TrackerConfig):
+    """Weights & Biases."""
+
+    name: str = "wandb"
+    mode: str = "auto"  # auto: online where a key is configured; online: there must be one; offline: for wandb sync
+    project: str | None = None  # null is WANDB_PROJECT, else pdp
+    entity: str | None = None  # user or team; null is WANDB_ENTITY, else the key's own
+    timeout: float = 30.0  # seconds that the start, and the end, may wait for the network
+
+
+@dataclass
+class TensorboardConfig(TrackerConfig):
+    """TensorBoard's event files, in the run's directory."""
+
+    name: str = "tensorboard"
+
+
+TRACKERS: dict[str, type[TrackerConfig]] = {
+    "none": TrackerConfig,
+    "wandb": WandbConfig,
+    "tensorboard": TensorboardConfig,
+}
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pdp.methods.options import OPTIONS, MethodOptions, check_options
 
 if TYPE_CHECKING:
     from pdp.methods.method import Method
-    from pdp.patterns import Pattern
+    from pdp.patterns.pattern import Pattern
 
 
 def make_method(method: str | MethodOptions, pattern: Pattern, **options: object) -> Method:

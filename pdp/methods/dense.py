@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pdp.layers import Layer
+from pdp.layers import Layer, Member
 from pdp.methods import method
 
 
@@ -18,5 +18,5 @@ class Method(method.Method):
     def update(self, layers: Sequence[Layer], step: int | None) -> None:
         pass
 
-    def effective_weight(self, layer: Layer, weight: Tensor) -> Tensor:
+    def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         return weight

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pdp.layers import Layer
+from pdp.layers import Layer, Member
 from pdp.methods import method
 from pdp.methods.options import GmpOptions
 
@@ -31,8 +31,8 @@ class Method(method.Method):
                 self.replace_state(layer, "keep", super().keep(layer))
                 layer.state["masked"] = torch.tensor(layer.pruned)
 
-    def effective_weight(self, layer: Layer, weight: Tensor) -> Tensor:
-        return weight * layer.state["keep"]
+    def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
+        return weight * self.pattern.spread(layer.state["keep"], layer, member or layer.members[0], weight)
 
     def keep(self, layer: Layer) -> Tensor:
         return layer.state["keep"] if "keep" in layer.state else super().keep(layer)

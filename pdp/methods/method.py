@@ -8,10 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pdp.cut import keep_units
-from pdp.layers import Layer
+from pdp.layers import Layer, Member
 from pdp.methods.options import MethodOptions
-from pdp.patterns import Pattern
+from pdp.patterns.pattern import Pattern
 
 
 class Method:
@@ -36,20 +35,21 @@ class Method:
         """New cuts or masks for the shares that hold now; `step` counts optimizer steps, None at an epoch's start."""
         raise NotImplementedError
 
-    def effective_weight(self, layer: Layer, weight: Tensor) -> Tensor:
-        """The tensor the layer computes with in training; differentiable."""
+    def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
+        """What the layer computes with in training in place of `weight`, one of its members; differentiable."""
         raise NotImplementedError
 
     def saliency(self, layer: Layer) -> Tensor:
         """One number per unit, from the stored weight; what is smallest is pruned."""
-        return self.pattern.saliency(layer.weight.detach())
+        return self.pattern.saliency(layer)
 
     def keep(self, layer: Layer) -> Tensor:
-        """The hard mask of a layer, bool: exactly `layer.pruned` units go."""
-        return self.pattern.spread(keep_units(self.saliency(layer), layer.pruned), layer.weight)
+        """The hard mask of a layer over its units, bool: exactly `layer.pruned` units go."""
+        return self.pattern.keep(layer, self.saliency(layer))
 
-    def hard_weight(self, layer: Layer, weight: Tensor, keep: Tensor) -> Tensor:
-        """The shipped weight under a hard mask; exact zeros where `keep` is false."""
+    def hard_weight(self, layer: Layer, weight: Tensor, keep: Tensor, member: Member | None = None) -> Tensor:
+        """What ships in place of `weight`, one of the layer's members; exact zeros where `keep` is false."""
+        keep = self.pattern.spread(keep, layer, member or layer.members[0], weight)
         return torch.where(keep, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from pdp.config.check import is_dense
@@ -57,9 +57,10 @@ def value_at(config: Any, key: str) -> Any:
     return config
 
 
-@settings(max_examples=300)
+@settings(max_examples=250, phases=[Phase.explicit, Phase.generate])
 @given(overrides)
 @example([("", "sparsity", "86.6")])
+@example([("+", "dry_run", "230")])
 @example([("++", "method.temperature", "1"), ("", "method", "gmp")])
 def test_a_random_command_line_is_refused_in_one_line_or_means_what_it_says(parts):
     lines = ["model=resnet20", "sparsity=0.5", *(f"{plus}{key}={value}" for plus, key, value in parts)]

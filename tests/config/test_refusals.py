@@ -103,7 +103,7 @@ REFUSED = [
     ([*BASE, "recipe.label_smoothing=1.1"], "recipe.label_smoothing=1.1"),
     ([*BASE, "recipe.ema=1"], "recipe.ema=1 between"),
     ([*BASE, "recipe.clip=0"], "recipe.clip=0 above 0"),
-    ([*BASE, "recipe.lr_min=1"], "recipe.lr_min=1 recipe.lr=0.1"),
+    ([*BASE, "recipe.lr_min=1"], "recipe.lr_min=1 recipe.lr=0.05"),
     ([*BASE, "recipe.accumulation=3"], "recipe.batch_size=32 recipe.accumulation"),
     ([*BASE, "data.validation=1"], "data.validation=1 below 1"),
     ([*BASE, "data.workers=-1"], "data.workers=-1"),

@@ -1,0 +1,203 @@
+"""Channel pruning: a unit is an output channel with everything coupled to it, masked behind its BatchNorm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdp.allocation import allocate
+from pdp.cost import count_macs
+from pdp.cut import cut_at
+from pdp.errors import Refusal
+from pdp.layers import Layer, Member, Site, first_convolution
+from pdp.patterns import pattern
+from pdp.patterns.coupling import Coupling, batch_norm, find_couplings, input_columns, slim_densities
+from pdp.patterns.options import ChannelOptions
+from pdp.unit_mask import unit_mask
+
+
+class Pattern(pattern.Pattern):
+    """One mask for each coupling; it multiplies filters, biases and the BatchNorm's weight and bias alike.
+
+    In training a scaled filter before a BatchNorm changes nothing, so a mask on the filter alone would get no gradient
+    from the task until it is nearly zero; and a pruned channel must be zero behind the norm.
+    """
+
+    name = "channel"
+    needs_example = True
+    temperature_mode = "relative"
+    kappa = 0.002
+    options: ChannelOptions
+
+    def __init__(self, options: ChannelOptions):
+        super().__init__(options)
+        self.couplings: dict[str, Coupling] = {}
+        self.macs: dict[str, int] = {}
+
+    @property
+    def target_unit(self) -> str:
+        return "mac" if self.options.target == "macs" else "channel"
+
+    def gather(self, model: nn.Module, layers: list[Layer], example_input: Any) -> tuple[list[Layer], dict[str, str]]:
+        if example_input is None:
+            raise Refusal("pattern=channel follows the model through a forward: give example_input=<a batch of one>")
+        known = {layer.name: layer for layer in layers}
+        stem = first_convolution(model)
+        taken: list[Layer] = []
+        dense: dict[str, str] = {}
+        for coupling in find_couplings(model, example_input):
+            reason = self._refuses(coupling, known, stem)
+            if reason is None:
+                taken.append(_layer_of(coupling, known))
+                self.couplings[coupling.name] = coupling
+            else:
+                dense |= {part.name: reason for part in coupling.outputs if part.name in known}
+        frame = count_macs(model, example_input)
+        self.macs = dict(zip(frame.name, (int(one) for one in frame.macs), strict=True))
+        return taken, dense
+
+    def _refuses(self, coupling: Coupling, known: dict[str, Layer], stem: nn.Module | None) -> str | None:
+        if coupling.refused:
+            return coupling.refused
+        for part in coupling.outputs:
+            if part.name not in known or len(known[part.name].sites) > 1:
+                return f"coupled with {part.name}, which stays as it is"
+            if part.module is stem and not self.options.prune_stem:
+                return "the stem, or coupled with it" if len(coupling.outputs) > 1 else "the stem"
+        if any(not batch_norm(part.module) for part in coupling.norms):
+            return "its norm has no weight that a mask could reach"
+        return None if coupling.units > 1 else "a single unit"
+
+    def budget(
+        self,
+        layers: Sequence[Layer],
+        allocation: str,
+        share: float | None,
+        saliency: Callable[[Layer], Tensor],
+        path: str | Path | None,
+    ) -> list[int]:
+        def compared(layer: Layer) -> Tensor:
+            values = saliency(layer)
+            return values / values.mean().clamp(min=1e-30) if self.options.relative_budget else values
+
+        if self.options.target == "channels" or allocation == "file":
+            return allocate(allocation, layers, share, compared, path)
+        return self._mac_budget(layers, allocation, share, compared)
+
+    def _mac_budget(
+        self, layers: Sequence[Layer], allocation: str, share: float | None, compared: Callable[[Layer], Tensor]
+    ) -> list[int]:
+        """The budget whose slimmed model comes nearest to the target's multiply-adds."""
+        if share is None or not 0 <= share < 1:
+            raise Refusal(f"sparsity={share} must lie in [0, 1): with prune.target=macs the share of MACs to remove")
+        values = {layer.name: compared(layer) for layer in layers}
+        units = sum(layer.units for layer in layers)
+        dense = sum(self.macs.values())
+        low, high = 0, units - len(layers)
+
+        def counts(pruned: int) -> list[int]:
+            return allocate(allocation, layers, pruned / units, lambda layer: values[layer.name], None)
+
+        def total(counts: list[int]) -> float:
+            densities = self.densities(layers, counts)
+            return sum(macs * densities.get(name, 1.0) for name, macs in self.macs.items())
+
+        reach = 1 - total(counts(high)) / dense
+        if reach < share:
+            raise Refusal(
+                f"sparsity={share} of the MACs cannot be reached: at most {reach:.3f} can go while each layer keeps a "
+                "channel; lower sparsity=, or give prune.prune_stem=true"
+            )
+        while low < high:
+            middle = (low + high) // 2
+            if total(counts(middle)) > (1 - share) * dense:
+                low = middle + 1
+            else:
+                high = middle
+        # Between the last budget above the target and the first below it, layer by layer: uniform steps in all at once.
+        above, below = counts(max(0, low - 1)), counts(low)
+        mixed = [below[:index] + above[index:] for index in range(len(layers) + 1)]
+        return min(mixed, key=lambda budget: abs(total(budget) - (1 - share) * dense))
+
+    def densities(self, layers: Sequence[Layer], counts: Sequence[int]) -> dict[str, float]:
+        return slim_densities([self.couplings[layer.name] for layer in layers], list(counts))
+
+    def _square(self, layer: Layer) -> Tensor:
+        """s^2 of each unit: the mean (l2: the sum) of the squares of all its weights; float32."""
+        total = torch.zeros(layer.units, device=layer.weight.device)
+        for member in layer.members:
+            if member.weighs:
+                squares = _row_sums(member.tensor.detach().float().square())
+                total = total.index_add(0, _units(member, total), squares)
+        return total * self._scale(layer)
+
+    def _scale(self, layer: Layer) -> float:
+        if self.options.saliency == "l2":
+            return 1.0
+        return layer.units / sum(member.tensor.numel() for member in layer.members if member.weighs)
+
+    def saliency(self, layer: Layer) -> Tensor:
+        return self._square(layer).sqrt()
+
+    def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
+        return [cut_at(self.saliency(layer), layer.pruned).to(layer.weight.device) for layer in layers]
+
+    def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
+        return values[_units(member, values)].reshape(-1, *[1] * (weight.dim() - 1))
+
+    def soft_state(self, layer: Layer, cut: Tensor, temperature: Tensor | float) -> dict[str, Tensor]:
+        z = (self._square(layer) - cut * cut.abs()) / temperature
+        return {"cut": cut, "mask": torch.sigmoid(z)}
+
+    def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
+        making = [one for one in layer.members if one.weighs]
+        mask = unit_mask(
+            layer.state["mask"],
+            temperature,
+            self._scale(layer),
+            [one.tensor for one in making],
+            [_units(one, layer.state["mask"]) for one in making],
+        )
+        return weight * self.spread(mask, layer, member, weight).to(weight.dtype)
+
+    def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
+        """What reads a pruned channel multiplies zeros: zero as well, so that counts are those of the slim model."""
+        for part in self.couplings[layer.name].inputs:
+            weight: Tensor = part.module.weight  # type: ignore[assignment]
+            units = torch.tensor(input_columns(part), device=weight.device)
+            gone = (units >= 0) & ~keep[units.clamp(min=0)]
+            weight.masked_fill_(gone.reshape(1, -1, *[1] * (weight.dim() - 2)), 0.0)
+
+    def weights(self, layer: Layer) -> dict[str, Tensor]:
+        one = self.couplings[layer.name]
+        return {part.name: part.module.weight for part in (*one.outputs, *one.inputs)}  # type: ignore[misc]
+
+
+def _units(member: Member, values: Tensor) -> Tensor:
+    """The unit of each slice, on the device of `values` (the model may have moved)."""
+    assert member.units is not None
+    if member.units.device != values.device:
+        member.units = member.units.to(values.device)
+    return member.units
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    return values.sum(dim=tuple(range(1, values.dim())))
+
+
+def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
+    first = known[coupling.name]
+    members: list[Member] = []
+    for part in (*coupling.outputs, *coupling.norms):
+        weighs = part.name in known
+        for key in ("weight", "bias"):
+            tensor = part.module._parameters.get(key)
+            if tensor is not None:
+                units = torch.tensor(part.units, device=tensor.device)
+                site = Site(part.module, key, part.module)
+                members.append(Member(f"{part.name}.{key}".lstrip("."), [site], weighs and key == "weight", units))
+    return Layer(first.name, first.kind, first.parameter, first.sites, members, units=coupling.units)

@@ -1,0 +1,162 @@
+"""N:M: in every group of M consecutive inputs N weights stay (PDP with one cut inside each group)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from pdp.cut import keep_units
+from pdp.errors import Refusal
+from pdp.layers import Layer, Member, first_convolution, is_conv1d
+from pdp.patterns import pattern
+from pdp.patterns.options import NmOptions
+
+
+class Pattern(pattern.Pattern):
+    """Groups run along the inputs, for a convolution at each kernel position by itself.
+
+    A layer's candidates are each group's M - N smallest. For K pruned units the K smallest candidates go (in group
+    order among equals), which gives every group its own count from 0 to M - N, and a cut midway to its next unit.
+    """
+
+    name = "nm"
+    options: NmOptions
+
+    @property
+    def label(self) -> str:
+        return f"{self.options.n}:{self.options.m}"
+
+    @property
+    def implied_share(self) -> float:
+        return 1 - self.options.n / self.options.m
+
+    @property
+    def _free(self) -> int:
+        return self.options.m - self.options.n
+
+    def gather(self, model: nn.Module, layers: list[Layer], example_input: Any) -> tuple[list[Layer], dict[str, str]]:
+        stem = first_convolution(model)
+        taken: list[Layer] = []
+        dense: dict[str, str] = {}
+        for layer in layers:
+            reason = self._refuses(layer, stem)
+            if reason:
+                dense[layer.name] = reason
+            else:
+                layer.units = layer.weight.numel()
+                taken.append(layer)
+        return taken, dense
+
+    def _refuses(self, layer: Layer, stem: nn.Module | None) -> str | None:
+        module = layer.sites[0].module
+        if module is stem:
+            return "the stem"
+        if isinstance(module, _ConvTransposeNd):
+            return "a transposed convolution"
+        if isinstance(module, _ConvNd) and module.groups > 1 and layer.weight.shape[1] == 1:
+            return "depthwise"
+        inputs = layer.weight.shape[input_dim(layer)]
+        return f"{inputs} inputs do not divide by {self.options.m}" if inputs % self.options.m else None
+
+    def budget(
+        self,
+        layers: Sequence[Layer],
+        allocation: str,
+        share: float | None,
+        saliency: Callable[[Layer], Tensor],
+        path: str | Path | None,
+    ) -> list[int]:
+        if path is not None or allocation == "file":
+            raise Refusal(f"allocation=file has no meaning for pattern {self.label}, which is its own budget: drop it")
+        return [layer.units // self.options.m * self._free for layer in layers]
+
+    def keep(self, layer: Layer, saliency: Tensor) -> Tensor:
+        if not layer.pruned:
+            return torch.ones_like(saliency, dtype=torch.bool)
+        grouped = self.groups(saliency, layer)
+        ordered = grouped.sort(dim=-1, stable=True)
+        counts = self._counts(ordered.values[..., : self._free], layer.pruned)
+        rank = ordered.indices.argsort(dim=-1)
+        return self._back(rank >= counts[..., None], layer)
+
+    def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
+        return [self._cut(layer) for layer in layers]
+
+    def _cut(self, layer: Layer) -> Tensor:
+        values = self.groups(layer.weight.detach(), layer)
+        values = (values if values.dtype == torch.float64 else values.float()).abs()
+        columns = sorted_columns(values)
+        if layer.pruned == columns[0].numel() * self._free:
+            below, above = columns[self._free - 1], columns[self._free]
+            return below + (above - below) * 0.5
+        table = torch.stack(columns[: self._free + 1], -1)
+        counts = self._counts(table[..., : self._free], layer.pruned)[..., None]
+        below = table.gather(-1, (counts - 1).clamp(min=0))
+        above = table.gather(-1, counts)
+        return torch.where(counts > 0, below + (above - below) * 0.5, -math.inf)[..., 0]
+
+    def _counts(self, candidates: Tensor, pruned: int) -> Tensor:
+        """k_g: how many of each group's candidates (ascending along the last dimension) are among the smallest."""
+        return self._free - keep_units(candidates, pruned).sum(-1)
+
+    def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
+        """A cut for each group, repeated over its M weights; masks over weights stay as they are."""
+        if values.shape == weight.shape:
+            return values
+        spread = self._back(values[..., None].expand(*values.shape, self.options.m), layer)
+        # In the weight's own memory order, so that the masked weight keeps it.
+        return spread.contiguous() if weight.is_contiguous() else spread
+
+    def groups(self, values: Tensor, layer: Layer) -> Tensor:
+        """`values` shaped like the weight as (out, kernel positions..., groups, M)."""
+        return values.movedim(input_dim(layer), -1).unflatten(-1, (-1, self.options.m))
+
+    def _back(self, grouped: Tensor, layer: Layer) -> Tensor:
+        return grouped.flatten(-2).movedim(-1, input_dim(layer))
+
+
+def input_dim(layer: Layer) -> int:
+    """The dimension of the weight along which inputs run."""
+    return 0 if is_conv1d(layer.sites[0].module) else 1
+
+
+def sorted_columns(grouped: Tensor) -> list[Tensor]:
+    """The values of each group along the last dimension in ascending order, one tensor for each rank."""
+    columns = list(grouped.movedim(-1, 0).contiguous().unbind(0))
+    if len(columns) & (len(columns) - 1):
+        return list(grouped.sort(dim=-1).values.unbind(-1))
+    # A sorting network works on whole columns; a sort of millions of rows of four takes ten times as long.
+    for low, high in merge_exchanges(len(columns)):
+        columns[low], columns[high] = (
+            torch.minimum(columns[low], columns[high]),
+            torch.maximum(columns[low], columns[high]),
+        )
+    return columns
+
+
+def merge_exchanges(size: int) -> list[tuple[int, int]]:
+    """Batcher's odd-even merge sort: the comparisons of a sorting network for a power of two."""
+    pairs = []
+    block = 1
+    while block < size:
+        step = block
+        while step:
+            for start in range(step % block, size - step, 2 * step):
+                for low in range(start, min(start + step, size - step)):
+                    if low // (2 * block) == (low + step) // (2 * block):
+                        pairs.append((low, low + step))
+            step //= 2
+        block *= 2
+    return pairs
+
+
+def obeys(weight: Tensor, layer: Layer, n: int, m: int) -> bool:
+    """Whether every group of M has at most N numbers that are not zero."""
+    groups = weight.movedim(input_dim(layer), -1).unflatten(-1, (-1, m))
+    return bool((groups.count_nonzero(dim=-1) <= n).all())

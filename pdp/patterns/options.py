@@ -1,0 +1,48 @@
+"""The options of each pattern; needs no torch, so that a command line can be checked in a moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pdp.errors import Refusal
+
+SALIENCIES = ("rms", "l2")
+TARGETS = ("channels", "macs")
+
+
+@dataclass
+class RandomOptions:
+    """Any weight by itself."""
+
+    def check(self) -> None:
+        """Raises `Refusal` for a value that the pattern cannot work with."""
+
+
+@dataclass
+class NmOptions(RandomOptions):
+    """N weights kept of each M consecutive inputs."""
+
+    n: int = 2
+    m: int = 4
+
+    def check(self) -> None:
+        if not 0 < self.n < self.m:
+            raise Refusal(f"prune.n={self.n} of prune.m={self.m}: N of each M are kept, so give 0 < prune.n < prune.m")
+
+
+@dataclass
+class ChannelOptions(RandomOptions):
+    """Whole output channels, with all that is coupled to them."""
+
+    saliency: str = "rms"  # root mean square of the channel's weights, or l2: their norm
+    target: str = "channels"  # what sparsity is a share of: channels, or the multiply-adds of the slimmed model (macs)
+    prune_stem: bool = False  # whether the first convolution may lose outputs
+    relative_budget: bool = True  # layers are compared by saliency over the layer's mean, which fan-in does not move
+
+    def check(self) -> None:
+        for key, allowed in (("saliency", SALIENCIES), ("target", TARGETS)):
+            if getattr(self, key) not in allowed:
+                raise Refusal(f"prune.{key}={getattr(self, key)}: no such choice; known: {', '.join(allowed)}")
+
+
+PATTERNS: dict[str, type[RandomOptions]] = {"random": RandomOptions, "nm": NmOptions, "channel": ChannelOptions}

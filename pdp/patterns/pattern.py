@@ -1,0 +1,102 @@
+"""What every pattern answers: its units, their saliency and cuts, and how a mask over units acts on the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pdp.allocation import allocate
+from pdp.cut import keep_units, magnitude_cuts_at
+from pdp.layers import Layer, Member
+from pdp.mask import soft_prune
+from pdp.patterns.options import RandomOptions
+
+
+class Pattern:
+    """Every weight a unit of its own; other patterns replace what differs."""
+
+    name: ClassVar[str] = "random"
+    needs_example: ClassVar[bool] = False  # whether the units can only be found by running the model
+
+    temperature_mode: ClassVar[str] = "absolute"  # of PDP's mask, where nobody says otherwise
+    kappa: ClassVar[float] = 0.02  # tau / t^2 in relative mode
+
+    def __init__(self, options: RandomOptions):
+        self.options = options
+
+    @property
+    def label(self) -> str:
+        """How records and tables name the pattern."""
+        return self.name
+
+    @property
+    def target_unit(self) -> str:
+        """What the target is a share of: weight, channel or mac."""
+        return "weight"
+
+    @property
+    def implied_share(self) -> float | None:
+        """The target where the pattern itself says it."""
+        return None
+
+    def gather(self, model: nn.Module, layers: list[Layer], example_input: Any) -> tuple[list[Layer], dict[str, str]]:
+        """The layers this pattern prunes, their units counted, and by name why the others stay dense."""
+        for layer in layers:
+            layer.units = layer.weight.numel()
+        return layers, {}
+
+    def budget(
+        self,
+        layers: Sequence[Layer],
+        allocation: str,
+        share: float | None,
+        saliency: Callable[[Layer], Tensor],
+        path: str | Path | None,
+    ) -> list[int]:
+        """How many units each layer loses at the target; raises `Refusal` where it cannot be met."""
+        return allocate(allocation, layers, share, saliency, path)
+
+    def densities(self, layers: Sequence[Layer], counts: Sequence[int]) -> dict[str, float]:
+        """The share of its weights that each layer keeps when so many units go, by module name."""
+        return {layer.name: 1 - count / layer.units for layer, count in zip(layers, counts, strict=True)}
+
+    def saliency(self, layer: Layer) -> Tensor:
+        """One non-negative number per unit, from the stored weights."""
+        return layer.weight.detach().abs()
+
+    def keep(self, layer: Layer, saliency: Tensor) -> Tensor:
+        """Which units stay, bool, shaped like `saliency`: exactly `layer.pruned` go."""
+        return keep_units(saliency, layer.pruned)
+
+    def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
+        """PDP's t of each layer for its current share: one number, or one for each group of units."""
+        return magnitude_cuts_at([layer.weight for layer in layers], [layer.pruned for layer in layers])
+
+    def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
+        """Numbers over units (or their groups), made to broadcast against one of the layer's tensors."""
+        return values
+
+    def soft_state(self, layer: Layer, cut: Tensor, temperature: Tensor | float) -> dict[str, Tensor]:
+        """What `soft_weight` needs besides the stored weight."""
+        return {"cut": cut}
+
+    def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
+        """PDP's effective weight m(w) * w under the cuts in the layer's state."""
+        return soft_prune(weight, self.spread(layer.state["cut"], layer, member, weight), temperature)
+
+    def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
+        """The layer is hard: writes whatever further zeros follow."""
+
+    def weights(self, layer: Layer) -> dict[str, Tensor]:
+        """The convolution and linear weights that the layer's mask reaches, by module name."""
+        return {layer.name: layer.weight}
+
+
+def squared_cut(cut: Tensor) -> Tensor:
+    """The mean of t^2 over the cuts that prune anything, 0-dim; no device synchronization."""
+    some = cut.isfinite()
+    return torch.where(some, cut, torch.zeros_like(cut)).square().sum() / some.sum().clamp(min=1)

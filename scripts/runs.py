@@ -1,0 +1,144 @@
+"""Lists, keeps, cleans and archives the runs that train.py left.
+
+python scripts/runs.py list                                 every run below results/runs
+python scripts/runs.py keep 1a2b3c4d-0 --study first        record, layers, history, histograms to results/records
+python scripts/runs.py clean                                what could be deleted: checkpoints of finished runs
+python scripts/runs.py clean --yes                          deletes it
+python scripts/runs.py archive 1a2b3c4d --to runs.tar       whole runs, all seeds, without their checkpoints
+
+A RUN is a directory, of one seed or of several, or an id as `list` shows it, with its seed or without. Exit codes: 0
+done; 2 refused; 3 the disk or its rights did not allow it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pdp import run_store
+from pdp.errors import Refusal, Stopped
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(f"{message}; --help says all")
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = Parser("runs.py", description=__doc__, formatter_class=kind)
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where runs/ and records/ lie (results)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|keep|clean|archive")
+
+    one = commands.add_parser("list", help="a table of all runs")
+    one.add_argument("folder", nargs="?", type=Path, help="where to look (results/runs)")
+
+    one = commands.add_parser("keep", help="copy what tables are made from to results/records, at most 100 kB a run")
+    one.add_argument("runs", nargs="+", metavar="RUN")
+    one.add_argument("--study", required=True, help="the folder in results/records")
+
+    one = commands.add_parser("clean", help="delete checkpoints of finished runs; without --yes only say which")
+    one.add_argument("runs", nargs="*", metavar="RUN", help="these alone (all below results/runs)")
+    one.add_argument("--finished", action="store_true", help="whole runs too, where kept in results/records")
+    one.add_argument("--unfinished", action="store_true", help="unfinished runs too, whole; running ones never")
+    one.add_argument("--yes", action="store_true", help="delete")
+
+    one = commands.add_parser("archive", help="a tar file of whole runs without their checkpoints; deletes nothing")
+    one.add_argument("runs", nargs="+", metavar="RUN")
+    one.add_argument("--to", required=True, type=Path, metavar="FILE.tar")
+    return parser
+
+
+def show(folder: Path) -> None:
+    """Prints the table of all runs in `folder`; raises `Refusal` where there is no such folder."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from pdp.display import percent, score
+
+    if not folder.is_dir():
+        raise Refusal(f"{folder} is no folder: give the one that holds the runs")
+    runs = [run_store.read_run(path) for path in run_store.find_runs(folder)]
+    table = Table(box=SIMPLE, title=f"runs in {folder}", title_justify="left")
+    left = ("id", "model", "data", "method", "pattern")
+    right = ("sparsity", "status", "epoch", "metric", "when (UTC)")
+    for column in (*left, *right):
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    for run in runs:
+        metric = "" if run.metric is None else f"{run.metric_name} {score(run.metric_name, run.metric)}".strip()
+        table.add_row(
+            run.id,
+            *(value or "?" for value in (run.model, run.data, run.method, run.pattern)),
+            "" if run.sparsity is None else percent(run.sparsity),
+            run.status,
+            "" if run.epochs is None else f"{run.epoch or 0}/{run.epochs}",
+            metric,
+            "" if run.when is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.when)),
+        )
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # one line a run, whoever reads it
+    console.print(table)
+    counts = ", ".join(f"{number} {status}" for status, number in sorted(Counter(run.status for run in runs).items()))
+    print(f"{len(runs)} runs" + (f": {counts}" if counts else ""))
+
+
+def keep(arguments: argparse.Namespace, runs: Path) -> None:
+    """Keeps the named runs."""
+    for path in run_store.resolve(arguments.runs, runs):
+        target, left_out = run_store.keep(path, arguments.study, arguments.results)
+        print(f"{target}: {run_store.size(target):,} bytes" + "".join(f"; {words}" for words in left_out))
+
+
+def clean(arguments: argparse.Namespace, runs: Path) -> None:
+    """Says what would be deleted, and with --yes deletes it."""
+    paths = run_store.resolve(arguments.runs, runs) if arguments.runs else run_store.find_runs(runs)
+    plan = list(run_store.to_delete(paths, arguments.results, arguments.finished, arguments.unfinished))
+    total = 0
+    for path, reason in plan:
+        total += (size := run_store.size(path))
+        print(f"{path}  {size / 1e6:.1f} MB  {reason}")
+    if plan and arguments.yes:
+        for path, reason in plan:
+            run_store.delete(path, reason)
+        print(f"deleted: {total / 1e6:.1f} MB")
+    else:
+        print(f"{total / 1e6:.1f} MB could be deleted; --yes does it" if plan else "nothing to delete")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        arguments = make_parser().parse_args(argv)
+        runs = arguments.results / "runs"
+        if arguments.command == "list":
+            show(arguments.folder or runs)
+        elif arguments.command == "keep":
+            keep(arguments, runs)
+        elif arguments.command == "clean":
+            clean(arguments, runs)
+        else:
+            written = run_store.archive(run_store.resolve(arguments.runs, runs), arguments.to)
+            print(f"{arguments.to}: {written / 1e6:.1f} MB")
+    except Refusal as refusal:
+        print(f"runs: {refusal}", file=sys.stderr)
+        return Refusal.exit_code
+    except OSError as error:
+        print(f"runs: {error}", file=sys.stderr)
+        return Stopped.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,77 @@
+"""prune=nm and prune=channel on the command line: options, what is refused, where the runs lie."""
+
+import pytest
+
+from pdp.config.compose import compose, from_yaml, to_yaml
+from pdp.config.identity import changed_values, run_directory
+from pdp.config.schema import ChannelPruneConfig, NmPruneConfig
+from pdp.errors import Refusal
+
+
+@pytest.fixture(autouse=True)
+def no_imagenet(monkeypatch):
+    monkeypatch.delenv("IMAGENET_DIR", raising=False)
+
+
+def directory(*overrides):
+    return run_directory(compose(["model=resnet18", *overrides]), "0" * 16).parent.name
+
+
+def test_nm_implies_its_sparsity():
+    config = compose(["model=resnet18", "prune=nm", "prune.n=1", "prune.m=4"])
+    assert isinstance(config.prune, NmPruneConfig) and (config.prune.n, config.prune.m) == (1, 4)
+    assert config.sparsity is None
+    assert directory("prune=nm", "prune.n=1").startswith("resnet18-digits-pdp-1-4-0.75-")
+    assert directory("prune=nm").startswith("resnet18-digits-pdp-2-4-0.5-")
+
+
+def test_an_agreeing_sparsity_is_the_same_run():
+    assert directory("prune=nm", "sparsity=0.5") == directory("prune=nm") == directory("prune=nm", "prune.n=2")
+    assert directory("prune=nm", "prune.n=4", "prune.m=8") != directory("prune=nm")
+
+
+def test_channels_have_options_of_their_own():
+    config = compose(["model=resnet18", "prune=channel", "sparsity=0.5", "prune.target=macs"])
+    assert isinstance(config.prune, ChannelPruneConfig) and config.prune.target == "macs"
+    assert changed_values(config)["prune.target"] == "macs"
+    assert directory("prune=channel", "sparsity=0.5").startswith("resnet18-digits-pdp-channel-0.5-")
+
+
+@pytest.mark.parametrize("overrides", [["prune=nm", "prune.n=1"], ["prune=channel", "sparsity=0.5"], ["sparsity=0.5"]])
+def test_a_runs_configuration_is_read_back(overrides):
+    config = compose(["model=resnet18", *overrides])
+    assert from_yaml(to_yaml(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["prune=nm", "sparsity=0.6"], "sparsity=0.6 contradicts prune.n=2 prune.m=4"),
+        (["prune=nm", "prune.n=4"], "prune.n=4 prune.m=4"),
+        (["prune=nm", "prune.n=0"], "prune.n=0"),
+        (["prune=nm", "prune.n=1.5"], "prune.n=1.5 whole number"),
+        (["prune=nm", "allocation=uniform"], "allocation prune=nm"),
+        (["prune=nm", "prune.target=macs"], "prune.target"),
+        (["prune=random", "prune.n=2", "sparsity=0.5"], "prune.n"),
+        (["prune.pattern=nm", "sparsity=0.5"], "prune.pattern=nm prune=<name>"),
+        (["prune=chanel", "sparsity=0.5"], "prune=chanel channel"),
+        (["prune=channel"], "sparsity must be given"),
+        (["prune=channel", "sparsity=0.5", "prune.saliency=l1"], "prune.saliency=l1 l2 rms"),
+        (["prune=channel", "sparsity=0.5", "allocation=erk"], "allocation=erk"),
+        (["sparsity=0.5", "method.temperature_mode=relativ"], "method.temperature_mode=relativ relative"),
+        (["sparsity=0.5", "method.kappa=0"], "method.kappa=0"),
+        (["sparsity=0.5", "prune=channel", "method.temperature=1e-4"], "method.temperature temperature_mode=absolute"),
+        (["sparsity=0.5", "method.temperature_mode=relative", "method.temperature=1e-3"], "method.temperature kappa"),
+        (["sparsity=0.5", "recipe.recalibrate_bn=-1"], "recipe.recalibrate_bn=-1"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_refused(overrides, words):
+    with pytest.raises(Refusal) as caught:
+        compose(["model=resnet18", *overrides])
+    for word in words.split():
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_a_method_with_an_allocation_of_its_own_works_with_nm():
+    assert compose(["model=resnet18", "prune=nm", "method=gmp"]).method.name == "gmp"
