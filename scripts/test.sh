@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 venv="${PDP_VENV:-.venv}"
 if ! "$venv/bin/python" -c "import pdp" >/dev/null 2>&1 || [ ! -f "$venv/.complete" ]; then
     "${PYTHON:-python3}" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[harness,dev]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[harness,export,dev]"
     touch "$venv/.complete"
 fi
 export PATH="$(cd "$venv/bin" && pwd):$PATH"
