@@ -4,10 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv="${PDP_VENV:-.venv}"
-if ! "$venv/bin/python" -c "import pdp" >/dev/null 2>&1 || [ ! -f "$venv/.complete" ]; then
+stamp="$venv/.complete-$(sha256sum pyproject.toml | cut -c1-16)"
+if [ ! -f "$stamp" ]; then
     "${PYTHON:-python3}" -m venv "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[harness,export,dev]"
-    touch "$venv/.complete"
+    touch "$stamp"
 fi
 export PATH="$(cd "$venv/bin" && pwd):$PATH"
 ruff check .
