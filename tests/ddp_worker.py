@@ -1,4 +1,4 @@
-"""One of several processes that prune a net under DDP; saves its weights and cuts. Run by test_two_processes.py."""
+"""One of several processes that prune a net under DDP; saves its weights and cuts. Run by test_processes.py."""
 
 import os
 import sys

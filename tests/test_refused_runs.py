@@ -61,7 +61,7 @@ def bad(tmp_path, monkeypatch):
         (["model.arguments.depth=7"], ["depth"]),
         (["prune.exclude=[layer9.*]"], ["prune.exclude", "layer9.*"]),
         (["prune.exclude=[*]"], ["prune.exclude"]),
-        (["allocation=file", "allocation.path=budget.csv"], ["layer1.0.conv7", "layer1.0.conv1"]),
+        (["allocation=file", "allocation.path=budget.csv"], ["layer1.0.conv7", "did you mean layer1.0.conv"]),
         (["sparsity=0.9999"], ["sparsity"]),
         (["schedule.warmup=3000it", "recipe.epochs=8"], ["schedule.warmup", "recipe.epochs"]),
         (

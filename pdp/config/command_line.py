@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -151,6 +152,7 @@ def _hydra_main(program: str, argv: Sequence[str], job: Callable[[object], int])
 
     compose.register_schemas()
     before, sys.argv = sys.argv, [f"{program}.py", *argv]
+    handlers, level = logging.root.handlers[:], logging.root.level
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base=compose.VERSION_BASE)(job)()
@@ -160,4 +162,6 @@ def _hydra_main(program: str, argv: Sequence[str], job: Callable[[object], int])
         return ending.code if isinstance(ending.code, int) else DONE
     finally:
         sys.argv = before
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)
     return DONE
