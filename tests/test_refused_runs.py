@@ -62,7 +62,7 @@ def bad(tmp_path, monkeypatch):
         (["prune.exclude=[layer9.*]"], ["prune.exclude", "layer9.*"]),
         (["prune.exclude=[*]"], ["prune.exclude"]),
         (["allocation=file", "allocation.path=budget.csv"], ["layer1.0.conv7", "did you mean layer1.0.conv"]),
-        (["sparsity=0.9999"], ["sparsity"]),
+        (["sparsity=0.99999"], ["sparsity"]),
         (["schedule.warmup=3000it", "recipe.epochs=8"], ["schedule.warmup", "recipe.epochs"]),
         (
             ["device=cuda"] if not torch.cuda.is_available() else ["sparsity=2"],
