@@ -1,7 +1,7 @@
 """A finished run's model for use elsewhere.
 
     python scripts/export.py run=results/runs/<run>/seed0 format=slim          # channel pruning: physically smaller
-    python scripts/export.py run=... format=onnx output=/tmp/exported          # any pattern, checked with onnxruntime
+    python scripts/export.py run=... format=onnx output=exported               # any pattern, checked with onnxruntime
     python scripts/export.py run=... format=nm                                 # 2:4 in torch's semi-structured format
     python scripts/export.py run=... format=safetensors                        # hard weights under their dense names
 
