@@ -11,6 +11,8 @@ if [ ! -f "$stamp" ]; then
     touch "$stamp"
 fi
 export PATH="$(cd "$venv/bin" && pwd):$PATH"
+# An environment shared between checkouts must test this one.
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 ruff check .
 ruff format --check .
 mypy
