@@ -25,12 +25,14 @@ def make_accelerator(config: Config) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
     GradientState._reset_state()
     accelerator = Accelerator(
-        cpu=config.device == "cpu",
+        # Left to itself, accelerate starts no process group where there is nothing but a CPU.
+        cpu=config.device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision={"fp32": "no"}.get(config.recipe.precision, config.recipe.precision),
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.recipe.accumulation, sync_with_dataloader=False
         ),
-        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False),
+        # The host goes on while a batch is copied: waiting for the copy would wait for the step before it too.
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
         step_scheduler_with_optimizer=False,
     )
     share = config.recipe.accumulation * accelerator.num_processes
@@ -74,6 +76,7 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
         own_exclude=task.exclude,
         steps_per_epoch=steps_per_epoch,
         upper_bound=task.upper_bound or 1.0,
+        seed=config.seed,
         example_input=example_input,
         pattern_options=pattern_options(config.prune),
     )

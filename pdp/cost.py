@@ -1,4 +1,7 @@
-"""Parameters and multiply-adds, per layer: convolution and linear layers, attention products on their own."""
+"""Parameters and multiply-adds, per layer: convolution and linear layers, attention products on their own.
+
+Ground floor: it needs only `pdp.layers`, and patterns whose target is a share of the MACs stand on it.
+"""
 
 from __future__ import annotations
 

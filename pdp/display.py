@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -55,6 +56,17 @@ class Display:
         """Moves the bar."""
         if self._progress:
             self._progress.update(self._task, completed=done, description=f"epoch {epoch + 1}/{epochs}", state=state)
+
+    def epoch(self, line: dict[str, Any], epochs: int, metric: str) -> None:
+        """Where there is no bar, the end of an epoch, `line` as its history has it."""
+        if self.console.is_terminal:
+            return
+        done = line["epoch"] + 1
+        self.say(
+            f"epoch {done}/{epochs} loss {line['loss']:.4f} {metric} {score(metric, line['metric'])} "
+            f"sparsity {percent(line['sparsity'])} {line['phase']}, "
+            f"{line['seconds'] / done * (epochs - done):.0f} s left"
+        )
 
     def stop(self) -> None:
         """Ends the bar."""

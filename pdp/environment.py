@@ -10,7 +10,17 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "torchvision", "timm", "accelerate", "numpy", "hydra-core")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "numpy",
+    "hydra-core",
+    "transformers",
+    "tokenizers",
+    "datasets",
+)
 
 
 def peak_memory_mb(device: torch.device) -> float:

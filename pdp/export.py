@@ -23,7 +23,10 @@ from pdp.patterns.nm import obeys
 from pdp.records import Record, read_record, write_json
 from pdp.slim import difference, slim
 from pdp.tasks import build_task
-from pdp.tasks.task import Task
+from pdp.tasks.image_data import model_input
+from pdp.tasks.language_models import positions
+from pdp.tasks.task import Batch, Task
+from pdp.tasks.text_task import TextTask
 
 FORMATS = ("slim", "nm", "onnx", "safetensors")
 TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
@@ -36,22 +39,28 @@ class ExportedRun:
         self.path = path
         self.record: Record = read_record(path)
         self.config: Config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
-        self.config.model.pretrained = "false"
         self.task: Task = build_task(self.config)
-        self.inputs, self.inputs_note = self._real_inputs()
+        self.config.model.pretrained = "false"
+        self.batch, self.inputs_note = self._real_inputs()
+        self.inputs: Tensor = self.batch["image" if "image" in self.batch else "input_ids"]
         self.model: nn.Module = make_model(self.config, self.task).to(memory_format=torch.contiguous_format)
         load_weights(self.model, path / "model.safetensors")
         self.model.eval()
 
-    def _real_inputs(self, size: int = 16) -> tuple[Tensor, str]:
-        """A batch of test images, or noise where the data is not at hand."""
+    def _real_inputs(self, size: int = 16) -> tuple[Batch, str]:
+        """A batch of the test set, or noise where the data is not at hand."""
         try:
             self.task.open_data()
             batch = next(iter(self.task.evaluation_loader("test", size, 0)))
-            return batch["image"], f"{len(batch['image'])} test images of {self.task.data_name}"
+            if "image" in batch:
+                batch["image"] = model_input(batch["image"])
+            return batch, f"{len(batch['index'])} test samples of {self.task.data_name}"
         except (Refusal, Stopped) as error:
             example = self.task.example_input()
-            return torch.randn(size, *example.shape[1:]), f"noise, as the data is not at hand ({error})"
+            if not example.is_floating_point():
+                tokens = example.expand(size, -1).contiguous()
+                return {"input_ids": tokens}, f"one token, as the data is not at hand ({error})"
+            return {"image": torch.randn(size, *example.shape[1:])}, f"noise, as the data is not at hand ({error})"
 
 
 def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
@@ -197,33 +206,59 @@ def save_semi_structured(model: nn.Module, names: set[str], folder: Path) -> lis
 
 
 def _onnx(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
-    off = save_onnx(run.model, run.inputs, folder / "model.onnx")
+    if isinstance(run.task, TextTask):
+        # What the task gives the model, so that what is measured with it is what the record says.
+        named = run.task.inputs_of(run.model, {"attention_mask": torch.ones_like(run.inputs)} | run.batch)
+        off = save_onnx(Logits(run.model, tuple(named)), named, folder / "model.onnx")
+    else:
+        off = save_onnx(run.model, {"input": run.inputs}, folder / "model.onnx")
     return [("compared on", run.inputs_note), ("difference to torch", f"{off:.2g} of the largest output")]
 
 
-def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> float:
-    """Writes ONNX of any batch size; gives onnxruntime's difference to torch on `inputs`, over the largest output."""
+class Logits(nn.Module):
+    """A transformer that takes its inputs by place and gives, of a record of several things, the logits alone."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]):
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """(N, tokens) each to (N, classes), or (N, tokens, vocabulary)."""
+        return self.model(**dict(zip(self.names, inputs, strict=True))).logits
+
+
+def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) -> float:
+    """Writes ONNX of any batch size, and of any length of text; `inputs` by their names there, one alone is "input".
+
+    Gives onnxruntime's difference to torch on `inputs`, over the largest output.
+    """
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(name) is None:
             raise Refusal(f"format=onnx needs {name}: pip install 'pdp-pruning[export]'")
     import onnxruntime
 
     model.eval()
+    named = inputs if isinstance(inputs, dict) else {"input": inputs}
+    values = tuple(named.values())
+    dimensions = {0: torch.export.Dim("batch")}
+    if isinstance(model, Logits):
+        dimensions[1] = torch.export.Dim("tokens", max=positions(model.model))
     with torch.no_grad():
         torch.onnx.export(
             model,
-            (inputs,),
+            values,
             path,
             dynamo=True,
             external_data=False,
-            input_names=["input"],
+            input_names=list(named),
             output_names=["output"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            # A model of *inputs takes them as one argument.
+            dynamic_shapes=(tuple(dimensions for _ in values),) if isinstance(model, Logits) else (dimensions,),
             verbose=False,
         )
-        expected = model(inputs)
+        expected = model(*values)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (output,) = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
+    (output,) = session.run(None, {name: value.numpy() for name, value in named.items()})
     off = float((torch.from_numpy(output) - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     if off > TOLERANCE:
         raise Stopped(f"onnxruntime differs from torch by {off:.2g} of the largest output: {path} is not to be used")
@@ -233,9 +268,21 @@ def save_onnx(model: nn.Module, inputs: Tensor, path: Path) -> float:
 def _safetensors(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     model: Any = run.model
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
-        return [("opens with", f"from_pretrained('{folder}')")]
+        return save_transformer(model, getattr(run.task, "tokenizer", None), run.inputs, folder)
     save_model(run.model, str(folder / "model.safetensors"))
     write_json(folder / "model.json", _origin(run))
     params, nonzero = count_parameters(run.model)
     return [("parameters", f"{params:,}, not zero {nonzero:,}"), ("loads into", f"the plain {run.config.model.name}")]
+
+
+def save_transformer(model: Any, tokenizer: Any, inputs: Tensor, folder: Path) -> list[tuple[str, str]]:
+    """Writes a transformer and its tokenizer as transformers does, and compares what opens with what was there."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    again = type(model).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    with torch.no_grad():
+        off = float((again(inputs).logits - model(inputs).logits).abs().max())
+    if off:
+        raise Stopped(f"the model in {folder} differs from the run's by {off:.2g}: not to be used")
+    return [("opens with", f"transformers.{type(model).__name__}.from_pretrained('{folder}')"), ("difference", "0")]

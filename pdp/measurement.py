@@ -12,7 +12,7 @@ from torch import nn
 from pdp.assembly import make_accelerator, make_model
 from pdp.checkpoint import load_weights
 from pdp.config.compose import from_yaml
-from pdp.config.schema import Config
+from pdp.config.schema import Config, data_label
 from pdp.cost import count_bytes, count_macs, count_parameters
 from pdp.display import Display, percent, score
 from pdp.evaluation import measure
@@ -29,8 +29,8 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
         node, _, name = key.rpartition(".")
         setattr(getattr(config, node) if node else config, name, value)
     config.recipe.accumulation = 1
-    config.model.pretrained = "false"
     task = build_task(config)
+    config.model.pretrained = "false"
     task.open_data()
     if task.data_fingerprint != record.data_fingerprint:
         warnings.warn(
@@ -49,7 +49,7 @@ def evaluate(config: Config) -> None:
     task.open_data()
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
-    display.say(f"{config.model.name} on {config.data.name}. {task.data_note}")
+    display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
     _show_measurement(config, task, make_model(config, task), accelerator, display, None)
 
 
@@ -85,7 +85,7 @@ def _show_measurement(
         rows = [(label, value, other) for (label, value, _), other in zip(rows, held, strict=True)]
     columns = ("", "measured", "record") if record else ("", "measured")
     display.table(
-        f"{config.model.name} on {config.data.name}, test set", columns, [row[: len(columns)] for row in rows]
+        f"{config.model.name} on {data_label(config.data)}, test set", columns, [row[: len(columns)] for row in rows]
     )
     display.say(f"{name} {metrics[name]!r}")
     stored = count_bytes(model)[["dense", "bitmask", "csr"]].sum() / 1e6

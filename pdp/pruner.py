@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from pdp.errors import Refusal
 from pdp.layers import find_layers
 from pdp.methods import make_method
+from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
-from pdp.patterns.pattern import Pattern
+from pdp.patterns.pattern import Pattern, Wanted
+from pdp.pruner_state import load_state, state_of
 from pdp.reporting import layer_report, soft_gap
-from pdp.schedules import Schedule, make_schedule, starts_after
+from pdp.schedules import Schedule, place_schedule, starts_after
 from pdp.shadow import Shadow
 
 
@@ -50,6 +53,7 @@ class Pruner:
         own_exclude: Sequence[str] = (),
         steps_per_epoch: int | None = None,
         upper_bound: float = 1.0,
+        seed: int = 0,
         example_input: Any = None,
         pattern_options: dict[str, Any] | None = None,
         **options: object,
@@ -59,30 +63,40 @@ class Pruner:
         self.method = make_method(method, self.pattern, **options)
         # `skipped` says of layers that the pattern leaves dense why.
         self.layers, self.skipped = self.pattern.gather(model, find_layers(model, exclude, own_exclude), example_input)
+        refused = {layer.name: reason for layer in self.layers if (reason := self.method.refuses(layer))}
+        self.skipped |= refused
+        self.layers = [layer for layer in self.layers if layer.name not in refused]
         if not self.layers:
             raise Refusal(
                 f"pattern {self.pattern.label} has no layer to prune: "
                 + "; ".join(f"{name} ({reason})" for name, reason in list(self.skipped.items())[:3])
             )
-        self.target = self._target(sparsity)
+        self.target = self.pattern.target_of(sparsity)
         implied = self.pattern.implied_share is not None and allocation != "file"
         self.allocation = "implied" if implied else allocation or self.method.allocation
         self.allocation_path = allocation_path
         self.upper_bound = upper_bound
         if self.method.prunes:
-            if self.target is None and self.allocation != "file":
+            if self.allocation == "file" and not self.method.takes_budget:
+                raise Refusal(
+                    f"allocation=file has no meaning for method={self.method.options.name}, which finds each layer's "
+                    "share itself: drop it"
+                )
+            if self.target is not None or self.allocation == "file":
+                # Refuses a target that cannot be met before any training.
+                self.preview_budget()
+            elif self.method.needs_target:
                 raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
-            # Refuses a target that cannot be met before any training.
-            self.preview_budget()
-        self.schedule = self._place(schedule, epochs, steps_per_epoch) if self.method.prunes else None
+        self.schedule: Schedule | None = None
+        if self.method.prunes:
+            self.schedule = place_schedule(schedule, self.method.schedule, epochs, steps_per_epoch)
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None
         self.fraction = 0.0
         self.finished = False
         self.metrics: list[float] = []
-        self._attached = False
-        self.method.begin(self.layers)
+        self.method.begin(self.layers, Plan(self.target, self.allocation, epochs, steps_per_epoch, seed, self._budget))
         self._handles = (
             [
                 handle
@@ -94,25 +108,6 @@ class Pruner:
             if self.method.prunes
             else []
         )
-
-    def _place(self, schedule: Schedule | str | dict[str, Any] | None, epochs: int, steps: int | None) -> Schedule:
-        if isinstance(schedule, Schedule):
-            return schedule
-        values: dict[str, Any] = {"name": schedule} if isinstance(schedule, str) else dict(schedule or {})
-        if not any(key in values for key in ("ramp", "rate")):
-            values["rate"] = 0.015
-        name = values.pop("name", self.method.schedule)
-        return make_schedule(name, epochs, steps_per_epoch=steps, **values)
-
-    def _target(self, sparsity: float | None) -> float | None:
-        implied = self.pattern.implied_share
-        if implied is None:
-            return sparsity
-        if sparsity is not None and abs(sparsity - implied) > 1e-9:
-            raise Refusal(
-                f"sparsity={sparsity} contradicts pattern {self.pattern.label}, which is {implied}: leave it out"
-            )
-        return implied
 
     @property
     def phase(self) -> str:
@@ -127,6 +122,17 @@ class Pruner:
     def share(self) -> float:
         """The share of all units pruned now."""
         return sum(layer.pruned for layer in self.layers) / sum(layer.units for layer in self.layers)
+
+    @property
+    def at_target(self) -> bool:
+        """Whether an epoch that ends now counts among those at the target sparsity.
+
+        Where the shares are learned, what the last hard mask pruned decides; a run without a target never counts.
+        """
+        if not self.method.prunes:
+            return True
+        reached = self.target is not None and self.pattern.reached(self.layers) > self.target - 1e-3
+        return self.fraction == 1 and (self.method.exact or reached)
 
     def start_epoch(self, epoch: int, metric: float | None = None) -> None:
         """Sets the shares of `epoch` (counted from 0) and finds their cuts.
@@ -149,72 +155,90 @@ class Pruner:
                     stacklevel=2,
                 )
             self.start = moment
-        self._advance(moment, step=None)
+        self._advance(moment, self._moment(epoch_start=True))
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Adds the method's trainable extras to the optimizer, in groups of their own."""
         for group in self.method.parameter_groups():
             optimizer.add_param_group(group)
-        self._attached = True
+        self.method.optimizer = optimizer
 
     def penalty(self) -> Tensor | None:
         """The method's term of the loss, or None."""
         return self.method.penalty()
 
     def after_backward(self) -> None:
-        """Call between the last backward and the optimizer's step (methods without extras do not need it)."""
-        self.method.after_backward(self.layers, self.steps)
+        """Call between the last backward and the optimizer's step, as methods with `needs_attach` require.
+
+        The trainable extras are no part of a wrapped model: their gradients are averaged over the processes here.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for group in self.method.parameter_groups():
+                for extra in group["params"]:
+                    if extra.grad is not None:
+                        torch.distributed.all_reduce(extra.grad)
+                        extra.grad /= torch.distributed.get_world_size()
+        if self.schedule is not None:
+            self.method.after_backward(self.layers, self._moment())
 
     def step(self) -> None:
         """Call after each optimizer step, once however many micro-batches it took: finds the new cuts."""
         self._alive()
         if self.epoch is None:
             raise RuntimeError("call pruner.start_epoch(epoch) before the first pruner.step()")
-        if self.method.needs_attach and not self._attached:
-            raise RuntimeError(f"method={self.method.options.name} has trainable extras: call pruner.attach(optimizer)")
+        if self.method.needs_attach and self.method.optimizer is None:
+            raise RuntimeError(f"method={self.method.options.name} needs the optimizer: call pruner.attach(optimizer)")
         self.steps += 1
         if self.schedule is None:
             return
         if self.schedule.unit == "step":
-            self._advance(self.steps, step=self.steps)
-        elif self.fraction:
-            self._update(self.steps)
+            self._advance(self.steps, self._moment())
+        else:
+            self._update(self._moment())
 
-    def _advance(self, moment: int, step: int | None) -> None:
+    def _moment(self, **values: Any) -> Moment:
+        return Moment(self.epoch or 0, self.steps, self.fraction, **values)
+
+    def _advance(self, moment: int, now: Moment) -> None:
         assert self.schedule is not None
         fraction = self.schedule.fraction(moment, self.start)
         if fraction and not self.fraction:
             self._fix_budget()
         self.fraction = fraction
-        self._share_out()
-        if fraction:
-            self._update(step)
+        now = replace(now, fraction=fraction)
+        self._share_out(now)
+        self._update(now)
 
     def _fix_budget(self) -> None:
         """Fixes every layer's final share from the weights as they are (PDP: one global cut at epoch s)."""
+        if self.target is None and self.allocation != "file":
+            return
         budget = self.preview_budget()
         for layer, final in zip(self.layers, budget, strict=True):
             layer.final = final
 
     def preview_budget(self) -> list[int]:
         """The budget as it would be fixed from the weights as they are now, in pruned units per layer."""
-        return self.pattern.budget(
-            self.layers, self.allocation, self.target, self.method.saliency, self.allocation_path
-        )
+        return self._budget(self.target, self.allocation)
 
-    def _share_out(self) -> None:
-        for layer in self.layers:
-            layer.pruned = int(self.fraction * layer.final + 0.5)
-            layer.active = layer.pruned > 0
+    def _budget(self, share: float | None, allocation: str | None = None) -> list[int]:
+        saliency, comparable = self.method.saliency, self.method.comparable
+        wanted = Wanted(allocation or self.allocation, share, saliency, self.allocation_path, comparable)
+        return self.pattern.budget(self.layers, wanted)
 
     @torch.no_grad()
-    def _update(self, step: int | None) -> None:
-        self.method.update(self.layers, step)
+    def _share_out(self, moment: Moment) -> None:
+        self.method.share_out(self.layers, moment)
+
+    @torch.no_grad()
+    def _update(self, moment: Moment) -> None:
+        self.method.update(self.layers, moment)
 
     @contextmanager
     def hard(self) -> Iterator[None]:
         """Inside, the model computes with exact zeros at the shares that hold now: what is measured and shipped."""
         with torch.no_grad():
+            self.method.settle(self.layers)
             for layer in self.layers:
                 layer.hard_keep = self.method.keep(layer) if layer.active else None
         try:
@@ -229,6 +253,7 @@ class Pruner:
         model = self.model if model is None else model
         parameters = dict(model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
+            self.method.settle(self.layers)
             members = [(layer, member) for layer in self.layers if layer.active for member in layer.members]
             stored = {member.parameter: parameters[member.parameter].clone() for _, member in members}
             keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
@@ -254,8 +279,9 @@ class Pruner:
             if not self.fraction:
                 self._fix_budget()
             self.fraction = 1.0
-            self._share_out()
-            self._update(None)
+            self._share_out(self._moment(final=True))
+            self._update(self._moment(final=True))
+            self.method.settle(self.layers)
             keeps = [(layer, self.method.keep(layer)) for layer in self.layers if layer.active]
             for layer, keep in keeps:
                 for member in layer.members:
@@ -289,52 +315,11 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides how pruning goes on; tensors and plain values only."""
-        return {
-            "method": self.method.options.name,
-            "pattern": self.pattern.label,
-            "epoch": self.epoch,
-            "steps": self.steps,
-            "start": self.start,
-            "fraction": self.fraction,
-            "finished": self.finished,
-            "metrics": list(self.metrics),
-            "layers": {
-                layer.name: {
-                    "units": layer.units,
-                    "final": layer.final,
-                    "pruned": layer.pruned,
-                    "state": dict(layer.state),
-                }
-                for layer in self.layers
-            },
-            "own": self.method.state_dict(),
-        }
+        return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back `state_dict`; raises `Refusal` if it is of another model, method or pattern."""
-        for key, own in (("method", self.method.options.name), ("pattern", self.pattern.label)):
-            if state.get(key) != own:
-                raise Refusal(f"the pruner's state is of {key}={state.get(key)}, this run has {key}={own}")
-        kept = state["layers"]
-        for layer in self.layers:
-            if layer.name not in kept or kept[layer.name]["units"] != layer.units:
-                raise Refusal(
-                    f"the pruner's state is of another model: it has no layer {layer.name} of {layer.units} units"
-                )
-        if len(kept) != len(self.layers):
-            raise Refusal(
-                f"the pruner's state is of another model: {len(kept)} layers, this one has {len(self.layers)}"
-            )
-        for key in ("epoch", "steps", "start", "fraction", "finished"):
-            setattr(self, key, state[key])
-        self.metrics = list(state["metrics"])
-        for layer in self.layers:
-            saved = kept[layer.name]
-            layer.final, layer.pruned = saved["final"], saved["pruned"]
-            layer.active = layer.pruned > 0
-            for key, value in saved["state"].items():
-                layer.state[key] = value.to(layer.weight.device, copy=True)
-        self.method.load_state_dict(state["own"])
+        load_state(self, state)
         if self.finished:
             for handle in self._handles:
                 handle.remove()

@@ -62,6 +62,7 @@ class Record:
     versions: dict[str, str]
     finished_at: str
     method_options: dict[str, Any] = field(default_factory=dict)
+    distillation: dict[str, Any] = field(default_factory=dict)  # empty: no teacher
     validation: str = "held out"  # or "test": the data's labelled set served every choice too
     notes: list[str] = field(default_factory=list)
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def layer_report(pruner: Pruner) -> pd.DataFrame:
     """`Pruner.report`."""
+    if not pruner.finished:
+        pruner.method.settle(pruner.layers)
     rows = []
     for layer in pruner.layers:
         keep = pruner.method.keep(layer) if layer.active and not pruner.finished else None
@@ -45,6 +47,7 @@ def layer_report(pruner: Pruner) -> pd.DataFrame:
 @torch.no_grad()
 def soft_gap(pruner: Pruner) -> pd.DataFrame:
     """`Pruner.soft_gap`."""
+    pruner.method.settle(pruner.layers)
     rows = []
     for layer in pruner.layers:
         stored, gap, soft = layer.weight.detach(), 0.0, 0.0

@@ -20,10 +20,11 @@ from torch import nn
 from pdp.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
 from pdp.checkpoint import load_weights, save_weights
 from pdp.config.compose import to_yaml
-from pdp.config.identity import config_hash, run_directory
-from pdp.config.schema import Config
+from pdp.config.identity import config_hash, pretrained_label, run_directory
+from pdp.config.schema import Config, data_label
 from pdp.cost import count_macs, count_parameters
 from pdp.display import Display
+from pdp.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.preview import preview
@@ -47,13 +48,14 @@ def train(config: Config) -> None:
     directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
-    display.say(f"{config.model.name} on {config.data.name}. {task.data_note}")
+    display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
     if directory.finished and not config.rerun:
         display.closing(read_record(directory.path), str(directory.path))
         display.say("this run is finished; rerun=true moves it aside and starts over")
         return
     # Whatever can be refused is refused before anything is written.
     model = make_model(config, task).to(accelerator.device)
+    objective = make_objective(config, task, model, accelerator)
     steps = steps_in_epoch(config, task)
     pruner = make_pruner(config, task, model, steps)
     run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
@@ -62,11 +64,12 @@ def train(config: Config) -> None:
         with claimed(directory, config, accelerator, display), tracker:
             for note in task.notes:
                 display.say(note)
-            trainer = Trainer(config, task, model, pruner, accelerator, directory, display, steps, tracker)
+            trainer = Trainer(config, task, model, pruner, accelerator, directory, display, steps, tracker, objective)
             if trainer.resume():
                 display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
             elif accelerator.is_main_process:
                 directory.cut_history(0)
+            objective.prepare(directory, display)
             tracker.start(trainer.step)
             trainer.fit()
             finish(config, task, trainer, directory, display)
@@ -154,7 +157,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     record.metric_best = elsewhere.get("best", metrics[name])
     write_record(record, directory.path)
     trainer.tracker.finish(record)
-    for path in (directory.before_pruning, directory.best):
+    for path in (directory.before_pruning, directory.best, *directory.checkpoints.glob("teacher_logits-*")):
         path.unlink(missing_ok=True)
     if task.unreadable:
         display.say(f"left out as unreadable: {len(task.unreadable)} images, the first {min(task.unreadable)}")
@@ -203,8 +206,8 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         run_id=f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}",
         status="finished",
         model=config.model.name,
-        pretrained=config.model.pretrained,
-        data=config.data.name,
+        pretrained=pretrained_label(config),
+        data=data_label(config.data),
         data_fingerprint=task.data_fingerprint,
         task=config.model.task,
         recipe=dict(vars(config.recipe)),
@@ -244,6 +247,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         versions=versions(),
         finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
+        distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
         notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
     )

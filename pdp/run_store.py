@@ -144,9 +144,10 @@ def last_line(history: Path) -> dict[str, Any] | None:
 # -------------------------------------------------------------------------------------------------------------- keep
 
 
-def keep(run: Path, study: str, results: Path) -> tuple[Path, list[str]]:
+def keep(run: Path, study: str, results: Path, small: bool = False) -> tuple[Path, list[str]]:
     """Copies what tables are made from to results/records/<study>/<run>/seed<k>; returns where, and what was left out.
 
+    `small` leaves out histograms and the history's values by layer, for studies of hundreds of runs.
     Raises `Refusal` for a run that is not finished or cannot be made small enough, and where results/ would be full.
     """
     if not re.fullmatch(r"\w[\w.-]*", study):
@@ -157,6 +158,9 @@ def keep(run: Path, study: str, results: Path) -> tuple[Path, list[str]]:
     if status != "finished":
         raise Refusal(f"{run} is {status}: only finished runs are kept")
     files, left_out = fit(run)
+    if small:
+        files.pop("distributions.npz", None)
+        files["history.jsonl"], _ = thin(RunDirectory(run).read_history(), LARGEST_RUN)
     target = results / "records" / study / run.resolve().parent.name / run.name
     free = LARGEST_RESULTS - size(results, without=results / "runs") + size(target)
     needed = sum(map(len, files.values()))
@@ -175,9 +179,10 @@ def keep(run: Path, study: str, results: Path) -> tuple[Path, list[str]]:
 
 def fit(run: Path) -> tuple[dict[str, bytes], list[str]]:
     """The files of a kept run in at most `LARGEST_RUN` bytes, and what had to go for it."""
-    names = (RECORD, "layers.csv", "history.jsonl", "distributions.npz")
+    names = (RECORD, "layers.csv", "soft_gap.csv", "history.jsonl", "distributions.npz")
     files = {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
-    left_out = [f"{name} is missing" for name in names if name not in files]
+    # A dense run has no soft masks to compare with the hard ones.
+    left_out = [f"{name} is missing" for name in names if name not in files and name != "soft_gap.csv"]
 
     def room() -> int:
         return LARGEST_RUN - sum(map(len, files.values()))

@@ -19,7 +19,8 @@ from pdp.display import Display, percent, score
 from pdp.distributions import histograms
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.evaluation import measure
-from pdp.optimizers import make_optimizer, rate_factor, set_rate
+from pdp.objective import Objective
+from pdp.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.pruner import Pruner
 from pdp.revived import Revived
 from pdp.run_directory import RunDirectory
@@ -44,6 +45,7 @@ class Trainer:
         display: Display,
         steps_per_epoch: int,
         tracker: Tracker | None = None,
+        objective: Objective | None = None,
     ):
         recipe = config.recipe
         self.config, self.recipe, self.task, self.pruner = config, recipe, task, pruner
@@ -51,6 +53,7 @@ class Trainer:
         self.model = model  # the plain model; evaluation and checkpoints use it
         self.steps_per_epoch = steps_per_epoch
         self.tracker, self.revived = tracker or Tracker(), Revived()
+        self.objective = objective or Objective(task, recipe.label_smoothing)
         optimizer = make_optimizer(model, recipe)
         pruner.attach(optimizer)
         loader = task.train_loader(
@@ -62,7 +65,7 @@ class Trainer:
         self.validation = accelerator.prepare(
             task.evaluation_loader("validation", recipe.batch_size, config.data.workers)
         )
-        self.average = self._make_average()
+        self.average = make_average(model, recipe)
         self.epoch, self.batch, self.step = 0, 0, 0
         self.seconds = 0.0
         self.metric: float | None = None  # the last validation's
@@ -71,13 +74,6 @@ class Trainer:
         self.step_ms: deque[float] = deque(maxlen=2000)
         self.mask_ms: deque[float] = deque(maxlen=2000)
         self.histograms: dict[str, np.ndarray] = {}
-
-    def _make_average(self) -> Any:
-        if self.recipe.ema is None:
-            return None
-        from timm.utils import ModelEmaV3
-
-        return ModelEmaV3(self.model, decay=self.recipe.ema)
 
     # ---------------------------------------------------------------- the loop
 
@@ -128,7 +124,7 @@ class Trainer:
             if self.batch >= micro_batches:
                 continue  # too few are left for one more optimizer step; leaving early would leave the loader open
             with self.accelerator.accumulate(self.trained):
-                loss = self.task.loss(self.trained, batch, self.recipe.label_smoothing)
+                loss = self.objective.loss(self.trained, batch)
                 penalty = self.pruner.penalty()
                 self.accelerator.backward(loss if penalty is None else loss + penalty)
                 loss_sum += loss.detach()
@@ -149,6 +145,7 @@ class Trainer:
                 self.loss_sum = float(loss_sum)
                 self._leave(signals)
         self._look(loss_sum, epoch)
+        self.seconds += time.perf_counter() - started  # the steps that the device still had before it
         self.loss_sum = float(loss_sum)
         self.batch = 0
         self.epoch = epoch + 1
@@ -156,9 +153,11 @@ class Trainer:
     def _optimizer_step(self) -> None:
         before = self.pruner.fraction
         set_rate(self.optimizer, rate_factor(self.recipe, self.step, self.steps_per_epoch))
+        if self.accelerator.scaler:
+            self.accelerator.unscale_gradients()
         self.pruner.after_backward()
         if self.recipe.clip is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         started = time.perf_counter()
         self.pruner.step()
@@ -212,14 +211,7 @@ class Trainer:
             self.directory.write_history(line)
             self.tracker.log(line)
         self.save()
-        if not self.display.console.is_terminal:
-            name = self.task.metric_name
-            per_epoch = self.seconds / (epoch + 1)
-            self.display.say(
-                f"epoch {epoch + 1}/{self.recipe.epochs} loss {line['loss']:.4f} {name} {score(name, self.metric)} "
-                f"sparsity {percent(self.pruner.share)} {self.pruner.phase}, "
-                f"{per_epoch * (self.recipe.epochs - epoch - 1):.0f} s left"
-            )
+        self.display.epoch(line, self.recipe.epochs, self.task.metric_name)
 
     def measure(self, loader: Any) -> dict[str, float]:
         """Metrics of the model, or of its running average where there is one."""
@@ -227,7 +219,7 @@ class Trainer:
 
     def _note_best(self, epoch: int) -> None:
         """The best epoch counts only at the target sparsity."""
-        if self.pruner.method.prunes and self.pruner.fraction < 1:
+        if not self.pruner.at_target and epoch + 1 < self.recipe.epochs:
             return
         sign = 1 if self.task.higher_is_better else -1
         assert self.metric is not None
@@ -273,6 +265,7 @@ class Trainer:
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "pruner": self.pruner.state_dict(),
             "revived": self.revived.state_dict(),
+            "objective": self.objective.state_dict(),
             "tracker": self.tracker.state_dict(),
         }
 
@@ -296,6 +289,7 @@ class Trainer:
         self.pruner.load_state_dict(state["pruner"])
         self.revived.load_state_dict(state["revived"])
         self.tracker.load_state_dict(state["tracker"])
+        self.objective.load_state_dict(state.get("objective", {}))
         for key in ("epoch", "batch", "step", "seconds", "metric", "best", "loss_sum", "loss_count"):
             setattr(self, key, state[key])
         self.step_ms.extend(state["step_ms"])

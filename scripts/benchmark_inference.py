@@ -5,7 +5,8 @@
     python scripts/benchmark_inference.py --model resnet18 --macs 0.5 --onnx --out results/benchmarks/inference.json
 
 Speed depends on shapes and not on values, so without --run the channels are taken from random weights. Medians over
-rounds in which each model runs once, so that a machine's drift touches all alike.
+rounds in which each model runs once, so that a machine's drift touches all alike. A model of convolutions runs in both
+memory layouts, each against the dense model in the same one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -120,6 +122,13 @@ def main() -> None:
     costs = {name: int(count_macs(model, example).macs.sum()) for name, model in models.items()}
     parameters = {name: count_parameters(model)[0] for name, model in models.items()}
     runners = {name: torch_runner(model.to(arguments.device), inputs) for name, model in models.items()}
+    if any(isinstance(module, nn.Conv2d) for module in masked.modules()):
+        runners |= {
+            f"{name}, torch, channels_last": torch_runner(
+                deepcopy(model).to(memory_format=torch.channels_last), inputs.to(memory_format=torch.channels_last)
+            )
+            for name, model in models.items()
+        }
     with tempfile.TemporaryDirectory() as folder:
         if arguments.onnx:
             threads = torch.get_num_threads()

@@ -1,167 +1,278 @@
-"""What PDP adds to a training step: dense and PDP steps in turn in one process, and where the extra time goes.
+"""What a method adds to a training step, PDP unless named: pruned and dense steps in turn, memory, and where time goes.
 
-    python scripts/benchmark_overhead.py                                  # resnet50 and mobilenet_v1 at 224, batch 16
-    python scripts/benchmark_overhead.py --model resnet18 --batch 8 --pairs 15 --out results/benchmarks/mine.json
+    python scripts/benchmark_overhead.py --preset cpu --out results/benchmarks/overhead_cpu.json
+    python scripts/benchmark_overhead.py --preset h200 --out results/benchmarks/overhead_h200.json
+    python scripts/benchmark_overhead.py --model resnet18 bert_base --pattern random nm channel --batch 8 --pairs 15
+    python scripts/benchmark_overhead.py --model gpt2 --length 256 --compile method=gmp      # further words of train.py
+    python scripts/benchmark_overhead.py --show results/benchmarks/overhead_cpu.json         # the table of a file
 
-The ratio is the median over pairs of steps, one dense and one PDP step each, so that a machine's drift cancels.
+Every contender is what train.py builds from its words, at the share of the run's end, on one batch of random numbers
+that stays on the device. The ratio is the median over pairs, one dense and one pruned measurement each, the order
+turned round every time, so that a machine's drift cancels; `again` are the quartiles of a contender over itself in
+neighbouring measurements, below which nothing can be told. A measurement is --steps steps between two waits for the
+device. Extra memory is the pruned step's peak less the dense one's, each in a process of its own: on a GPU what the
+allocator held at most, on the CPU the same from the profiler's log of allocations, with numpy's arrays. Its limit is
+in multiples of the prunable weights' bytes in the type the model computes in.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-
-import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-from torch import nn
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pdp import Pruner, soft_prune
-from pdp.config.schema import ModelConfig
-from pdp.tasks.image_models import NAMES, build_model
+from pdp.config.groups import CONF
+from pdp.errors import Refusal
+from pdp.scripting import Parser, guarded
 
-SPARSITY, TEMPERATURE = 0.866, 1e-4
+MEMORY_TARGET = 1.1
+PATTERNS = ("random", "nm", "channel")
+SPARSITY = {"random": 0.9, "channel": 0.5}  # that of MobileNet-v1 is the abstract's
+# (model, batch, target by pattern); patterns without a target are in --pattern's hands.
+PRESETS: dict[str, dict[str, Any]] = {
+    "cpu": {
+        "device": "cpu",
+        "threads": 2,
+        "rows": [
+            ("resnet50", 16, {"random": 1.03}),
+            ("bert_base", 8, {"random": 1.05}),
+            ("mobilenet_v1", 16, {"random": None}),
+        ],
+    },
+    "h200": {
+        "device": "cuda",
+        "precision": "bf16",
+        "channels_last": True,  # of images
+        "rows": [
+            ("resnet50", 256, {"random": 1.01, "nm": 1.02, "channel": 1.02}),
+            ("mobilenet_v1", 512, {"random": 1.02, "nm": 1.02, "channel": 1.02}),
+            ("gpt2", 8, {"random": 1.01, "nm": 1.02, "channel": 1.02}),
+        ],
+    },
+}  # fmt: skip
 
 
-class Contender:
-    """A model with its optimizer, pruned at the full share or dense."""
+def task_of(model: str) -> str:
+    """model.task of a model's file; images for any other name, which timm is asked for."""
+    import yaml
 
-    def __init__(self, name: str, method: str, device: torch.device, channels_last: bool):
-        torch.manual_seed(0)
-        config = ModelConfig(name=name, task="images", library="pdp" if name in NAMES else "timm")
-        self.model: nn.Module = build_model(config, 1000)[0].to(device)
-        if channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
-        now = {"warmup": "0ep", "ramp": "1ep"}
-        self.pruner = Pruner(
-            self.model, method, sparsity=None if method == "dense" else SPARSITY, epochs=1, schedule=now
+    path = CONF / "model" / f"{model}.yaml"
+    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["task"]) if path.is_file() else "images"
+
+
+def words(model: str, batch: int, values: dict[str, Any]) -> list[str]:
+    """What train.py would be given, but for what is pruned and how; no data is opened."""
+    known, task = (CONF / "model" / f"{model}.yaml").is_file(), task_of(model)
+    found = [f"model={model}"] if known else ["model=timm", f"model.name={model}"]
+    if task == "images":
+        found += ["data=imagenet", f"data.image_size={values['size']}"]
+        found += [f"recipe.channels_last={values['channels_last']}"]
+    elif task == "text_classification":
+        found += ["data=glue", "data.task=mnli", f"data.max_length={values['length'] or 128}", "model.pretrained=false"]
+    else:
+        found += ["data=wikitext", f"data.context={values['length'] or 1024}", "model.pretrained=false"]
+    # A small rate: random labels at the recipe's own could make numbers that no run meets.
+    found += [f"recipe.batch_size={batch}", f"recipe.precision={values['precision']}", "recipe.lr=1e-4"]
+    found += [f"recipe.compile={values['compile']}", f"device={values['device']}", "data.noise_if_absent=true"]
+    return [*found, *values["words"]]
+
+
+def pruned_words(model: str, pattern: str, given: list[str]) -> list[str]:
+    """What is pruned, and how much of it unless the command says it."""
+    if pattern == "nm" or any(word.startswith("sparsity=") for word in given):
+        return [f"prune={pattern}"]
+    share = 0.866 if (model, pattern) == ("mobilenet_v1", "random") else SPARSITY[pattern]
+    return [f"prune={pattern}", f"sparsity={share}"]
+
+
+def measure(model: str, batch: int, targets: dict[str, float | None], values: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row per pattern, all against one dense contender."""
+    from rich.progress import Progress
+
+    from pdp.contender import Contender, own_seconds
+    from pdp.step_memory import step_peak_apart
+    from pdp.step_timing import in_turn, quartiles
+
+    base, rows = words(model, batch, values), []
+    of_pruning = ("method", "sparsity", "prune", "schedule", "allocation")
+    dense_words = [word for word in base if not word.startswith(of_pruning)] + ["prune=none"]
+    method = next((word[7:] for word in base if word.startswith("method=")), "pdp")
+    memory = {} if values["no_memory"] else {"dense": step_peak_apart(dense_words, threads=values["threads"])}
+    dense = Contender(dense_words, made=True)
+    for pattern, target in targets.items():
+        row: dict[str, Any] = {"model": model, "pattern": pattern, "method": method, "batch": batch}
+        row |= {key: values[key] for key in ("size", "length", "precision", "channels_last", "compile", "steps")}
+        given = [*base, *pruned_words(model, pattern, values["words"])]
+        row["words"] = given
+        try:
+            pruned = Contender(given, made=True)
+        except Refusal as refusal:
+            rows.append(row | {"refused": str(refusal), "target": target, "held": None})
+            print(f"{model}, {pattern}: {refusal}", file=sys.stderr)
+            continue
+        with Progress() as bar:
+            task = bar.add_task(f"{model}, {pattern}", total=2 * (values["pairs"] + 1))
+            steps = values["steps"]
+            pairs = in_turn(dense, pruned, values["pairs"], steps, values["warmup"], lambda: bar.advance(task))  # noqa: B023
+        bytes_each = 2 if values["precision"] in ("bf16", "fp16") else 4
+        row |= {
+            "dense_ms": 1000 * median(first for first, _ in pairs.rows) / steps,
+            "pdp_ms": 1000 * median(second for _, second in pairs.rows) / steps,
+            "ratio": median(pairs.ratios),
+            "ratio_quartiles": quartiles(pairs.ratios),
+            "repeat_quartiles": quartiles(pairs.repeats) if pairs.repeats else None,
+            "pairs": len(pairs.rows),
+            "measured_steps": [contender.steps for contender in (dense, pruned)],
+            "target": target,
+            "held": None if target is None else median(pairs.ratios) <= target,
+            "parts_ms": {key: 1000 * median(taken) for key, taken in own_seconds(pruned).items()},
+            "weights": pruned.prunable,
+            "pruned_share": pruned.pruner.share,
+        }
+        dense.steps = 0
+        del pruned
+        if memory:
+            memory[pattern] = step_peak_apart(given, threads=values["threads"])
+            extra = memory[pattern]["peak"] - memory["dense"]["peak"]
+            multiple = extra / (row["weights"] * bytes_each)
+            row |= {
+                "dense_peak_bytes": memory["dense"]["peak"],
+                "pdp_peak_bytes": memory[pattern]["peak"],
+                "extra_bytes": extra,
+                "extra_numpy_bytes": memory[pattern]["numpy"] - memory["dense"]["numpy"],
+                "extra_of_weights": multiple,
+                "memory_target": MEMORY_TARGET,
+                "memory_held": multiple <= MEMORY_TARGET,
+            }
+        rows.append(row)
+    return rows
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """The table of a file's results; earlier files lack some of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from pdp.benchmarking import verdict
+
+    table = Table("model", "pattern", "dense ms", "pruned ms", "ratio", "quartiles", "again", "target", "cut", "mask")
+    for head in ("backward", "copy", "extra memory", "target"):
+        table.add_column(head)
+
+    def between(ends: list[float] | None) -> str:
+        return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+    for one in results:
+        if "refused" in one:
+            table.add_row(one["model"], one["pattern"], "refused")
+            continue
+        own = one["parts_ms"]
+        extra = one.get("extra_of_weights")
+        table.add_row(
+            one["model"],
+            one.get("pattern", "random"),
+            f"{one['dense_ms']:.1f}",
+            f"{one['pdp_ms']:.1f}",
+            f"{one['ratio']:.3f}",
+            between(one["ratio_quartiles"]),
+            between(one.get("repeat_quartiles")),
+            verdict(one.get("target"), one.get("held")),
+            *(f"{own[key]:.2f}" if key in own else "" for key in ("cut", "mask", "backward", "copy")),
+            "" if extra is None else f"{extra:.2f} x weights",
+            "" if extra is None else verdict(one["memory_target"], one["memory_held"]),
         )
-        self.pruner.start_epoch(0)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
-
-    def step(self, images: torch.Tensor, labels: torch.Tensor, precision: torch.dtype) -> None:
-        """One training step."""
-        with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
-            loss = nn.functional.cross_entropy(self.model(images), labels)
-        loss.backward()
-        self.optimizer.step()
-        self.pruner.step()
-        self.optimizer.zero_grad()
+    Console(width=None if sys.stdout.isatty() else 190).print(table)
+    print("cut, mask, backward: the method's own work in a step, ms; copy: all prunable weights copied once")
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Wall time of one call, the device's work included."""
-    synchronize(device)
-    started = time.perf_counter()
-    work()
-    synchronize(device)
-    return time.perf_counter() - started
-
-
-def synchronize(device: torch.device) -> None:
-    """Waits for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def parts(contender: Contender, device: torch.device, repeats: int = 7) -> dict[str, float]:
-    """Median seconds of PDP's own work in one step: the cut, the mask forward, the mask backward."""
-    pruner = contender.pruner
-    weights = [layer.weight.detach().clone().requires_grad_() for layer in pruner.layers]
-    gradients = [torch.randn_like(weight) for weight in weights]
-    cuts, forwards, backwards = [], [], []
-    for _ in range(repeats):
-        cuts.append(seconds(lambda: pruner.method.update(pruner.layers, 1), device))
-        effective: list[torch.Tensor] = []
-
-        def forward(into: list[torch.Tensor] = effective) -> None:
-            for layer, weight in zip(pruner.layers, weights, strict=True):
-                into.append(soft_prune(weight, layer.state["cut"], TEMPERATURE))
-
-        forwards.append(seconds(forward, device))
-        backwards.append(seconds(lambda outputs=effective: torch.autograd.grad(outputs, weights, gradients), device))  # type: ignore[misc]
-    return {"cut": median(cuts), "mask": median(forwards), "backward": median(backwards)}
-
-
-def measure(name: str, arguments: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """Both steps in turn."""
-    precision = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.precision]
-    dense, pruned = (Contender(name, method, device, arguments.channels_last) for method in ("dense", "pdp"))
-    images = torch.randn(arguments.batch, 3, arguments.size, arguments.size, device=device)
-    if arguments.channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (arguments.batch,), device=device)
-    for contender in (dense, pruned):
-        contender.step(images, labels, precision)
-    pairs = []
-    for _ in track(range(arguments.pairs), f"{name}, pairs of steps"):
-        pairs.append([seconds(lambda one=one: one.step(images, labels, precision), device) for one in (dense, pruned)])  # type: ignore[misc]
-    ratios = sorted(second / first for first, second in pairs)
-    return {
-        "model": name,
-        "batch": arguments.batch,
-        "size": arguments.size,
-        "precision": arguments.precision,
-        "channels_last": arguments.channels_last,
-        "dense_ms": 1000 * median(first for first, _ in pairs),
-        "pdp_ms": 1000 * median(second for _, second in pairs),
-        "ratio": median(ratios),
-        "ratio_quartiles": [ratios[len(ratios) // 4], ratios[(3 * len(ratios)) // 4]],
-        "parts_ms": {key: 1000 * value for key, value in parts(pruned, device).items()},
-        "weights": sum(layer.units for layer in pruned.pruner.layers),
-    }
-
-
-def main() -> None:
-    """Measures, prints a table, and writes JSON where --out names a file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model",
-        nargs="+",
-        default=["resnet50", "mobilenet_v1"],
-        help="this project's models or any timm model, by name",
-    )
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--pairs", type=int, default=11)
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser("benchmark_overhead.py", __doc__)
+    parser.add_argument("words", nargs="*", help="further words of train.py for every contender, as recipe.ema=0.999")
+    parser.add_argument("--preset", choices=[*PRESETS], help="the rows that have targets; other options win over it")
+    parser.add_argument("--model", nargs="+", help="this project's models or any timm model, by name")
+    parser.add_argument("--pattern", nargs="+", choices=PATTERNS, help="what is pruned (random)")
+    parser.add_argument("--batch", type=int, help="samples of a step (16, of texts 8)")
+    parser.add_argument("--size", type=int, default=224, help="pixels a side of images (224)")
+    parser.add_argument("--length", type=int, help="tokens of a text (128; of GPT-2's windows 1024)")
+    parser.add_argument("--pairs", type=int, default=11, help="pairs of measurements (11)")
+    parser.add_argument("--steps", type=int, help="steps of a measurement (1; on a GPU 10)")
+    parser.add_argument("--warmup", type=int, help="steps of each before (2; on a GPU 10)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for both")
+    parser.add_argument("--device", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, help="of torch, on the CPU")
+    parser.add_argument("--no-memory", action="store_true", help="times alone")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    results = [measure(name, arguments, device) for name in arguments.model]
-    table = Table("model", "dense ms", "PDP ms", "ratio", "cut ms", "mask ms", "backward ms")
-    for one in results:
-        own = one["parts_ms"]
-        figures = [one["dense_ms"], one["pdp_ms"], one["ratio"], *own.values()]  # type: ignore[attr-defined]
-        table.add_row(
-            str(one["model"]),
-            *(f"{value:.3f}" if index == 2 else f"{value:.1f}" for index, value in enumerate(figures)),
-        )
-    Console().print(table)
+    parser.add_argument("--show", type=Path, help="measure nothing, print the table of such a file")
+    return parser
+
+
+def parsed(line: list[str] | None = None) -> argparse.Namespace:
+    """The command line, over its preset."""
+    parser = make_parser()
+    name = parser.parse_args(line).preset
+    if name:
+        parser.set_defaults(**{key: value for key, value in PRESETS[name].items() if key != "rows"})
+    return parser.parse_args(line)
+
+
+def rows_of(arguments: argparse.Namespace) -> list[tuple[str, int, dict[str, float | None]]]:
+    """Models with their batches and the patterns' targets."""
+    rows = []
+    for model, batch, targets in PRESETS[arguments.preset]["rows"] if arguments.preset else []:
+        if arguments.model is None or model in arguments.model:
+            chosen = {one: targets.get(one) for one in arguments.pattern} if arguments.pattern else targets
+            rows.append((model, arguments.batch or batch, chosen))
+    if not arguments.preset:
+        for model in arguments.model or ["resnet50", "mobilenet_v1"]:
+            batch = arguments.batch or (16 if task_of(model) == "images" else 8)
+            rows.append((model, batch, dict.fromkeys(arguments.pattern or ["random"])))
+    if not rows:
+        names = ", ".join(row[0] for row in PRESETS[arguments.preset]["rows"])
+        raise Refusal(f"--model={' '.join(arguments.model)}: --preset {arguments.preset} has {names}")
+    return rows
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, prints a table, and writes JSON where --out names a file."""
+    if arguments.show:
+        if not arguments.show.is_file():
+            raise Refusal(f"--show={arguments.show} is no file")
+        show(json.loads(arguments.show.read_text(encoding="utf-8"))["results"])
+        return 0
+    import torch
+
+    from pdp.benchmarking import machine, write_figures
+
+    cuda = torch.cuda.is_available()
+    if arguments.device == "cuda" and not cuda:
+        raise Refusal("--device=cuda: no CUDA device is at hand; give --device cpu")
+    arguments.device = arguments.device or ("cuda" if cuda else "cpu")
+    on_gpu = arguments.device == "cuda"
+    arguments.steps = arguments.steps or (10 if on_gpu else 1)
+    arguments.warmup = arguments.warmup or (10 if on_gpu else 2)
+    for key in ("pairs", "steps", "warmup", "threads"):
+        if getattr(arguments, key) is not None and getattr(arguments, key) < 1:
+            raise Refusal(f"--{key}={getattr(arguments, key)}: give at least 1")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    results = []
+    for model, batch, targets in rows_of(arguments):
+        results += measure(model, batch, targets, vars(arguments))
+        if arguments.out:  # after every model, so that a long command that is ended leaves what it has
+            write_figures(arguments.out, machine(torch.device(arguments.device)), results)
+    show(results)
     if arguments.out:
-        machine = {
-            "device": torch.cuda.get_device_name()
-            if device.type == "cuda"
-            else platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "command": " ".join(sys.argv),
-        }
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"machine": machine, "results": results}, indent=1) + "\n")
         print(f"written to {arguments.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded("benchmark_overhead.py", lambda: run(parsed())))

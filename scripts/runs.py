@@ -1,6 +1,7 @@
 """Lists, keeps, cleans and archives the runs that train.py left.
 
 python scripts/runs.py list                                 every run below results/runs
+python scripts/runs.py table --to results/here              runs.csv, cells.csv and table.md of the finished ones
 python scripts/runs.py keep 1a2b3c4d-0 --study first        record, layers, history, histograms to results/records
 python scripts/runs.py clean                                what could be deleted: checkpoints of finished runs
 python scripts/runs.py clean --yes                          deletes it
@@ -38,10 +39,14 @@ def make_parser() -> Parser:
     kind = argparse.RawDescriptionHelpFormatter
     parser = Parser("runs.py", description=__doc__, formatter_class=kind)
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs/ and records/ lie (results)")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="list|keep|clean|archive")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="list|table|keep|clean|archive")
 
     one = commands.add_parser("list", help="a table of all runs")
     one.add_argument("folder", nargs="?", type=Path, help="where to look (results/runs)")
+
+    one = commands.add_parser("table", help="the finished runs as a table over seeds, from their records")
+    one.add_argument("folder", nargs="?", type=Path, help="where to look (results/runs)")
+    one.add_argument("--to", type=Path, metavar="FOLDER", help="write runs.csv, cells.csv and table.md here")
 
     one = commands.add_parser("keep", help="copy what tables are made from to results/records, at most 100 kB a run")
     one.add_argument("runs", nargs="+", metavar="RUN")
@@ -94,6 +99,18 @@ def show(folder: Path) -> None:
     print(f"{len(runs)} runs" + (f": {counts}" if counts else ""))
 
 
+def tabulate(folder: Path, target: Path | None) -> None:
+    """Prints the table of the finished runs and writes it where asked; raises `Refusal` where there is no folder."""
+    from pdp.reports.sweep_table import make_tables, print_table, write_tables
+
+    if not folder.is_dir():
+        raise Refusal(f"{folder} is no folder: give the one that holds the runs")
+    tables = make_tables(run_store.find_runs(folder))
+    print_table(tables, str(folder))
+    if target:
+        print(f"written: {', '.join(map(str, write_tables(tables, target)))}")
+
+
 def keep(arguments: argparse.Namespace, runs: Path) -> None:
     """Keeps the named runs."""
     for path in run_store.resolve(arguments.runs, runs):
@@ -124,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = arguments.results / "runs"
         if arguments.command == "list":
             show(arguments.folder or runs)
+        elif arguments.command == "table":
+            tabulate(arguments.folder or runs, arguments.to)
         elif arguments.command == "keep":
             keep(arguments, runs)
         elif arguments.command == "clean":

@@ -7,7 +7,7 @@ venv="${PDP_VENV:-.venv}"
 stamp="$venv/.complete-$(sha256sum pyproject.toml | cut -c1-16)"
 if [ ! -f "$stamp" ]; then
     "${PYTHON:-python3}" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[harness,export,dev]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e ".[harness,export,cluster,dev]"
     touch "$stamp"
 fi
 export PATH="$(cd "$venv/bin" && pwd):$PATH"

@@ -4,6 +4,58 @@ import torch
 from torch import nn
 
 from pdp import Pruner
+from pdp.methods.checks import PATTERNS_OF
+from pdp.methods.options import OPTIONS
+
+PATTERNS = {"random": 0.8, "2:4": None, "channel": 0.5}  # with the target that a case has
+CASES = [
+    (method, pattern)
+    for method in OPTIONS
+    for pattern in PATTERNS
+    if method != "dense" and {"2:4": "nm"}.get(pattern, pattern) in PATTERNS_OF.get(method, ("random", "nm", "channel"))
+]
+# So that three steps an epoch see an update, or scores learn anything in a few of them.
+SHORT_OPTIONS = {
+    "rigl": {"update_every": "2it"},
+    "granet": {"update_every": "2it"},
+    "movement": {"score_lr": None},
+    "str": {"initial": -5.0},
+    "chex": {"update_every": 1},
+}
+
+
+def case_net(norm: bool = True) -> nn.Sequential:
+    """A net that every pattern and method finds something to prune in; float64, BatchNorm or none."""
+    norms = nn.BatchNorm2d if norm else nn.Identity
+    layers = [nn.Conv2d(3, 8, 3), norms(8), nn.ReLU(), nn.Conv2d(8, 16, 3), norms(16), nn.ReLU()]
+    layers += [nn.Conv2d(16, 16, 3), norms(16), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4)).double()
+
+
+def case_pruner(model: nn.Module, method: str, pattern: str, epochs: int, **values) -> Pruner:
+    """The pruner of a case, in a run of three steps an epoch."""
+    values = {"sparsity": PATTERNS[pattern], "schedule": {"warmup": "1ep", "ramp": "2ep"}} | values
+    return Pruner(
+        model,
+        method,
+        pattern,
+        epochs=epochs,
+        steps_per_epoch=3,
+        example_input=torch.zeros(1, 3, 8, 8, dtype=torch.float64),
+        **values,
+        **SHORT_OPTIONS.get(method, {}),
+    )
+
+
+def case_step(model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, images, labels) -> None:
+    """One optimizer step as the trainer makes it."""
+    loss = nn.functional.cross_entropy(model(images), labels)
+    penalty = pruner.penalty()
+    (loss if penalty is None else loss + penalty).backward()
+    pruner.after_backward()
+    optimizer.step()
+    pruner.step()
+    optimizer.zero_grad()
 
 
 def small_net(classes: int = 4) -> nn.Sequential:
@@ -27,12 +79,16 @@ def batch(seed: int = 0, size: int = 8, dtype: torch.dtype = torch.float32) -> t
     return torch.randn(size, 3, 8, 8, generator=generator).to(dtype), torch.randint(0, 4, (size,), generator=generator)
 
 
-def train_epoch(model: nn.Module, pruner: Pruner, optimizer: torch.optim.Optimizer, epoch: int, steps: int = 3) -> None:
+def train_epoch(
+    model: nn.Module,
+    pruner: Pruner,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    steps: int = 3,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """One epoch of a plain loop."""
     pruner.start_epoch(epoch)
     for step in range(steps):
-        images, labels = batch(100 * epoch + step)
-        nn.functional.cross_entropy(model(images), labels).backward()
-        optimizer.step()
-        pruner.step()
-        optimizer.zero_grad()
+        images, labels = batch(100 * epoch + step, dtype=dtype)
+        case_step(model, pruner, optimizer, images, labels)

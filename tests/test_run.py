@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from experiment_cells import DISTINCT, needed
 from safetensors.torch import load_file
 
 from pdp.config.command_line import main
@@ -227,22 +228,40 @@ def test_every_option_of_the_recipe_runs_and_reaches_the_share(extra, tmp_path):
     assert read_record(only_run(tmp_path)).sparsity == pytest.approx(0.5, abs=1e-5)
 
 
-EXPERIMENTS = sorted(
-    str(path.relative_to(ROOT / "conf/experiment").with_suffix(""))
-    for path in (ROOT / "conf/experiment").rglob("*.yaml")
-)
+# One of each pattern and kind of model; that every method runs with every pattern is held elsewhere.
+SMOKED = [
+    "digits/mobilenet_v1_random_866",
+    "glue/bert_base_mnli_gmp_90",
+    "glue/bert_base_qqp_pdp_90",
+    "gpt2/gpt2_wikitext_2_optg_90",
+    "imagenet/mobilenet_v2_random_80_rigl",
+    "imagenet/resnet18_nm_2_8_srste",
+    "imagenet/resnet50_channel_macs_50_sfp",
+    "imagenet/resnet50_random_90",
+]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", DISTINCT)
 def test_every_experiment_dry_runs(experiment, capsys, tmp_path):
-    assert main("train", [f"experiment={experiment}", "dry_run=true", f"output_dir={tmp_path}"]) == 0
+    # The large language models once, with PDP: the other methods on small ones.
+    small = ["debug=smoke"] if experiment.startswith(("glue", "gpt2")) and "_pdp_" not in experiment else []
+    words = [f"experiment={experiment}", "dry_run=true", f"output_dir={tmp_path / 'runs'}", *small]
+    assert main("train", [*words, *needed(experiment, tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "nothing was trained" in out and "MACs" in out and "schedule" in out
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_runs_in_seconds_under_smoke(experiment, tmp_path):
+def test_a_dry_run_without_a_target_shows_the_zeros_there_are(tmp_path, capsys):
+    assert main("train", ["model=resnet20", "method=str", "method.controller=none", "dry_run=true"]) == 0
+    assert "there is no target" in capsys.readouterr().out
+    words = ["experiment=glue/bert_base_mnli_pofa_finetune_90", "dry_run=true"]
+    assert main("train", [*words, *needed(words[0], tmp_path)]) == 0
+    assert "50.00 %" in capsys.readouterr().out  # every other input of each linear layer
+
+
+@pytest.mark.parametrize("experiment", SMOKED)
+def test_experiments_run_in_seconds_under_smoke(experiment, tmp_path):
     assert main("train", [f"experiment={experiment}", "debug=smoke", f"output_dir={tmp_path}"]) == 0
     assert read_record(only_run(tmp_path)).status == "finished"
 

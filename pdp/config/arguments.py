@@ -91,6 +91,7 @@ def _argument(override: Override) -> Argument:
 def prepare(arguments: Sequence[Argument]) -> list[str]:
     """The overrides to compose: of ramp and rate the untyped one is reset, empty optional groups are left out."""
     typed = {argument.key: argument.value for argument in arguments}
+    dense = typed.get("prune") == "none" and "method" not in typed
     lines = []
     for argument in arguments:
         if argument.is_group and argument.value is None:
@@ -99,6 +100,8 @@ def prepare(arguments: Sequence[Argument]) -> list[str]:
                     f"{argument.text}: {argument.key} takes a name; known: {', '.join(choices(argument.key))}"
                 )
             continue
+        if dense and argument.key == "prune" and typed.get("experiment"):
+            continue  # the experiment may set options that prune=none lacks; method=dense says the same
         lines.append(argument.line)
     ramp, rate = typed.get("schedule.ramp"), typed.get("schedule.rate")
     if ramp is not None and rate is not None:
@@ -106,6 +109,8 @@ def prepare(arguments: Sequence[Argument]) -> list[str]:
             f"schedule.ramp={ramp} and schedule.rate={rate} are two spellings of one thing: give schedule.ramp or "
             "schedule.rate, not both"
         )
+    if dense:
+        lines.append("method=dense")  # also where an experiment names a method
     if ramp is not None:
         lines.append("++schedule.rate=null")
     if rate is not None:

@@ -6,6 +6,7 @@ import functools
 import importlib
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ _WORSE = (DONE, Refusal.exit_code, Stopped.exit_code, OUR_BUG)  # of a sweep's c
 _SWEEP_FLAGS = ("-m", "--multirun")
 _HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--hydra-help", "--version")
 _HANDED_OVER = ("hydra/launcher", "hydra/sweeper")
+_CODES = "PDP_SWEEP_CODES"  # where the cells of a sweep that was handed over leave their exit codes
 
 
 def main(program: str, argv: Sequence[str]) -> int:
@@ -90,44 +92,74 @@ def _run(program: str, overrides: Sequence[str], heading: str = "") -> int:
 
 def _sweep(program: str, overrides: Sequence[str]) -> int:
     """Runs every combination; a refused cell refuses only itself, one that was told to stop ends the sweep."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from pdp.config import sweep
 
-    from pdp.config import arguments, compose
-    from pdp.config.suggest import one_line
-
-    with compose.hydra_loader() as loader:
-        parsed = arguments.parse_overrides(overrides, loader)
-        try:
-            cells = BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-        except Exception as error:
-            raise Refusal(f"the sweep cannot be laid out: {one_line(error)}") from error
+    parsed, cells = sweep.lay_out(overrides)
     if any(override.key_or_group in _HANDED_OVER for override in parsed):
-        return _hand_over(program, overrides)
-    names = {override.get_key_element() for override in parsed if override.is_sweep_override()}
+        return _hand_over(program, overrides, len(cells))
     worst = DONE
     for number, cell in enumerate(cells, 1):
-        varied = " ".join(one for one in cell if one.split("=")[0] in names)
-        label = f"{program} [{number}/{len(cells)}{' ' + varied if varied else ''}]"
-        code = _guarded(label, functools.partial(_run, program, cell, heading=label))
+        label = f"{program} [{number}/{len(cells)}{' ' + cell.varied if cell.varied else ''}]"
+        code = _guarded(label, functools.partial(_run, program, cell.overrides, heading=label))
         if code not in _WORSE:
             return code
         worst = max(worst, code, key=_WORSE.index)
     return worst
 
 
-def _hand_over(program: str, overrides: Sequence[str]) -> int:
-    """Leaves a sweep to the launcher or sweeper that was named; each job composes and runs like a single command."""
-    codes = []
+def _hand_over(program: str, overrides: Sequence[str], cells: int) -> int:
+    """Leaves a sweep to the launcher or sweeper that was named; each job composes and runs like a single command.
 
-    def job(_: object) -> int:
-        from hydra.core.hydra_config import HydraConfig
+    Jobs may run in other processes, on other machines: each leaves its exit code in a folder of the sweep, which the
+    environment names, since neither Hydra nor submitit hands it back. A cell that left none counts as an error.
+    """
+    import importlib.util
+    import tempfile
+    from pathlib import Path
 
-        cell = list(HydraConfig.get().overrides.task)
-        codes.append(_guarded(f"{program} [{' '.join(cell)}]", lambda: _run(program, cell)))
-        return codes[-1]
-
-    _hydra_main(program, ["-m", *overrides], job)
+    if "hydra/launcher=slurm" in overrides and importlib.util.find_spec("submitit") is None:
+        raise Refusal('hydra/launcher=slurm needs submitit: pip install "pdp-pruning[cluster]"')
+    sweeps = Path("results/runs/.sweeps")
+    sweeps.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix="codes-", dir=sweeps.resolve())
+    before = os.environ.get(_CODES)
+    os.environ[_CODES] = folder
+    try:
+        ended = _hydra_main(program, ["-m", *overrides], functools.partial(_handed_over_job, program))
+        numbered = {int(path.stem): int(path.read_text()) for path in Path(folder).glob("*.code")}
+    finally:
+        os.environ.pop(_CODES)
+        if before is not None:
+            os.environ[_CODES] = before
+        shutil.rmtree(folder, ignore_errors=True)
+    if ended:
+        return ended
+    for number, code in sorted(numbered.items()):
+        if code:
+            print(f"{program}: cell {number} of the sweep ended with exit code {code}", file=sys.stderr)
+    codes = list(numbered.values())
+    if len(codes) < cells and not any(override.startswith("hydra/sweeper") for override in overrides):
+        print(f"{program}: {cells - len(codes)} of {cells} cells ended without an exit code", file=sys.stderr)
+        codes.append(OUR_BUG)
     return max(codes, key=lambda code: _WORSE.index(code) if code in _WORSE else len(_WORSE), default=DONE)
+
+
+def _handed_over_job(program: str, _: object) -> int:
+    from pathlib import Path
+
+    from hydra.core.hydra_config import HydraConfig
+
+    from pdp.cluster.ranks import take_rank
+
+    settings = HydraConfig.get()
+    cell, number = list(settings.overrides.task), settings.job.num
+    rank = take_rank()
+    code = _guarded(f"{program} [{' '.join(cell)}]", lambda: _run(program, cell))
+    if rank == 0:
+        (Path(os.environ[_CODES]) / f"{number}.code").write_text(str(code))
+    if code == SavedForRestart.exit_code:
+        raise SystemExit(code)  # returned, it would be this cell's result, and a requeued job's next one not looked at
+    return code
 
 
 def _show(program: str, argv: Sequence[str], sweep: bool) -> int:

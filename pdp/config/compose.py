@@ -21,14 +21,17 @@ from pdp.config import arguments
 from pdp.config.arguments import Argument
 from pdp.config.check import check, normalise
 from pdp.config.groups import CONF, GROUPS, choices
-from pdp.config.schema import PRUNE, TRACKERS, Config, DataConfig, ImagesDataConfig
+from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config, TeacherConfig
 from pdp.config.suggest import did_you_mean, nearest, one_line
 from pdp.config.types import wrong_type
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
 
 VERSION_BASE = "1.3"
-DATA_SCHEMAS: dict[str, type[DataConfig]] = {"images": ImagesDataConfig}
+DEFAULT_DATA = {
+    "text_classification": "grammar_nli",
+    "language_modelling": "docstrings",
+}  # for images: conf/config.yaml
 _FAILURES = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError, KeyError)
 
 
@@ -42,6 +45,8 @@ def register_schemas() -> None:
         store.store(group="schema/method", name=method, node=options)
     for pattern, prune in PRUNE.items():
         store.store(group="schema/prune", name=pattern, node=prune)
+    for distill, options_of_distill in DISTILL.items():
+        store.store(group="schema/distill", name=distill, node=options_of_distill)
     for tracker, options_of_tracker in TRACKERS.items():
         store.store(group="schema/tracker", name=tracker, node=options_of_tracker)
 
@@ -67,7 +72,7 @@ def build(typed: Sequence[Argument]) -> Config:
     if config.data.name == "imagenet" and config.data.root is None:
         config.data.root = arguments.imagenet_dir()
     check(config, keys)
-    normalise(config)
+    normalise(config, keys)
     return config
 
 
@@ -90,7 +95,9 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
     try:
         with hydra_loader() as loader:
             names_data = _names_data(loader, lines)
-            if not names_data and _names_imagenet_root(typed):
+            if not names_data and (default := DEFAULT_DATA.get(_task_of_model(typed))):
+                lines = [*lines, f"data={default}"]
+            elif not names_data and _names_imagenet_root(typed):
                 lines, names_data = [*lines, "data=imagenet"], True
             tree = hydra_compose("config", lines)
     except MissingConfigException as error:
@@ -98,6 +105,7 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
     except _FAILURES as error:
         raise _wrong_value(typed) or Refusal(f"the configuration cannot be composed: {one_line(error)}") from error
     _compare_with_schema(tree)
+    _fill_task(tree)
     return tree, lines, names_data
 
 
@@ -105,6 +113,26 @@ def _names_data(loader: ConfigLoader, lines: Sequence[str]) -> bool:
     # The defaults list knows whether the command line or any chosen file overrides the group.
     defaults = loader.compute_defaults_list("config", list(lines), RunMode.RUN)
     return "data" in defaults.overrides.override_choices
+
+
+def _task_of_model(typed: Sequence[Argument]) -> str:
+    """The task of the model that was chosen, here or in a file; a transformer that leaves it open classifies text."""
+    groups = [argument for argument in typed if argument.is_group or argument.is_hydra or argument.key == "model.task"]
+    model = hydra_compose("config", arguments.prepare(groups)).get("model", None)
+    if model is None or OmegaConf.is_missing(model, "library"):
+        return ""
+    if OmegaConf.is_missing(model, "task"):
+        return "text_classification" if model.library == "transformers" else ""
+    return str(model.task)
+
+
+def _fill_task(tree: DictConfig) -> None:
+    """A model that leaves its task open has that of the data."""
+    if OmegaConf.is_missing(tree, "model") or OmegaConf.is_missing(tree, "data"):
+        return
+    if OmegaConf.is_missing(tree.model, "task"):
+        kind = OmegaConf.get_type(tree.data)
+        tree.model.task = next(task for task, schema in DATA_SCHEMAS.items() if schema is kind)
 
 
 def _names_imagenet_root(typed: Sequence[Argument]) -> bool:
@@ -170,9 +198,11 @@ def _unknown_key(path: str, key: str, fields: set[str], tree: DictConfig) -> Ref
         return Refusal(f"{key}: no such key or group; {did_you_mean(key, known)}")
     owner = (
         f"{node}={tree[node].name}"
-        if node in ("method", "data", "tracker") and not OmegaConf.is_missing(tree[node], "name")
+        if node in ("method", "data", "distill", "tracker") and not OmegaConf.is_missing(tree[node], "name")
         else node
     )
+    if owner == "distill=none" and nearest(key, {field.name for field in dataclasses.fields(TeacherConfig)}):
+        return Refusal(f"{path}{key}: {owner} has no such key; add distill=teacher, or drop {path}{key}")
     return Refusal(f"{path}{key}: {owner} has no such key; {did_you_mean(key, fields)}")
 
 
@@ -197,7 +227,10 @@ def _refuse_missing(tree: DictConfig) -> None:
     if key in GROUPS:
         raise Refusal(f"{key} must be given: {key}=<name>, one of {', '.join(choices(key))}")
     if key == "model.name":
-        raise Refusal("model.name must be given with model=timm: model.name=<the name of any timm model>")
+        raise Refusal(
+            "model.name must be given with model=timm or model=huggingface: model.name=<the name of any timm model, or "
+            "of any encoder or causal language model on the hub>"
+        )
     raise Refusal(f"{key} must be given: {key}=<value>")
 
 
@@ -214,6 +247,7 @@ def from_yaml(text: str) -> Config:
         schema.data = DATA_SCHEMAS[values.model.task]
         schema.method = OPTIONS[values.method.name]
         schema.prune = PRUNE[values.prune.pattern]
+        schema.distill = DISTILL[values.distill.name]
         schema.tracker = TRACKERS[values.tracker.name]
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, values)))
     except Exception as error:  # whatever a damaged file holds

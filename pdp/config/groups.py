@@ -22,9 +22,10 @@ GROUPS = {
 
 
 def choices(group: str) -> list[str]:
-    """The names that `group` can take."""
+    """The names that `group` can take; a file whose name begins with _ is a part of others."""
     folder = CONF / group
-    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in folder.rglob("*.yaml"))
+    files = [file for file in folder.rglob("*.yaml") if not file.name.startswith("_")]
+    return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
 def default_choices() -> dict[str, str]:

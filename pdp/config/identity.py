@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -9,9 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pdp.config.check import implied_sparsity, is_dense
-from pdp.config.schema import Config, NmPruneConfig
+from pdp.config.check import normalise
+from pdp.config.check_prune import implied_sparsity, is_dense
+from pdp.config.distill import HUB
+from pdp.config.schema import Config, DistillConfig, NmPruneConfig, TeacherConfig, data_label
 from pdp.errors import Refusal
+from pdp.methods.options import DenseOptions
 from pdp.time import Time
 
 # What does not decide the result, a dotted key or a whole group.
@@ -28,13 +32,19 @@ EXCLUDED = (
     "data.workers",
     "data.root",
     "data.unasked",
+    "distill.cache",
+    # The tokens are in the fingerprint, whatever files they came from.
+    "data.tokenizer",
+    "data.train_files",
+    "data.validation_files",
+    "data.test_files",
 )
 _TIMES = ("recipe.lr_warmup", "schedule.warmup", "schedule.ramp")
 
 
 def run_directory(config: Config, data_fingerprint: str) -> Path:
     """`<output_dir>/<model>-<data>-<method>-<pattern>-<sparsity>-<hash8>/seed<k>`; raises `Refusal` like the hash."""
-    names = [_slug(part) for part in (config.model.name, config.data.name, config.method.name)]
+    names = [_slug(part) for part in (config.model.name, data_label(config.data), config.method.name)]
     slug = "-".join(
         [*names, _pattern_slug(config), _slug(_sparsity_slug(config)), config_hash(config, data_fingerprint)[:8]]
     )
@@ -49,11 +59,23 @@ def config_hash(config: Config, data_fingerprint: str) -> str:
     values = changed_values(config)
     values["data.fingerprint"] = data_fingerprint
     if config.model.pretrained.lower() not in ("false", "true"):
-        values["model.pretrained"] = f"sha256:{_sha256(Path(config.model.pretrained), 'model.pretrained')}"
+        values["model.pretrained"] = _weights_content(Path(config.model.pretrained))
+    elif config.model.library == "transformers" and Path(config.model.name).is_dir():
+        values["model.name"] = _weights_content(Path(config.model.name))
     if config.allocation.path is not None:
         values["allocation.path"] = _budget_content(Path(config.allocation.path))
+    if isinstance(config.distill, TeacherConfig):
+        values["distill.teacher"] = _teacher_content(config, config.distill.teacher, data_fingerprint)
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def dense_cell(config: Config) -> Config:
+    """The dense run of the same cell and seed: same model, data and recipe, no pruning and no teacher."""
+    dense = copy.deepcopy(config)
+    dense.method, dense.distill = DenseOptions(), DistillConfig()
+    normalise(dense)
+    return dense
 
 
 def changed_values(config: Config) -> dict[str, Any]:
@@ -108,7 +130,9 @@ def _sparsity_slug(config: Config) -> str:
         return "0"
     if (implied := implied_sparsity(config)) is not None:
         return f"{implied:.10g}"
-    return "file" if config.sparsity is None else f"{_canonical(float(config.sparsity), '')!r}"
+    if config.sparsity is None:
+        return "file" if config.allocation.name == "file" else "free"
+    return f"{_canonical(float(config.sparsity), '')!r}"
 
 
 def _slug(text: str) -> str:
@@ -119,11 +143,53 @@ def _budget_content(path: Path) -> str:
     """Another run by its hash and seed; a CSV, or a run without a readable record, by the bytes of its table."""
     if not path.is_dir():
         return f"sha256:{_sha256(path, 'allocation.path')}"
+    return _run_content(path) or f"sha256:{_sha256(path / 'layers.csv', 'allocation.path')}"
+
+
+def _teacher_content(config: Config, teacher: str | None, data_fingerprint: str) -> str:
+    """A run by its hash and seed, weights by their bytes; the cell's dense run by its hash, its seed being the run's.
+
+    So the seeds of a cell with such a teacher lie in one directory, like those of any other.
+    """
+    if teacher is None:
+        return f"dense:{config_hash(dense_cell(config), data_fingerprint)}"
+    if teacher == HUB:
+        return HUB
+    path = Path(teacher)
+    if not path.is_dir():
+        return f"sha256:{_sha256(path, 'distill.teacher')}"
+    if (content := _run_content(path)) is not None:
+        return content
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    listing = "".join(f"{file.name} {_sha256(file, 'distill.teacher')}\n" for file in files)
+    return f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+
+
+def _run_content(path: Path) -> str | None:
+    """A run's hash and seed; None where it has no readable record."""
     try:
         record = json.loads((path / "record.json").read_text(encoding="utf-8"))
         return f"run:{record['config_hash']}:seed{int(record['seed'])}"
     except (OSError, ValueError, KeyError, TypeError):
-        return f"sha256:{_sha256(path / 'layers.csv', 'allocation.path')}"
+        return None
+
+
+def _weights_content(path: Path) -> str:
+    """A file by its bytes, a checkpoint's folder by those of its configuration and weights."""
+    if not path.is_dir():
+        return f"sha256:{_sha256(path, 'model.pretrained')}"
+    files = sorted({*path.glob("config.json"), *path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")})
+    digests = [f"{file.name}:{_sha256(file, 'model.pretrained')}" for file in files]
+    return f"folder:{hashlib.sha256(' '.join(digests).encode()).hexdigest()}"
+
+
+def pretrained_label(config: Config) -> str:
+    """What records call the weights that a model began with: false, true, or a name and content, wherever it lay."""
+    pretrained = config.model.pretrained
+    if pretrained.lower() in ("false", "true"):
+        return pretrained
+    kind, _, digest = _weights_content(Path(pretrained)).partition(":")
+    return f"{Path(pretrained).name} ({kind} {digest[:16]})"
 
 
 def _sha256(path: Path, key: str) -> str:

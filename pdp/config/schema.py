@@ -16,11 +16,14 @@ class ModelConfig:
     """What to train."""
 
     name: str = MISSING
-    task: str = MISSING  # images; it decides which tasks/ module builds model, data, loss and metric
-    library: str = "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model by its name
-    pretrained: str = "false"  # false, true (the hub's weights) or a file
+    task: str = MISSING  # images, text_classification or language_modelling: the tasks/ module of model, data and loss
+    library: str = "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model; transformers
+    pretrained: str = "false"  # false, true (the hub's weights) or a file; for transformers a folder
     smallest_input: int = 1  # pixels; smaller images are enlarged to it unless data.image_size says otherwise
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the model's constructor
+    architecture: str | None = None  # transformers: its name of the architecture; null: the checkpoint's own
+    hub: str | None = None  # transformers: the checkpoint on the Hugging Face hub; null: model.name
+    sizes: dict[str, Any] = field(default_factory=dict)  # transformers: of a random model; a checkpoint has its own
 
 
 @dataclass
@@ -34,6 +37,7 @@ class DataConfig:
     limit: int | None = None  # at most so many training and as many test samples
     unasked: bool = False  # set by the command line: nobody named the data, so the default is used and the run says so
     noise_if_absent: bool = False  # debug overlays only: noise of the data's shape where the data is not at hand
+    smallest_inputs: bool = False  # debug overlays only: the smallest images, or the shortest texts, that make sense
 
 
 @dataclass
@@ -42,6 +46,48 @@ class ImagesDataConfig(DataConfig):
 
     image_size: int | None = None  # pixels; null is the data's own
     unreadable: str = "stop"  # stop or skip
+
+
+@dataclass
+class TextDataConfig(DataConfig):
+    """What every text has."""
+
+    source: str = MISSING  # which reader: see the tasks
+    tokenizer: str | None = None  # a folder, a vocabulary file or a hub's name; null: the checkpoint's, else made anew
+    vocabulary: int = 30522  # largest vocabulary of a tokenizer that is trained on the training text
+
+
+@dataclass
+class TextClassificationDataConfig(TextDataConfig):
+    """Sentences, or pairs of them, with one label each."""
+
+    task: str | None = None  # source=glue: mnli, qqp, qnli, sst2, rte, mrpc, cola, stsb or wnli
+    max_length: int = 128  # tokens; longer texts lose their end, of a pair the longer one first
+    length_grouping: bool = False  # batches of texts of about the same length, so that little is padded
+
+
+@dataclass
+class LanguageModellingDataConfig(TextDataConfig):
+    """Running text, cut into windows."""
+
+    context: int = 1024  # tokens of a window
+    stride: int | None = None  # tokens between the starts of two windows that are measured; null: context - 1
+    train_files: list[str] = field(default_factory=list)  # source=files: names or glob patterns under data.root
+    validation_files: list[str] = field(default_factory=list)  # none: a share of the training windows
+    test_files: list[str] = field(default_factory=list)
+
+
+DATA_SCHEMAS: dict[str, type[DataConfig]] = {
+    "images": ImagesDataConfig,
+    "text_classification": TextClassificationDataConfig,
+    "language_modelling": LanguageModellingDataConfig,
+}
+
+
+def data_label(data: DataConfig) -> str:
+    """How records and tables name the data: glue-mnli where one of its tasks was chosen."""
+    task = getattr(data, "task", None)
+    return f"{data.name}-{task}" if task else data.name
 
 
 @dataclass
@@ -54,13 +100,15 @@ class RecipeConfig:
     accumulation: int = 1  # micro-batches per optimizer step
     optimizer: str = "sgd"
     lr: float = MISSING
-    lr_schedule: str = "cosine"  # cosine, linear or constant
+    lr_schedule: str = "cosine"  # cosine, linear, constant or steps
+    lr_drops: list[str] = field(default_factory=list)  # lr_schedule=steps: times from which on a tenth of it holds
     lr_unit: str = "step"  # step, or epoch: the rate holds for a whole epoch
     lr_warmup: str = "0"  # a time
     lr_min: float = 0.0
     momentum: float = 0.9
     nesterov: bool = True
     weight_decay: float = MISSING  # on conv, linear and embedding weights only
+    layer_decay: float | None = None  # factor on the rate from each block to the one below; null: one rate for all
     label_smoothing: float = 0.0
     augmentation: str = "none"
     clip: float | None = None  # largest gradient norm
@@ -68,6 +116,7 @@ class RecipeConfig:
     precision: str = "fp32"
     channels_last: bool = False
     compile: bool = False
+    gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
     recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
 
@@ -130,6 +179,22 @@ class DistillConfig:
 
 
 @dataclass
+class TeacherConfig(DistillConfig):
+    """A teacher's logits beside the labels: (1 - weight) * the task's loss + weight * T^2 * KL(teacher || student)."""
+
+    name: str = "teacher"
+    teacher: str | None = None  # a run's directory, weights or hub; null: the dense run of the same cell and seed
+    temperature: float = 2.0  # T, of both softmaxes
+    weight: float | None = None  # null: the method's own (pdp.config.distill)
+    hidden: float = 0.0  # weight of the hidden states' mean squared difference; 0: none
+    attention: float = 0.0  # likewise of the attentions
+    cache: str = "none"  # none, or disk: the teacher's logits are computed once, before training
+
+
+DISTILL: dict[str, type[DistillConfig]] = {"none": DistillConfig, "teacher": TeacherConfig}
+
+
+@dataclass
 class TrackerConfig:
     """Where curves are sent besides the run's own history."""
 
@@ -145,6 +210,7 @@ class WandbConfig(TrackerConfig):
     project: str | None = None  # null is WANDB_PROJECT, else pdp
     entity: str | None = None  # user or team; null is WANDB_ENTITY, else the key's own
     timeout: float = 30.0  # seconds that the start, and the end, may wait for the network
+    artifacts: bool = True  # send the hard model, layers.csv and the other results of a finished run too
 
 
 @dataclass
@@ -181,4 +247,4 @@ class Config:
     dry_run: bool = False
     output_dir: str = "results/runs"
     device: str = "auto"  # auto, cpu or cuda
-    provenance: str | None = None  # experiment files: where their values come from
+    provenance: Any = None  # experiment files: where their values come from, a sentence or several by what they are of

@@ -7,11 +7,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 from pdp.errors import Refusal
-from pdp.methods.options import OPTIONS, MethodOptions, check_options
+from pdp.methods.checks import check_options, check_pattern, check_saliency
+from pdp.methods.options import OPTIONS, MethodOptions
 
 if TYPE_CHECKING:
     from pdp.methods.method import Method
     from pdp.patterns.pattern import Pattern
+
+# A module called str would hide the built-in of that name in this package.
+_MODULES = {"str": "soft_threshold"}
 
 
 def make_method(method: str | MethodOptions, pattern: Pattern, **options: object) -> Method:
@@ -26,4 +30,7 @@ def make_method(method: str | MethodOptions, pattern: Pattern, **options: object
         except TypeError as error:
             raise Refusal(f"method={method} does not take these options: {error}") from None
     check_options(method)
-    return importlib.import_module(f"pdp.methods.{method.name}").Method(method, pattern)
+    check_pattern(method, pattern.name)
+    check_saliency(method.name, getattr(pattern.options, "saliency", ""))
+    module = _MODULES.get(method.name, method.name)
+    return importlib.import_module(f"pdp.methods.{module}").Method(method, pattern)

@@ -15,7 +15,7 @@ class Method(method.Method):
 
     prunes = False
 
-    def update(self, layers: Sequence[Layer], step: int | None) -> None:
+    def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
         pass
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:

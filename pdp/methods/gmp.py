@@ -3,36 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from pdp.layers import Layer, Member
+from pdp.layers import Layer
 from pdp.methods import method
+from pdp.methods.masked import MaskedMethod
 from pdp.methods.options import GmpOptions
 
 
-class Method(method.Method):
-    """W * B, with B changed only when the share grows.
+class Method(MaskedMethod):
+    """W * B, with B changed only when the share grows, and at least `update_every` steps apart.
 
-    A masked weight gets no gradient from the task; it returns only if its stored value passes a later, larger cut.
+    With `allocation=global` there is one cut over all layers at every mask update, as in AC/DC's and GraNet's GMP;
+    `method.budget=fixed` takes each layer's share from the first of them, as PDP does.
     """
 
     schedule = "cubic"
     allocation = "uniform"
     options: GmpOptions
 
-    def update(self, layers: Sequence[Layer], step: int | None) -> None:
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.updated = 0  # the step of the last mask update
+
+    @property
+    def moves(self) -> bool:
+        return self.options.budget == "moving" and self.plan.allocation == "global"
+
+    def due(self, moment: method.Moment) -> bool:
+        if moment.fraction == self.fraction:
+            return False
         every = self.options.update_every
-        due = step is None or (every is not None and step % every == 0)
-        for layer in layers:
-            masked = layer.state.get("masked")
-            if layer.active and (masked is None or (due and int(masked) != layer.pruned)):
-                self.replace_state(layer, "keep", super().keep(layer))
-                layer.state["masked"] = torch.tensor(layer.pruned)
+        return every is None or moment.step - self.updated >= every or moment.final or not self.fraction
 
-    def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
-        return weight * self.pattern.spread(layer.state["keep"], layer, member or layer.members[0], weight)
+    def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        due = self.due(moment)
+        super().share_out(layers, moment)
+        if due:
+            self.updated = moment.step
 
-    def keep(self, layer: Layer) -> Tensor:
-        return layer.state["keep"] if "keep" in layer.state else super().keep(layer)
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"updated": self.updated}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.updated = state["updated"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pdp.layers import Layer, Member
@@ -29,17 +30,35 @@ class Method(method.Method):
         self.relative = mode == "relative"
         self.kappa = pattern.kappa if options.kappa is None else options.kappa
 
-    def update(self, layers: Sequence[Layer], step: int | None) -> None:
+    def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
         active = [layer for layer in layers if layer.active]
-        for layer, cut in zip(active, self.pattern.cuts(active), strict=True):
+        if moment.epoch_start or moment.final or moment.step % self.options.refresh == 0:
+            stale = active
+        else:
+            stale = [layer for layer in active if "cut" not in layer.state]
+        for layer, cut in zip(stale, self.pattern.cuts(stale), strict=True):
+            self.replace_state(layer, "cut", cut)
             if self.relative:
                 tau = (self.kappa * squared_cut(cut)).clamp(min=_LEAST_TEMPERATURE)
                 self.replace_state(layer, "temperature", tau)
-            for key, value in self.pattern.soft_state(layer, cut, self._temperature(layer)).items():
+        for layer in active:
+            for key, value in self.pattern.soft_state(layer, layer.state["cut"], self._temperature(layer)).items():
                 self.replace_state(layer, key, value)
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
+        if not self.options.detach_cut:
+            return _with_live_cut(weight, layer.state["cut"], self._temperature(layer))
         return self.pattern.soft_weight(layer, member or layer.members[0], weight, self._temperature(layer))
 
     def _temperature(self, layer: Layer) -> Tensor | float:
         return layer.state["temperature"] if self.relative else self.options.temperature
+
+
+def _with_live_cut(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+    """m(w) * w with t = (a + b) / 2 differentiable in the weights nearest below and above it; tau is a constant."""
+    exact = weight if weight.dtype == torch.float64 else weight.float()
+    magnitude = exact.abs()
+    below = torch.where(magnitude <= cut, magnitude, -torch.inf).max()
+    above = torch.where(magnitude >= cut, magnitude, torch.inf).min()
+    live = below + (above - below) * 0.5
+    return (torch.sigmoid((exact.square() - live.square()) / temperature) * exact).to(weight.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pdp.layers import Layer, Member, Site, first_convolution
 from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, batch_norm, find_couplings, input_columns, slim_densities
 from pdp.patterns.options import ChannelOptions
+from pdp.patterns.pattern import Wanted
 from pdp.unit_mask import unit_mask
 
 
@@ -72,21 +73,15 @@ class Pattern(pattern.Pattern):
             return "its norm has no weight that a mask could reach"
         return None if coupling.units > 1 else "a single unit"
 
-    def budget(
-        self,
-        layers: Sequence[Layer],
-        allocation: str,
-        share: float | None,
-        saliency: Callable[[Layer], Tensor],
-        path: str | Path | None,
-    ) -> list[int]:
+    def budget(self, layers: Sequence[Layer], wanted: Wanted) -> list[int]:
         def compared(layer: Layer) -> Tensor:
-            values = saliency(layer)
-            return values / values.mean().clamp(min=1e-30) if self.options.relative_budget else values
+            values = wanted.saliency(layer)
+            relative = self.options.relative_budget and not wanted.comparable
+            return values / values.mean().clamp(min=1e-30) if relative else values
 
-        if self.options.target == "channels" or allocation == "file":
-            return allocate(allocation, layers, share, compared, path)
-        return self._mac_budget(layers, allocation, share, compared)
+        if self.options.target == "channels" or wanted.allocation == "file":
+            return super().budget(layers, replace(wanted, saliency=compared))
+        return self._mac_budget(layers, wanted.allocation, wanted.share, compared)
 
     def _mac_budget(
         self, layers: Sequence[Layer], allocation: str, share: float | None, compared: Callable[[Layer], Tensor]
@@ -102,11 +97,7 @@ class Pattern(pattern.Pattern):
         def counts(pruned: int) -> list[int]:
             return allocate(allocation, layers, pruned / units, lambda layer: values[layer.name], None)
 
-        def total(counts: list[int]) -> float:
-            densities = self.densities(layers, counts)
-            return sum(macs * densities.get(name, 1.0) for name, macs in self.macs.items())
-
-        reach = 1 - total(counts(high)) / dense
+        reach = 1 - self._slim_macs(layers, counts(high)) / dense
         if reach < share:
             raise Refusal(
                 f"sparsity={share} of the MACs cannot be reached: at most {reach:.3f} can go while each layer keeps a "
@@ -114,26 +105,38 @@ class Pattern(pattern.Pattern):
             )
         while low < high:
             middle = (low + high) // 2
-            if total(counts(middle)) > (1 - share) * dense:
+            if self._slim_macs(layers, counts(middle)) > (1 - share) * dense:
                 low = middle + 1
             else:
                 high = middle
         # Between the last budget above the target and the first below it, layer by layer: uniform steps in all at once.
         above, below = counts(max(0, low - 1)), counts(low)
         mixed = [below[:index] + above[index:] for index in range(len(layers) + 1)]
-        return min(mixed, key=lambda budget: abs(total(budget) - (1 - share) * dense))
+        return min(mixed, key=lambda budget: abs(self._slim_macs(layers, budget) - (1 - share) * dense))
+
+    def _slim_macs(self, layers: Sequence[Layer], counts: Sequence[int]) -> float:
+        densities = self.densities(layers, counts)
+        return sum(macs * densities.get(name, 1.0) for name, macs in self.macs.items())
+
+    def reached(self, layers: Sequence[Layer]) -> float:
+        if self.options.target == "channels":
+            return super().reached(layers)
+        return 1 - self._slim_macs(layers, [layer.pruned for layer in layers]) / sum(self.macs.values())
 
     def densities(self, layers: Sequence[Layer], counts: Sequence[int]) -> dict[str, float]:
         return slim_densities([self.couplings[layer.name] for layer in layers], list(counts))
 
     def _square(self, layer: Layer) -> Tensor:
         """s^2 of each unit: the mean (l2: the sum) of the squares of all its weights; float32."""
+        return self._sums(layer, Tensor.square) * self._scale(layer)
+
+    def _sums(self, layer: Layer, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """The sum over each unit's weights of a function of them; float32."""
         total = torch.zeros(layer.units, device=layer.weight.device)
         for member in layer.members:
             if member.weighs:
-                squares = _row_sums(member.tensor.detach().float().square())
-                total = total.index_add(0, _units(member, total), squares)
-        return total * self._scale(layer)
+                total = total.index_add(0, _units(member, total), _row_sums(of(member.tensor.detach().float())))
+        return total
 
     def _scale(self, layer: Layer) -> float:
         if self.options.saliency == "l2":
@@ -141,6 +144,8 @@ class Pattern(pattern.Pattern):
         return layer.units / sum(member.tensor.numel() for member in layer.members if member.weighs)
 
     def saliency(self, layer: Layer) -> Tensor:
+        if self.options.saliency == "l1":
+            return self._sums(layer, Tensor.abs)
         return self._square(layer).sqrt()
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
@@ -151,7 +156,7 @@ class Pattern(pattern.Pattern):
 
     def soft_state(self, layer: Layer, cut: Tensor, temperature: Tensor | float) -> dict[str, Tensor]:
         z = (self._square(layer) - cut * cut.abs()) / temperature
-        return {"cut": cut, "mask": torch.sigmoid(z)}
+        return {"mask": torch.sigmoid(z)}
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         making = [one for one in layer.members if one.weighs]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from pdp.errors import Refusal
 from pdp.layers import Layer, Member, first_convolution, is_conv1d
 from pdp.patterns import pattern
 from pdp.patterns.options import NmOptions
+from pdp.patterns.pattern import Wanted
 
 
 class Pattern(pattern.Pattern):
@@ -64,15 +64,8 @@ class Pattern(pattern.Pattern):
         inputs = layer.weight.shape[input_dim(layer)]
         return f"{inputs} inputs do not divide by {self.options.m}" if inputs % self.options.m else None
 
-    def budget(
-        self,
-        layers: Sequence[Layer],
-        allocation: str,
-        share: float | None,
-        saliency: Callable[[Layer], Tensor],
-        path: str | Path | None,
-    ) -> list[int]:
-        if path is not None or allocation == "file":
+    def budget(self, layers: Sequence[Layer], wanted: Wanted) -> list[int]:
+        if wanted.path is not None or wanted.allocation == "file":
             raise Refusal(f"allocation=file has no meaning for pattern {self.label}, which is its own budget: drop it")
         return [layer.units // self.options.m * self._free for layer in layers]
 
@@ -83,7 +76,7 @@ class Pattern(pattern.Pattern):
         ordered = grouped.sort(dim=-1, stable=True)
         counts = self._counts(ordered.values[..., : self._free], layer.pruned)
         rank = ordered.indices.argsort(dim=-1)
-        return self._back(rank >= counts[..., None], layer)
+        return self.ungroup(rank >= counts[..., None], layer)
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         return [self._cut(layer) for layer in layers]
@@ -109,7 +102,7 @@ class Pattern(pattern.Pattern):
         """A cut for each group, repeated over its M weights; masks over weights stay as they are."""
         if values.shape == weight.shape:
             return values
-        spread = self._back(values[..., None].expand(*values.shape, self.options.m), layer)
+        spread = self.ungroup(values[..., None].expand(*values.shape, self.options.m), layer)
         # In the weight's own memory order, so that the masked weight keeps it.
         return spread.contiguous() if weight.is_contiguous() else spread
 
@@ -117,7 +110,8 @@ class Pattern(pattern.Pattern):
         """`values` shaped like the weight as (out, kernel positions..., groups, M)."""
         return values.movedim(input_dim(layer), -1).unflatten(-1, (-1, self.options.m))
 
-    def _back(self, grouped: Tensor, layer: Layer) -> Tensor:
+    def ungroup(self, grouped: Tensor, layer: Layer) -> Tensor:
+        """The inverse of `groups`."""
         return grouped.flatten(-2).movedim(-1, input_dim(layer))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pdp.errors import Refusal
 
-SALIENCIES = ("rms", "l2")
+SALIENCIES = ("rms", "l2", "l1")
 TARGETS = ("channels", "macs")
 
 
@@ -34,7 +34,7 @@ class NmOptions(RandomOptions):
 class ChannelOptions(RandomOptions):
     """Whole output channels, with all that is coupled to them."""
 
-    saliency: str = "rms"  # root mean square of the channel's weights, or l2: their norm
+    saliency: str = "rms"  # root mean square of the channel's weights, l2: their norm, l1: the sum of |w|
     target: str = "channels"  # what sparsity is a share of: channels, or the multiply-adds of the slimmed model (macs)
     prune_stem: bool = False  # whether the first convolution may lose outputs
     relative_budget: bool = True  # layers are compared by saliency over the layer's mean, which fan-in does not move

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +12,21 @@ from torch import Tensor, nn
 
 from pdp.allocation import allocate
 from pdp.cut import keep_units, magnitude_cuts_at
+from pdp.errors import Refusal
 from pdp.layers import Layer, Member
 from pdp.mask import soft_prune
 from pdp.patterns.options import RandomOptions
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a budget is asked for."""
+
+    allocation: str
+    share: float | None  # of what `Pattern.target_unit` names; None where the allocation says it
+    saliency: Callable[[Layer], Tensor]
+    path: str | Path | None = None  # of allocation=file
+    comparable: bool = False  # whether the saliencies compare across layers as they are
 
 
 class Pattern:
@@ -43,22 +56,28 @@ class Pattern:
         """The target where the pattern itself says it."""
         return None
 
+    def target_of(self, sparsity: float | None) -> float | None:
+        """The target share of units; raises `Refusal` where `sparsity` contradicts what the pattern implies."""
+        implied = self.implied_share
+        if implied is None:
+            return sparsity
+        if sparsity is not None and abs(sparsity - implied) > 1e-9:
+            raise Refusal(f"sparsity={sparsity} contradicts pattern {self.label}, which is {implied}: leave it out")
+        return implied
+
     def gather(self, model: nn.Module, layers: list[Layer], example_input: Any) -> tuple[list[Layer], dict[str, str]]:
         """The layers this pattern prunes, their units counted, and by name why the others stay dense."""
         for layer in layers:
             layer.units = layer.weight.numel()
         return layers, {}
 
-    def budget(
-        self,
-        layers: Sequence[Layer],
-        allocation: str,
-        share: float | None,
-        saliency: Callable[[Layer], Tensor],
-        path: str | Path | None,
-    ) -> list[int]:
-        """How many units each layer loses at the target; raises `Refusal` where it cannot be met."""
-        return allocate(allocation, layers, share, saliency, path)
+    def budget(self, layers: Sequence[Layer], wanted: Wanted) -> list[int]:
+        """How many units each layer loses; raises `Refusal` where what is wanted cannot be met."""
+        return allocate(wanted.allocation, layers, wanted.share, wanted.saliency, wanted.path)
+
+    def reached(self, layers: Sequence[Layer]) -> float:
+        """The share of what `target_unit` names that is pruned now."""
+        return sum(layer.pruned for layer in layers) / sum(layer.units for layer in layers)
 
     def densities(self, layers: Sequence[Layer], counts: Sequence[int]) -> dict[str, float]:
         """The share of its weights that each layer keeps when so many units go, by module name."""
@@ -81,8 +100,8 @@ class Pattern:
         return values
 
     def soft_state(self, layer: Layer, cut: Tensor, temperature: Tensor | float) -> dict[str, Tensor]:
-        """What `soft_weight` needs besides the stored weight."""
-        return {"cut": cut}
+        """What `soft_weight` needs besides the stored weight and the cut."""
+        return {}
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""

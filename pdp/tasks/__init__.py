@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pdp.config.schema import Config
     from pdp.tasks.task import Task
 
-TASKS = ("images",)
+TASKS = ("images", "text_classification", "language_modelling")
 
 
 def build_task(config: Config) -> Task:
@@ -19,4 +19,12 @@ def build_task(config: Config) -> Task:
         from pdp.tasks.images import ImagesTask
 
         return ImagesTask(config)
+    if config.model.task == "text_classification":
+        from pdp.tasks.text_classification import TextClassificationTask
+
+        return TextClassificationTask(config)
+    if config.model.task == "language_modelling":
+        from pdp.tasks.language_modelling import LanguageModellingTask
+
+        return LanguageModellingTask(config)
     raise Refusal(f"model.task={config.model.task} is unknown; it can be {', '.join(TASKS)}")

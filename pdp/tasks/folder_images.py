@@ -113,7 +113,10 @@ def resize_side(size: int) -> int:
 
 
 class FolderImages(ImageDataset):
-    """Images decoded as they are read; one that cannot be is an error, or with `skip` left out of its batch."""
+    """Images decoded as they are read; one that cannot be is an error, or with `skip` left out of its batch.
+
+    Batches hold bytes, a quarter of what workers and the device's bus would carry as float32: the task normalises them.
+    """
 
     def __init__(self, root: str, part: FolderPart, size: int, skip: bool):
         super().__init__(part.labels, size, IMAGENET_MEAN, IMAGENET_STD)
@@ -129,21 +132,23 @@ class FolderImages(ImageDataset):
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         epochs, indices = split_keys(keys)
-        images, kept = [], []
+        random = self.augmentation is not None and self.augmentation.name == "random_resized_crop"
+        draws = self.augmentation.draws(epochs, indices) if random and self.augmentation else None
+        pixels = np.empty((len(keys), 3, self.size, self.size), dtype=np.uint8)
+        kept: list[int] = []
         for position, index in enumerate(indices):
             image = self._decode(int(index))
             if image is not None:
-                images.append(self._cut(image, epochs[position : position + 1], indices[position : position + 1]))
+                cut = self._middle(image) if draws is None else self._random(image, draws[position : position + 1])
+                pixels[len(kept)] = cut.transpose(2, 0, 1)
                 kept.append(position)
-        if not images and self.augmentation is not None:
+        if not kept and self.augmentation is not None:
             raise UnreadableImage(f"every image of a batch is unreadable, the last {self._name(int(indices[-1]))}")
         epochs, indices = epochs[kept], indices[kept]
-        shape = (0, self.size, self.size, 3)
-        stacked = np.stack(images) if images else np.zeros(shape, dtype=np.uint8)
-        batch = torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
+        batch = torch.from_numpy(pixels[: len(kept)])
         if self.augmentation is not None and self.augmentation.name == "pad_crop_flip":
             batch = self.augmentation.pad_crop_flip(batch, epochs, indices)
-        return self.finish(batch, indices)
+        return self.labelled(batch, indices)
 
     def _name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
@@ -153,7 +158,8 @@ class FolderImages(ImageDataset):
 
         try:
             with Image.open(self._name(index)) as image:
-                return image.convert("RGB")
+                image.load()
+                return image if image.mode == "RGB" else image.convert("RGB")  # which would copy an RGB image
         except Exception as error:  # decoders raise many kinds for damaged files
             if self.skipped is None:
                 raise UnreadableImage(
@@ -163,15 +169,20 @@ class FolderImages(ImageDataset):
             self.skipped[index] = 1
             return None
 
-    def _cut(self, image: Any, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """One PIL image -> uint8 (size, size, 3)."""
+    def _random(self, image: Any, draws: np.ndarray) -> np.ndarray:
+        """A random box of a PIL image, enlarged, half of them mirrored -> uint8 (size, size, 3)."""
+        from PIL.Image import Resampling
+
+        assert self.augmentation is not None
+        width, height = image.size
+        top, left, rows, columns = self.augmentation.boxes_of(draws, np.array([height]), np.array([width]))[0].tolist()
+        box = image.crop((left, top, left + columns, top + rows))
+        pixels = np.asarray(box.resize((self.size, self.size), Resampling.BILINEAR))
+        return pixels[:, ::-1] if draws[0, 0] < 0.5 else pixels
+
+    def _middle(self, image: Any) -> np.ndarray:
+        """The middle of a PIL image whose short side is resized -> uint8 (size, size, 3)."""
         from torchvision.transforms.v2 import functional as transforms
 
-        size = [self.size, self.size]
-        if self.augmentation is not None and self.augmentation.name == "random_resized_crop":
-            width, height = image.size
-            box = self.augmentation.boxes(epochs, indices, np.array([height]), np.array([width]))[0].tolist()
-            pixels = np.asarray(transforms.resized_crop(image, *box, size=size))
-            return pixels[:, ::-1] if self.augmentation.flips(epochs, indices)[0] else pixels
         image = transforms.resize(image, [resize_side(self.size)])
-        return np.asarray(transforms.center_crop(image, size))
+        return np.asarray(transforms.center_crop(image, [self.size, self.size]))

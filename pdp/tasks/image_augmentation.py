@@ -37,13 +37,22 @@ class Augmentation:
 
     def boxes(self, epochs: np.ndarray, indices: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """Crop boxes, int64 (samples, 4) of top, left, height, width: 8 to 100 % of the area, sides 3/4 to 4/3."""
-        draws = uniforms(self.seed, epochs, indices, 3 + 2 * _ATTEMPTS)[:, 1:]
+        return self.boxes_of(self.draws(epochs, indices), heights, widths)
+
+    def draws(self, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """What `boxes_of` needs, float64 (samples, draws); below a half in the first column is what `flips` is."""
+        return uniforms(self.seed, epochs, indices, 3 + 2 * _ATTEMPTS)
+
+    @staticmethod
+    def boxes_of(draws: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """`boxes`, from draws made for a whole batch while its images become known one by one."""
+        draws = draws[:, 1:]
         areas = (heights * widths)[:, None] * (0.08 + 0.92 * draws[:, 2::2])
         ratios = np.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * draws[:, 3::2])
         crop_w = np.round(np.sqrt(areas * ratios)).astype(np.int64)
         crop_h = np.round(np.sqrt(areas / ratios)).astype(np.int64)
         fits = (crop_w > 0) & (crop_h > 0) & (crop_w <= widths[:, None]) & (crop_h <= heights[:, None])
-        first, rows = np.argmax(fits, axis=1), np.arange(len(indices))
+        first, rows = np.argmax(fits, axis=1), np.arange(len(draws))
         found = fits.any(axis=1)
         # Where none fits, the middle of the image at the nearest allowed ratio.
         middle_w = np.minimum(widths, np.round(heights * 4 / 3).astype(np.int64))

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,22 @@ def split_keys(keys: list[Key]) -> tuple[np.ndarray, np.ndarray]:
     return pairs[:, 0], pairs[:, 1]
 
 
+def model_input(images: Tensor) -> Tensor:
+    """What a model takes of a batch's images: bytes, as folders give them, are normalised where they are."""
+    return normalised(images) if images.dtype == torch.uint8 else images
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) as float32 with ImageNet's mean and deviation, where they are."""
+    mean, std = (_on_device(values, pixels.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+@cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)[None, :, None, None]
+
+
 class ImageDataset(Dataset[dict[str, Tensor]]):
     """Images with labels, read a batch at a time by (epoch, index) keys; `augmentation` is for training alone."""
 
@@ -158,7 +175,10 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 
     def finish(self, images: Tensor, indices: np.ndarray) -> dict[str, Tensor]:
         """A batch of float32 images in [0, 1] made ready: normalised, three channels, with labels and indices."""
-        images = (images - self.mean) / self.std
+        return self.labelled((images - self.mean) / self.std, indices)
+
+    def labelled(self, images: Tensor, indices: np.ndarray) -> dict[str, Tensor]:
+        """A batch of images, in three channels, with labels and indices."""
         return {
             "image": images.expand(-1, 3, -1, -1).contiguous(),
             "label": torch.from_numpy(self.labels[indices]),

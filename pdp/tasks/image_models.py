@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 from torch import nn
 
 from pdp.config.schema import ModelConfig
 from pdp.errors import Refusal
+from pdp.tasks.hub import cache_alone, limited_patience, reachable
 from pdp.tasks.image_weights import load_weights, one_line
 
 LIBRARIES = ("pdp", "timm")
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
 NAMES = (*_TORCHVISION, "mobilenet_v1", "resnet20")
-_PATIENCE = 10.0  # seconds that a hub may be silent
 
 
 def check_name(model: ModelConfig) -> None:
@@ -101,7 +95,7 @@ def _from_hub(model: ModelConfig, classes: int) -> tuple[nn.Module, list[str]]:
         raise Refusal(f"model.pretrained=true: no hub has weights of resnet20; {offline}")
     network = _construct(model, classes)
     try:
-        with _limited_patience():
+        with limited_patience():
             timm_name = _timm_name(model)
             if timm_name is not None:
                 return _from_timm(timm_name, network, classes, dict(model.arguments))
@@ -121,46 +115,9 @@ def _from_timm(name: str, plain: Any, classes: int, arguments: dict[str, Any]) -
     """timm's own loading, which adapts weights to the model; `plain` is the same model, its arguments known to suit."""
     import timm
 
-    with _cache_alone(not _reachable()):
+    with cache_alone(not reachable()):
         network = timm.create_model(name, pretrained=True, num_classes=classes, **arguments)
     theirs = plain.pretrained_cfg.get("num_classes", classes)
     if theirs == classes:
         return network, []
     return network, [f"the classifier of timm's {name} is for {theirs} classes, not {classes}: it starts random"]
-
-
-def _reachable() -> bool:
-    """Whether the Hugging Face hub answers at all, asked once: its client would retry for most of a minute."""
-    from huggingface_hub import constants
-
-    try:
-        with urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_PATIENCE):
-            return True
-    except HTTPError:
-        return True
-    except (OSError, HTTPException):
-        return False
-
-
-@contextmanager
-def _cache_alone(offline: bool) -> Iterator[None]:
-    """Where offline, the Hugging Face client looks in its cache and nowhere else."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def _limited_patience() -> Iterator[None]:
-    """Downloads give up after some seconds of silence instead of the system's minutes."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_PATIENCE)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

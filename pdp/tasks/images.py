@@ -19,8 +19,14 @@ from pdp.tasks import folder_images as folders
 from pdp.tasks import image_data as memory
 from pdp.tasks.image_augmentation import check_augmentation
 from pdp.tasks.image_models import build_model, check_name
-from pdp.tasks.sampling import EpochBatchSampler, balanced_limit, stratified_split
-from pdp.tasks.task import Batch, Task
+from pdp.tasks.sampling import (
+    EpochBatchSampler,
+    balanced_limit,
+    evaluation_loader,
+    stratified_split,
+    training_loader,
+)
+from pdp.tasks.task import Batch, Outputs, Task
 
 _UNASKED = (
     "No ImageNet was named (data.root= or IMAGENET_DIR), so this trains on scikit-learn's handwritten digits:"
@@ -210,24 +216,21 @@ class ImagesTask(Task):
         """Shuffled, augmented batches; `batch_size` is that of all processes together. Raises `Refusal`."""
         check_augmentation(augmentation)
         dataset = self._part("train").augmented(augmentation, seed)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if processes > 1 and len(dataset) < batch_size:
-            raise Refusal(
-                f"recipe.batch_size={self.config.recipe.batch_size} over {processes} processes needs at least"
-                f" {batch_size} training images, there are {len(dataset)}; lower recipe.batch_size"
-            )
-        return _loader(dataset, EpochBatchSampler(len(dataset), batch_size, seed), workers, persistent=True)
+        return training_loader(dataset, EpochBatchSampler(len(dataset), batch_size, seed), workers)
 
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
         """Every sample of "validation" (the test set where data.validation is 0) or "test" once, in order."""
-        dataset = self._part(part)
-        return _loader(dataset, EpochBatchSampler(len(dataset), batch_size), workers, persistent=False)
+        return evaluation_loader(self._part(part), batch_size, workers)
 
-    def loss(self, model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
-        """Cross entropy, the mean over the micro-batch, float32."""
+    def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
+        """The logits in float32; images have no hidden states that would be compared."""
         if not len(batch["label"]):
             raise Stopped("every image of a batch is unreadable; see data.unreadable")
-        return functional.cross_entropy(model(batch["image"]).float(), batch["label"], label_smoothing=label_smoothing)
+        return Outputs(model(memory.model_input(batch["image"])).float())
+
+    def loss_of(self, outputs: Outputs, batch: Batch, label_smoothing: float) -> Tensor:
+        """Cross entropy, the mean over the micro-batch."""
+        return functional.cross_entropy(outputs.logits, batch["label"], label_smoothing=label_smoothing)
 
     @torch.no_grad()
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -235,7 +238,7 @@ class ImagesTask(Task):
         labels = batch["label"]
         # A batch is empty where all of it was left out as unreadable; the model is spared it.
         empty = torch.zeros(0, self.classes, device=labels.device)
-        logits = model(batch["image"]).float() if len(labels) else empty
+        logits = model(memory.model_input(batch["image"])).float() if len(labels) else empty
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
         return {
             "index": batch["index"],
@@ -254,20 +257,3 @@ class ImagesTask(Task):
         if self.classes > 5:
             result["top5"] = float(np.mean(observations["top5"], dtype=np.float64))
         return result | {"loss": float(np.mean(observations["loss"], dtype=np.float64))}
-
-
-def _whole(batch: Any) -> Any:
-    """The collate function of datasets that read whole batches."""
-    return batch
-
-
-def _loader(dataset: Any, sampler: EpochBatchSampler, workers: int, persistent: bool) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=_whole,
-        pin_memory=torch.cuda.is_available(),
-        persistent_workers=persistent and workers > 0,
-        generator=torch.Generator(),  # else each pass draws from the global RNG
-    )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
+
+from pdp.errors import Refusal
 
 SPLIT_SEED = 20230519  # never the run's seed: every run of a study holds out the same samples
 _ORDER, _DRAW, _SPLIT, _LIMIT = range(1, 5)  # streams: no draw of one kind repeats another's
@@ -86,6 +90,10 @@ class EpochBatchSampler(Sampler[list[Key]]):
         self._told = start_batch is not None
         self.epoch, self.start_batch = epoch, start_batch or 0
 
+    def order(self, epoch: int) -> np.ndarray:
+        """The samples in the order in which an epoch's batches take them, int64 (count,)."""
+        return np.arange(self.count) if self.seed is None else permutation(self.seed, epoch, self.count)
+
     def __len__(self) -> int:
         """Batches in a whole epoch, wherever the next pass starts."""
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
@@ -93,7 +101,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         # A generator on purpose: a loader with workers makes two iterators a pass and only draws from the second.
         epoch, first, self.start_batch = self.epoch, self.start_batch, 0
-        order = np.arange(self.count) if self.seed is None else permutation(self.seed, epoch, self.count)
+        order = self.order(epoch)
         for batch in range(first, len(self)):
             yield [(epoch, int(i)) for i in order[batch * self.batch_size : (batch + 1) * self.batch_size]]
 
@@ -104,3 +112,36 @@ def set_epoch(loader: DataLoader[Any], epoch: int, start_batch: int = 0) -> None
     while not isinstance(sampler, EpochBatchSampler):
         sampler = sampler.batch_sampler
     sampler.set_epoch(epoch, start_batch)
+
+
+def training_loader(dataset: Any, sampler: EpochBatchSampler, workers: int) -> DataLoader[Any]:
+    """The sampler's batches, its workers kept; raises `Refusal` where a process would have no sample."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if not len(dataset) or (processes > 1 and len(dataset) < sampler.batch_size):
+        raise Refusal(
+            f"a batch of {sampler.batch_size} over {processes} processes needs at least that many training samples, "
+            f"there are {len(dataset)}: lower recipe.batch_size, or give more data"
+        )
+    return _loader(dataset, sampler, workers, persistent=True)
+
+
+def evaluation_loader(dataset: Any, batch_size: int, workers: int) -> DataLoader[Any]:
+    """Every sample once, in order."""
+    return _loader(dataset, EpochBatchSampler(len(dataset), batch_size), workers, persistent=False)
+
+
+def _whole(batch: Any) -> Any:
+    """The collate function of datasets that read whole batches."""
+    return batch
+
+
+def _loader(dataset: Any, sampler: EpochBatchSampler, workers: int, persistent: bool) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_whole,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=persistent and workers > 0,
+        generator=torch.Generator(),  # else each pass draws from the global RNG
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 Batch = dict[str, Tensor]
+
+
+@dataclass
+class Outputs:
+    """What a model says of a micro-batch: one row of `logits` for every sample or token that the loss counts.
+
+    `logits` is (N, classes), `hidden` and `attentions` one tensor per block where they were asked for, without padding.
+    """
+
+    logits: Tensor
+    hidden: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class Task(ABC):
@@ -62,9 +75,17 @@ class Task(ABC):
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
         """Every sample of "validation" or "test" once and in order, the last batch as short as it is."""
 
-    @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
         """The mean loss over the micro-batch, a 0-dim float32 tensor."""
+        return self.loss_of(self.outputs(model, batch), batch, label_smoothing)
+
+    @abstractmethod
+    def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
+        """The model's forward; `detailed` asks for hidden states and attentions, where the model has any."""
+
+    @abstractmethod
+    def loss_of(self, outputs: Outputs, batch: Batch, label_smoothing: float) -> Tensor:
+        """The mean loss of these outputs, a 0-dim float32 tensor."""
 
     @abstractmethod
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import pytest
+from experiment_cells import DISTINCT, EXPERIMENTS, needed
 
-from pdp.config.check import DATA, MODELS
+from pdp.config.check_values import DATA, LANGUAGE_MODELS, MODELS, TEXT_DATA
 from pdp.config.compose import compose, from_yaml, to_yaml
 from pdp.config.groups import CONF, GROUPS, choices
 from pdp.config.schema import ImagesDataConfig
 from pdp.errors import Refusal
+from pdp.methods.checks import PATTERNS_OF
 from pdp.methods.options import OPTIONS, GmpOptions, PdpOptions
 
 
@@ -94,14 +96,33 @@ def test_a_key_that_a_file_misspells_is_refused(more_files):
         compose([more_files, "model=typo", "sparsity=0.5"])
 
 
-@pytest.mark.parametrize("experiment", choices("experiment"))
-@pytest.mark.parametrize("extra", [[], ["debug=smoke"], ["prune=none"]])
-def test_every_experiment_composes_without_data(experiment, extra):
+MARKS = ("paper", "third party (", "method's authors", "ours")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_without_data_and_says_where_its_values_come_from(experiment, tmp_path):
+    config = compose([f"experiment={experiment}", "dry_run=true", *needed(experiment, tmp_path)])
+    assert not config.data.unasked
+    assert {"cell", "recipe"} < {*config.provenance} and {"method", "schedule"} <= {*config.provenance}
+    for text in config.provenance.values():
+        assert text.startswith(MARKS), text
+
+
+# The others need words of their own, or set an option of their method, which no other takes: prune=none is refused.
+PLAIN = [name for name in DISTINCT if not name.endswith(("budget", "finetune_90", "asp", "soft_90", "pofa_prune_90"))]
+
+
+@pytest.mark.parametrize("experiment", PLAIN)
+@pytest.mark.parametrize("extra", [["debug=smoke"], ["prune=none"]])
+def test_every_experiment_has_a_smoke_test_and_a_dense_run(experiment, extra):
     config = compose([f"experiment={experiment}", "dry_run=true", *extra])
-    assert config.provenance and not config.data.unasked
+    if extra == ["prune=none"]:
+        assert config.method.name == "dense" and config.sparsity is None
     if extra == ["debug=smoke"]:
+        assert config.distill.name == "none"
         assert config.recipe.epochs == 3 and config.data.noise_if_absent and config.schedule.rate is None
-        assert config.data.image_size == config.model.smallest_input
+        if config.model.task == "images":
+            assert config.data.image_size == config.model.smallest_input
         assert config.output_dir.endswith(".smoke")
 
 
@@ -112,19 +133,76 @@ def test_every_choice_of_every_group_composes(tmp_path):
     for group in GROUPS:
         for choice in choices(group):
             extra = {group: choice}
-            if choice == "timm":
+            if group == "data" and choice in TEXT_DATA:
+                extra |= {"model": "huggingface"}
+                if choice == "glue":
+                    extra["data.task"] = "cola"
+            if group == "recipe" and choice in ("glue", "nli", "docstrings", "language_modelling"):
+                extra["model"] = "bert_tiny"
+            if choice == "timm" or "huggingface" in extra.values():
                 extra["model.name"] = "resnet10t"
             if choice == "file":
                 extra |= {"allocation.path": str(budget), "sparsity": "null"}
             if choice in ("none", "dense") and group in ("prune", "method"):
                 extra["sparsity"] = "null"
-            compose([f"{key}={value}" for key, value in (base | extra).items()])
+            if group == "method":
+                extra["prune"] = PATTERNS_OF.get(choice, ("random",))[0]
+            if choice == "asp":
+                extra["schedule"] = "oneshot"
+            if extra.get("prune") == "nm":
+                extra["sparsity"] = "null"
+            words = base | extra
+            if group == "experiment":
+                continue  # below
+            compose([f"{key}={value}" for key, value in words.items()])
+
+
+def test_parts_of_experiments_are_no_choices_and_cells_win_over_them():
+    assert not [name for name in EXPERIMENTS if "/_" in name]
+    assert len(EXPERIMENTS) > 100
+    config = compose(["experiment=imagenet/mobilenet_v1_random_866_str", "dry_run=true"])
+    assert (config.method.initial, config.recipe.weight_decay) == (-12800.0, 3.751757813e-5)
+    assert (config.recipe.lr, config.provenance["cell"][:5]) == (0.256, "paper")
+    config = compose(["experiment=imagenet/mobilenet_v2_random_80_rigl", "dry_run=true"])
+    assert (config.recipe.name, config.recipe.lr_drops) == ("imagenet_rigl", ["40ep", "75ep", "95ep"])
+    assert (config.recipe.lr_warmup, config.recipe.label_smoothing) == (
+        "8ep",
+        0.1,
+    )  # the cell, what its recipe builds on
+
+
+def test_a_budget_must_be_given_where_an_experiment_takes_one(tmp_path):
+    name = "experiment=imagenet/resnet50_random_90_pdp_str_budget"
+    with pytest.raises(Refusal, match=r"needs allocation\.path: a CSV of layer,share or the directory of another run"):
+        compose([name, "dry_run=true"])
+    config = compose([name, "dry_run=true", *needed(name, tmp_path)])
+    assert (config.sparsity, config.allocation.name, config.schedule.rate) == (None, "file", 0.015)
+
+
+def test_a_pruned_model_must_be_given_to_fine_tune_it():
+    with pytest.raises(Refusal, match=r"give model\.pretrained=<its weights, or for a transformer its folder>"):
+        compose(["experiment=glue/bert_base_mnli_pofa_finetune_90", "dry_run=true"])
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (["recipe.lr_schedule=steps"], r"recipe\.lr_drops"),
+        (["recipe.lr_drops=[3ep]"], r"lr_schedule=cosine: give recipe\.lr_drops=\[\]"),
+        (["recipe.lr_schedule=steps", "recipe.lr_drops=[3]"], "is not a time"),
+    ],
+)
+def test_a_rate_falls_in_steps_where_it_is_said_when(words, refusal):
+    with pytest.raises(Refusal, match=refusal):
+        compose(["model=resnet18", "sparsity=0.5", *words])
 
 
 def test_files_and_known_names_agree():
-    assert {*choices("model")} == {*MODELS, "timm"} and {*choices("data")} == {*DATA}
+    assert {*choices("model")} == {*MODELS, *LANGUAGE_MODELS, "timm", "huggingface"}
+    assert {*choices("data")} == {*DATA, *TEXT_DATA}
     assert {*choices("method")} == {*OPTIONS}
-    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS}
+    others = {"hydra", "sweep", "study"}  # Hydra's own, and the files of submit.py and compare.py
+    assert {path.name for path in CONF.iterdir() if path.is_dir()} == {*GROUPS} | others
 
 
 def test_imagenet_dir_and_data_root_name_imagenet(monkeypatch):
@@ -194,6 +272,27 @@ def test_yaml_there_and_back():
     for damaged in ("", "model: 3", "][", to_yaml(config).replace("epochs", "epoch")):
         with pytest.raises(Refusal, match="config.yaml"):
             from_yaml(damaged)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        (["model=bert_tiny"], ("text_classification", "grammar_nli", "nli", True)),
+        (["model=gpt2_tiny"], ("language_modelling", "docstrings", "docstrings", True)),
+        (["model=bert_base", "data=glue", "data.task=mnli"], ("text_classification", "glue", "glue", False)),
+        (["model=huggingface", "model.name=a/b"], ("text_classification", "grammar_nli", "nli", True)),
+        (["model=huggingface", "model.name=a/b", "data=wikitext"],
+         ("language_modelling", "wikitext-2", "language_modelling", False)),
+        (["model=huggingface", "model.name=a/b", "model.task=language_modelling"],
+         ("language_modelling", "docstrings", "docstrings", True)),
+    ],
+)  # fmt: skip
+def test_text_models_have_data_of_their_own(chosen, expected, monkeypatch):
+    monkeypatch.setenv("IMAGENET_DIR", "/data/imagenet")  # is no text
+    config = compose([*chosen, "sparsity=0.9"])
+    assert (config.model.task, config.data.name, config.recipe.name, config.data.unasked) == expected
+    assert (config.schedule.unit, config.recipe.optimizer) == ("step", "adamw")
+    assert from_yaml(to_yaml(config)) == config
 
 
 def test_composition_needs_no_particular_folder(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import yaml
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
-from pdp.config.check import is_dense
+from pdp.config.check_prune import is_dense
 from pdp.config.compose import compose
 from pdp.errors import Refusal
 

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from pdp import Pruner, count_macs, soft_prune
 from pdp.errors import Refusal
 from pdp.layers import find_layers
+from pdp.methods.method import Moment
 from pdp.patterns import make_pattern
 from pdp.patterns.nm import merge_exchanges, obeys, sorted_columns
 
@@ -189,7 +190,7 @@ def test_relative_temperature_is_kappa_times_the_mean_squared_cut():
     effective = pruner.method.effective_weight(layer, layer.weight)
     with torch.no_grad():
         layer.weight.mul_(10)
-        pruner.method.update(pruner.layers, None)
+        pruner.method.update(pruner.layers, Moment(0, 0, pruner.fraction, epoch_start=True))
         assert torch.allclose(pruner.method.effective_weight(layer, layer.weight), 10 * effective, rtol=1e-4, atol=1e-6)
 
 

@@ -170,7 +170,11 @@ def test_evaluation_of_a_folder_resizes_the_short_side_and_cuts_the_middle(tmp_p
     pixels = np.random.default_rng(0).integers(0, 256, (256, 300, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(root / "val" / "a" / "000.png")
     task = opened({"name": "image_folder", "root": str(root), "image_size": 224, "validation": 0.1})
-    image = joined(task.evaluation_loader("test", 4, 0))["image"][0].double()
+    batch = joined(task.evaluation_loader("test", 4, 0))
+    assert batch["image"].dtype == torch.uint8
+    shown: list[torch.Tensor] = []
+    task.observe(lambda images: shown.append(images) or torch.zeros(1, 1), batch)
+    image = shown[0][0].double()
     middle = torch.from_numpy(pixels[16:240, 38:262]).permute(2, 0, 1) / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     torch.testing.assert_close(image, ((middle - mean) / std).double(), atol=1e-5, rtol=0)
@@ -264,7 +268,7 @@ def test_training_batches_that_cannot_be_shared_out_are_refused(monkeypatch):
     with pytest.raises(Refusal, match="recipe.augmentation=flip"):
         task.train_loader(4, 0, "flip", 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(Refusal, match="recipe.batch_size=32 over 2 processes"):
+    with pytest.raises(Refusal, match="a batch of 16 over 2 processes"):
         task.train_loader(16, 0, "none", 0)
 
 

@@ -1,0 +1,43 @@
+"""One process of a run inside a job: python -m pdp.cluster.rank FOLDER overrides...; leaves its exit code in FOLDER.
+
+torchrun answers every failure with 1, and srun only with the largest code; what a run ended with is read from the
+folder. While it trains, a run notes a request to stop; before and after, it leaves at once, with its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+from pdp.cluster.ranks import note_code, take_rank
+from pdp.config.command_line import main
+from pdp.errors import SavedForRestart
+
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+def listen(place: Path, rank: int) -> None:
+    """From now on a request to stop ends the process at once, as one that is to be started again."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        # No exception: whatever runs now, the import of a library too, would take it for its own failure.
+        words = f"train: {signal.Signals(number).name}: the same command goes on from the last checkpoint\n"
+        os.write(sys.stderr.fileno(), words.encode())
+        note_code(place, rank, SavedForRestart.exit_code)
+        os._exit(SavedForRestart.exit_code)
+
+    for request in REQUESTS:
+        signal.signal(request, leave)
+
+
+if __name__ == "__main__":
+    folder, this = Path(sys.argv[1]), take_rank()
+    listen(folder, this)
+    code = main("train", sys.argv[2:])
+    for request in REQUESTS:
+        signal.signal(request, signal.SIG_IGN)
+    note_code(folder, this, code)
+    raise SystemExit(code)

@@ -1,0 +1,85 @@
+"""How far each run of a sweep is, from its files and the queue. Needs no torch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pdp.cluster import slurm
+from pdp.cluster.job import last_words
+from pdp.cluster.manifest import Ending, Run, SweepFolder
+from pdp.cluster.submission import in_queue
+from pdp.run_store import last_line, read_run
+
+STATES = ("done", "running", "queued", "saved", "failed", "lost", "missing")
+
+
+@dataclass
+class RunState:
+    """One run as status.py shows it; `code` is the exit code of a failed one."""
+
+    run: Run
+    state: str  # one of STATES; saved: it may go on, and no job of it waits; lost: its job died without a word
+    job: str = ""
+    epoch: int | None = None  # how many are done
+    epochs: int | None = None
+    left: float | None = None  # seconds of training, at the speed of the epochs so far
+    limit: str = ""  # what is left of the job's time limit
+    metric_name: str = ""
+    metric: float | None = None
+    code: int | None = None
+    words: str = ""
+
+
+def read_states(folder: SweepFolder, ask_slurm: bool = True) -> list[RunState]:
+    """Every run of the sweep; without `ask_slurm` what waits in the queue counts as missing or lost."""
+    queued = in_queue(folder) if ask_slurm else {}
+    return [read_state(folder, run, queued.get(run.number)) for run in folder.runs()]
+
+
+def read_state(folder: SweepFolder, run: Run, queued: slurm.QueuedTask | None) -> RunState:
+    """One run; `queued` is its job where one waits or runs."""
+    ending = folder.ending(run.number)
+    stored = read_run(run.path)
+    found = RunState(run, "missing", ending.job if ending else "", stored.epoch, stored.epochs)
+    found.metric_name, found.metric = stored.metric_name, stored.metric
+    if stored.status == "finished":
+        found.state = "done"
+    elif queued:
+        found.job = f"{queued.job}_{queued.task}"
+        found.state = "running" if queued.state in ("RUNNING", "COMPLETING") else "queued"
+        found.limit = queued.left if found.state == "running" else ""
+        found.left = seconds_left(run.path, stored.epochs) if found.state == "running" else None
+        found.words = "" if found.state == "running" else queued.reason
+    elif ending:
+        found.state, found.code, found.words = _ended(ending)
+    return found
+
+
+def _ended(ending: Ending) -> tuple[str, int | None, str]:
+    if ending.code is None:
+        return "lost", None, last_words(Path(ending.log)) or "its job died without a word"
+    if ending.code == 75:
+        return "saved", 75, ending.words
+    return "failed", ending.code, ending.words
+
+
+def seconds_left(run: Path, epochs: int | None) -> float | None:
+    """Seconds of training that are left, at the mean speed of the epochs so far."""
+    line = last_line(run / "history.jsonl")
+    if not line or not epochs or not line.get("seconds"):
+        return None
+    done = line["epoch"] + 1
+    return line["seconds"] / done * (epochs - done)
+
+
+def in_words(seconds: float | None) -> str:
+    """A length of time as people read it."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 86400:
+        return time.strftime("%H:%M h", time.gmtime(seconds))
+    return f"{seconds / 86400:.1f} days"

@@ -1,0 +1,103 @@
+"""Whether model and data fit together and are named in full; opens neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pdp.config.check_values import DATA, GLUE_TASKS, MODELS, TEXT_SOURCES
+from pdp.config.schema import DATA_SCHEMAS, Config, TextDataConfig
+from pdp.config.suggest import did_you_mean
+from pdp.errors import Refusal
+
+NEED_ROOT = ("imagenet", "image_folder")
+_CARRIED = {
+    "digits": "which come with scikit-learn",
+    "grammar_nli": "which is made on the spot",
+    "docstrings": "which come with Python",
+}
+
+
+def check_model(config: Config) -> None:
+    """Raises `Refusal` for a model that is unknown, or weights that are not there."""
+    model = config.model
+    if model.library == "pdp" and model.name not in MODELS:
+        raise Refusal(f"model.name={model.name}: no such model; {did_you_mean(model.name, MODELS)}; or model=timm")
+    if not model.name.strip():
+        raise Refusal("model.name is empty: give model.name=<the name of a model>")
+    pretrained = model.pretrained
+    if model.library == "transformers":
+        _check_transformer(config)
+    elif pretrained.lower() not in ("false", "true") and not Path(pretrained).expanduser().is_file():
+        raise Refusal(
+            f"model.pretrained={pretrained} is no file: give false, true (the hub's weights) or a file that exists"
+        )
+
+
+def _check_transformer(config: Config) -> None:
+    model = config.model
+    if model.task == "images":
+        raise Refusal("model.library=transformers is for texts: give model.task=text_classification or another model=")
+    pretrained = model.pretrained
+    if pretrained.lower() not in ("false", "true") and not Path(pretrained, "config.json").expanduser().is_file():
+        raise Refusal(
+            f"model.pretrained={pretrained} is no folder with a config.json: give false (random weights), true (the "
+            "hub's) or a folder that save_pretrained wrote"
+        )
+    if pretrained.lower() == "true" and model.architecture and not model.hub:
+        raise Refusal(
+            f"model.pretrained=true: no hub has weights of {model.name}; give a folder or model.pretrained=false"
+        )
+
+
+def check_data(config: Config) -> None:
+    """Raises `Refusal` for data that the model does not take, or that lacks its folder."""
+    data, task = config.data, config.model.task
+    if type(data) is not DATA_SCHEMAS[task]:
+        of_data = next(name for name, schema in DATA_SCHEMAS.items() if schema is type(data))
+        raise Refusal(
+            f"data={data.name} is for model.task={of_data}, {config.model.name} is a model of {task}: give other "
+            "data=, another model=, or model=huggingface model.name=<a transformer>, which takes the data's task"
+        )
+    if isinstance(data, TextDataConfig):
+        of_source, names = TEXT_SOURCES[data.source]
+        if of_source != task:
+            raise Refusal(f"data.source={data.source} is for model.task={of_source}: choose data by data=<name>")
+        if names and data.name not in names:
+            raise Refusal(f"data.name={data.name}: no such data; {did_you_mean(data.name, names)}")
+        taken = next((source for source, (_, known) in TEXT_SOURCES.items() if data.name in known), data.source)
+        if taken != data.source:
+            raise Refusal(
+                f"data.name={data.name} is what tables call data={taken}, and yours is data.source={data.source}: give "
+                "it data.name=<a name of its own>"
+            )
+        _check_text(config)
+    elif data.name not in DATA:
+        raise Refusal(f"data.name={data.name}: no such choice; {did_you_mean(data.name, DATA)}")
+    if data.name in _CARRIED and data.root:
+        raise Refusal(
+            f"data.root has no meaning for data={data.name}, {_CARRIED[data.name]}: drop it or name other data="
+        )
+    if data.name in NEED_ROOT and not data.root and not (config.dry_run or data.noise_if_absent):
+        environment = ", or set IMAGENET_DIR" if data.name == "imagenet" else ""
+        raise Refusal(f"data={data.name} needs data.root: give data.root=<folder with train/ and val/>{environment}")
+
+
+def _check_text(config: Config) -> None:
+    data: Any = config.data
+    if not data.name.strip():
+        raise Refusal("data.name is empty: give data.name=<what tables call the data>")
+    if data.source in ("tsv", "files") and not data.root and not (config.dry_run or data.noise_if_absent):
+        raise Refusal(f"data={data.name} needs data.root: give data.root=<the folder that holds its files>")
+    if data.source == "glue" and data.task is None:
+        raise Refusal(f"data.task must be given with data=glue: data.task=<name>, one of {', '.join(GLUE_TASKS)}")
+    stride = getattr(data, "stride", None)
+    if stride is not None and stride >= data.context:
+        raise Refusal(
+            f"data.stride={stride} must be below data.context={data.context}, as a window's first token is not "
+            "predicted: lower data.stride, or give null for data.context - 1"
+        )
+    if config.recipe.augmentation != "none":
+        raise Refusal(f"recipe.augmentation={config.recipe.augmentation} is for images: give recipe.augmentation=none")
+    if config.model.task == "language_modelling" and config.recipe.label_smoothing:
+        raise Refusal("recipe.label_smoothing would bend perplexity: give recipe.label_smoothing=0")

@@ -1,0 +1,114 @@
+"""The command line that makes a given configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+
+from pdp.config.arguments import parse
+from pdp.config.check import normalise
+from pdp.config.compose import compose_tree
+from pdp.config.groups import CONF, choices
+from pdp.config.schema import Config
+from pdp.errors import Refusal
+
+# What says how to start a run, or how it was asked for, and not what it is.
+_LEFT_OUT = ("resume", "rerun", "dry_run", "provenance", "tracker", "data.unasked", "recipe.name")
+_CHOSEN = ("method.name", "model.task")  # by their groups
+_TO_BE_GIVEN = "???"
+
+
+def command_of(config: Config) -> str:
+    """`python train.py ...`, which composes to `config`; the nearest choices first, then what differs from them."""
+    model = _nearest("model", config.model)
+    groups = [f"model={model}", f"data={_nearest('data', config.data)}", f"method={config.method.name}"]
+    if config.method.name != "dense":
+        groups.append(f"prune={config.prune.pattern}")
+    name = f"model.name={_spell('model.name', config.model.name)}"
+    if _TO_BE_GIVEN in _said(CONF / "model" / f"{model}.yaml").get("model", {}).values():
+        groups.append(name)
+    plain = _composed([*groups, name])
+    recipe = config.recipe.name
+    if plain.recipe.name != recipe and recipe in choices("recipe"):
+        groups.append(f"recipe={recipe}")
+        plain = _composed([*groups, name])
+    known = flat(plain)
+    differing = {key: value for key, value in flat(config).items() if known.get(key, ...) != value}
+    differing.pop("model.name", None)
+    return shlex.join(["python", "train.py", *groups, *(f"{key}={_spell(key, one)}" for key, one in differing.items())])
+
+
+def _composed(lines: Sequence[str]) -> Config:
+    """The configuration that these make, unchecked: by itself it may not be one that can run."""
+    tree, _, _ = compose_tree(parse(lines))
+    plain = cast(Config, OmegaConf.to_object(tree))
+    normalise(plain)
+    return plain
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """What a run is and where it lies, by dotted key."""
+    values: dict[str, Any] = {}
+
+    def collect(node: Any, path: str) -> None:
+        for field in dataclasses.fields(node):
+            key, value = path + field.name, getattr(node, field.name)
+            if key in _LEFT_OUT or key in _CHOSEN:
+                continue
+            if dataclasses.is_dataclass(value):
+                collect(value, f"{key}.")
+            else:
+                values[key] = value
+
+    collect(config, "")
+    return values
+
+
+def _nearest(group: str, node: Any) -> str:
+    """The choice of `group` whose file says most of what `node` holds."""
+
+    def agreement(choice: str) -> tuple[int, int, str]:
+        said = _said(CONF / group / f"{choice}.yaml").get(group) or {}
+        same = sum(getattr(node, key, None) == value for key, value in said.items())
+        return same, -len(said), choice
+
+    return max(choices(group), key=agreement)
+
+
+def _said(path: Path) -> Mapping[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+
+def _spell(key: str, value: Any) -> str:
+    """The value as Hydra reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return value if _reads_back(key, value) else _quoted(value)
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{name}: {_spell(key, one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_spell(key, one) for one in value) + "]"
+    return repr(value)
+
+
+def _reads_back(key: str, text: str) -> bool:
+    if not text or any(sign in text for sign in "'\"[]{},:$ \\"):
+        return False
+    try:
+        (argument,) = parse([f"{key}={text}"])
+    except Refusal:
+        return False
+    return argument.value is not None and type(argument.value) in (str, int) and str(argument.value) == text
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -1,0 +1,263 @@
+"""The whole matrix of experiments: each cell's command, published numbers, our records and what it would cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from pdp.config.arguments import parse
+from pdp.config.compose import compose_tree
+from pdp.config.groups import choices
+from pdp.errors import Refusal
+from pdp.records import RECORD, Record, read_record
+from pdp.study import Cell, Study
+
+METRICS = {"images": "top1", "text_classification": "accuracy", "language_modelling": "perplexity"}
+# Training samples as published, for a benchmark that says how long a batch takes and nothing of the data.
+SAMPLES = {"imagenet": 1_281_167, "glue-mnli": 392_702, "glue-qqp": 363_846}
+NEAR = 0.005  # published sparsities this close to a cell's are put beside it, with their own beside them
+NEAR_MACS = 0.05  # likewise multiply-adds, as a share of the dense model's
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One experiment file as the tables would name it; `sparsity` is None where a file or a model decides it."""
+
+    experiment: str
+    task: str
+    model: str
+    data: str
+    method: str  # soft movement pruning is movement_soft, as among the published numbers
+    pattern: str
+    sparsity: float | None
+    of_macs: bool  # the sparsity is a share of the multiply-adds
+    allocation: str
+    epochs: int
+    needs: tuple[str, ...]  # keys that must be given on the command line
+
+    @property
+    def command(self) -> str:
+        """What is typed, with <...> where only the user knows."""
+        return " ".join(["python train.py", f"experiment={self.experiment}", *(f"{key}=<...>" for key in self.needs)])
+
+
+def read_plan(names: Iterable[str] | None = None) -> list[Planned]:
+    """Every experiment of conf/experiment, composed but not checked: nothing on the disk need be there."""
+    return [_planned(name) for name in (choices("experiment") if names is None else names)]
+
+
+def _planned(name: str) -> Planned:
+    tree, _, _ = compose_tree(parse([f"experiment={name}"]))
+    data, prune, method = tree.data, tree.prune, tree.method
+    nm = prune.pattern == "nm"
+    task = getattr(data, "task", None)
+    needs = sorted(OmegaConf.missing_keys(tree))
+    if tree.allocation.name == "file" and not tree.allocation.path:
+        needs.append("allocation.path")
+    if getattr(method, "stage", "") == "finetune" and tree.model.pretrained == "false":
+        needs.append("model.pretrained")
+    if data.name in ("imagenet", "image_folder", "text") or getattr(data, "source", "") == "tsv":
+        needs.append("data.root")
+    sparsity = 1 - prune.n / prune.m if nm else tree.sparsity
+    return Planned(
+        experiment=name,
+        task=tree.model.task,
+        model=tree.model.name,
+        data=f"{data.name}-{task}" if task else data.name,
+        method=_slug(method),
+        pattern=f"{prune.n}:{prune.m}" if nm else prune.pattern,
+        sparsity=None if tree.allocation.name == "file" else sparsity,
+        of_macs=getattr(prune, "target", "") == "macs",
+        allocation=tree.allocation.name,
+        epochs=tree.recipe.epochs,
+        needs=tuple(needs),
+    )
+
+
+def _slug(method: DictConfig) -> str:
+    return f"{method.name}_soft" if method.name == "movement" and method.variant == "soft" else str(method.name)
+
+
+def find_published(cell: Planned, published: pd.DataFrame) -> pd.DataFrame:
+    """The published rows of a cell: same method, model, data and pattern at about its sparsity or multiply-adds."""
+    same = published[
+        (published.model == cell.model)
+        & (published.data == cell.data)
+        & (published.metric_name == METRICS[cell.task])
+        & (published.pattern == cell.pattern)
+        & (published.method == cell.method)
+    ]
+    if cell.allocation == "file" or cell.sparsity is None:
+        return same.head(0)
+    if cell.of_macs:
+        dense = published[(published.model == cell.model) & (published.method == "dense")].macs.min()
+        return same[(same.macs / dense - (1 - cell.sparsity)).abs() <= NEAR_MACS]
+    return same[(same.sparsity - cell.sparsity).abs() <= NEAR + 1e-12]
+
+
+def read_kept(results: Path) -> dict[str, list[Record]]:
+    """Every record under results/records by its study; tuning runs are under names of their own."""
+    kept: dict[str, list[Record]] = {}
+    for path in sorted((results / "records").rglob(RECORD)):
+        study = path.relative_to(results / "records").parts[0]
+        kept.setdefault(study, []).append(read_record(path.parent))
+    return kept
+
+
+def find_records(cell: Planned, records: Sequence[Record]) -> list[Record]:
+    """Our runs of a cell: same model, data, method, pattern, allocation and target."""
+
+    def matches(record: Record) -> bool:
+        soft = record.method == "movement" and record.method_options.get("variant") == "soft"
+        named = (record.model, record.data, f"{record.method}_soft" if soft else record.method, record.pattern)
+        if named != (cell.model, cell.data, cell.method, cell.pattern):
+            return False
+        if (record.allocation == "file") != (cell.allocation == "file"):
+            return False
+        if cell.of_macs != (record.target_unit == "mac"):
+            return False
+        return cell.sparsity is None or abs(record.target_sparsity - cell.sparsity) < 1e-9
+
+    return [record for record in records if matches(record)]
+
+
+def gpu_hours(cell: Planned, records: Sequence[Record], benchmarks: Sequence[dict[str, Any]]) -> tuple[float, str]:
+    """GPU hours of one run and where its speed was measured; NaN and "not measured" where nobody has.
+
+    Of the same model and data: a record's median step on a GPU, spread over its batch; else a benchmark's on a GPU, of
+    the same model. Both are the time of training steps alone, and other methods' speed is taken for this one's.
+    """
+    on_gpu = [
+        one for one in records if (one.model, one.data) == (cell.model, cell.data) and not one.device.startswith("cpu")
+    ]
+    on_gpu.sort(key=lambda one: (one.method != cell.method, one.finished_at))
+    for record in on_gpu:
+        if math.isfinite(record.step_ms_median) and record.epochs:
+            # Steps of another batch: a sample is taken to cost the same.
+            hours = record.steps / record.epochs * cell.epochs * record.step_ms_median * record.world_size / 3.6e6
+            return hours, f"{record.method}'s step on {record.device}"
+    for one in benchmarks:
+        if one["model"] == cell.model and cell.data in SAMPLES:
+            step = one["pdp_ms"] if cell.method == "pdp" else one["dense_ms"]
+            hours = SAMPLES[cell.data] / one["batch"] * cell.epochs * step / 3.6e6
+            return hours, f"{'PDP' if cell.method == 'pdp' else 'dense'} step on {one['device']}"
+    return math.nan, "not measured"
+
+
+def read_gpu_benchmarks(results: Path) -> list[dict[str, Any]]:
+    """Rows of results/benchmarks/*.json measured on a GPU: model, batch, dense_ms, pdp_ms and the device's name."""
+    rows = []
+    for path in sorted((results / "benchmarks").glob("*.json")):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            device = str(values["machine"]["device"])
+            found = [row | {"device": device} for row in values["results"] if {"batch", "dense_ms", "pdp_ms"} <= {*row}]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of another kind
+        if any(word in device.lower() for word in ("nvidia", "cuda", "amd instinct")):
+            rows += found
+    return rows
+
+
+def plan_table(
+    cells: Sequence[Planned], published: pd.DataFrame, kept: dict[str, list[Record]], benchmarks: Sequence[dict]
+) -> pd.DataFrame:
+    """A row per experiment: cell, command, published, ours, gpu_hours (NaN: not measured) and speed_from."""
+    records = [one for study, kept_runs in kept.items() if not study.endswith("_tuning") for one in kept_runs]
+    everything = [one for kept_runs in kept.values() for one in kept_runs]
+    rows = []
+    for cell in cells:
+        hours, source = gpu_hours(cell, everything, benchmarks)
+        found = find_records(cell, records)
+        rows.append(
+            {
+                "experiment": cell.experiment,
+                "model": cell.model,
+                "data": cell.data,
+                "method": cell.method,
+                "pattern": cell.pattern,
+                "sparsity": math.nan if cell.sparsity is None else cell.sparsity,
+                "epochs": cell.epochs,
+                "command": cell.command,
+                "published": "; ".join(_said(row) for row in find_published(cell, published).itertuples()),
+                "ours": _mean(found),
+                "gpu_hours": hours,
+                "speed_from": source,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _said(row: Any) -> str:
+    value = f"{row.value:.2f}" if row.metric_name in ("perplexity", "loss") else f"{100 * row.value:.2f} %"
+    at = "" if math.isnan(row.sparsity) else f" at {100 * row.sparsity:g} %"
+    return f"{row.label} {value}{at} [{ {'yes': 'verified', 'no': 'unverified'}.get(row.verified, row.verified) }]"
+
+
+def _mean(records: Sequence[Record]) -> str:
+    if not records:
+        return ""
+    mean = sum(one.metric for one in records) / len(records)
+    value = f"{mean:.2f}" if records[0].metric_name in ("perplexity", "loss") else f"{100 * mean:.2f} %"
+    return f"{value} ({len(records)} run{'s' if len(records) > 1 else ''})"
+
+
+def study_table(studies: Sequence[Study], kept: dict[str, list[Record]]) -> pd.DataFrame:
+    """A row per study: name, command, runs, kept, cpu_hours (all of its runs, one thread each) and seconds_from.
+
+    A run costs the median `train_seconds` of the study's own records, of its method where there are some, else of other
+    records of the same model, data and epochs; NaN where there is none.
+    """
+    rows = []
+    for study in studies:
+        own = kept.get(study.name, []) + kept.get(f"{study.name}_tuning", [])
+        others = [one for kept_runs in kept.values() for one in kept_runs] if not own else []
+        cells = [cell for method in study.methods for cell in study.cells(method)]
+        model, data, epochs = _what(cells[0])
+        near = own or [one for one in others if (one.model, one.data, one.epochs) == (model, data, epochs)]
+        cost = _cost_of(near)
+        rows.append(
+            {
+                "study": study.name,
+                "command": f"python scripts/compare.py conf/study/{study.name}.yaml",
+                "runs": len(cells),
+                "kept": len(own),
+                "cpu_hours": sum(cost(cell) for cell in cells) / 3600,
+                "seconds_from": "its own records" if own else f"records of {model} on {data}" if near else "no record",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _what(cell: Cell) -> tuple[str, str, int]:
+    tree, _, _ = compose_tree(parse(cell.overrides))
+    task = getattr(tree.data, "task", None)
+    return tree.model.name, f"{tree.data.name}-{task}" if task else tree.data.name, tree.recipe.epochs
+
+
+def _cost_of(records: Sequence[Record]) -> Callable[[Cell], float]:
+    seconds: dict[str, list[float]] = {}
+    for record in records:
+        seconds.setdefault(record.method, []).append(record.train_seconds)
+    everything = [one for values in seconds.values() for one in values]
+
+    def cost(cell: Cell) -> float:
+        values = seconds.get(cell.method, everything)
+        return float(pd.Series(values).median()) if values else math.nan
+
+    return cost
+
+
+def find_names(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The names that hold one of the words, all without any; raises `Refusal` for a word that none holds."""
+    for word in words:
+        if not any(word in name for name in names):
+            raise Refusal(f"{word}: no experiment's name holds this; see conf/experiment, or give no word for all")
+    return [name for name in names if not words or any(word in name for word in words)]

@@ -1,0 +1,51 @@
+"""Folders of JPEGs made up to weigh and decode as ImageNet's do, for measuring where there are no photographs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+SIDES = (500, 375)  # pixels, the long side first: ImageNet's most frequent size
+_QUALITY = 90
+_VERSION = 1
+
+
+def make_image_folder(root: Path, train: int, classes: int = 10, sides: tuple[int, int] = SIDES) -> Path:
+    """Writes `root`/train and val as folders of `classes` classes, one image of each in val; kept where it is there.
+
+    Noise of the amplitude spectrum of photographs, 1/f, two in three of them wide; at quality 90 an image of 500 x 375
+    takes about 115 kB, ImageNet's mean being 110 kB. Returns `root`.
+    """
+    asked = {"version": _VERSION, "train": train, "classes": classes, "sides": list(sides)}
+    note = root / "made.json"
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == asked:
+        return root
+    rng = np.random.default_rng(0)
+    field = _field(rng, 3 * max(sides), 2 * max(sides))
+    for part, count in (("train", train), ("val", classes)):
+        for number in track(range(count), f"images for {part}", disable=count < 200):
+            folder = root / part / f"class{number % classes:03}"
+            folder.mkdir(parents=True, exist_ok=True)
+            wide = rng.random() < 2 / 3
+            width, height = sides if wide else sides[::-1]
+            left, top = rng.integers(0, field.width - width), rng.integers(0, field.height - height)
+            image = field.crop((left, top, left + width, top + height))
+            image.save(folder / f"{number:06}.jpg", quality=_QUALITY)
+    note.write_text(json.dumps(asked), encoding="utf-8")
+    return root
+
+
+def _field(rng: np.random.Generator, width: int, height: int) -> Any:
+    """An image of 1/f noise, its channels mostly alike, of which many are cut out."""
+    from PIL import Image
+
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
+    noise = np.fft.rfft2(rng.standard_normal((4, height, width), dtype=np.float32))
+    smooth = np.fft.irfft2(noise / np.maximum(frequency, 1 / SIDES[0]), s=(height, width))
+    smooth /= smooth.std(axis=(1, 2), keepdims=True)
+    pixels = 115 + 55 * (smooth[0][..., None] + 0.25 * np.moveaxis(smooth[1:], 0, -1))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

@@ -1,0 +1,108 @@
+"""Which options, patterns and targets a method can work with; needs no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pdp.errors import Refusal
+from pdp.methods.options import OPTIONS, MethodOptions, PdpOptions
+from pdp.time import Time
+
+# Patterns that a method knows; one that is not named knows all of them.
+PATTERNS_OF: dict[str, tuple[str, ...]] = {
+    "str": ("random",),
+    "cs": ("random",),
+    "granet": ("random",),
+    "rigl": ("random",),
+    "pofa": ("random",),
+    "dnw": ("random", "nm"),
+    "srste": ("nm",),
+    "asp": ("nm",),
+    "lbc": ("nm",),
+    "sfp": ("channel",),
+    "slimming": ("channel",),
+    "chex": ("channel",),
+}
+
+# Methods whose sparsity is learned where nobody controls it.
+FREE = {"str": "controller", "cs": "controller", "movement": "variant", "pofa": "stage"}
+
+
+def is_free(options: MethodOptions) -> bool:
+    """Whether the method can run without a target."""
+    return getattr(options, FREE.get(options.name, ""), "") in ("none", "soft", "finetune")
+
+
+def check_options(options: MethodOptions) -> None:
+    """Raises `Refusal` for a value that the method cannot work with."""
+    if isinstance(options, PdpOptions) and not 0 < options.temperature < float("inf"):
+        raise Refusal(f"method.temperature={options.temperature} must be a finite number above 0 (the paper's is 1e-4)")
+    for key, allowed in _CHOICES.items():
+        value = getattr(options, key, None)
+        if value is not None and value not in allowed:
+            raise Refusal(f"method.{key}={value}: no such choice; known: {', '.join(allowed)}")
+    for key, (holds, words) in _RANGES.items():
+        value = getattr(options, key, None)
+        if value is not None and not isinstance(value, str) and not holds(value):
+            raise Refusal(f"method.{key}={value} is out of range: give method.{key} {words}")
+    for key in ("update_every", "end"):
+        value = getattr(options, key, None)
+        if isinstance(value, str):
+            Time.parse(value, f"method.{key}")
+
+
+def check_pattern(options: MethodOptions, pattern: str) -> None:
+    """Raises `Refusal` where a method, or an option of it, does not know a pattern."""
+    method = options.name
+    if isinstance(options, PdpOptions) and not options.detach_cut and pattern != "random":
+        raise Refusal(
+            f"method.detach_cut=false has no meaning with prune={pattern}: give prune=random or drop method.detach_cut"
+        )
+    known = PATTERNS_OF.get(method)
+    if known and pattern not in known:
+        others = [name for name in OPTIONS if pattern in PATTERNS_OF.get(name, (pattern,)) and name != "dense"]
+        raise Refusal(
+            f"method={method} does not know prune={pattern}: give prune={' or prune='.join(known)}, or a method that "
+            f"does: {', '.join(others)}"
+        )
+
+
+def check_saliency(method: str, saliency: str) -> None:
+    """Raises `Refusal` for a channel saliency that PDP has no gradient for."""
+    if method == "pdp" and saliency == "l1":
+        raise Refusal("prune.saliency=l1 has no soft mask: give prune.saliency=rms or l2 with method=pdp")
+
+
+_CHOICES = {
+    "temperature_mode": ("auto", "absolute", "relative"),
+    "controller": ("cubic", "none"),
+    "variant": ("hard", "soft"),
+    "stage": ("prune", "finetune"),
+    "anneal": ("constant", "cosine"),
+    "budget": ("moving", "fixed"),
+}
+_Range = tuple[Callable[[Any], bool], str]
+_ABOVE_0: _Range = (lambda value: 0 < value < math.inf, "a finite number above 0")
+_FINITE: _Range = (lambda value: math.isfinite(value), "a finite number")
+_FROM_0: _Range = (lambda value: 0 <= value < math.inf, "a finite number from 0 up")
+_FRACTION: _Range = (lambda value: 0 <= value <= 1, "from 0 to 1")
+_RANGES: dict[str, _Range] = {
+    "kappa": _ABOVE_0,
+    "refresh": (lambda value: value >= 1, "at least 1 optimizer step"),
+    "update_every": (lambda value: value >= 1, "at least 1, or null where it may be left out"),
+    "initial": _FINITE,
+    "threshold_decay": _FROM_0,
+    "initial_density": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "prune_rate": _FRACTION,
+    "last_rate": _FRACTION,
+    "drop_fraction": _FRACTION,
+    "final_temperature": (lambda value: 1 <= value < math.inf, "a finite number from 1 up"),
+    "penalty": _FROM_0,
+    "rounds": (lambda value: value >= 1, "at least 1"),
+    "score_lr": _ABOVE_0,
+    "threshold": _FRACTION,
+    "decay": _FROM_0,
+    "regrow": (lambda value: 0 <= value < 1, "from 0 to below 1"),
+}

@@ -1,0 +1,117 @@
+"""CHEX: channel exploration (Hou et al. 2022, zejiangh/Filter-GaP): prune by leverage, regrow by sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pdp.cut import keep_units
+from pdp.layers import Layer
+from pdp.methods import method
+from pdp.methods.channel_norms import norm_scales, scale_saliency
+from pdp.methods.masked import MaskedMethod
+from pdp.methods.options import ChexOptions
+
+
+class Method(MaskedMethod):
+    """Every `update_every` epochs up to `end`: shares by one cut over all |gamma|, channels by leverage, regrowth.
+
+    Masked channels count as zeros, so that among those that compute now each layer keeps the ones of the highest
+    leverage scores. Some of the others come back with the values they last had, as many in each layer as the cut at
+    S - d_e, d_e = d_0 (1 + cos(pi e / E_end)) / 2, leaves over the cut at S, sampled by the part of their weights that
+    the kept ones do not span. From `end` on the masks hold, without regrowth. Two things differ from the authors' code:
+    a pruned channel's stored values still decay with the weight decay, and its running statistics are not taken back.
+    """
+
+    schedule = "constant"
+    allocation = "global"
+    comparable = True
+    options: ChexOptions
+
+    @property
+    def exact(self) -> bool:
+        """Until the last masks are made some of the target's channels are back."""
+        return bool(self.fraction)
+
+    @property
+    def takes_budget(self) -> bool:
+        return False
+
+    def refuses(self, layer: Layer) -> str | None:
+        return None if norm_scales(layer) else "no BatchNorm scales it"
+
+    def saliency(self, layer: Layer) -> Tensor:
+        scales = scale_saliency(layer)
+        return scales * layer.state["keep"] if "keep" in layer.state else scales
+
+    def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        """The shares move with the regrowth; `update` sets them."""
+
+    def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        if self.plan.target is None or not (moment.epoch_start or moment.final):
+            return
+        if not self.masked and not moment.final:
+            share = max(0.0, self.plan.target - self.options.regrow)
+            for layer, count in zip(layers, self.plan.budget(share, "uniform"), strict=True):
+                self._mask(layer, keep_units(matrix(layer).abs().sum(0), count))
+            return
+        end = self.plan.epochs_of(self.options.end, "method.end")
+        if moment.final or moment.epoch >= end:
+            if not self.fraction:
+                self.fraction = 1.0  # the last masks
+                self._explore(layers, 0.0, moment)
+        elif moment.epoch and moment.epoch % self.options.update_every == 0:
+            self._explore(layers, self.options.regrow * 0.5 * (1 + math.cos(math.pi * moment.epoch / end)), moment)
+
+    def _explore(self, layers: Sequence[Layer], regrow: float, moment: method.Moment) -> None:
+        assert self.plan.target is not None
+        down = self.plan.budget(self.plan.target, None)
+        up = self.plan.budget(max(0.0, self.plan.target - regrow), None) if regrow else down
+        generator = torch.Generator().manual_seed(1_000_003 * (self.plan.seed + 1) + moment.epoch)
+        for layer, count, fewer in zip(layers, down, up, strict=True):
+            weights = matrix(layer)
+            held = layer.state.get("keep", torch.ones_like(weights[0], dtype=torch.bool))
+            # Below rank a singular vector may lie along a column of zeros, which must not pass for an important one.
+            scores = torch.where(held, leverage(weights * held, layer.units - count), -1.0)
+            keep = keep_units(scores, count)
+            if fewer < count:
+                out = (~keep).nonzero().reshape(-1)
+                chances = outside(weights[:, keep], weights[:, out]).softmax(0)
+                taken = torch.multinomial(chances, count - fewer, generator=generator)
+                keep[out[taken.to(out.device)]] = True
+            self._mask(layer, keep)
+
+    def _mask(self, layer: Layer, keep: Tensor) -> None:
+        layer.pruned, layer.active = int((~keep).sum()), True
+        self.set_mask(layer, keep)
+
+
+def matrix(layer: Layer) -> Tensor:
+    """The layer's weights as (fan-in, units), everything coupled to a unit below each other; float32."""
+    parts = []
+    for member in layer.members:
+        if member.weighs:
+            assert member.units is not None
+            rows = member.tensor.detach().float().flatten(1)
+            slices = len(rows) // layer.units
+            # Several slices of one weight can belong to one unit.
+            order = member.units.to(rows.device).argsort(stable=True)
+            parts.append(rows[order].reshape(layer.units, slices * rows.shape[1]))
+    return torch.cat(parts, 1).t()
+
+
+def leverage(weights: Tensor, kept: int) -> Tensor:
+    """Squared row norms of the first `kept` right singular vectors; the L1 norm where fan-in is below the units."""
+    if weights.shape[0] < weights.shape[1]:
+        return weights.abs().sum(0)
+    _, _, right = torch.linalg.svd(weights, full_matrices=False)
+    return right[:kept].square().sum(0)
+
+
+def outside(base: Tensor, columns: Tensor) -> Tensor:
+    """The norm of what is left of each of `columns` without its projection onto `base`; float64, CPU."""
+    base, columns = base.double().cpu(), columns.double().cpu()
+    return (columns - base @ (torch.linalg.pinv(base) @ columns)).norm(dim=0)

@@ -1,0 +1,79 @@
+"""LBC: learning best combination (Zhang et al. 2022, zyxxmu/LBC), each N:M group by elimination."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdp.layers import Layer, Member
+from pdp.methods import method
+from pdp.methods.options import LbcOptions
+from pdp.patterns.nm import Pattern as NmPattern
+
+
+class Method(method.Method):
+    """Each group of M has C(M, N) candidate patterns with trained scores; the lowest are put out for good.
+
+    A weight is kept while a living candidate covers it. Backward is straight-through: a candidate's score gets the sum
+    of W * dL/dW~ over the weights that it covers. At fraction f of the schedule 1 + ceil((C - 1)(1 - f)) are left:
+    1 - f is the authors' (1 - (e - t_i) / (t_f - t_i))^3 with PDP's e + 1 in place of e, so that one candidate is left
+    from the ramp's last epoch on, an epoch before theirs. A classifier whose inputs divide by M is pruned unless
+    `prune.exclude` names it; theirs is dense.
+    """
+
+    schedule = "cubic"
+    needs_attach = True
+    pattern: NmPattern
+    options: LbcOptions
+
+    def begin(self, layers: Sequence[Layer], plan: method.Plan) -> None:
+        super().begin(layers, plan)
+        n, m = self.pattern.options.n, self.pattern.options.m
+        chosen = [[index in kept for index in range(m)] for kept in itertools.combinations(range(m), n)]
+        self.candidates = torch.tensor(chosen, dtype=torch.float32)
+        self.left = 0  # candidates alive in each group
+        for layer in layers:
+            groups = self.pattern.groups(layer.weight.detach(), layer).shape[:-1]
+            scores = torch.full((*groups, len(chosen)), 1 / math.comb(m - 1, n - 1), device=layer.weight.device)
+            self.extras[layer.name] = nn.Parameter(scores)
+            layer.state["alive"] = torch.ones_like(scores, dtype=torch.bool)
+            layer.state["keep"] = torch.ones_like(layer.weight, dtype=torch.bool)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.extras.values()), "name": "scores"}]
+
+    def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        for layer in layers:
+            layer.active = True
+
+    def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        left = 1 + math.ceil((len(self.candidates) - 1) * (1 - moment.fraction) - 1e-9)
+        if left == self.left:
+            return
+        self.left = left
+        self.candidates = self.candidates.to(layers[0].weight.device)
+        for layer in layers:
+            scores, alive = self.extras[layer.name].detach(), layer.state["alive"]
+            if left < alive.shape[-1]:
+                # Among equals the first candidate stays, whatever order a device sorts in.
+                ranked = torch.where(alive, scores, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+                alive.zero_().scatter_(-1, ranked[..., :left], True)
+            covered = (alive.float() @ self.candidates) > 0
+            layer.state["keep"].copy_(self.pattern.ungroup(covered, layer))
+            layer.pruned = layer.units - int(layer.state["keep"].sum())
+
+    def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
+        keep = layer.state["keep"]
+        if layer.pruned == layer.final and layer.final:
+            return weight * keep  # one candidate is left: its score is frozen
+        scores = self.extras[layer.name] * layer.state["alive"]
+        sums = self.pattern.ungroup(scores @ self.candidates, layer)
+        return weight * (keep + (sums - sums.detach()))
+
+    def keep(self, layer: Layer) -> Tensor:
+        return layer.state["keep"]

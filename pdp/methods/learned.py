@@ -1,0 +1,103 @@
+"""Methods whose sparsity is learned: a unit is pruned where its margin is not above zero."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdp.cut import count_global, count_pruned, keep_units
+from pdp.layers import Layer
+from pdp.methods import method
+
+
+class LearnedMethod(method.Method):
+    """Shares follow from training; a controller, or the end of the run, can bring their total to the target.
+
+    The controller shifts the margins of all layers by one common number at the start of each epoch, so that the total
+    follows the schedule while training keeps the layers' margins relative to each other. Without it a target is met by
+    the same shift at the end alone; without a target the sparsity is what it becomes.
+    """
+
+    schedule = "cubic"
+    needs_attach = True
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.ended = False
+
+    @property
+    def exact(self) -> bool:
+        return False
+
+    @property
+    def takes_budget(self) -> bool:
+        return False
+
+    @property
+    def controlled(self) -> bool:
+        """Whether the total follows the schedule."""
+        return getattr(self.options, "controller", "none") != "none"
+
+    @property
+    def needs_target(self) -> bool:
+        return self.controlled
+
+    @abstractmethod
+    def margin(self, layer: Layer) -> Tensor:
+        """How far each unit is from being pruned, comparable across layers; finite or -inf."""
+
+    @abstractmethod
+    def shift(self, layer: Layer, by: float) -> None:
+        """Lowers all margins of the layer by `by`."""
+
+    def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        for layer in layers:
+            layer.active = True
+
+    def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        steered = self.controlled and moment.epoch_start and moment.fraction
+        if self.plan.target is not None and (steered or moment.final):
+            self.steer(layers, moment.fraction * self.plan.target)
+            self.ended = moment.final
+
+    def steer(self, layers: Sequence[Layer], share: float) -> None:
+        """Shifts all margins so that `share` of all units is pruned, exactly but for rounding in the shift."""
+        margins = [self.margin(layer).float() for layer in layers]
+        total = count_pruned(share, sum(layer.units for layer in layers))
+        counts = count_global(margins, total)
+        highest, lowest = -torch.inf, torch.inf
+        for layer, margin, count in zip(layers, margins, counts, strict=True):
+            layer.pruned = count
+            keep = keep_units(margin, count)
+            if count:
+                highest = max(highest, float(margin[~keep].max()))
+            finite = margin[keep & margin.isfinite()]
+            if finite.numel():
+                lowest = min(lowest, float(finite.min()))
+        if highest > -torch.inf:
+            # A unit that is kept so that no layer is empty may lie under the others' cut.
+            by = highest + (lowest - highest) * 0.5 if lowest > highest else highest
+        else:
+            # Nothing goes but exact zeros, which go wherever the cut lies: it needs only to lie under the rest.
+            by = lowest - 1 if lowest <= 0 else 0.0
+        for layer in layers:
+            self.shift(layer, by)
+
+    def settle(self, layers: Sequence[Layer]) -> None:
+        if not self.ended:
+            for layer in layers:
+                layer.pruned = int((self.margin(layer) <= 0).sum())
+
+    def saliency(self, layer: Layer) -> Tensor:
+        return self.margin(layer) if layer.name in self.extras else self.pattern.saliency(layer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"ended": self.ended}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.ended = state["ended"]

@@ -1,0 +1,95 @@
+"""Methods with a hard mask that holds from one mask update to the next: W * B."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdp.layers import Layer, Member
+from pdp.methods import method
+
+
+class MaskedMethod(method.Method):
+    """W * B, with B made anew when the fraction of the target has changed.
+
+    A masked weight gets no gradient from the task, and its momentum is cleared, so that nothing but its own stored
+    value can bring it back. Where `zeroes` holds the stored value is cleared too, as in methods that multiply the
+    weights themselves by the mask.
+    """
+
+    zeroes = False
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.masked: dict[str, int] = {}  # how many units of each layer the mask that holds prunes
+        self.fraction = 0.0  # at which the masks were made
+        self.stale = False  # whether the shares were set and the masks not made yet
+
+    @property
+    def moves(self) -> bool:
+        """Whether one cut over all layers is made at every update, rather than a budget fixed at the first."""
+        return False
+
+    def due(self, moment: method.Moment) -> bool:
+        """Whether the masks are made anew at `moment`."""
+        return moment.fraction != self.fraction
+
+    def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        if not self.due(moment):
+            return
+        self.fraction, self.stale = moment.fraction, True
+        super().share_out(layers, moment)
+        if self.moves and moment.fraction and self.plan.target is not None:
+            self.set_shares(layers, moment.fraction * self.plan.target)
+
+    def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        # A layer whose count stays has a new mask too: its weights have changed since the last one.
+        stale, self.stale = self.stale, False
+        for layer in layers:
+            if not layer.active:
+                self.masked.pop(layer.name, None)
+            elif stale or layer.pruned != self.masked.get(layer.name):
+                self.make_mask(layer)
+
+    def make_mask(self, layer: Layer) -> None:
+        """A new mask of the layer from its saliency, for the units that are to be pruned now."""
+        self.set_mask(layer, self.pattern.keep(layer, self.saliency(layer)))
+
+    def set_mask(self, layer: Layer, keep: Tensor) -> None:
+        """Makes `keep` the layer's mask."""
+        self.masked[layer.name] = layer.pruned
+        self.replace_state(layer, "keep", keep)
+        for member in layer.members:
+            tensor = member.tensor
+            mask = self.pattern.spread(layer.state["keep"], layer, member, tensor)
+            self.clear_momentum(tensor, mask)
+            if self.clears(member):
+                with torch.no_grad():
+                    tensor.mul_(mask)
+
+    def clears(self, member: Member) -> bool:
+        """Whether a new mask zeroes what is stored in that tensor."""
+        return self.zeroes
+
+    def clear_momentum(self, tensor: Tensor, keep: Tensor) -> None:
+        """Zeroes the optimizer's running averages of `tensor` where `keep` is false."""
+        state = self.optimizer.state.get(tensor, {}) if self.optimizer else {}
+        for value in state.values():
+            if torch.is_tensor(value) and value.shape == tensor.shape:
+                value.mul_(keep)
+
+    def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
+        return weight * self.pattern.spread(layer.state["keep"], layer, member or layer.members[0], weight)
+
+    def keep(self, layer: Layer) -> Tensor:
+        return layer.state["keep"] if "keep" in layer.state else super().keep(layer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"masked": dict(self.masked), "fraction": self.fraction}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.masked, self.fraction = dict(state["masked"]), state["fraction"]

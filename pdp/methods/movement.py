@@ -1,0 +1,89 @@
+"""Movement pruning (Sanh et al. 2020): scores that grow where weights move away from zero; MVP hard, SMvP soft."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pdp.layers import Layer
+from pdp.methods import method
+from pdp.methods.options import MovementOptions
+from pdp.methods.scored import ScoredMethod
+
+_LEAST_KEPT = 0.005  # of every tensor, in the soft variant
+
+
+class Method(ScoredMethod):
+    """hard: the layer's top scores stay, their number on a cubic schedule, the mask made anew at every step. With
+    `allocation=global` one cut over all scores gives the numbers, made whenever the schedule moves (the authors' global
+    top-k makes it every 25 steps).
+
+    soft: units with sigmoid(S) above a threshold stay; the threshold grows on the same schedule to `threshold`, and so
+    does the weight of the penalty, the mean of sigmoid(S) over each layer and then over layers. Its shares are learned;
+    a target is met by one cut over all scores at the end.
+    """
+
+    schedule = "cubic"
+    allocation = "uniform"
+    options: MovementOptions
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.fraction = 0.0
+        self.ended = False
+
+    @property
+    def exact(self) -> bool:
+        return self.options.variant == "hard"
+
+    @property
+    def takes_budget(self) -> bool:
+        return self.exact
+
+    @property
+    def needs_target(self) -> bool:
+        return self.exact
+
+    def score_rate(self) -> float | None:
+        return self.options.score_lr
+
+    def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        self.fraction = moment.fraction
+        self.ended = moment.final and self.plan.target is not None
+        if self.exact:
+            super().share_out(layers, moment)
+            if self.plan.allocation == "global" and self.plan.target is not None:
+                self.set_shares(layers, moment.fraction * self.plan.target)
+        elif self.ended and self.plan.target is not None:
+            self.set_shares(layers, self.plan.target, "global")
+        for layer in layers:
+            layer.active = True
+
+    def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        for layer in layers:
+            if not self.exact and not self.ended:
+                layer.pruned = self._under_threshold(layer)
+            self.replace_state(layer, "keep", self.pattern.keep(layer, self.saliency(layer)))
+
+    def _under_threshold(self, layer: Layer) -> int:
+        threshold = self.fraction * self.options.threshold
+        under = int((torch.sigmoid(self.saliency(layer)) <= threshold).sum()) if threshold else 0
+        if self.pattern.implied_share is not None:
+            return min(under, layer.final)
+        return min(under, layer.units - max(1, math.ceil(_LEAST_KEPT * layer.units)))
+
+    def penalty(self) -> Tensor | None:
+        if self.exact or not self.fraction:
+            return None
+        means = torch.stack([torch.sigmoid(scores).mean() for scores in self.extras.values()])
+        return self.options.penalty * self.fraction * means.mean()
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"fraction": self.fraction, "ended": self.ended}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.fraction, self.ended = state["fraction"], state["ended"]

@@ -1,0 +1,58 @@
+"""Sparse from the start: weights are dropped by magnitude and grown where the dense gradient is largest."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pdp.cut import keep_units
+from pdp.layers import Layer, Member
+from pdp.methods.masked import MaskedMethod
+from pdp.straight_through import straight_through
+
+
+class SparseMethod(MaskedMethod):
+    """W * B from a random B; the gradient reaches all weights, and pruned ones are spared it but at an update."""
+
+    schedule = "constant"
+    allocation = "erk"
+    needs_attach = True
+    zeroes = True
+
+    def make_mask(self, layer: Layer) -> None:
+        """The first mask is random, the same on every process; where a schedule prunes more, magnitude decides."""
+        if "keep" in layer.state:
+            return super().make_mask(layer)
+        # One stream for each layer, so that no layer's mask depends on another's size.
+        place = zlib.crc32(layer.name.encode())
+        generator = torch.Generator().manual_seed(1_000_003 * (self.plan.seed + 1) + place)
+        chances = torch.rand(layer.weight.shape, generator=generator)
+        self.set_mask(layer, keep_units(chances, layer.pruned).to(layer.weight.device))
+
+    def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
+        return straight_through(weight, layer.state["keep"])
+
+    def mask_gradients(self, layers: Sequence[Layer]) -> None:
+        """Pruned weights get no gradient."""
+        for layer in layers:
+            if layer.active and layer.weight.grad is not None:
+                layer.weight.grad.mul_(layer.state["keep"])
+
+    def exchange(self, layer: Layer, dropped: int, gradient: Tensor) -> None:
+        """Drops the smallest kept weights and grows as many where |gradient| is largest among all that are out then.
+
+        Weights that were out before start at zero without momentum; one dropped and grown at once keeps its value.
+        """
+        keep, weight = layer.state["keep"], layer.weight.detach()
+        kept = layer.units - layer.pruned
+        dropped = min(dropped, kept - 1)
+        if dropped < 1:
+            return
+        magnitude = torch.where(keep, weight.abs().float(), torch.inf)
+        staying = keep & keep_units(magnitude, dropped)
+        wanted = torch.where(staying, -torch.inf, gradient.detach().abs().float())
+        grown = keep_units(wanted, layer.units - dropped)
+        self.set_mask(layer, staying | grown)

@@ -1,0 +1,164 @@
+"""The paper's result tables: our cells beside published numbers, a row for every pair and for what has no partner."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from pdp.reports.cells import cells
+from pdp.reports.sheet import Section, Sheet, columns, count, heading, is_better, is_fraction, percent, score, target
+
+NEAR = 0.005  # a published sparsity stands beside a target at most half a point away
+_GROUP = ["data", "model", "metric_name"]
+_PUBLISHED = ("label", "sparsity", "macs", "macs_published", "mac_convention", "value", "epochs", "source", "verified")
+_THEIRS = 5  # columns of a published number
+_MACS = "MACs are multiply-adds of convolution and linear layers."
+_NOTES = (
+    "Metrics are of the hard model (exact zeros) on the test set at the last epoch: the mean over seeds with its 95 % "
+    "interval (Student t). Differences are in points; the one to dense is paired, each run against the dense run of "
+    f"the same cell and seed. {_MACS}",
+    "A published number stands beside a run of the same method, model, data and pattern whose target is at most half "
+    "a point from its sparsity; recipes and epochs are each source's own.",
+)
+
+
+def accuracy_sheet(name: str, title: str, runs: pd.DataFrame, published: pd.DataFrame, data: str) -> Sheet:
+    """One table of one data set; `runs` and `published` are already of its kind (see `tables`)."""
+    sheet = Sheet(
+        name,
+        title,
+        columns(
+            ["method", "study"],
+            [
+                *("target", "seeds", "metric", "zeros", "sparse MACs", "dense, same seeds", "to dense", "epochs"),
+                *("published", "at sparsity", "MACs", "epochs there", "ours - published"),
+            ],
+        ),
+        notes=list(_NOTES),
+    )
+    here, known = runs[runs.data == data], published[published.data == data]
+    # F1 beside accuracy, the mismatched part beside the matched: records hold them, and so do sources.
+    ours = [cells(_of_metric(here, one)) for one in sorted({*here.metric_name, *known.metric_name})]
+    pairs = _pairs(pd.concat([one for one in ours if len(one)] or [cells(here)], ignore_index=True), known)
+    sheet.frame = pairs
+    for (_, model, metric), group in pairs.groupby(_GROUP, sort=True):
+        section = Section(heading(f"{model} on {data}", f"{metric}"), [])
+        section.rows = [_shown(sheet, row) for row in _ordered(group).to_dict("records")]
+        sheet.sections.append(section)
+    if pairs.published_value.isna().all():
+        _keep_columns(sheet, slice(0, -_THEIRS))
+        sheet.notes[1:] = ["No published number is of this data set."]
+    elif not len(ours_of(pairs)):
+        _keep_columns(sheet, slice(len(sheet.columns) - _THEIRS, -1))
+        sheet.notes[:] = ["Published numbers alone: no record is of this data set and pattern yet. " + _MACS]
+    return sheet
+
+
+def ours_of(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The rows that hold a cell of ours."""
+    return pairs[pairs.seeds > 0]
+
+
+def _of_metric(runs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The runs that measured a metric, with it as their metric."""
+    values = [
+        row.metric if row.metric_name == name else (row.metrics or {}).get(name, math.nan) for row in runs.itertuples()
+    ]
+    changed = runs.assign(metric=values, metric_name=name)
+    other = runs.metric_name != name
+    changed.loc[other, ["metric_soft", "metric_best"]] = math.nan
+    return changed[changed.metric.notna()]
+
+
+def _keep_columns(sheet: Sheet, kept: slice) -> None:
+    """The first column, which names the row, and these."""
+    places = sorted({0, *range(*kept.indices(len(sheet.columns)))})
+    sheet.columns = [sheet.columns[place] for place in places]
+    for section in sheet.sections:
+        section.rows = [[row[place] for place in places] for row in section.rows]
+
+
+def _pairs(ours: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Every pair, then ours and theirs that have no partner; the columns of a pair's missing half are empty."""
+    known = published[["method", "model", "data", "pattern", "metric_name", *_PUBLISHED]].reset_index(drop=True)
+    rows: list[dict[str, Any]] = []
+    paired: set[Any] = set()
+    for one in ours.to_dict("records"):
+        same = known[(known.model == one["model"]) & (known.method == one["method"])]
+        same = same[(same.pattern == one["pattern"]) & (same.metric_name == one["metric_name"])]
+        near = same[(same.sparsity - one["target_sparsity"]).abs() <= NEAR + 1e-9]
+        paired |= set(near.index)
+        for other in near.to_dict("records") or [{}]:
+            difference = one["metric"] - other["value"] if other else math.nan
+            rows.append(one | _theirs(other) | {"published_difference": difference})
+    for other in known.drop(index=list(paired)).to_dict("records"):
+        alone = {key: other[key] for key in ("method", "label", "model", "data", "pattern", "metric_name")}
+        rows.append(alone | {"target_sparsity": other["sparsity"], "seeds": 0, **_theirs(other)})
+    names = [*ours.columns, *(f"published_{one}" for one in _PUBLISHED), "published_difference"]
+    frame = pd.DataFrame(rows, columns=names)
+    order = [*_GROUP, "pattern", "target_sparsity", "method", "study", "cell", "published_value", "published_source"]
+    return frame.sort_values(order, ignore_index=True)
+
+
+def _theirs(other: dict[str, Any]) -> dict[str, Any]:
+    return {f"published_{key}": other.get(key) for key in _PUBLISHED}
+
+
+def _ordered(group: pd.DataFrame) -> pd.DataFrame:
+    """By target, and within it the better metric first, ours or the published one."""
+    best = group.metric.astype(float).fillna(group.published_value.astype(float))
+    keyed = group.assign(_best=-is_better(group.metric_name.iloc[0]) * best)
+    order = ["pattern", "target_sparsity", "_best", "method", "cell", "published_value", "published_source"]
+    # Dense rows, the baselines, lead their section.
+    return keyed.assign(_pruned=keyed.pattern != "none").sort_values(["_pruned", *order])
+
+
+def _shown(sheet: Sheet, row: dict[str, Any]) -> list[str]:
+    metric, ours = row["metric_name"], row["seeds"] > 0
+    known = {key: value for key, value in row.items() if isinstance(value, str) or not _empty(value)}
+    marks = []
+    if known.get("validation") == "test":
+        marks.append(sheet.mark("The data's labelled set is the test here, and it served the run's choices too."))
+    label = known["label"] if row["pattern"] in ("random", "none") else f"{known['label']}, {row['pattern']}"
+    return [
+        " ".join([label, *marks]),
+        known.get("study", ""),
+        target(row["target_sparsity"]) if ours and row["pattern"] != "none" else "",
+        str(row["seeds"]) if ours else "",
+        score(metric, row["metric"], row["interval"]) if ours else "",
+        percent(row["sparsity"]) if ours else "",
+        count(row["macs_sparse"]) if ours else "",
+        score(metric, known.get("dense_metric", math.nan)),
+        score(metric, known.get("difference", math.nan), known.get("difference_interval", math.nan), sign=True),
+        f"{row['epochs']:.0f}" if ours else "",
+        *_published_shown(sheet, metric, known),
+    ]
+
+
+def _published_shown(sheet: Sheet, metric: str, known: dict[str, Any]) -> list[str]:
+    if "published_value" not in known:
+        return [""] * _THEIRS
+    macs = ""
+    words = f"{known['published_source']}; verified: {known['published_verified']}"
+    if "published_macs" in known:
+        macs = count(known["published_macs"])
+        if known.get("published_mac_convention", "mac") != "mac":
+            original = count(known["published_macs_published"])
+            words += f"; MACs converted from {original} in the convention {known['published_mac_convention']}"
+    digits = 100 * known["published_value"] if is_fraction(metric) else known["published_value"]
+    # As many digits as the source gives, two at most.
+    value = f"{round(digits, 2):g}{' %' if is_fraction(metric) else ''}"
+    epochs = f"{known['published_epochs']:g}" if "published_epochs" in known else ""
+    return [
+        f"{value} {sheet.mark(words)}",
+        percent(known["published_sparsity"]) if "published_sparsity" in known else "",
+        macs,
+        epochs,
+        score(metric, known.get("published_difference", math.nan), sign=True),
+    ]
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

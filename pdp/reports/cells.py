@@ -1,0 +1,84 @@
+"""Cells: the runs of one configuration over its seeds, with their dense runs beside them, and what each is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from pdp.reports.statistics import interval, mean, paired, with_dense
+
+KEY = ["study", "cell"]
+_NAMED = ("method_options", "schedule", "allocation", "recipe", "pretrained", "distillation")
+
+
+def cells(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row a study and configuration, raw values: metric with interval, zeros, MACs, and the dense runs of its seeds.
+
+    `difference` is the metric less the dense run's of the same cell and seed, its interval a paired one; both NaN
+    where no seed has a dense run, and `dense_seeds` says how many have.
+    """
+    rows = [_cell(group) for _, group in with_dense(runs, ["metric"]).groupby(KEY, sort=True)]
+    frame = pd.DataFrame(rows, columns=list(_cell_columns()))
+    frame["label"] = labels(runs, frame)
+    return frame
+
+
+def _cell_columns() -> Sequence[str]:
+    return (
+        *("study", "model", "data", "pattern", "method", "label", "cell", "target_sparsity", "allocation", "epochs"),
+        *("seeds", "metric_name", "metric", "interval", "least", "most", "soft", "best", "sparsity", "params_nonzero"),
+        *("macs", "macs_sparse", "macs_attention", "dense_seeds", "dense_metric", "difference", "difference_interval"),
+        "validation",
+    )
+
+
+def _cell(group: pd.DataFrame) -> dict[str, Any]:
+    first = group.iloc[0]
+    beside = group[group.dense_metric.notna()].set_index("seed")
+    is_dense = first.method == "dense"
+    against = paired(beside.metric, beside.dense_metric) if len(beside) and not is_dense else None
+    same = ("study", "model", "data", "pattern", "method", "cell", "target_sparsity", "allocation", "epochs")
+    return {key: first[key] for key in (*same, "metric_name", "macs", "macs_attention", "validation")} | {
+        "label": first.method,
+        "seeds": len(group),
+        "metric": mean(group.metric.tolist()),
+        "interval": interval(group.metric.tolist()),
+        "least": group.metric.min(),
+        "most": group.metric.max(),
+        "soft": mean(group.metric_soft.astype(float).tolist()),
+        "best": mean(group.metric_best.astype(float).tolist()),
+        "sparsity": mean(group.sparsity.tolist()),
+        "params_nonzero": mean(group.params_nonzero.tolist()),
+        "macs_sparse": mean(group.macs_sparse.tolist()),
+        "dense_seeds": 0 if is_dense else len(beside),
+        "dense_metric": float("nan") if is_dense else mean(beside.dense_metric.tolist()),
+        "difference": against.difference if against else float("nan"),
+        "difference_interval": against.interval if against else float("nan"),
+    }
+
+
+def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
+    """The method's name; where a study has several configurations of it at one target, with what tells them apart."""
+    settings = {key: _flat(group.iloc[0]) for key, group in runs.groupby(KEY)}
+    together = frame.groupby(["study", "model", "data", "pattern", "method", "target_sparsity"], sort=False)
+    found: dict[Any, str] = {}
+    for _, group in together:
+        keys = [tuple(one) for one in group[KEY].to_numpy()]
+        mine = [settings[key] for key in keys]
+        names = sorted({name for one in mine for name in one})
+        differ = [name for name in names if len({one.get(name) for one in mine}) > 1]
+        for key, values in zip(keys, mine, strict=True):
+            words = ", ".join(f"{name.rpartition('.')[2]}={values[name]}" for name in differ if name in values)
+            method = group.method.iloc[0]
+            found[key] = method if len(keys) == 1 else f"{method} ({words or key[1]})"
+    return [found[tuple(one)] for one in frame[KEY].to_numpy()]
+
+
+def _flat(row: pd.Series) -> dict[str, str]:
+    values: dict[str, str] = {}
+    for name in _NAMED:
+        inner = row[name] if isinstance(row[name], dict) else {name: row[name]}
+        values |= {f"{name}.{key}": str(value) for key, value in inner.items() if value is not None}
+    return values

@@ -1,0 +1,119 @@
+"""A page that shows a folder of runs, finished and in progress, and needs no network. Needs no torch."""
+
+from __future__ import annotations
+
+import html
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pdp.cluster.state import in_words, seconds_left
+from pdp.display import percent, score
+from pdp.errors import Refusal
+from pdp.reports import page as pages
+from pdp.reports import plots
+from pdp.reports.runs import read_layers
+from pdp.reports.sweep_table import Tables, make_tables, shown
+from pdp.run_directory import RunDirectory
+from pdp.run_store import StoredRun, find_runs, read_run
+
+CURVES = 12  # runs in progress whose curves are drawn
+SHARES = 8  # figures of layers at most, those that hold the most cells
+_GROUP = ["model", "data", "pattern"]
+
+
+def write_page(folder: Path, target: Path, refresh: int | None = None) -> str:
+    """Writes the page of the runs in `folder`; returns what it shows in words. Raises `Refusal` for no folder."""
+    if not folder.is_dir():
+        raise Refusal(f"{folder} is no folder: give the one that holds the runs")
+    runs = [read_run(path) for path in find_runs(folder)]
+    text = page(str(folder), runs, refresh)
+    pages.write(text, target)
+    counts = pd.Series([run.status for run in runs]).value_counts().to_dict()
+    return ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "no runs"
+
+
+def page(title: str, runs: Sequence[StoredRun], refresh: int | None) -> str:
+    """The page's text; `refresh` seconds after which a browser reads it again."""
+    tables = make_tables(run.path for run in runs if run.status == "finished")
+    parts = [_running([run for run in runs if run.status in ("running", "unfinished")])]
+    if len(tables.runs):
+        for name, view in (
+            ("Accuracy against sparsity", _against("sparsity", "sparsity reached")),
+            ("Accuracy against MACs", _against("macs_sparse", "sparse MACs (multiply-adds)")),
+        ):
+            parts.append(f"<h2>{name}</h2>" + "".join(view(tables)))
+        parts.append("<h2>Per-layer shares</h2>" + "".join(_shares(tables, runs)))
+        parts.append("<h2>Training cost</h2>" + "".join(_cost(tables)))
+        parts.append("<h2>Finished runs by cell</h2>" + pages.table(*shown(tables.cells)))
+    when = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    note = "Metrics are of the hard model, at the last epoch; those of runs in progress are validation metrics."
+    body = f"<h1>{html.escape(title)}</h1><p class=quiet>{when}. {note}</p>" + "".join(parts)
+    return pages.document(title, body, refresh)
+
+
+def _running(runs: Sequence[StoredRun]) -> str:
+    if not runs:
+        return "<h2>Runs in progress</h2><p class=quiet>none</p>"
+    rows = []
+    for run in sorted(runs, key=lambda run: (run.status != "running", run.id)):
+        done, epochs = run.epoch or 0, run.epochs or 0
+        metric = "" if run.metric is None else score(run.metric_name, run.metric)
+        left = seconds_left(run.path, run.epochs) if run.status == "running" else None
+        bar = f"<progress max={epochs or 1} value={done}></progress> {done}/{epochs or '?'}"
+        sparsity = "" if run.sparsity is None else percent(run.sparsity)
+        words = [run.id, run.model, run.data, run.method, run.pattern, sparsity, run.status]
+        cells = [html.escape(str(word or "?" if word != "" else "")) for word in words]
+        rows.append([*cells, bar, html.escape(f"{run.metric_name} {metric}".strip()), in_words(left)])
+    head = ["id", "model", "data", "method", "pattern", "sparsity", "state", "epoch", "metric", "left"]
+    live = [run for run in runs if run.epoch][:CURVES]
+    histories = {f"{run.id} {run.method}": RunDirectory(run.path).read_history() for run in live}
+    drawn = [("metric", "hard validation metric"), ("sparsity", "sparsity")] if histories else []
+    figures = "".join(plots.curves(histories, key, name) for key, name in drawn)
+    return f"<h2>Runs in progress</h2>{pages.table(head, rows, escape=False)}<div class=row>{figures}</div>"
+
+
+def _against(x: str, x_title: str) -> Any:
+    def view(tables: Tables) -> list[str]:
+        groups = tables.runs.groupby([*_GROUP[:2], "metric_name"], dropna=False)
+        return [plots.scatter(frame, x, x_title, f"{key[0]} on {key[1]}") for key, frame in groups]
+
+    return view
+
+
+def _shares(tables: Tables, runs: Sequence[StoredRun]) -> list[str]:
+    """A figure a model, data set, pattern and target; the seed that comes first stands for its cell."""
+    paths = {(run.path.parent.name.rpartition("-")[2], run.path.name): run.path for run in runs}
+    figures = []
+    pruned = tables.runs[tables.runs.method != "dense"]
+    groups = [*pruned.groupby([*_GROUP, "target_sparsity"], dropna=False)]
+    for key, frame in sorted(groups, key=lambda group: -group[1].cell.nunique())[:SHARES]:
+        layers: dict[str, pd.DataFrame] = {}
+        for row in frame.drop_duplicates("cell").itertuples():
+            path = paths.get((row.cell, f"seed{row.seed}"))
+            table = None if path is None else read_layers(path)
+            if table is None:
+                continue
+            label = row.method if row.method not in layers else f"{row.method} {row.cell}"
+            layers[label] = table
+        if layers:
+            figures.append(plots.shares(layers, f"{key[0]} on {key[1]}, {key[2]}, target {percent(key[3])}"))
+    if len(groups) > SHARES:
+        figures.append(f"<p class=quiet>{len(groups) - SHARES} more targets are not drawn.</p>")
+    return figures
+
+
+def _cost(tables: Tables) -> list[str]:
+    figures = []
+    for key, frame in tables.runs.groupby(_GROUP[:2]):
+        means = frame.groupby("method")[["train_seconds", "step_ms_median", "mask_ms_median"]].mean()
+        where = f"{key[0]} on {key[1]}"
+        drawn = [
+            plots.bars(means.train_seconds, f"{where}: training", "seconds, mean of runs"),
+            plots.bars(means.step_ms_median, f"{where}: a step", "milliseconds, median"),
+        ]
+        figures.append(f"<div class=row>{''.join(drawn)}</div>")
+    return figures

@@ -1,0 +1,225 @@
+"""How each kind of figure is drawn, from frames alone: PDP solid in every panel, one other method beside it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pdp.reports.look import WIDTH, hatch_of, look_of, new_figure, style
+from pdp.reports.masks import MOMENTS, soft_share
+from pdp.reports.sheet import is_fraction
+
+OURS = "pdp"
+_COLUMNS = 3  # panels side by side
+Lines = dict[str, pd.DataFrame]
+
+
+def _panels(number: int, height: float, share_y: bool = True) -> tuple[Figure, list[Any]]:
+    """So many axes in rows, their x shared."""
+    columns = min(number, _COLUMNS)
+    rows = math.ceil(number / columns)
+    figure = new_figure(WIDTH, height * rows + 0.5)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False)
+    flat = list(axes.flat)
+    for spare in flat[number:]:
+        # The panel above keeps the labels that its column shares.
+        flat[flat.index(spare) - columns].tick_params(labelbottom=True)
+        spare.remove()
+    return figure, flat[:number]
+
+
+def _beside(labels: list[str]) -> list[list[str]]:
+    """What each panel holds: PDP's own and one other; PDP alone where there is no other."""
+    ours = [label for label in labels if label.split()[0] == OURS]
+    others = [label for label in labels if label not in ours]
+    return [[other, *ours] for other in others] or [ours]
+
+
+def _scale(metric_name: str) -> float:
+    return 100.0 if is_fraction(metric_name) else 1.0
+
+
+def _unit(metric_name: str) -> str:
+    return f"{metric_name}, %" if is_fraction(metric_name) else metric_name
+
+
+def against(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metric: str) -> Figure:
+    """The metric with intervals against `x`, a panel for each method beside PDP's."""
+    with style():
+        labels = sorted(set(frame.label), key=lambda one: (one.split()[0] != OURS, one))
+        figure, axes = _panels(len(_beside(labels)), 1.7)
+        scale = _scale(metric)
+        for axis, shown in zip(axes, _beside(labels), strict=True):
+            for row in dense.itertuples():
+                half = 0 if math.isnan(row.interval) else row.interval
+                axis.axhspan(
+                    scale * (row.metric - half), scale * (row.metric + half), color="#bbbbbb", alpha=0.35, lw=0
+                )
+                axis.axhline(scale * row.metric, color="#777777", lw=0.7)
+            for label in shown:
+                mine = frame[frame.label == label].sort_values(x)
+                spread = scale * mine.interval.fillna(0)
+                axis.errorbar(
+                    scale_x(mine[x], x), scale * mine.metric, yerr=spread, label=label, **look_of(label.split()[0])
+                )
+            axis.legend(loc="lower left")
+        _limit(axes[0], frame, dense, metric)
+        _label(figure, axes, x_title if x != "sparsity" else "sparsity, %", _unit(metric))
+        if x != "sparsity":
+            axes[0].set_xscale("log")
+    return figure
+
+
+def scale_x(values: pd.Series, x: str) -> pd.Series:
+    """Sparsities in percent; multiply-adds as they are."""
+    return 100 * values if x == "sparsity" else values
+
+
+def _limit(axis: Any, frame: pd.DataFrame, dense: pd.DataFrame, metric: str) -> None:
+    """Neither a method that collapsed nor the interval of two seeds squeezes the others into one line."""
+    if not is_fraction(metric):
+        return
+    ours = frame[frame.method == OURS].metric
+    everyone = pd.concat([frame.metric, dense.metric])
+    lowest = float((ours if len(ours) else everyone).min())
+    room = max(float(everyone.max()) - lowest, 0.005)
+    axis.set_ylim(
+        100 * max(lowest - 1.5 * room, float(everyone.min()) - 0.3 * room), min(100.4, 100 * (everyone.max() + room))
+    )
+
+
+def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metric: str) -> Figure:
+    """A study of one target: against MACs a mark a method, against sparsity a row a method, both with intervals."""
+    with style():
+        scale = _scale(metric)
+        both = pd.concat([frame, dense[dense.columns.intersection(frame.columns)]], ignore_index=True)
+        both = both.sort_values("metric", ignore_index=True)
+        figure = new_figure(WIDTH, 0.9 + 0.25 * len(both) if x == "sparsity" else 3.4)
+        axis = figure.add_subplot()
+        for place, row in enumerate(both.itertuples()):
+            look = look_of(row.method) | {"linestyle": "none"}
+            spread = 0 if math.isnan(row.interval) else scale * row.interval
+            if x == "sparsity":
+                axis.errorbar([scale * row.metric], [place], xerr=[spread], **look)
+            else:
+                axis.errorbar([getattr(row, x)], [scale * row.metric], yerr=[spread], label=row.label, **look)
+        if x == "sparsity":
+            axis.set_yticks(range(len(both)), list(both.label))
+            axis.set_xlabel(_unit(metric))
+        else:
+            axis.set_xlabel(x_title)
+            axis.set_ylabel(_unit(metric))
+            axis.legend(ncols=2)
+    return figure
+
+
+def layers(lines: Lines, words: str) -> Figure:
+    """A value of each layer, in the model's order: `mean`, `min` and `max` over seeds."""
+    with style():
+        labels = sorted(lines, key=lambda one: (one.split()[0] != OURS, one))
+        names = list(max(lines.values(), key=len).index)
+        figure, axes = _panels(len(_beside(labels)), 1.5)
+        for axis, shown in zip(axes, _beside(labels), strict=True):
+            for label in shown:
+                mine = lines[label].reindex(names)
+                places = np.arange(len(names))
+                look = look_of(label.split()[0])
+                axis.plot(places, mine["mean"], label=label, markersize=2.5, **{**look, "linewidth": 1})
+                axis.fill_between(places, mine["min"], mine["max"], color=look["color"], alpha=0.15, lw=0)
+            axis.legend(loc="best")
+            axis.set_xticks(range(len(names)), names, rotation=90, fontsize=4.5 if len(names) < 40 else 3)
+        _label(figure, axes, "", words)
+    return figure
+
+
+def epochs(lines: Lines, metric: str) -> Figure:
+    """The hard and soft metric, and below in the same panel's grey the sparsity, over epochs; a panel a method."""
+    with style():
+        labels = sorted(lines, key=lambda one: (one != OURS, one))
+        figure, axes = _panels(len(labels), 1.6)
+        scale = _scale(metric)
+        for axis, label in zip(axes, labels, strict=True):
+            frame, look = lines[label], look_of(label)
+            _band(axis, frame, "metric", look | {"marker": ""}, "hard", scale)
+            if "metric_soft" in frame and frame.metric_soft.notna().any():
+                soft = frame.dropna(subset=["metric_soft"]).astype({"metric_soft": float})
+                drawn = {"color": look["color"], "linestyle": "none", "marker": look["marker"], "fillstyle": "none"}
+                _band(axis, soft, "metric_soft", drawn, "soft", scale)
+            if scale == 1:
+                axis.set_yscale("log")
+            other = axis if scale == 100 else axis.twinx()
+            _band(other, frame, "sparsity", {"color": "#777777", "linestyle": (0, (1, 1))}, "sparsity", 100.0)
+            axis.set_title(label)
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.legend(loc="lower right")
+        _label(figure, axes, "epoch", f"{_unit(metric)}; sparsity, %")
+    return figure
+
+
+def revived(panels: dict[str, Lines]) -> Figure:
+    """The share of weights that came back in each epoch, a panel a target, a line a method."""
+    with style():
+        figure, axes = _panels(len(panels), 2.0)
+        for axis, (name, lines) in zip(axes, panels.items(), strict=True):
+            for method, frame in sorted(lines.items(), reverse=True):
+                _band(axis, frame, "revived", look_of(method), method, 100.0)
+            axis.set_title(f"target {name}")
+            axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            axis.legend(loc="best")
+        _label(figure, axes, "epoch", "weights that came back, %")
+    return figure
+
+
+def weights(values: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
+    """Densities of weights, a row a layer, a column a moment."""
+    with style():
+        figure = new_figure(WIDTH, 1.25 * len(values) + 0.4)
+        grid = figure.subplots(len(values), len(MOMENTS), sharex="row", sharey="row", squeeze=False)
+        for row, (layer, moments) in zip(grid, values.items(), strict=True):
+            for axis, (moment, (edges, density)) in zip(row, moments.items(), strict=True):
+                axis.stairs(density, edges, fill=True, facecolor="#cccccc", edgecolor="#000000", lw=0.8)
+                axis.set_yscale("log")
+                axis.set_title(f"{layer}, {MOMENTS[moment]}", fontsize=7)
+        figure.supxlabel("stored weight", fontsize=8)
+        figure.supylabel("density (log)", fontsize=8)
+    return figure
+
+
+def masks(lines: Lines) -> Figure:
+    """Shares of mask values in equal bins, a panel a moment, bars of each temperature side by side."""
+    with style():
+        figure, axes = _panels(len(MOMENTS), 2.3)
+        for axis, moment in zip(axes, MOMENTS, strict=True):
+            for place, (label, frame) in enumerate(lines.items()):
+                bins = len(frame)
+                width = 1 / bins / len(lines)
+                left = np.arange(bins) / bins + place * width
+                words = f"{label}: {100 * soft_share(frame[moment]):.2f} % between"
+                look = {"facecolor": f"{0.75 - 0.5 * place / max(len(lines) - 1, 1):.2f}", "edgecolor": "black"}
+                drawn = axis.bar(left, 100 * frame[moment], width, align="edge", label=words, linewidth=0.4, **look)
+                for bar in drawn:
+                    bar.set_hatch(hatch_of(OURS) if place == 0 else hatch_of(("gmp", "str", "optg")[(place - 1) % 3]))
+            axis.set_yscale("log")
+            axis.set_title(MOMENTS[moment])
+            axis.set_ylim(top=100 * 10 ** (0.8 * len(lines)))  # room for the legend
+            axis.legend(loc="upper center")
+        _label(figure, axes, "mask value", "weights, % (log)")
+    return figure
+
+
+def _band(axis: Any, frame: pd.DataFrame, column: str, look: dict[str, Any], label: str, scale: float) -> None:
+    """The mean over seeds in each epoch, and a band from the least to the most."""
+    by_epoch = scale * frame.groupby("epoch")[column].agg(["mean", "min", "max"])
+    axis.plot(by_epoch.index + 1, by_epoch["mean"], label=label, **look)
+    if look["linestyle"] != "none":
+        axis.fill_between(by_epoch.index + 1, by_epoch["min"], by_epoch["max"], color=look["color"], alpha=0.15, lw=0)
+
+
+def _label(figure: Figure, axes: list[Any], x_title: str, y_title: str) -> None:
+    figure.supxlabel(x_title, fontsize=8)
+    figure.supylabel(y_title, fontsize=8)

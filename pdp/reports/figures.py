@@ -1,0 +1,220 @@
+"""The paper's figures from records, PDP beside each method; what no record has is left out with a line that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from pdp.reports import drawings
+from pdp.reports.cells import KEY, cells
+from pdp.reports.look import as_png, as_svg
+from pdp.reports.masks import mask_values, read_distributions, weight_values
+from pdp.reports.runs import read_history, read_layers
+from pdp.reports.sheet import target
+
+_STUDY = ["study", "model", "data", "metric_name"]
+
+
+@dataclass
+class Drawn:
+    """One figure: its file's name, what it shows, and the figure."""
+
+    name: str
+    caption: str
+    figure: Figure
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of figure: what it needs, in words, and how it is drawn of one study's runs of one model."""
+
+    name: str
+    title: str
+    needs: str
+    draw: Callable[[str, pd.DataFrame], Iterator[Drawn]]
+
+
+def draw_all(runs: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
+    """Every figure that these runs give, and a line for each kind that none of them gives."""
+    drawn: list[Drawn] = []
+    left_out: list[str] = []
+    for kind in KINDS:
+        mine: list[Drawn] = []
+        for key, group in runs.groupby(_STUDY, sort=True):
+            where = f"{kind.name}-{key[0]}-{key[1]}-{key[2]}"
+            mine += kind.draw(where, group.reset_index(drop=True))
+        if not mine:
+            left_out.append(f"{kind.title}: not drawn; it needs {kind.needs}")
+        drawn += mine
+    return drawn, left_out
+
+
+def write_figures(drawn: list[Drawn], folder: Path) -> list[Path]:
+    """Writes every figure as SVG and PNG; figures of these kinds that are no longer drawn go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for one in drawn:
+        head = '<?xml version="1.0" encoding="utf-8"?>\n'
+        for ending, content in (("svg", (head + as_svg(one.figure)).encode()), ("png", as_png(one.figure))):
+            path = folder / f"{one.name}.{ending}"
+            beside = folder / f".{path.name}"
+            beside.write_bytes(content)
+            written.append(beside.replace(path))
+    for kind in KINDS:
+        for ending in ("svg", "png"):
+            for path in folder.glob(f"{kind.name}-*.{ending}"):
+                if path not in written:
+                    path.unlink()
+    return written
+
+
+# ------------------------------------------------------------------------------------------------------------- kinds
+
+
+def _against(x: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
+    words = {"sparsity": "sparsity", "macs_sparse": "sparse MACs (multiply-adds)"}[x]
+
+    def draw(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
+        first = runs.iloc[0]
+        frame = cells(runs)
+        dense = frame[frame.method == "dense"]
+        for pattern, group in frame[frame.method != "dense"].groupby("pattern"):
+            several = group.target_sparsity.nunique() > 1
+            if x == "sparsity" and not several and group.method.nunique() < 2:
+                continue
+            make = drawings.against if several else drawings.one_target
+            figure = make(group, dense, x, words, first.metric_name)
+            caption = (
+                f"{first.metric_name} (hard, test set, last epoch) against {words}: {first.model} on {first.data}, "
+                f"{pattern}, study {first.study}. Means over seeds with 95 % intervals (Student t); the grey band is "
+                "the dense model's; what lies below an axis is in the tables."
+            )
+            yield Drawn(f"{name}-{_slug(pattern)}", caption, figure)
+
+    return draw
+
+
+def _layers(column: str, words: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
+    def draw(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
+        first = runs.iloc[0]
+        for (pattern, share), group in _middle_targets(runs):
+            lines: dict[str, pd.DataFrame] = {}
+            for key, label in cells(group).set_index(KEY).label.items():
+                mine = group[(group.study == key[0]) & (group.cell == key[1])]
+                tables = [table for path in mine.path if (table := read_layers(path)) is not None and column in table]
+                if tables:
+                    lines[label] = pd.concat(tables).groupby("name", sort=False)[column].agg(["mean", "min", "max"])
+            if lines:
+                caption = (
+                    f"{words} of each prunable layer: {first.model} on {first.data}, {pattern}, target "
+                    f"{target(share)}, study {first.study}. Means over seeds, bands from the least to the most."
+                )
+                yield Drawn(f"{name}-{_slug(pattern, share)}", caption, drawings.layers(lines, words))
+
+    return draw
+
+
+def _epochs(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
+    first = runs.iloc[0]
+    for (pattern, share), group in _middle_targets(runs):
+        lines = {str(method): _history(mine) for method, mine in group.groupby("method")}
+        lines = {method: frame for method, frame in lines.items() if len(frame)}
+        if lines:
+            caption = (
+                f"Validation {first.metric_name} of the hard model, of the soft one where it was measured (hollow "
+                f"marks), and sparsity over epochs: {first.model} on {first.data}, {pattern}, target {target(share)}, "
+                f"study {first.study}. Means over seeds, bands from the least to the most."
+            )
+            yield Drawn(f"{name}-{_slug(pattern, share)}", caption, drawings.epochs(lines, first.metric_name))
+
+
+def _revived(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
+    first = runs.iloc[0]
+    for pattern, family in runs[runs.method.isin(["pdp", "gmp"])].groupby("pattern"):
+        panels: dict[str, dict[str, pd.DataFrame]] = {}
+        for share, group in family.groupby("target_sparsity"):
+            lines = {str(method): _history(mine) for method, mine in group.groupby("method")}
+            lines = {method: frame for method, frame in lines.items() if "revived" in frame}
+            if lines:
+                panels[target(share)] = lines
+        if any("pdp" in lines for lines in panels.values()):
+            caption = (
+                "Share of weights that were pruned at the end of the epoch before and are kept at the end of this one, "
+                f"PDP beside GMP where it ran: {first.model} on {first.data}, {pattern}, study {first.study}. Means "
+                "over seeds, bands from the least to the most."
+            )
+            yield Drawn(f"{name}-{_slug(pattern)}", caption, drawings.revived(panels))
+
+
+def _weights(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
+    first = runs.iloc[0]
+    for (pattern, share), group in _middle_targets(runs[runs.method == drawings.OURS]):
+        found = read_distributions(group.path.iloc[0])
+        if found is None:
+            continue
+        caption = (
+            f"Stored weights of four layers at the start of pruning, mid-ramp and at the end: PDP, {first.model} "
+            f"on {first.data}, {pattern}, target {target(share)}, study {first.study}, seed {group.seed.iloc[0]}."
+        )
+        yield Drawn(f"{name}-{_slug(pattern, share)}", caption, drawings.weights(weight_values(found)))
+
+
+def _masks(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
+    first = runs.iloc[0]
+    for (pattern, share), group in _middle_targets(runs[runs.method == drawings.OURS]):
+        lines: dict[str, pd.DataFrame] = {}
+        for cell in cells(group).itertuples():
+            mine = group[group.cell == cell.cell]
+            found = [one for path in mine.path if (one := read_distributions(path)) is not None]
+            if found:
+                lines[_temperature(mine.iloc[0])] = mask_values(found)
+        if lines:
+            caption = (
+                f"Values of PDP's mask, share of all prunable weights, by temperature: {first.model} on {first.data}, "
+                f"{pattern}, target {target(share)}, study {first.study}, all seeds. In the legend, the share that is "
+                "neither below 0.05 nor above 0.95."
+            )
+            yield Drawn(f"{name}-{_slug(pattern, share)}", caption, drawings.masks(lines))
+
+
+def _temperature(row: pd.Series) -> str:
+    options: dict[str, Any] = row.method_options
+    mode = options.get("temperature_mode", "absolute")
+    # Left at auto, single weights have the absolute temperature and channels the relative one.
+    if mode == "absolute" or (mode == "auto" and row.pattern != "channel"):
+        return f"tau = {options['temperature']:g}"
+    return "tau = kappa t²" if options.get("kappa") is None else f"tau = {options['kappa']:g} t²"
+
+
+def _middle_targets(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, float], pd.DataFrame]]:
+    """The runs of the middle target of each pattern, the higher of two: one figure stands for a study's targets."""
+    for pattern, group in runs[runs.method != "dense"].groupby("pattern"):
+        targets = sorted(set(group.target_sparsity))
+        share = targets[len(targets) // 2]
+        yield (str(pattern), share), group[group.target_sparsity == share]
+
+
+def _history(runs: pd.DataFrame) -> pd.DataFrame:
+    """The epochs of several runs under one another."""
+    return pd.DataFrame([line for path in runs.path for line in read_history(path)])
+
+
+def _slug(pattern: Any, share: float | None = None) -> str:
+    return f"{pattern}".replace(":", "-") + ("" if share is None else f"-{share:g}")
+
+
+KINDS = (
+    Kind("accuracy_sparsity", "accuracy against sparsity", "pruned records of two methods", _against("sparsity")),
+    Kind("accuracy_macs", "accuracy against MACs", "records of pruned runs", _against("macs_sparse")),
+    Kind("layer_share", "per-layer share", "pruned records with layers.csv", _layers("sparsity", "Share of zeros")),
+    Kind("layer_macs", "per-layer MACs", "records with MACs in layers.csv", _layers("sparse_macs", "Sparse MACs")),
+    Kind("epochs", "sparsity and metric over epochs", "records of pruned runs with history.jsonl", _epochs),
+    Kind("revived", "weights that come back", "records of PDP with `revived` in history.jsonl", _revived),
+    Kind("weights", "weight distributions", "records of PDP with distributions.npz (kept whole)", _weights),
+    Kind("masks", "mask values by temperature", "records of PDP with distributions.npz (kept whole)", _masks),
+)  # fmt: skip

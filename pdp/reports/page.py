@@ -1,0 +1,50 @@
+"""What the dashboard and the report share: one HTML file with its style inside, that fetches nothing."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 1.5em auto; max-width: 80em; color: #222; padding: 0 1em }
+h1 { font-size: 1.5em } h2 { font-size: 1.2em; border-bottom: 1px solid #ccc; margin-top: 2em }
+h3 { font-size: 1.05em } p, li { max-width: 52em; overflow-wrap: anywhere }
+.wide { overflow-x: auto; max-width: 100% }
+table { border-collapse: collapse; font-size: 13px } th, td { padding: .2em .7em; text-align: right }
+th { border-bottom: 1px solid #888 } tr:nth-child(even) { background: #f5f5f5 } td { white-space: nowrap }
+th:first-child, td:first-child, .words td { text-align: left } .words td { white-space: normal; min-width: 5em }
+article table { display: block; overflow-x: auto } article td, article th { text-align: left; white-space: normal }
+article td { min-width: 9em }
+svg { max-width: 100%; height: auto } figure { margin: 1em 0 } figcaption { color: #555; max-width: 52em }
+.row { display: flex; flex-wrap: wrap } pre { overflow-x: auto; background: #f5f5f5; padding: .6em }
+progress { width: 9em } .quiet { color: #666 } nav { columns: 18em; font-size: 14px } nav a { display: block }
+@media (max-width: 40em) { body { margin: .5em auto; padding: 0 .6em } figure { overflow-x: auto }
+  figure svg { min-width: 34em } th:first-child, td:first-child { position: sticky; left: 0; background: #fff } }
+"""
+
+
+def document(title: str, body: str, refresh: int | None = None) -> str:
+    """The whole page; `refresh` seconds after which a browser reads it again."""
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = f'<meta charset="utf-8">{view}{again}<title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], escape: bool = True, words: bool = False) -> str:
+    """A table that scrolls by itself where it is too wide; `words`: its cells are text and break."""
+    clean = html.escape if escape else str
+    lines = ["".join(f"<th>{html.escape(one)}</th>" for one in head)]
+    lines += ["".join(f"<td>{clean(str(one))}</td>" for one in row) for row in rows]
+    kind = "wide words" if words else "wide"
+    inside = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="{kind}"><table>{inside}</table></div>'
+
+
+def write(text: str, target: Path) -> None:
+    """Writes a page beside its place and renames it there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(target)

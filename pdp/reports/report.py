@@ -1,0 +1,58 @@
+"""Tables, figures and what was found as one page that opens without a network."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from pdp.reports import page
+from pdp.reports.figures import Drawn
+from pdp.reports.look import as_svg
+from pdp.reports.sheet import Sheet
+
+_WORDS = ("hyperparameters",)  # sheets whose cells are words and break
+
+
+def report(prose: str, sheets: Sequence[Sheet], drawn: Sequence[Drawn], left_out: Sequence[str]) -> str:
+    """The page; `prose` is Markdown, with no markup of its own but Markdown's."""
+    places = [(sheet.name, sheet.title) for sheet in sheets] + [("figures", "Figures")]
+    links = "".join(f'<a href="#{html.escape(name)}">{html.escape(title)}</a>' for name, title in places)
+    parts = [_prose(prose), f"<h2>Contents</h2><nav>{links}</nav>"]
+    parts += [_sheet(sheet) for sheet in sheets]
+    parts.append('<h2 id="figures">Figures</h2>')
+    for one in drawn:
+        # Names inside an SVG are the page's: those of two figures must differ.
+        parts.append(f"<figure>{_own_names(as_svg(one.figure), one.name)}")
+        parts.append(f"<figcaption>{html.escape(one.caption)}</figcaption></figure>")
+    parts += [f'<p class="quiet">{html.escape(line)}</p>' for line in left_out]
+    return page.document("PDP: results", "".join(parts))
+
+
+def _prose(text: str) -> str:
+    from markdown_it import MarkdownIt
+
+    # Links to files beside the page stay; HTML in the text is text.
+    return f"<article>{MarkdownIt('commonmark', {'html': False}).enable('table').render(text)}</article>"
+
+
+def _sheet(sheet: Sheet) -> str:
+    parts = [f'<h2 id="{html.escape(sheet.name)}">{html.escape(sheet.title)}</h2>']
+    parts += [f"<p>{html.escape(note)}</p>" for note in sheet.notes]
+    for section in sheet.sections:
+        parts.append(f"<h3>{html.escape(section.title)}</h3>")
+        heads = [column.heading for column in sheet.columns]
+        parts.append(page.table(heads, section.rows, words=sheet.name in _WORDS))
+    if sheet.footnotes:
+        notes = "".join(f"<li>{html.escape(one)}</li>" for one in sheet.footnotes)
+        parts.append(
+            f"<details><summary>Sources and notes [1] to [{len(sheet.footnotes)}]</summary><ol>{notes}</ol></details>"
+        )
+    return "".join(parts)
+
+
+def _own_names(svg: str, name: str) -> str:
+    mark = re.sub(r"\W", "_", name)
+    svg = re.sub(r'\bid="', f'id="{mark}-', svg)
+    svg = re.sub(r'(xlink:href|href)="#', rf'\1="#{mark}-', svg)
+    return re.sub(r"url\(#", f"url(#{mark}-", svg)

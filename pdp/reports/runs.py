@@ -1,0 +1,73 @@
+"""Records as one data frame: a row a run, and what lies beside its record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pdp.errors import Refusal
+from pdp.methods.options import OPTIONS
+from pdp.records import RECORD, Record, read_record
+from pdp.reports.statistics import cell_of
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+ORDER = ["study", "model", "data", "method", "pattern", "target_sparsity", "allocation", "epochs", "cell", "seed"]
+TUNING = "_tuning"  # studies whose names end so chose settings, and stand in no table
+
+
+def read_runs(paths: Iterable[Path], study: str = "") -> pd.DataFrame:
+    """The finished ones of these runs, in the order of `ORDER`; a damaged record is a `Refusal`.
+
+    Columns: the record's fields, study, cell (the first 8 digits of the configuration's hash), setting (what a dense
+    baseline must share) and path.
+    """
+    rows = [_row(path, study) for path in paths if (path / RECORD).is_file()]
+    frame = pd.DataFrame(rows, columns=[*FIELDS, "study", "cell", "setting", "path"])
+    return frame.sort_values(ORDER, ignore_index=True)
+
+
+def read_kept(results: Path) -> pd.DataFrame:
+    """Every record below `results`/records, but for those of tuning studies, as `read_runs`."""
+    frames = []
+    for folder in sorted((results / "records").glob("*")):
+        if folder.is_dir() and not folder.name.endswith(TUNING):
+            frames.append(read_runs(sorted(path.parent for path in folder.rglob(RECORD)), folder.name))
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else read_runs([])
+
+
+def read_layers(path: Path) -> pd.DataFrame | None:
+    """The prunable layers of a run, in the model's order; None where its layers.csv does not tell."""
+    try:
+        table = pd.read_csv(path / "layers.csv")
+    except (OSError, ValueError):
+        return None
+    if not {"name", "sparsity"} <= set(table):
+        return None
+    return table[table.prunable.astype(bool)] if "prunable" in table else table
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The epochs of a run; empty where there is no history."""
+    from pdp.run_directory import RunDirectory
+
+    return RunDirectory(path).read_history()
+
+
+def _row(path: Path, study: str) -> dict[str, Any]:
+    record = dataclasses.asdict(read_record(path))
+    # A record from before an option was made with what is now its default.
+    options = OPTIONS.get(record["method"])
+    known = {field.name: field.default for field in dataclasses.fields(options)} if options else {}
+    known.pop("name", None)
+    try:
+        record["method_options"] = known | record["method_options"]
+        more = {"study": study, "cell": record["config_hash"][:8], "setting": cell_of(record), "path": path}
+        record["target_sparsity"], record["seed"] = float(record["target_sparsity"]), int(record["seed"])
+    except (TypeError, ValueError, AttributeError) as error:
+        raise Refusal(f"{path}: {RECORD} cannot be read ({error}): move it away, the run is made again") from None
+    return record | more

@@ -1,0 +1,99 @@
+"""The table of a sweep, made from records alone: a row per run, and a row per cell over its seeds. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from pdp.reports.runs import read_runs
+from pdp.reports.statistics import summarise
+
+CELL = ("model", "data", "method", "pattern", "target_sparsity", "allocation", "epochs", "cell")
+RESULTS = (
+    *("metric_name", "metric", "metric_best", "metric_soft", "metric_before_pruning", "validation"),
+    *("sparsity", "sparsity_all", "params", "params_nonzero", "macs", "macs_sparse", "macs_attention", "steps"),
+)
+TIMES = ("train_seconds", "step_ms_median", "mask_ms_median", "finished_at")  # these differ from run to run
+PER_CELL = ("metric", "metric_best", "sparsity", "macs_sparse", "train_seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """`runs`: a row per record; `cells`: mean, spread, interval and number over seeds."""
+
+    runs: pd.DataFrame
+    cells: pd.DataFrame
+
+
+def make_tables(runs: Iterable[Path]) -> Tables:
+    """Both tables of these runs; a run without a record is left out, a damaged record is a `Refusal`."""
+    frame = read_runs(runs)[[*CELL, "seed", *RESULTS, "world_size", *TIMES]]
+    return Tables(frame, summarise(frame, [*CELL, "metric_name"], PER_CELL))
+
+
+def write_tables(tables: Tables, folder: Path) -> list[Path]:
+    """runs.csv and cells.csv with every digit, table.md as people read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    texts = {
+        "runs.csv": tables.runs.to_csv(index=False),
+        "cells.csv": tables.cells.to_csv(index=False),
+        "table.md": markdown(tables.cells),
+    }
+    for name, text in texts.items():
+        beside = folder / f".{name}"
+        beside.write_text(text, encoding="utf-8")
+        written.append(beside.replace(folder / name))
+    return written
+
+
+def shown(cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The table per cell as people read it: fractions in percent, counts with commas."""
+    from pdp.display import percent, score
+
+    head = ["model", "data", "method", "pattern", "sparsity", "seeds", "metric", "mean", "std", "least", "most"]
+    head += ["zeros", "sparse MACs", "train s"]
+    rows = []
+    for row in cells.to_dict("records"):
+        values = [score(row["metric_name"], row[f"metric_{kind}"]) for kind in ("mean", "std", "min", "max")]
+        values = ["" if "nan" in value else value for value in values]
+        rows.append(
+            [
+                *(row[key] for key in ("model", "data", "method", "pattern")),
+                percent(row["target_sparsity"]),
+                str(row["seeds"]),
+                row["metric_name"],
+                *values,
+                percent(row["sparsity_mean"]),
+                f"{row['macs_sparse_mean']:,.0f}",
+                f"{row['train_seconds_mean']:.1f}",
+            ]
+        )
+    return head, rows
+
+
+def markdown(cells: pd.DataFrame) -> str:
+    """The table per cell in Markdown."""
+    head, rows = shown(cells)
+    lines: list[Sequence[str]] = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def print_table(tables: Tables, folder: str) -> None:
+    """The table per cell on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    head, rows = shown(tables.cells)
+    table = Table(title=f"{len(tables.runs)} runs of {folder}", title_justify="left")
+    for name in head:
+        table.add_column(name, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 1000
+    console.print(table)

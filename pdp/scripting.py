@@ -1,0 +1,32 @@
+"""What the scripts share: refusals in one line, and exit codes. Needs no torch."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from pdp.errors import Refusal, Stopped
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line, and shows the whole of a script's docstring under --help."""
+
+    def __init__(self, name: str, text: str | None):
+        super().__init__(name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(f"{message}; --help says all")
+
+
+def guarded(name: str, work: Callable[[], int | None]) -> int:
+    """The exit code of `work`: 0 done, 2 refused, 3 stopped, each of the latter with one line on stderr."""
+    try:
+        return work() or 0
+    except (Refusal, Stopped) as ending:
+        print(f"{name}: {ending}", file=sys.stderr)
+        return ending.exit_code
+    except OSError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return Stopped.exit_code

@@ -1,0 +1,155 @@
+"""Running text as lists of lines for train, validation and test: Python's own docstrings, WikiText, any files."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pdp.errors import Refusal
+from pdp.tasks.glue import load_from_hub
+from pdp.tasks.grammar_nli import generate
+
+HUB = "Salesforce/wikitext"
+_NOT_THE_LIBRARY = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idlelib",
+    "lib2to3",
+    "turtledemo",
+    "__pycache__",
+}
+_TENTHS = 10  # of the library's modules one tenth is the test, another the validation part
+
+
+@dataclass
+class Corpus:
+    """Lines of text, each with its line end; `validation` is None where a share of train is to be held out."""
+
+    train: list[str] | None
+    validation: list[str] | None
+    test: list[str]
+
+
+def words(lines: list[str]) -> int:
+    """Words separated by white space; line ends do not count."""
+    return sum(len(line.split()) for line in lines)
+
+
+def read_docstrings() -> Corpus:
+    """The docstrings of Python's standard library, whole modules in train, validation or test by a hash of their name.
+
+    Raises `Refusal` where Python lies without its sources.
+    """
+    root = Path(sysconfig.get_paths()["stdlib"])
+    parts: list[list[str]] = [[], [], []]
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if _NOT_THE_LIBRARY & set(name.parts):
+            continue
+        tenth = hashlib.sha256(name.as_posix().encode()).digest()[0] % _TENTHS
+        lines = parts[2 if tenth == 0 else 1 if tenth == 1 else 0]
+        for text in _docstrings(path):
+            lines += [f"{line}\n" for line in text.splitlines() if line.strip()]
+    if not all(parts):
+        raise Refusal(
+            f"data=docstrings: Python's library in {root} has no docstrings: give data=text data.root=<folder>"
+        )
+    return Corpus(*parts)
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return
+    waiting: list[Any] = [tree]
+    while waiting:
+        node = waiting.pop(0)
+        text = ast.get_docstring(node)
+        if text:
+            yield text
+        kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        waiting += [child for child in node.body if isinstance(child, kinds)]
+
+
+def read_wikitext(name: str, root: str | None) -> Corpus:
+    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub; blank lines left out."""
+    if root is None:
+        asked = f"data=wikitext data.name={name}"
+        hub_name = f"{name}-v1"
+        parts = [_lines(load_from_hub(HUB, hub_name, part, asked)["text"]) for part in ("train", "validation", "test")]
+        return Corpus(*parts)
+    folder = _folder(root)
+    folder = next((folder / one for one in (name, name.replace("-raw", "")) if (folder / one).is_dir()), folder)
+    suffix = "raw" if name.endswith("-raw") else "tokens"
+    files = [folder / f"wiki.{part}.{suffix}" for part in ("train", "valid", "test")]
+    absent = [path.name for path in files if not path.is_file()]
+    if absent:
+        raise Refusal(
+            f"data.root={root} has no {', '.join(absent)} of {name}: set data.root, or choose files with data=text "
+            "data.name=<a name of its own> data.train_files=[...] data.test_files=[...]"
+        )
+    return Corpus(*[_read([path]) for path in files])
+
+
+def read_files(root: str, train: list[str], validation: list[str], test: list[str]) -> Corpus:
+    """Text from files, or glob patterns, under `root`; raises `Refusal` where a part has none."""
+    folder = _folder(root)
+    found = {}
+    for key, patterns in (("train_files", train), ("validation_files", validation), ("test_files", test)):
+        found[key] = list(dict.fromkeys(path for pattern in patterns for path in _matching(folder, pattern)))
+        if patterns and not found[key] and key != "validation_files":
+            raise Refusal(f"data.{key}={patterns} matches no file in data.root={root}: change data.{key} or data.root")
+    if not found["test_files"]:
+        raise Refusal(f"data.test_files is empty: give data.test_files=[<file in {root}>]")
+    twice = set(found["train_files"]) & set(found["test_files"])
+    if twice:
+        raise Refusal(f"{min(twice)} is in data.train_files and in data.test_files: take it out of one of them")
+    held = found["validation_files"]
+    lines = _read(found["train_files"]) if found["train_files"] else None
+    return Corpus(lines, _read(held) if held else None, _read(found["test_files"]))
+
+
+def made_text() -> Corpus:
+    """Sentences of the grammar, where a text is not at hand and anything would do."""
+    lines = [f"{pair.premise} . {pair.hypothesis} .\n" for group in generate(1, 400) for pair in group]
+    return Corpus(lines[:800], lines[800:1000], lines[1000:])
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    except (ValueError, NotImplementedError):
+        raise Refusal(f"{pattern} is no pattern of files under data.root: give names such as 'train/*.txt'") from None
+
+
+def _folder(root: str) -> Path:
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise Refusal(f"data.root={root} does not exist or is no folder: set data.root")
+    return folder
+
+
+def _read(paths: list[Path]) -> list[str]:
+    lines: list[str] = []
+    for path in paths:
+        try:
+            with path.open(encoding="utf-8") as file:
+                lines += _lines(file)
+        except (OSError, UnicodeDecodeError) as error:
+            raise Refusal(f"{path} cannot be read as UTF-8 text ({str(error)[:100]}): change data.root") from None
+    return lines
+
+
+def _lines(texts: Any) -> list[str]:
+    return [f"{text.rstrip(chr(10) + chr(13))}\n" for text in texts if text.strip()]

@@ -1,0 +1,226 @@
+"""GLUE in its original files, as JSONL or parquet, or from the hub; and three-way inference as TSV files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pdp.config.suggest import one_line
+from pdp.errors import Refusal
+from pdp.tasks.hub import cache_alone, limited_patience, reachable
+
+NLI_LABELS = ("entailment", "neutral", "contradiction")
+HUB = "nyu-mll/glue"
+_SUFFIXES = (".tsv", ".txt", ".jsonl", ".json", ".parquet")
+
+
+@dataclass
+class Examples:
+    """One part of a data set: texts, second texts where there are pairs, and labels (int64, or float64 scores)."""
+
+    first: list[str]
+    second: list[str] | None
+    labels: np.ndarray
+    left_out: int = 0  # rows without a label or a column
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """Where a task's columns are, what its labels are called, what measures it, and how many samples there are."""
+
+    folder: str  # in the original archive
+    first: tuple[str, ...]  # column names, the first that a file has
+    second: tuple[str, ...]
+    label: tuple[str, ...]
+    labels: tuple[str, ...]  # in the order of their numbers; none: a score
+    metric: str
+    train: int
+    test: tuple[int, ...]
+    parts: tuple[tuple[str, ...], ...] = (("dev", "validation"),)  # names of the measured files, each with others
+    header: tuple[str, ...] = field(default=())  # of TSV files that have none
+
+
+_PAIR = (("sentence1", "premise"), ("sentence2", "hypothesis"))
+GLUE = {
+    "mnli": GlueTask(
+        "MNLI", *_PAIR, ("gold_label", "label"), NLI_LABELS, "accuracy", 392_702, (9_815, 9_832),
+        (("dev_matched", "validation_matched"), ("dev_mismatched", "validation_mismatched")),
+    ),
+    "qqp": GlueTask(
+        "QQP", ("question1",), ("question2",), ("is_duplicate", "label"), ("not_duplicate", "duplicate"), "accuracy",
+        363_846, (40_430,),
+    ),
+    "qnli": GlueTask(
+        "QNLI", ("question",), ("sentence",), ("label",), ("entailment", "not_entailment"), "accuracy", 104_743,
+        (5_463,),
+    ),
+    "sst2": GlueTask("SST-2", ("sentence",), (), ("label",), ("negative", "positive"), "accuracy", 67_349, (872,)),
+    "rte": GlueTask("RTE", *_PAIR, ("label",), ("entailment", "not_entailment"), "accuracy", 2_490, (277,)),
+    "mrpc": GlueTask(
+        "MRPC", ("#1 String", "sentence1"), ("#2 String", "sentence2"), ("Quality", "label"),
+        ("not_equivalent", "equivalent"), "accuracy", 3_668, (408,),
+    ),
+    "cola": GlueTask(
+        "CoLA", ("sentence",), (), ("label",), ("unacceptable", "acceptable"), "matthews_correlation", 8_551, (1_043,),
+        header=("source", "label", "mark", "sentence"),
+    ),
+    "stsb": GlueTask(
+        "STS-B", ("sentence1",), ("sentence2",), ("score", "label"), (), "pearson", 5_749, (1_500,)
+    ),
+    "wnli": GlueTask("WNLI", *_PAIR, ("label",), ("not_entailment", "entailment"), "accuracy", 635, (71,)),
+}  # fmt: skip
+
+
+def read_glue(name: str, root: str | None) -> tuple[Examples | None, list[Examples]]:
+    """Train (None where the folder has none) and the measured parts of a GLUE task; raises `Refusal`."""
+    task = GLUE[name]
+    if root is None:
+        return _from_hub(name, task)
+    folder = _folder(Path(root).expanduser(), (task.folder, name, name.upper()), root)
+    measured = []
+    for names in task.parts:
+        found = _find(folder, names)
+        if not found:
+            raise Refusal(
+                f"data.root={root} has no {names[0]}.tsv (.jsonl, .parquet) for data.task={name}: set data.root to the "
+                f"folder of GLUE or of {task.folder}"
+            )
+        measured.append(_read(found, task))
+    train = _find(folder, ("train",))
+    return (_read(train, task) if train else None), measured
+
+
+def read_tsv_folder(root: str) -> tuple[Examples | None, Examples | None, Examples]:
+    """Train, dev and test of a folder of three-way inference; dev is the test where there is no other."""
+    task = GlueTask("", *_PAIR, ("gold_label", "label"), NLI_LABELS, "accuracy", 0, (0,))
+    folder = _folder(Path(root).expanduser(), (), root)
+    parts = [
+        _read(found, task) if (found := _find(folder, names)) else None
+        for names in (("train",), ("dev", "validation"), ("test",))
+    ]
+    train, dev, test = parts
+    if test is None:
+        test, dev = dev, None
+    if test is None:
+        raise Refusal(f"data.root={root} has nothing to test on: it must hold train.tsv and test.tsv or dev.tsv")
+    return train, dev, test
+
+
+def _folder(path: Path, names: Iterable[str], root: str) -> Path:
+    if not path.is_dir():
+        raise Refusal(f"data.root={root} does not exist or is no folder: set data.root, or drop it to use the hub")
+    return next((path / name for name in names if (path / name).is_dir()), path)
+
+
+def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    """The files of one part: the first name that is there, parquet also in numbered shards."""
+    for name in names:
+        for suffix in _SUFFIXES:
+            if (folder / f"{name}{suffix}").is_file():
+                return [folder / f"{name}{suffix}"]
+        shards = sorted(folder.glob(f"{name}-[0-9]*.parquet"))
+        if shards:
+            return shards
+    return []
+
+
+def _read(paths: list[Path], task: GlueTask) -> Examples:
+    try:
+        if paths[0].suffix in (".tsv", ".txt"):
+            columns, short = _read_tsv(paths[0], task.header)
+        else:
+            import pandas as pd
+
+            reader: Callable[[Path], Any] = (
+                pd.read_parquet if paths[0].suffix == ".parquet" else lambda path: pd.read_json(path, lines=True)
+            )
+            frame = pd.concat([reader(path) for path in paths])
+            columns, short = {str(name): frame[name].tolist() for name in frame.columns}, 0
+    except (OSError, ValueError) as error:
+        raise Refusal(f"{paths[0]} cannot be read ({one_line(error)[:120]}): set data.root") from None
+    examples = _examples(columns, task, str(paths[0]))
+    examples.left_out += short
+    return examples
+
+
+def _read_tsv(path: Path, header: tuple[str, ...]) -> tuple[dict[str, list[Any]], int]:
+    """Columns by name, and how many lines lack one; quotes mean nothing, as the original readers had it."""
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
+        lines = [line.rstrip("\r\n").split("\t") for line in file if line.strip()]
+    if not lines:
+        raise Refusal(f"{path} is empty: set data.root")
+    names = list(header) if header else lines.pop(0)
+    whole = [line for line in lines if len(line) >= len(names)]
+    return {name: [line[k] for line in whole] for k, name in enumerate(names)}, len(lines) - len(whole)
+
+
+def _examples(columns: dict[str, list[Any]], task: GlueTask, place: str) -> Examples:
+    def column(names: tuple[str, ...]) -> list[Any]:
+        for name in names:
+            if name in columns:
+                return columns[name]
+        raise Refusal(f"{place} has no column {' or '.join(names)}, it has {', '.join(columns)[:150]}: set data.root")
+
+    labels = [_label(value, task.labels) for value in column(task.label)]
+    # MNLI and SNLI mark pairs on which annotators did not agree with "-"; the hub's unlabelled ones are -1.
+    known = [position for position, label in enumerate(labels) if label is not None]
+    if not known:
+        wanted = f"a label of {', '.join(task.labels)}" if task.labels else "a score from 0 up"
+        raise Refusal(f"{place} has no row with {wanted}: set data.root")
+    first = column(task.first)
+    second = column(task.second) if task.second else None
+    return Examples(
+        [str(first[k]) for k in known],
+        None if second is None else [str(second[k]) for k in known],
+        np.asarray([labels[k] for k in known], dtype=np.int64 if task.labels else np.float64),
+        len(labels) - len(known),
+    )
+
+
+def _label(value: Any, names: tuple[str, ...]) -> float | None:
+    """The number of a class that a file names or numbers, or a score; None for anything else."""
+    if names and str(value) in names:
+        return names.index(str(value))
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    valid = number in range(len(names)) if names else np.isfinite(number) and number >= 0
+    return number if valid else None
+
+
+def _from_hub(name: str, task: GlueTask) -> tuple[Examples, list[Examples]]:
+    def examples(part: str) -> Examples:
+        rows = load_from_hub(HUB, name, part, f"data=glue data.task={name}")
+        columns = {column: list(rows[column]) for column in rows.column_names}
+        return _examples(columns, task, f"{HUB} {name} {part}")
+
+    return examples("train"), [examples(names[-1]) for names in task.parts]
+
+
+def load_from_hub(path: str, name: str, part: str, asked: str) -> Any:
+    """A part of a data set through `datasets`, from its cache where the hub is silent; raises `Refusal`."""
+    offline = not reachable()
+    try:
+        import datasets
+
+        before = datasets.config.HF_HUB_OFFLINE
+        datasets.config.HF_HUB_OFFLINE = before or offline
+        try:
+            with limited_patience(), cache_alone(offline):
+                return datasets.load_dataset(path, name, split=part)
+        finally:
+            datasets.config.HF_HUB_OFFLINE = before
+    except Exception as error:  # the client raises many kinds where there is no network
+        raise Refusal(
+            f"{asked}: {path} could not be had from the hub ({type(error).__name__}: {one_line(error)[:120]}); without "
+            "network give data.root=<a folder with the files in their original layout>, or data=grammar_nli or "
+            "data=docstrings, which need none"
+        ) from None

@@ -1,0 +1,224 @@
+"""Causal language modelling: perplexity per token and per word over windows with a stated stride."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from pdp.config.schema import Config
+from pdp.errors import Refusal
+from pdp.tasks import corpora
+from pdp.tasks import text_loading as loading
+from pdp.tasks.sampling import SPLIT_SEED, evaluation_loader, hashed
+from pdp.tasks.task import Batch, Outputs
+from pdp.tasks.text_task import TextTask
+from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_byte_pairs
+
+_UNASKED = (
+    "No text was named (data=wikitext, or data=text data.root=...), so this trains on the docstrings of Python's own"
+    " standard library."
+)
+_TRAIN_TOKENS = {"docstrings": 500_000, "wikitext-2": 2_400_000, "wikitext-103": 118_000_000}  # roughly, for dry runs
+
+
+class LanguageModellingTask(TextTask):
+    """The next token of running text; the metric is perplexity per token, the lower the better."""
+
+    metric_name = "perplexity"
+    higher_is_better = False
+    upper_bound = None
+    length_key = "data.context"
+    labels = None
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.stride: int = self.data.stride or self.data.context - 1
+        self._parts: dict[str, loading.Windows] = {}
+        self._tokenizer_note = ""
+
+    @property
+    def length(self) -> int:
+        """data.context."""
+        return int(self.data.context)
+
+    @property
+    def test_is_validation(self) -> bool:
+        """Whether the test text monitored the training."""
+        return "validation" not in self._parts if self._parts else self.data.validation == 0
+
+    @property
+    def data_note(self) -> str:
+        """A sentence for the banner, with stride and tokenization once the data is open."""
+        if self.data.unasked and self.data.source == "docstrings":
+            note = _UNASKED
+        elif self._made:
+            note = f"Sentences of a grammar in place of {self.data_name}, which is not at hand."
+        elif self.data.source == "docstrings":
+            note = "The docstrings of Python's own standard library."
+        else:
+            note = f"{self.data_name}: running text."
+        if not self._parts:
+            return f"{note} Windows of {self.length} tokens, measured with stride {self.stride}."
+        counts = {name: f"{part.predicted:,}" for name, part in self._parts.items()}
+        held = f"{counts['validation']} validation, " if "validation" in counts else "none held out for validation, "
+        train = f"{counts['train']} train, " if "train" in counts else ""
+        words = f" ({self._parts['test'].words:,} words)" if self._parts["test"].words else ""
+        return (
+            f"{note} Predicted tokens: {train}{held}{counts['test']} test{words}, in windows of {self.length}, "
+            f"measured with stride {self.stride}; {self._tokenizer_note}; blank lines left out."
+        )
+
+    def open_data(self) -> None:
+        """Reads the text and tokenizes it; raises `Refusal`."""
+        corpus = self._read()
+        of_training = corpus.train or corpus.test
+        self.tokenizer, self._tokenizer_note = find_tokenizer(
+            self.data.tokenizer, self.checkpoint, lambda: train_byte_pairs(of_training, self.data.vocabulary)
+        )
+        context, padding = self.length, self.tokenizer.pad_token_id
+        ids = {
+            name: encode(self.tokenizer, lines, None, None, special=False)[0]
+            for name, lines in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
+            if lines is not None
+        }
+        for name, row in ids.items():
+            if len(row) < (context if name == "train" else 2):
+                raise Refusal(f"the {name} text has {len(row)} tokens, too few for data.context={context}: lower it")
+        words = {"test": corpora.words(corpus.test), "validation": corpora.words(corpus.validation or [])}
+        parts: dict[str, loading.Windows] = {
+            name: loading.measured_windows(ids[name], context, self.stride, padding, words[name])
+            for name in ("test", "validation")
+            if name in ids
+        }
+        share = self.data.validation
+        if "train" in ids:
+            parts["train"] = loading.training_windows(ids["train"], context, padding)
+        if not share:
+            parts.pop("validation", None)
+        elif "train" in ids and "validation" not in ids:
+            parts["train"], parts["validation"] = self._split(parts["train"], share)
+        if self.data.limit is not None:
+            parts = {name: part.chosen(np.arange(min(len(part), self.data.limit))) for name, part in parts.items()}
+        self._parts = parts
+        self.identify(*(array for part in parts.values() for array in (part.ids, part.starts, part.ends, part.counted)))
+
+    def _read(self) -> corpora.Corpus:
+        data = self.data
+        try:
+            if data.source == "docstrings":
+                return corpora.read_docstrings()
+            if data.source == "wikitext":
+                return corpora.read_wikitext(data.name, data.root)
+            if data.root is None:
+                raise Refusal(f"data={data.name} needs data.root: give data.root=<the folder that holds its files>")
+            return corpora.read_files(data.root, data.train_files, data.validation_files, data.test_files)
+        except Refusal:
+            if not self.noise_allowed:
+                raise
+            self._made = True
+            return corpora.made_text()
+
+    @staticmethod
+    def _split(train: loading.Windows, share: float) -> tuple[loading.Windows, loading.Windows]:
+        order = np.argsort(hashed(SPLIT_SEED, np.arange(len(train))), kind="stable")
+        held = int(len(train) * share + 0.5)
+        if not 0 < held < len(train):
+            raise Refusal(f"data.validation={share} of {len(train)} training windows leaves a part empty; change it")
+        return train.chosen(np.sort(order[held:])), train.chosen(np.sort(order[:held]))
+
+    def sizes(self) -> dict[str, int]:
+        """Windows in each part; before `open_data` an estimate from what is known of the text."""
+        if self._parts:
+            return {name: len(self._parts.get(name, ())) for name in ("train", "validation", "test")}
+        train = max(2, self._expected_tokens() // self.length)
+        own_validation = (
+            self.data.source == "docstrings" or self.data.source == "wikitext" or self.data.validation_files
+        )
+        held = train // 10 if own_validation else int(train * self.data.validation + 0.5)
+        sizes = {"train": train if own_validation else train - held, "validation": held, "test": max(1, train // 10)}
+        return {name: min(size, self.data.limit or size) for name, size in sizes.items()}
+
+    def _expected_tokens(self) -> int:
+        if self.data.source == "files" and self.data.root is not None:
+            folder = Path(self.data.root)
+            files = {path for pattern in self.data.train_files for path in folder.glob(pattern) if path.is_file()}
+            return sum(path.stat().st_size for path in files) // 4
+        return _TRAIN_TOKENS.get(self.data_name.replace("-raw", ""), 1_000_000)
+
+    def _part(self, name: str) -> loading.Windows:
+        if not self._parts:
+            raise RuntimeError("open_data() comes first")
+        if name == "validation" and "validation" not in self._parts:
+            name = "test"
+        if name not in self._parts:
+            raise Refusal("data.train_files is empty, so nothing can be trained: give data.train_files=[<file>]")
+        return self._parts[name]
+
+    def train_loader(self, batch_size: int, seed: int, augmentation: str, workers: int) -> DataLoader[Any]:
+        """Shuffled windows of data.context tokens."""
+        return loading.train_loader(self._part("train"), batch_size, seed, workers, None)
+
+    def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
+        """Every window of "validation" (the test text where none is held out) or "test" once, in order."""
+        return evaluation_loader(self._part(part), batch_size, workers)
+
+    def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
+        """Logits (tokens that the loss counts, vocabulary), float32; hidden states and attentions on demand."""
+        given = self.forward(model, batch, detailed)
+        hidden, attentions = (given.hidden_states, given.attentions) if detailed else (None, None)
+        logits, counted = given.logits[:, :-1], _counted(batch)
+        rows = logits.flatten(0, 1) if counted is None else logits[counted]
+        return Outputs(rows.float(), hidden, attentions)
+
+    def loss_of(self, outputs: Outputs, batch: Batch, label_smoothing: float) -> Tensor:
+        """Cross entropy of the next token, the mean over the counted tokens."""
+        return functional.cross_entropy(outputs.logits, _targets(batch), label_smoothing=label_smoothing)
+
+    @torch.no_grad()
+    def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """All (windows,): int64 index, words, counted tokens; float64 sum of the tokens' negative log-likelihoods."""
+        losses = functional.cross_entropy(self.outputs(model, batch).logits, _targets(batch), reduction="none")
+        counted = _counted(batch)
+        if counted is None:
+            counted = torch.ones_like(batch["input_ids"][:, 1:], dtype=torch.bool)
+        # Not float64 on the device, which not every one has.
+        spread = torch.zeros(counted.shape, dtype=torch.float32, device=counted.device)
+        spread[counted] = losses
+        return {
+            "index": batch["index"],
+            "words": batch["words"],
+            "tokens": counted.sum(1),
+            "loss": spread.cpu().double().sum(1),
+        }
+
+    def metrics(self, observations: dict[str, np.ndarray]) -> dict[str, float]:
+        """perplexity = exp(loss), loss being the mean over tokens; perplexity_per_word = exp(sum / words of the text).
+
+        Words are separated by white space, and line ends are none; they are known where a whole text was measured.
+        """
+        total, tokens = float(observations["loss"].sum()), int(observations["tokens"].sum())
+        words = int(observations["words"].sum())
+        result = {"perplexity": _exp(total / tokens), "loss": total / tokens}
+        return result | ({"perplexity_per_word": _exp(total / words)} if words else {})
+
+
+def _counted(batch: Batch) -> Tensor | None:
+    """Which positions' next tokens count, bool (windows, tokens - 1); None for all."""
+    return batch["labels"][:, 1:] != -100 if "labels" in batch else None
+
+
+def _targets(batch: Batch) -> Tensor:
+    """The tokens that count, int64 (tokens,)."""
+    counted = _counted(batch)
+    return batch["input_ids"][:, 1:].flatten() if counted is None else batch["labels"][:, 1:][counted]
+
+
+def _exp(loss: float) -> float:
+    return math.exp(loss) if loss < 700 else math.inf

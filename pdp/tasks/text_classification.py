@@ -1,0 +1,257 @@
+"""Classification of sentences and of pairs: GLUE, three-way inference from TSV files, or made from a grammar."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+
+from pdp.config.schema import Config
+from pdp.errors import Refusal
+from pdp.tasks import text_loading as loading
+from pdp.tasks.glue import GLUE, NLI_LABELS, Examples, read_glue, read_tsv_folder
+from pdp.tasks.glue_metrics import measure, names_of
+from pdp.tasks.grammar_nli import LABELS, generate
+from pdp.tasks.sampling import SPLIT_SEED, balanced_limit, evaluation_loader, stratified_split
+from pdp.tasks.task import Batch, Outputs
+from pdp.tasks.text_task import TextTask
+from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_word_pieces
+
+_GROUPS, _TEST_GROUPS = 2600, 200  # of the grammar: hypotheses with three premises each
+_UNASKED = (
+    "No data was named (data=glue data.task=... for GLUE), so this trains on natural-language inference made from a"
+    " grammar: quantifiers, negation, hypernyms; three labels."
+)
+_MADE = "Natural-language inference made from a grammar: quantifiers, negation, hypernyms; three labels."
+
+
+class TextClassificationTask(TextTask):
+    """Texts with one label each, or a score; the metric is GLUE's."""
+
+    higher_is_better = True
+    upper_bound = 1.0
+    length_key = "data.max_length"
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.task_name: str | None = self.data.task
+        self.metric_names = names_of(self.task_name)
+        self.metric_name = self.metric_names[0]
+        self._parts: dict[str, loading.Texts] = {}
+        self._left_out = 0
+        self._tokenizer_note = ""
+        if self.regression and config.recipe.label_smoothing:
+            raise Refusal("recipe.label_smoothing has no meaning for scores (stsb): give recipe.label_smoothing=0")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes by their numbers: entailment, neutral, contradiction for inference; none for a score."""
+        if self.data.source == "glue":
+            return GLUE[self.data.task].labels
+        return LABELS if self.data.source == "grammar" else NLI_LABELS
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a score (STS-B)."""
+        return not self.labels
+
+    @property
+    def length(self) -> int:
+        """data.max_length."""
+        return int(self.data.max_length)
+
+    @property
+    def test_is_validation(self) -> bool:
+        """Whether the measured set monitored the training: without a validation split, as GLUE's are read."""
+        return self.data.validation == 0
+
+    @property
+    def data_note(self) -> str:
+        """A sentence for the banner; sizes and tokenizer are in it once the data is open."""
+        if self.data.unasked and self.data.source == "grammar":
+            note = _UNASKED
+        elif self._made:
+            note = f"Sentences of the grammar under the labels of {self.data_name}, because the data is not at hand."
+        elif self.data.source == "grammar":
+            note = _MADE
+        else:
+            kind = "a score" if self.regression else f"labels {', '.join(self.labels)}"
+            note = f"{self.data_name}{f' {self.task_name}' if self.task_name else ''}: {kind}."
+        if not self._parts:
+            return f"{note} Texts have at most {self.length} tokens."
+        sizes = self.sizes()
+        held = f"{sizes['validation']:,} validation, " if sizes["validation"] else "none held out for validation, "
+        left = f", {self._left_out:,} rows without a label or a column left out" if self._left_out else ""
+        return f"{note} {sizes['train']:,} train, {held}{sizes['test']:,} test{left}; {self._tokenizer_note}."
+
+    def open_data(self) -> None:
+        """Reads and tokenizes the data; raises `Refusal`. A folder without a train part can be measured."""
+        train, validation, measured = self._read()
+        everything = [part for part in (train, validation, *measured) if part is not None]
+        self._left_out = sum(part.left_out for part in everything)
+        of_training = train if train is not None else measured[0]
+
+        def train_tokenizer() -> Any:
+            return train_word_pieces([*of_training.first, *(of_training.second or [])], self.data.vocabulary)
+
+        self.tokenizer, self._tokenizer_note = find_tokenizer(self.data.tokenizer, self.checkpoint, train_tokenizer)
+        limit, share = self.data.limit, self.data.validation
+        if train is not None and validation is None and share:
+            kept, held = stratified_split(_classes(train), share)
+            if not (len(held) and len(kept)):
+                raise Refusal(f"data.validation={share} of {len(train)} training texts leaves a part empty; change it")
+            train, validation = _chosen(train, kept), _chosen(train, held)
+        found = {"train": train, "validation": validation if share else None}
+        self._parts = {
+            name: self._encode([_chosen(part, balanced_limit(_classes(part), limit))])
+            for name, part in found.items()
+            if part is not None
+        }
+        self._parts["test"] = self._encode([_chosen(part, balanced_limit(_classes(part), limit)) for part in measured])
+        self.identify(
+            *(array for part in self._parts.values() for array in (part.ids, part.types, part.starts, part.labels))
+        )
+
+    def _read(self) -> tuple[Examples | None, Examples | None, list[Examples]]:
+        source, root = self.data.source, self.data.root
+        if source == "grammar":
+            return _grammar(len(LABELS))
+        try:
+            if source == "glue":
+                train, measured = read_glue(self.data.task, root)
+                return train, None, measured
+            if root is None:
+                raise Refusal(
+                    f"data={self.data_name} needs data.root: give data.root=<folder with train.tsv, test.tsv>"
+                )
+            train, dev, test = read_tsv_folder(root)
+            return train, dev, [test]
+        except Refusal:
+            if not self.noise_allowed:
+                raise
+            self._made = True
+            return _grammar(len(self.labels))
+
+    def _encode(self, parts: list[Examples]) -> loading.Texts:
+        second: list[str] | None = None
+        if parts[0].second is not None:
+            second = [text for part in parts for text in part.second or []]
+        first = [text for part in parts for text in part.first]
+        ids, types, starts = encode(self.tokenizer, first, second, self.length, special=True)
+        numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+        labels = np.concatenate([part.labels for part in parts])
+        return loading.Texts(ids, types, starts, labels, self.tokenizer.pad_token_id, numbers)
+
+    def sizes(self) -> dict[str, int]:
+        """Texts in each part; before `open_data` the published numbers (1,000 of a folder)."""
+        if self._parts:
+            return {name: len(self._parts.get(name, ())) for name in ("train", "validation", "test")}
+        train = _GROUPS * 3
+        test: tuple[int, ...] = (_TEST_GROUPS * 3,)
+        if self.data.source == "glue":
+            train, test = GLUE[self.data.task].train, GLUE[self.data.task].test
+        elif self.data.source == "tsv":
+            train, test = 1000, (1000,)
+        limit = self.data.limit
+        held = int(train * self.data.validation + 0.5)
+        sizes = {"train": train - held, "validation": held, "test": sum(min(one, limit or one) for one in test)}
+        return {name: size if name == "test" else min(size, limit or size) for name, size in sizes.items()}
+
+    def _part(self, name: str) -> loading.Texts:
+        if not self._parts:
+            raise RuntimeError("open_data() comes first")
+        if name == "validation" and "validation" not in self._parts:
+            name = "test"
+        if name not in self._parts:
+            raise Refusal(f"data.root={self.data.root} has no train part, so nothing can be trained: set data.root")
+        return self._parts[name]
+
+    def train_loader(self, batch_size: int, seed: int, augmentation: str, workers: int) -> DataLoader[Any]:
+        """Shuffled batches, padded to their longest text; grouped by length with data.length_grouping."""
+        dataset = self._part("train")
+        lengths = dataset.lengths if self.data.length_grouping else None
+        return loading.train_loader(dataset, batch_size, seed, workers, lengths)
+
+    def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
+        """Every text of "validation" (the test set where none is held out) or "test" once, in order."""
+        return evaluation_loader(self._part(part), batch_size, workers)
+
+    def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
+        """Logits (N, classes), (N, 1) for a score, float32.
+
+        On demand hidden states (tokens, width), embeddings first, and attentions (pairs of tokens, heads), both of the
+        texts' own tokens alone.
+        """
+        given = self.forward(model, batch, detailed)
+        if not detailed:
+            return Outputs(given.logits.float())
+        # What lies at padding means nothing and depends on the other texts of the batch.
+        real = batch["attention_mask"].bool()
+        pairs = real[:, :, None] & real[:, None, :]
+        hidden = tuple(one[real] for one in given.hidden_states)
+        attentions = tuple(one.permute(0, 2, 3, 1)[pairs] for one in given.attentions)
+        return Outputs(given.logits.float(), hidden, attentions)
+
+    def loss_of(self, outputs: Outputs, batch: Batch, label_smoothing: float) -> Tensor:
+        """Cross entropy, or squared error for a score: the mean over the micro-batch."""
+        if self.regression:
+            return functional.mse_loss(outputs.logits[:, 0], batch["label"].float())
+        return functional.cross_entropy(outputs.logits, batch["label"], label_smoothing=label_smoothing)
+
+    @torch.no_grad()
+    def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """All (N,): int64 index and part; label; prediction (a class, or a float32 score); float32 loss."""
+        logits = self.outputs(model, batch).logits
+        labels = batch["label"]
+        if self.regression:
+            predictions = logits[:, 0]
+            losses = functional.mse_loss(predictions, labels.float(), reduction="none")
+        else:
+            predictions = logits.argmax(1)
+            losses = functional.cross_entropy(logits, labels, reduction="none")
+        return {
+            "index": batch["index"],
+            "part": batch["part"],
+            "label": labels,
+            "prediction": predictions,
+            "loss": losses,
+        }
+
+    def metrics(self, observations: dict[str, np.ndarray]) -> dict[str, float]:
+        """The task's metrics and loss; of MNLI's mismatched part under names of their own."""
+        result: dict[str, float] = {}
+        for part, ending in ((0, ""), (1, "_mismatched")):
+            chosen = observations["part"] == part
+            if not chosen.any():
+                continue
+            labels, predictions = observations["label"][chosen], observations["prediction"][chosen]
+            result |= {f"{name}{ending}": measure(name, labels, predictions) for name in self.metric_names}
+            result[f"loss{ending}"] = float(np.mean(observations["loss"][chosen], dtype=np.float64))
+        return result
+
+
+def _classes(part: Examples) -> np.ndarray:
+    """Labels by which a split is stratified; scores are all alike."""
+    return part.labels if part.labels.dtype.kind == "i" else np.zeros(len(part), dtype=np.int64)
+
+
+def _chosen(part: Examples, positions: np.ndarray) -> Examples:
+    second = None if part.second is None else [part.second[k] for k in positions]
+    return Examples([part.first[k] for k in positions], second, part.labels[positions])
+
+
+def _grammar(classes: int) -> tuple[Examples, None, list[Examples]]:
+    """The grammar's pairs, train and test; a hypothesis with its three premises is never divided between them."""
+    groups = generate(SPLIT_SEED, _GROUPS + _TEST_GROUPS)
+
+    def examples(chosen: list[Any]) -> Examples:
+        pairs = [pair for group in chosen for pair in group]
+        labels = np.asarray([pair.label for pair in pairs])
+        kept = labels % classes if classes else labels.astype(np.float64)
+        return Examples([pair.premise for pair in pairs], [pair.hypothesis for pair in pairs], kept)
+
+    return examples(groups[_TEST_GROUPS:]), None, [examples(groups[:_TEST_GROUPS])]

@@ -1,0 +1,131 @@
+"""What tasks on texts share: the transformer, its tokenizer, notes for the banner, and how batches reach the model."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pdp.config.schema import Config
+from pdp.errors import Refusal
+from pdp.tasks.language_models import (
+    bare,
+    build_transformer,
+    checkpoint_of,
+    outside_the_blocks,
+    positions,
+    showing_attention,
+    takes,
+)
+from pdp.tasks.task import Batch, Task
+from pdp.tasks.text_tokenizer import load_tokenizer
+
+
+class TextTask(Task):
+    """A transformer from the hub, a folder or a random start, and a tokenizer that suits it."""
+
+    length_key: str  # the option that bounds a text's tokens
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.data: Any = config.data
+        # Kept, as a finished run is measured without loading its pretrained weights again.
+        self.checkpoint = checkpoint_of(config)
+        self.data_name = config.data.name
+        self.notes: list[str] = []
+        self.tokenizer: Any = None
+        self._fingerprint: str | None = None
+        self._made = False  # noise, as the data is not at hand
+
+    @property
+    def data_fingerprint(self) -> str:
+        """The first 16 hex digits of a sha256 of all tokens and labels."""
+        if self._fingerprint is None:
+            raise RuntimeError("the fingerprint is known after open_data()")
+        return self._fingerprint
+
+    def identify(self, *arrays: np.ndarray) -> None:
+        """Fixes the fingerprint: what the model sees, whatever files and tokenizer it came from."""
+        digest = hashlib.sha256(f"{len(self.tokenizer)} {self.data.limit} {self._made}".encode())
+        for array in arrays:
+            digest.update(f"{array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        self._fingerprint = digest.hexdigest()[:16]
+
+    @property
+    @abstractmethod
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes; None where the model writes text."""
+
+    @property
+    @abstractmethod
+    def length(self) -> int:
+        """Tokens of the longest text."""
+
+    @property
+    def regression(self) -> bool:
+        """Whether the label is a score."""
+        return False
+
+    def build_model(self) -> nn.Module:
+        """The transformer, its prunable layers the linear ones of its blocks; raises `Refusal`."""
+        wanted = self.config.model.pretrained.lower() != "false"  # a finished run's own weights follow
+        if self.tokenizer is None and self.data.tokenizer is not None:
+            self.tokenizer = load_tokenizer(self.data.tokenizer, "data.tokenizer")
+        try:
+            model, notes = build_transformer(
+                self.config, self.checkpoint, self.tokenizer, self.labels, self.regression, wanted
+            )
+        except Refusal as refusal:
+            # A look at the layers, or a debug run, does with random weights.
+            if self.checkpoint is None or not self.config.model.architecture or not self._needs_no_weights:
+                raise
+            model, _ = build_transformer(self.config, None, self.tokenizer, self.labels, self.regression)
+            notes = [f"the model is random, as its weights are not at hand: {refusal}"]
+        limit = positions(model)
+        if limit is not None and self.length > limit:
+            raise Refusal(
+                f"{self.length_key}={self.length} is more than the {limit} positions of {self.config.model.name}: "
+                f"lower {self.length_key}"
+            )
+        self.exclude = outside_the_blocks(model)
+        self.notes += [note for note in notes if note not in self.notes]
+        return model
+
+    @property
+    def _needs_no_weights(self) -> bool:
+        return self.config.dry_run or self.data.noise_if_absent
+
+    def example_input(self) -> Tensor:
+        """Token 0 over and over, int64 (1, the longest text)."""
+        return torch.zeros(1, self.length, dtype=torch.int64)
+
+    def forward(self, model: nn.Module, batch: Batch, detailed: bool) -> Any:
+        """What the transformer gives for a batch; `detailed` adds hidden states and attentions."""
+        inputs = self.inputs_of(model, batch)
+        if not detailed:
+            return model(**inputs)
+        with showing_attention(model):
+            return model(**inputs, output_hidden_states=True, output_attentions=True)
+
+    def inputs_of(self, model: nn.Module, batch: Batch) -> Batch:
+        """What of a batch the transformer is given, int64 (N, tokens) each.
+
+        Token types only where the tokenizer is of a model with such: GPT-2 would take them for words.
+        """
+        inner = bare(model)
+        known = getattr(self.tokenizer, "model_input_names", ())
+        return {
+            name: batch[name]
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+            if name in batch and takes(inner, name) and (name != "token_type_ids" or name in known)
+        }
+
+    @property
+    def noise_allowed(self) -> bool:
+        """Whether a debug run may make up the data that it cannot have."""
+        return bool(self.data.noise_if_absent)

@@ -1,0 +1,138 @@
+"""Tokenizers: from a folder, a vocabulary or the hub, a checkpoint's own, or trained on the training text."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from pdp.config.suggest import one_line
+from pdp.errors import Refusal
+from pdp.tasks.hub import cache_alone, limited_patience, reachable
+
+END_OF_TEXT = "<|endoftext|>"
+_CHUNK = 10_000  # texts encoded at a time
+_SHOWN = 100_000  # texts from which on progress is shown
+_OFFLINE = {
+    "data.tokenizer": "without network give data.tokenizer=<a folder with tokenizer.json, vocab.txt, or vocab.json and "
+    "merges.txt>",
+    "model.pretrained": "without network give model.pretrained=<a folder that save_pretrained wrote, tokenizer "
+    "included>, or model.pretrained=false for random weights and a tokenizer made from the training text",
+}
+
+
+def load_tokenizer(source: str, key: str) -> Any:
+    """A fast tokenizer of transformers from a folder, a vocab.txt or a hub's name; raises `Refusal` naming `key`."""
+    from transformers import AutoTokenizer, BertTokenizerFast, GPT2TokenizerFast
+
+    path = Path(source).expanduser()
+    try:
+        if path.is_file():
+            if path.name == "tokenizer.json":
+                return _ready(AutoTokenizer.from_pretrained(path.parent, local_files_only=True))
+            return _ready(BertTokenizerFast(vocab=str(path)))
+        if path.is_dir():
+            names = {entry.name for entry in path.iterdir()}
+            if names & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
+                return _ready(AutoTokenizer.from_pretrained(path, local_files_only=True))
+            if "vocab.txt" in names:
+                return _ready(BertTokenizerFast.from_pretrained(path, local_files_only=True))
+            if {"vocab.json", "merges.txt"} <= names:
+                return _ready(GPT2TokenizerFast.from_pretrained(path, local_files_only=True))
+            raise Refusal(f"{key}={source} holds no tokenizer: it must have tokenizer.json, vocab.txt, or vocab.json")
+        offline = not reachable()
+        with limited_patience(), cache_alone(offline):
+            return _ready(AutoTokenizer.from_pretrained(source, local_files_only=offline))
+    except Refusal:
+        raise
+    except Exception as error:  # the clients raise many kinds for absent, damaged and foreign files
+        raise Refusal(
+            f"{key}={source}: no tokenizer could be had ({type(error).__name__}: {one_line(error)[:120]}); "
+            f"{_OFFLINE[key]}"
+        ) from None
+
+
+def _ready(tokenizer: Any) -> Any:
+    if not tokenizer.is_fast:
+        raise Refusal(f"{type(tokenizer).__name__} has no fast form: give another data.tokenizer")
+    tokenizer.model_max_length = int(1e30)  # the lengths are data.max_length's and data.context's business
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def train_word_pieces(texts: Iterable[str], vocabulary: int) -> Any:
+    """A lower-case WordPiece tokenizer as BERT's: the most frequent words whole, and letters for all others.
+
+    The library's own trainer numbers pieces in another order in every process, with which no run could be found again.
+    """
+    from tokenizers import normalizers, pre_tokenizers
+    from transformers import BertTokenizerFast
+
+    plain, split = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for text in texts for word, _ in split.pre_tokenize_str(plain.normalize_str(text)))
+    letters = sorted({letter for word in counts for letter in word})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    words = sorted((-count, word) for word, count in counts.items() if count > 1 and len(word) > 1)
+    pieces += [word for _, word in words[: max(0, vocabulary - len(pieces))]]
+    return _ready(BertTokenizerFast(vocab={piece: number for number, piece in enumerate(pieces)}))
+
+
+def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer as GPT-2's, of at most so many entries."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2TokenizerFast
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(
+        texts, vocab_size=vocabulary, min_frequency=2, show_progress=False, special_tokens=[END_OF_TEXT]
+    )
+    model = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
+    return _ready(GPT2TokenizerFast(vocab=model["vocab"], merges=merges))
+
+
+def find_tokenizer(named: str | None, checkpoint: str | None, train: Callable[[], Any]) -> tuple[Any, str]:
+    """The tokenizer that was named, else the checkpoint's, else one trained now; and a word on where it is from."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if named is not None:
+        shown = Path(named).name if Path(named).exists() else named
+        return load_tokenizer(named, "data.tokenizer"), f"tokenizer {shown}"
+    if checkpoint is not None:
+        return load_tokenizer(checkpoint, "model.pretrained"), "the checkpoint's tokenizer"
+    tokenizer = train()
+    return tokenizer, f"a tokenizer of {len(tokenizer):,} entries trained on the training text"
+
+
+def encode(
+    tokenizer: Any, first: list[str], second: list[str] | None, limit: int | None, special: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All texts, or pairs, as one row of tokens: ids int32, token types int8, int64 starts (one more than texts)."""
+    ids: list[np.ndarray] = []
+    types: list[np.ndarray] = []
+    lengths: list[int] = []
+    chunks = range(0, len(first), _CHUNK)
+    for start in track(chunks, "tokenizing", transient=True, disable=len(first) < _SHOWN):
+        part = slice(start, start + _CHUNK)
+        coded = tokenizer(
+            first[part],
+            None if second is None else second[part],
+            add_special_tokens=special,
+            truncation=limit is not None,
+            max_length=limit,
+            return_attention_mask=False,
+            return_token_type_ids=True,
+        )
+        for row, kinds in zip(coded["input_ids"], coded["token_type_ids"], strict=True):
+            ids.append(np.asarray(row, dtype=np.int32))
+            types.append(np.asarray(kinds, dtype=np.int8))
+            lengths.append(len(row))
+    starts = np.r_[0, np.cumsum(np.asarray(lengths, dtype=np.int64))]
+    empty_ids, empty_types = np.zeros(0, np.int32), np.zeros(0, np.int8)
+    return np.concatenate([empty_ids, *ids]), np.concatenate([empty_types, *types]), starts

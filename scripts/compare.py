@@ -1,0 +1,189 @@
+"""Runs a study: methods x sparsities x seeds, each method at the setting its validation chose, and prints one table.
+
+python scripts/compare.py conf/study/digits_random.yaml            all runs that are not kept yet, then the table
+python scripts/compare.py conf/study/digits_random.yaml --table    the table of what is kept so far
+python scripts/compare.py conf/study/digits_random.yaml --time     steps timed in turn, for the table; quiet machine
+python scripts/compare.py conf/study/digits_random.yaml --plan     what would be run
+
+A study file names the words that all runs share, sparsities, seeds, and for each method the settings to choose from:
+one run each at tuning.sparsity with tuning.seed, which is none of the seeds; the best on the validation part at the
+last epoch is taken. With `tuning: none` nothing is chosen: every setting is run at every seed and has a row of its own.
+Records are kept in results/records/<study> (and <study>_tuning) as runs end, and what is found there counts as done:
+the same command goes on. Words after the file are for every run, such as data.root=/data/fashion_mnist; where the data
+lies is no part of what a run is. Exit codes: 0 done; 2 refused; 3 some runs failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pdp.errors import Refusal
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise Refusal(f"{message}; --help says all")
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser("compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="a study file, such as conf/study/digits_random.yaml")
+    parser.add_argument("overrides", nargs="*", help="further words for every run, such as data.root=/data/x")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (2)")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="where records/ lies (results)")
+    parser.add_argument("--output-dir", type=Path, default=Path("results/runs/.compare"), help="for runs in progress")
+    parser.add_argument("--keep-files", action="store_true", help="leave whole runs there, weights included")
+    parser.add_argument("--table", action="store_true", help="run nothing, show what is kept")
+    parser.add_argument("--time", action="store_true", help="time every method's step against the dense one, in turn")
+    parser.add_argument("--plan", action="store_true", help="run nothing, show what would be run")
+    return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does what the command line asks; returns the exit code."""
+    from pdp.study import read_study
+
+    study = read_study(arguments.study)
+    study.common = (*study.common, *arguments.overrides)
+    if arguments.jobs < 1:
+        raise Refusal(f"--jobs={arguments.jobs}: give at least 1")
+    failed = 0
+    if arguments.plan:
+        for method in study.methods:
+            for cell in study.cells(method):
+                print("python train.py " + " ".join(cell.overrides))
+        return 0
+    if arguments.time:
+        time_steps(study, arguments.results)
+    elif not arguments.table:
+        failed = run_all(study, arguments)
+    show(study, arguments.results)
+    return 3 if failed else 0
+
+
+def run_all(study, arguments: argparse.Namespace) -> int:
+    """Tuning runs first, then the table's; returns how many failed."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from pdp.study_runs import choose, run_cells
+
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    failed = 0
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+
+        def work(title: str, cells: list) -> None:
+            nonlocal failed
+            bar = progress.add_task(title, total=len(cells))
+
+            def tell(outcome: str, cell) -> None:
+                progress.advance(bar)
+                if outcome != "kept":
+                    console.print(f"{cell.label}: {outcome}", highlight=False, soft_wrap=True)
+
+            failed += run_cells(
+                cells, arguments.results, arguments.output_dir, arguments.jobs, arguments.keep_files, tell
+            )
+
+        work("settings", [cell for method in study.methods for cell in study.tuning(method)])
+        if failed:
+            console.print("a setting's run failed, so no setting is chosen: see above, then run the same command")
+            return failed
+        chosen = {method: choose(study, method, arguments.results) for method in study.methods}
+        for method, setting in chosen.items():
+            if study.tuned and len(study.methods[method]) > 1:
+                console.print(f"{method}: {' '.join(setting) or 'its defaults'}", highlight=False)
+        runs = [cell for cells in study.rows(chosen).values() for cell in cells]
+        # Seed by seed, so that a table of fewer seeds can be had early.
+        work("runs", sorted(runs, key=lambda cell: cell.seed))
+    return failed
+
+
+def time_steps(study, results: Path) -> None:
+    """Times each row of the table, methods at the setting that was chosen, and keeps the ratios beside it."""
+    import pandas as pd
+
+    from pdp.step_timing import ratios
+    from pdp.study_runs import choose
+
+    chosen = {method: choose(study, method, results) for method in study.methods}
+    cells = {row: runs[0] for row, runs in study.rows(chosen).items()}
+    if "dense" not in cells:
+        raise Refusal("the study has no dense runs to time against: name dense among its methods")
+    words = {row: cell.overrides for row, cell in cells.items() if row != "dense"}
+    rows = ratios(cells["dense"].overrides, words, lambda line: print(line, flush=True))
+    folder = results / "studies"
+    folder.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(rows).to_csv(folder / f"{study.name}_steps.csv", index=False)
+
+
+_WIDE = ("soft", "cuts, ms", "extra memory", "extra parameters")  # columns that a narrow terminal goes without
+
+
+def show(study, results: Path) -> None:
+    """Prints the table of a study's records, and leaves it as Markdown and CSV beside them."""
+    import pandas as pd
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from pdp.reports.runs import read_runs
+    from pdp.reports.study_table import markdown, read_study, study_table
+
+    name = study.name
+    runs = read_study(results, name)
+    if not study.tuned:
+        from pdp.study_runs import kept_rows
+
+        rows_of = kept_rows(study, results)
+        runs = read_runs(rows_of, name)
+        runs["method"] = [rows_of[path] for path in runs.path]
+    if runs.empty:
+        raise Refusal(f"{results / 'records' / name} holds no record yet: run the study first")
+    steps = results / "studies" / f"{name}_steps.csv"
+    timed = pd.read_csv(steps).set_index("method").step_ratio.to_dict() if steps.is_file() else None
+    frame = study_table(runs, timed)
+    text = markdown(frame)
+    heads, _, *rows = [[one.strip() for one in line.strip("|").split("|")] for line in text.splitlines()]
+    console = Console()
+    shown = [place for place, head in enumerate(heads) if place > 1 and (console.width > 110 or head not in _WIDE)]
+    for group in dict.fromkeys((row[0], row[1]) for row in rows):
+        table = Table(*(heads[place] for place in shown), box=SIMPLE, title=" ".join(group).replace("none", "dense"))
+        for row in rows:
+            if (row[0], row[1]) == group:
+                table.add_row(*(row[place] for place in shown))
+        console.print(table)
+    folder = results / "studies"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    frame.to_csv(folder / f"{name}.csv", index=False)
+    print(f"{len(runs)} records in {results / 'records' / name}; table: {folder / name}.md and .csv")
+
+
+def main() -> int:
+    """Returns the exit code."""
+    try:
+        return run(make_parser().parse_intermixed_args())
+    except Refusal as refusal:
+        print(f"compare.py: {refusal}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""What the tests do with a Slurm: submit, wait for moments, release, kill."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from pdp.cluster.manifest import SweepFolder
+from scripts.slurm import submit
+
+STOPPED = threading.Event()  # set when the tests end before their acts have
+LONGEST = 1200  # seconds that anything may take on a busy machine
+
+
+def submit_sweep(words, *options):
+    """Calls submit.py and returns the sweep's folder."""
+    (place,) = [Path(word.partition("=")[2]) for word in words if word.startswith("output_dir=")]
+    assert submit.main([*words, "--cpus", "1", "--time", "10", *options]) == 0
+    manifest = max((place / ".sweeps").glob("*/manifest.jsonl"), key=lambda path: path.stat().st_mtime)
+    return SweepFolder(manifest.parent)
+
+
+def wait_until(reached, what, longest=LONGEST, every=0.05):
+    """Waits for a moment; what was waited for is in the failure."""
+    end = time.monotonic() + longest
+    while not (value := reached()):
+        assert time.monotonic() < end and not STOPPED.is_set(), f"waited for {what}, {longest} s at most"
+        time.sleep(every)
+    return value
+
+
+def jobs():
+    """The states of all that waits or runs, by job and task: 12_3."""
+    done = subprocess.run(["squeue", "-h", "-r", "-o", "%i %T %r"], capture_output=True, text=True)
+    return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+
+
+class Releaser(threading.Thread):
+    """Slurm lets a requeued job wait for two minutes; here it may start at once."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.ended = threading.Event()
+
+    def run(self):
+        while not self.ended.wait(0.5):
+            for job, (state, reason) in jobs().items():
+                if state == "PENDING" and reason == "BeginTime":
+                    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+
+
+def job_of(folder, number):
+    """The newest job of a run, as squeue writes it."""
+    for one in reversed(folder.submitted()):
+        if number in one.runs:
+            return f"{one.job}_{one.runs.index(number)}"
+    raise AssertionError(f"run {number} was not submitted")
+
+
+def processes_of(folder, number, module="pdp.cluster.rank"):
+    """The processes of a run that Slurm started: its ranks, or with `module` pdp.cluster.job the one above them."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ", "ppid"]):
+        command = process.info["cmdline"] or []
+        if module in command and "-m" in command and command[1:2] == ["-m"]:
+            environment = process.info["environ"] or {}
+            job = f"{environment.get('SLURM_ARRAY_JOB_ID')}_{environment.get('SLURM_ARRAY_TASK_ID')}"
+            if job == job_of(folder, number) and environment.get("SLURM_CONF") == os.environ["SLURM_CONF"]:
+                found.append((int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0), process))
+    return [process for _, process in sorted(found, key=lambda one: one[0])]
+
+
+def kill(processes):
+    """Kills processes; whether all of them were there to be killed."""
+    try:
+        for process in processes:
+            process.kill()
+    except psutil.NoSuchProcess:
+        return False
+    return bool(processes)
+
+
+def history(run):
+    """The lines of a run's history."""
+    path = Path(run.directory) / "history.jsonl"
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def trains(folder, number):
+    """Whether a run takes steps now: its newest start has said so in the log."""
+    text = log_of(folder, number).rpartition("job: run ")[2]
+    return "on digits." in text
+
+
+def log_of(folder, number):
+    """What a run's newest job printed, over all its starts."""
+    path = folder.logs / f"{job_of(folder, number)}.log"
+    return path.read_text() if path.is_file() else ""
+
+
+def ended(folder):
+    """Waits until every job of a sweep and its gather job have ended."""
+    names = {one.job for one in folder.submitted()}
+    wait_until(
+        lambda: not any(job.partition("_")[0] in names for job in jobs()), f"the end of {folder.path}", every=0.5
+    )
+
+
+def gathered(folder):
+    """What the newest gather job printed."""
+    (gather,) = [one for one in folder.submitted() if not one.chunk][-1:]
+    return Path(gather.log).read_text()

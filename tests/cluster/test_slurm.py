@@ -1,0 +1,258 @@
+"""Sweeps through a real Slurm of one node: arrays, kills, preemption, time limits, failing cells, several processes.
+
+All of it is submitted first and goes on side by side; each test waits for its part.
+"""
+
+import random
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import one_node_slurm
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from slurm_jobs import (
+    STOPPED,
+    Releaser,
+    ended,
+    gathered,
+    history,
+    job_of,
+    kill,
+    log_of,
+    processes_of,
+    submit_sweep,
+    trains,
+    wait_until,
+)
+
+from pdp.cluster.manifest import find_sweep
+from pdp.cluster.state import read_states
+from pdp.config.command_line import main as command_line
+from pdp.records import read_record
+from pdp.reports.sweep_table import TIMES
+from scripts import sweep_table
+from scripts.slurm import status, submit
+
+ROOT = Path(__file__).resolve().parents[2]
+SMOKE = ["model=resnet20", "debug=smoke", "device=cpu"]
+SWEEP = [*SMOKE, "method=pdp,gmp,str,optg", "sparsity=0.8,0.9", "seed=0,1"]
+PHASES = [*SMOKE, "sparsity=0.8", "data.limit=320", "recipe.epochs=24", "schedule.warmup=8ep", "schedule.ramp=8ep"]
+FAILING = [*SMOKE, "sparsity=0.8", "recipe.lr=0.1,1e30"]
+LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=null"]
+TWO = [*SMOKE, "sparsity=0.7", "data.limit=320", "recipe.epochs=6"]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A Slurm of our own; skipped, with the reason, where there can be none."""
+    reason = one_node_slurm.unavailable()
+    if reason:
+        pytest.skip(f"no Slurm here: {reason}")
+    folder = tmp_path_factory.mktemp("slurm")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in one_node_slurm.environment(folder).items():
+            patch.setenv(name, value)
+        one_node_slurm.start(folder)
+        releaser = Releaser()
+        releaser.start()
+        try:
+            yield folder
+        finally:
+            releaser.ended.set()
+            one_node_slurm.stop(folder)
+
+
+@pytest.fixture(scope="module")
+def scenes(slurm, tmp_path_factory):
+    """Everything submitted, and what is done to it going on in threads."""
+    place = tmp_path_factory.mktemp("runs")
+    folders = {
+        "phases": submit_sweep([*PHASES, f"output_dir={place}/phases"], "--gpus", "0"),
+        "two": submit_sweep([*TWO, f"output_dir={place}/two"], "--processes", "2", "--launch", "srun", "--gpus", "0"),
+        "sweep": submit_sweep([*SWEEP, f"output_dir={place}/sweep"]),
+        "failing": submit_sweep([*FAILING, f"output_dir={place}/failing"], "--gpus", "0"),
+    }
+    launched = subprocess.Popen(
+        [sys.executable, "train.py", "-m", *FAILING, f"output_dir={place}/launched", *LAUNCHER],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    folders["launched"] = place / "launched"
+    acts = {"phases": interrupt_in_each_phase, "two": kill_a_rank, "sweep": kill_at_random}
+    with ThreadPoolExecutor() as pool:
+        futures = {name: pool.submit(act, folders[name]) for name, act in acts.items()}
+        yield folders, futures | {"launched": pool.submit(lambda: (launched.communicate()[0], launched.returncode))}
+        STOPPED.set()
+        launched.kill()
+
+
+def interrupt_in_each_phase(folder):
+    """Preempts the run while dense, ramping and full, and then warns of its time limit; the phases it was met in."""
+    (run,) = folder.runs()
+    met = []
+    for phase, epochs in (("dense", 1), ("ramp", 9), ("full", 17), ("limit", 19)):
+        wait_until(lambda epochs=epochs: trains(folder, 0) and len(history(run)) >= epochs, f"epoch {epochs}")
+        if phase == "limit":
+            subprocess.run(["scancel", "--batch", "--signal=USR1", job_of(folder, 0)], check=True)
+        else:
+            subprocess.run(["scontrol", "requeue", job_of(folder, 0)], check=True)
+        starts = log_of(folder, 0).count("job: run ")
+        wait_until(lambda starts=starts: log_of(folder, 0).count("job: run ") > starts, "the next start")
+        met.append(history(run)[-1]["phase"])
+    ended(folder)
+    return met
+
+
+def kill_a_rank(folder):
+    """Kills one of two processes in the middle."""
+    (run,) = folder.runs()
+    wait_until(lambda: trains(folder, 0) and len(history(run)) >= 2, "epoch 2")
+    (_, second) = processes_of(folder, 0)
+    second.kill()
+    ended(folder)
+
+
+def kill_at_random(folder):
+    """Kills a run's process, preempts a run, and kills a whole job, each at a moment and in a run drawn by chance."""
+    chance = random.Random(5)
+    runs, done = folder.runs(), []
+
+    def candidates():
+        return [one for one in runs if one.number not in done and not one.finished and processes_of(folder, one.number)]
+
+    for kind in ("process", "preemption", "job"):
+        time.sleep(chance.uniform(0, 3))
+        while True:
+            run = chance.choice(wait_until(candidates, "a run to kill", every=0.3))
+            if kind == "preemption":
+                met = not subprocess.run(["scontrol", "requeue", job_of(folder, run.number)]).returncode
+            else:
+                above = processes_of(folder, run.number, "pdp.cluster.job") if kind == "job" else []
+                met = kill([*above, *processes_of(folder, run.number)])
+            if met and not run.finished:  # else it came to its end just then
+                break
+        done.append(run.number)
+    ended(folder)
+    return done
+
+
+def same_as_unkilled(folder, words, place):
+    """Runs the same words in this process, and holds every weight and table against them, time columns apart."""
+    assert command_line("train", ["-m", *words, f"output_dir={place}"]) == 0
+    whole = {path.name: path for path in place.glob("*/seed*")}
+    assert whole
+    for run in folder.runs():
+        other = load_file(place / Path(run.directory).parent.name / Path(run.directory).name / "model.safetensors")
+        mine = load_file(Path(run.directory) / "model.safetensors")
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[key], value) for key, value in other.items()), run.varied
+    assert sweep_table.main([str(place)]) == 0
+    for name in ("runs.csv", "cells.csv"):
+        mine, other = pd.read_csv(folder.path / name), pd.read_csv(place / name)
+        times = [column for column in other if column.startswith(TIMES)]
+        assert times and len(times) < len(other.columns)
+        pd.testing.assert_frame_equal(mine.drop(columns=times), other.drop(columns=times), check_exact=True)
+
+
+def test_a_failing_cell_leaves_the_others_alone(scenes, capsys):
+    folder = scenes[0]["failing"]
+    ended(folder)
+    good, bad = read_states(folder)
+    assert good.state == "done" and (bad.state, bad.code) == ("failed", 3)
+    assert "the loss is" in bad.words and "lower recipe.lr=1e+30" in bad.words
+    shown = subprocess.run(
+        ["scontrol", "--oneliner", "show", "job", job_of(folder, bad.run.number)], capture_output=True, text=True
+    )
+    assert "JobState=FAILED" in shown.stdout and "ExitCode=3:0" in shown.stdout
+    assert "1 of 2 runs are missing" in gathered(folder)
+    assert len(pd.read_csv(folder.path / "runs.csv")) == 1
+    capsys.readouterr()
+    assert status.main([str(folder.path)]) == 0
+    told = capsys.readouterr().out
+    assert "failed (3)" in told and "the loss is" in told and "1 done, 1 failed" in told
+
+
+def test_a_run_interrupted_in_each_phase_and_before_its_limit_is_the_same_bit_for_bit(scenes, tmp_path):
+    folders, acts = scenes
+    folder = folders["phases"]
+    assert acts["phases"].result() == ["dense", "ramp", "full", "full"]
+    log = log_of(folder, 0)
+    assert log.count("job: run ") == 5 and log.count("going on from epoch") == 4
+    told = [line for line in log.splitlines() if line.startswith("train: SIG")]
+    assert len(told) == 4 and "saved at step" in told[0]
+    assert log.count("put back into the queue") == 1  # the limit's; the others Slurm did itself
+    same_as_unkilled(folder, PHASES, tmp_path)
+    assert [line["epoch"] for line in history(folder.runs()[0])] == list(range(24))
+
+
+def test_a_rank_that_dies_takes_the_job_down_and_the_requeued_job_goes_on(scenes):
+    folders, acts = scenes
+    folder = folders["two"]
+    acts["two"].result()
+    log = log_of(folder, 0)
+    assert "job: rank 1 of 2 died without a word" in log or "job: rank 0, 1 of 2 died without a word" in log
+    assert log.count("job: run ") >= 2 and "going on from epoch" in log and "Traceback" not in log
+    (run,) = folder.runs()
+    assert read_record(Path(run.directory)).world_size == 2
+    assert [line["epoch"] for line in history(run)] == list(range(6))
+
+
+def test_a_sweep_killed_at_random_and_completed_has_the_table_of_the_unkilled_one(scenes, tmp_path, capsys):
+    folders, acts = scenes
+    folder = folders["sweep"]
+    lost = acts["sweep"].result()[-1]
+    assert [len(one.runs) for one in folder.submitted()] == [
+        5,
+        5,
+        5,
+        1,
+        0,
+    ]  # no more in an array than this cluster takes
+    states = read_states(folder)
+    assert {one.run.number: one.state for one in states if one.state != "done"} == {lost: "lost"}
+    assert "1 of 16 runs are missing" in gathered(folder)
+    capsys.readouterr()
+    words = [*SWEEP, f"output_dir={folder.path.parents[1]}"]
+    again = submit_sweep(words)
+    told = capsys.readouterr().out
+    assert again.path == folder.path and "16 runs: 15 finished, 0 in the queue from before, 1 submitted now" in told
+    assert submit.main([*words, "--cpus", "1"]) == 0
+    assert "15 finished, 1 in the queue from before, 0 submitted now" in capsys.readouterr().out
+    ended(folder)
+    assert "16 runs of" in gathered(folder)
+    same_as_unkilled(folder, SWEEP, tmp_path)
+    assert find_sweep(None, folder.path.parents[1]).path == folder.path
+
+
+def test_the_launcher_of_hydra_runs_a_job_a_cell_and_returns_the_worst_exit_code(scenes):
+    folders, acts = scenes
+    output, code = acts["launched"].result()
+    assert code == 3, output
+    assert "train: cell 1 of the sweep ended with exit code 3" in output
+    (record,) = folders["launched"].glob("*/seed0/record.json")
+    assert read_record(record.parent).recipe["lr"] == 0.1
+
+
+def test_a_refused_cell_is_listed_and_nothing_is_submitted(slurm, tmp_path, capsys):
+    words = [*SMOKE, "sparsity=0.8,86.6", "method=pdp,gpm", f"output_dir={tmp_path}/runs"]
+    done = subprocess.run([sys.executable, "scripts/slurm/submit.py", *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["refused"] * 3 + ["submit"]
+    assert "did you mean 0.866" in lines[1] and "3 of 4 cells are refused: nothing is submitted" in lines[3]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cluster_without_the_gpus_asked_for_says_how_to_ask_for_none(slurm, tmp_path):
+    words = [*SMOKE, "sparsity=0.8", f"output_dir={tmp_path}/runs", "--sbatch=--gres=none:1"]
+    done = subprocess.run([sys.executable, "scripts/slurm/submit.py", *words], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 3
+    assert done.stderr.strip().endswith("give --gpus 0 on a cluster whose nodes have no GPUs")
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,42 @@
+"""POFA: what was pruned first is the mask of the fine-tuning, and nothing trains it away."""
+
+import pytest
+import torch
+from small_models import case_net, case_pruner, train_epoch
+
+from pdp import Pruner
+from pdp.errors import Refusal
+
+
+def optimizer_of(model):
+    return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3)
+
+
+def test_the_zeros_of_the_first_stage_are_locked_in_the_second():
+    torch.manual_seed(0)
+    model = case_net()
+    first, optimizer = case_pruner(model, "pofa", "random", epochs=4), optimizer_of(model)
+    first.attach(optimizer)
+    for epoch in range(4):
+        train_epoch(model, first, optimizer, epoch, dtype=torch.float64)
+    first.finalize()
+    weights = [layer.weight for layer in first.layers]
+    zeros = [weight.detach() == 0 for weight in weights]
+    before = [weight.detach().clone() for weight in weights]
+
+    second, optimizer = (
+        Pruner(model, "pofa", epochs=3, stage="finetune", schedule={"warmup": 0, "ramp": "1ep"}),
+        optimizer_of(model),
+    )
+    second.attach(optimizer)
+    assert second.report().pruned.tolist() == [int(mask.sum()) for mask in zeros]
+    for epoch in range(3):
+        train_epoch(model, second, optimizer, epoch, dtype=torch.float64)
+    second.finalize()
+    assert all(torch.equal(weight == 0, mask) for weight, mask in zip(weights, zeros, strict=True))
+    assert all(not torch.equal(weight, old) for weight, old in zip(weights, before, strict=True))
+
+
+def test_a_model_without_zeros_cannot_be_locked():
+    with pytest.raises(Refusal, match="has none"):
+        Pruner(case_net(), "pofa", epochs=3, stage="finetune", schedule={"warmup": 0, "ramp": "1ep"})

@@ -1,0 +1,183 @@
+"""A Slurm of one node on this machine, as root and without systemd: python tests/one_node_slurm.py start|stop FOLDER.
+
+Two fake GPUs and two partitions, `main` and `high`, which preempts it. Everything lies in FOLDER, nothing in /etc: a
+Slurm that the machine belongs to is neither read nor touched. `start` prints what to export.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order in which they are stopped
+PACKAGES = ["slurm-wlm", "slurmctld", "slurmd", "slurm-client", "munge"]
+CPUS = 8  # more than there may be: the runs are tiny and wait for each other little
+GPUS = 2
+
+CONFIG = """
+ClusterName=one
+SlurmctldHost={name}(127.0.0.1)
+SlurmctldPort={port}
+SlurmdPort={port_of_node}
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+ReturnToService=2
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SlurmdParameters=config_overrides
+GresTypes=gpu
+MaxArraySize=6
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+SlurmctldParameters=preempt_send_user_signal
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
+KillWait=60
+MessageTimeout=90
+MpiDefault=none
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/run/slurmctld.pid
+SlurmdPidFile={folder}/run/slurmd.pid
+SlurmctldLogFile={folder}/log/slurmctld.log
+SlurmdLogFile={folder}/log/slurmd.log
+NodeName={name} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{gpus} State=UNKNOWN
+PartitionName=main Nodes={name} Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes={name} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+"""
+
+
+def unavailable() -> str:
+    """Why there can be no such Slurm here, or ''; Debian's packages are installed where PDP_TEST_SLURM=install asks."""
+    if os.geteuid() != 0:
+        return "Slurm's daemons need root"
+    if shutil.which("slurmctld") and shutil.which("slurmd") and shutil.which("munged"):
+        return ""
+    if os.environ.get("PDP_TEST_SLURM") != "install":
+        return "slurm-wlm is not installed; PDP_TEST_SLURM=install lets the tests install it (Debian, as root)"
+    if not shutil.which("apt-get"):
+        return "slurm-wlm is not installed, and there is no apt-get to install it"
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
+        try:
+            done = subprocess.run(
+                ["apt-get", "-qq", *command], env=environment, capture_output=True, text=True, timeout=300
+            )
+        except subprocess.TimeoutExpired:
+            return "slurm-wlm could not be installed: apt-get took longer than 300 s"
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["apt-get failed"])[-1]
+            return f"slurm-wlm could not be installed: {reason}"
+    return ""
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What commands need to speak to the Slurm in `folder`."""
+    return {"SLURM_CONF": str(folder / "slurm.conf")}
+
+
+def start(folder: Path) -> None:
+    """Starts the daemons and waits until the node takes jobs; raises `RuntimeError` with the end of the logs."""
+    for name in ("run", "log", "state", "spool", "munge"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    name = socket.gethostname().split(".")[0]
+    port, port_of_node = _free_ports()
+    (folder / "slurm.conf").write_text(
+        CONFIG.format(name=name, port=port, port_of_node=port_of_node, folder=folder, cpus=CPUS, gpus=GPUS).lstrip()
+    )
+    for number in range(GPUS):  # Slurm only looks whether there is such a file
+        (folder / f"gpu{number}").touch()
+    (folder / "gres.conf").write_text(f"NodeName={name} Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
+    key = folder / "munge" / "key"
+    key.write_bytes(os.urandom(1024))
+    key.chmod(0o400)
+    munge = folder / "munge"
+    commands = [
+        [
+            *("munged", "--force", f"--key-file={key}", f"--socket={munge}/socket"),
+            *(
+                f"--pid-file={folder}/run/munged.pid",
+                f"--log-file={folder}/log/munged.log",
+                f"--seed-file={munge}/seed",
+            ),
+        ],
+        ["slurmctld", "-c", "-f", str(folder / "slurm.conf")],
+        ["slurmd", "-f", str(folder / "slurm.conf")],
+    ]
+    for command in commands:
+        done = subprocess.run(command, env=os.environ | environment(folder), capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{command[0]}: {done.stderr}\n{_logs(folder)}")
+    end = time.monotonic() + 30
+    while "idle" not in _ask(folder, "sinfo", "-h", "-o", "%T"):
+        if time.monotonic() > end:
+            raise RuntimeError(f"the node takes no jobs\n{_logs(folder)}")
+        time.sleep(0.1)
+
+
+def stop(folder: Path) -> None:
+    """Cancels every job and stops the daemons that `start` started, by their process ids."""
+    if _pid(folder, "slurmctld"):
+        _ask(folder, "scancel", "--user=root")
+        end = time.monotonic() + 30
+        while _ask(folder, "squeue", "-h") and time.monotonic() < end:
+            time.sleep(0.2)
+    for daemon in DAEMONS:
+        pid = _pid(folder, daemon)
+        if pid:
+            os.kill(pid, signal.SIGTERM)
+            end = time.monotonic() + 15
+            while _pid(folder, daemon) and time.monotonic() < end:
+                time.sleep(0.05)
+
+
+def _pid(folder: Path, daemon: str) -> int | None:
+    """The daemon's process id, where it lives and was not taken by another program."""
+    try:
+        pid = int((folder / "run" / f"{daemon}.pid").read_text())
+        _, _, rest = Path(f"/proc/{pid}/stat").read_text().partition(f"({daemon}) ")
+        alive = rest[:1] not in ("", "Z")  # another program's name, or dead and not yet taken note of
+    except (OSError, ValueError):
+        return None
+    return pid if alive else None
+
+
+def _ask(folder: Path, *command: str) -> str:
+    environ = os.environ | environment(folder)
+    return subprocess.run(command, env=environ, capture_output=True, text=True).stdout.strip()
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as two:
+        for probe in (one, two):
+            probe.bind(("127.0.0.1", 0))
+        return one.getsockname()[1], two.getsockname()[1]
+
+
+def _logs(folder: Path) -> str:
+    return "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in sorted((folder / "log").glob("*.log")))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3 or sys.argv[1] not in ("start", "stop"):
+        raise SystemExit(__doc__)
+    where = Path(sys.argv[2]).resolve()
+    if sys.argv[1] == "stop":
+        stop(where)
+    elif reason := unavailable():
+        raise SystemExit(reason)
+    else:
+        start(where)
+        print(f"export SLURM_CONF={where}/slurm.conf")
