@@ -44,6 +44,7 @@ PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
 KillWait=60
+MinJobAge=3600
 MessageTimeout=90
 MpiDefault=none
 StateSaveLocation={folder}/state
@@ -119,11 +120,11 @@ def start(folder: Path) -> None:
     for command in commands:
         done = subprocess.run(command, env=os.environ | environment(folder), capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{command[0]}: {done.stderr}\n{_logs(folder)}")
+            raise RuntimeError(f"{command[0]}: {done.stderr}\n{logs(folder)}")
     end = time.monotonic() + 30
     while "idle" not in _ask(folder, "sinfo", "-h", "-o", "%T"):
         if time.monotonic() > end:
-            raise RuntimeError(f"the node takes no jobs\n{_logs(folder)}")
+            raise RuntimeError(f"the node takes no jobs\n{logs(folder)}")
         time.sleep(0.1)
 
 
@@ -166,8 +167,9 @@ def _free_ports() -> tuple[int, int]:
         return one.getsockname()[1], two.getsockname()[1]
 
 
-def _logs(folder: Path) -> str:
-    return "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in sorted((folder / "log").glob("*.log")))
+def logs(folder: Path) -> str:
+    """The ends of what the daemons wrote."""
+    return "\n".join(f"{log}:\n{log.read_text()[-4000:]}" for log in sorted((folder / "log").glob("*.log")))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,24 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
+import one_node_slurm
 import psutil
 
 from pdp.cluster.manifest import SweepFolder
 from scripts.slurm import submit
 
 STOPPED = threading.Event()  # set when the tests end before their acts have
-LONGEST = 1200  # seconds that anything may take on a busy machine
+LONGEST = 600  # seconds that anything may take on a busy machine
+
+
+class Queued(NamedTuple):
+    """A job as squeue shows it; `id` is the number Slurm knows an array's task by."""
+
+    id: str
+    state: str
+    reason: str
 
 
 def submit_sweep(words, *options):
@@ -25,22 +35,32 @@ def submit_sweep(words, *options):
 
 
 def wait_until(reached, what, longest=LONGEST, every=0.05):
-    """Waits for a moment; what was waited for is in the failure."""
+    """Waits for a moment; what was waited for is in the failure, and what Slurm said in the meantime."""
     end = time.monotonic() + longest
     while not (value := reached()):
-        assert time.monotonic() < end and not STOPPED.is_set(), f"waited for {what}, {longest} s at most"
+        if time.monotonic() > end or STOPPED.is_set():
+            folder = Path(os.environ["SLURM_CONF"]).parent
+            raise AssertionError(f"waited for {what}, {longest} s at most\n{jobs()}\n{one_node_slurm.logs(folder)}")
         time.sleep(every)
     return value
 
 
 def jobs():
-    """The states of all that waits or runs, by job and task: 12_3."""
-    done = subprocess.run(["squeue", "-h", "-r", "-o", "%i %T %r"], capture_output=True, text=True)
-    return {line.split()[0]: line.split()[1:] for line in done.stdout.splitlines()}
+    """The states of all that waits or runs, by job and task: 12_3. A controller too busy to answer is asked again."""
+    for _ in range(5):
+        done = subprocess.run(["squeue", "-h", "-r", "-o", "%i|%A|%T|%r"], capture_output=True, text=True)
+        if not done.returncode:
+            lines = [line.split("|") for line in done.stdout.splitlines()]
+            return {name: Queued(*rest) for name, *rest in lines}
+        time.sleep(1)
+    raise AssertionError(f"squeue: {done.stderr}")
 
 
 class Releaser(threading.Thread):
-    """Slurm lets a requeued job wait for two minutes; here it may start at once."""
+    """Slurm lets a requeued job wait for two minutes; here it may start as soon as its former start is over.
+
+    Not before, so that nothing that comes late from it can be taken for the new one's.
+    """
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -48,9 +68,17 @@ class Releaser(threading.Thread):
 
     def run(self):
         while not self.ended.wait(0.5):
-            for job, (state, reason) in jobs().items():
-                if state == "PENDING" and reason == "BeginTime":
-                    subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True)
+            for name, job in jobs().items():
+                if job.state == "PENDING" and job.reason == "BeginTime" and not self.still_ends(job):
+                    subprocess.run(["scontrol", "update", f"JobId={name}", "StartTime=now"], capture_output=True)
+                if job.state == "PENDING" and "held" in job.reason.lower():  # a launch that failed, on a busy machine
+                    subprocess.run(["scontrol", "release", name], capture_output=True)
+
+    @staticmethod
+    def still_ends(job):
+        """Whether Slurm still clears up after the job's former start."""
+        commands = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+        return any(command.startswith(f"slurmstepd: [{job.id}.") for command in commands)
 
 
 def job_of(folder, number):

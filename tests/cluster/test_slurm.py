@@ -220,11 +220,13 @@ def test_a_sweep_killed_at_random_and_completed_has_the_table_of_the_unkilled_on
     assert "1 of 16 runs are missing" in gathered(folder)
     capsys.readouterr()
     words = [*SWEEP, f"output_dir={folder.path.parents[1]}"]
+    subprocess.run(["scontrol", "update", "PartitionName=main", "State=DOWN"], check=True)  # takes jobs, starts none
     again = submit_sweep(words)
     told = capsys.readouterr().out
     assert again.path == folder.path and "16 runs: 15 finished, 0 in the queue from before, 1 submitted now" in told
     assert submit.main([*words, "--cpus", "1"]) == 0
     assert "15 finished, 1 in the queue from before, 0 submitted now" in capsys.readouterr().out
+    subprocess.run(["scontrol", "update", "PartitionName=main", "State=UP"], check=True)
     ended(folder)
     assert "16 runs of" in gathered(folder)
     same_as_unkilled(folder, SWEEP, tmp_path)
