@@ -20,6 +20,7 @@ from pdp.step_timing import Pairs, in_turn, quartiles
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
+import benchmark_cut  # noqa: E402
 import benchmark_loading  # noqa: E402
 import benchmark_overhead  # noqa: E402
 import benchmark_training  # noqa: E402
@@ -195,6 +196,27 @@ def test_loading_counts_the_same_images_for_both(tmp_path):
         assert row["cores_for_rate"] == pytest.approx(100 / row["per_core"])
     with pytest.raises(Refusal, match="has no train/"):
         benchmark_loading.run(benchmark_loading.make_parser().parse_args(["--root", str(tmp_path)]))
+
+
+def test_the_cost_of_cut_and_mask_is_told_per_weight_and_per_layer(tmp_path):
+    out = tmp_path / "figures.json"
+    line = f"--millions 2 1 --layers 1 4 --total 1 --rounds 3 --threads 1 --out {out}"
+    assert benchmark_cut.run(benchmark_cut.make_parser().parse_args(line.split())) == 0
+    figures = json.loads(out.read_text())
+    rows = figures["results"]
+    assert [(row["what"], row["pass"]) for row in rows] == [
+        (what, kind) for what in ("layers", "one layer", "4 layers over 1") for kind in ("forward", "backward")
+    ]
+    for row in rows[:4]:
+        costs = {total: median(spent) / int(total) / 1e6 * 1e9 for total, spent in row["seconds"].items()}
+        assert row["nanoseconds_a_weight"] == pytest.approx(costs) and all(map(len, row["seconds"].values()))
+        assert row["largest_over_smallest"] == pytest.approx(costs["2"] / costs["1"])
+    for row in rows[4:]:
+        many, few = row["seconds"]["4"], row["seconds"]["1"]
+        assert row["ratio"] == pytest.approx(median(one / other for one, other in zip(many, few, strict=True)))
+    assert figures["machine"]["share"] == 0.9
+    with pytest.raises(Refusal, match="no such file"):
+        benchmark_cut.run(benchmark_cut.make_parser().parse_args(["--peer", str(tmp_path / "python")]))
 
 
 def test_training_takes_the_same_steps_in_both(tmp_path):

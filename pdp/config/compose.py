@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
@@ -93,9 +94,9 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
     """The composed tree with known keys only, the overrides it came from, and whether the data was named."""
     lines = arguments.prepare(typed)
     try:
-        with hydra_loader() as loader:
-            names_data = _names_data(loader, lines)
-            if not names_data and (default := DEFAULT_DATA.get(_task_of_model(typed))):
+        names_data, task = _chosen(tuple(arguments.prepare(_choosing(typed))))
+        with hydra_loader():
+            if default := DEFAULT_DATA.get(task):
                 lines = [*lines, f"data={default}"]
             elif not names_data and _names_imagenet_root(typed):
                 lines, names_data = [*lines, "data=imagenet"], True
@@ -109,16 +110,25 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
     return tree, lines, names_data
 
 
-def _names_data(loader: ConfigLoader, lines: Sequence[str]) -> bool:
-    # The defaults list knows whether the command line or any chosen file overrides the group.
-    defaults = loader.compute_defaults_list("config", list(lines), RunMode.RUN)
-    return "data" in defaults.overrides.override_choices
+def _choosing(typed: Sequence[Argument]) -> list[Argument]:
+    """The arguments that decide which files are composed, and which task a model has."""
+    return [argument for argument in typed if argument.is_group or argument.is_hydra or argument.key == "model.task"]
 
 
-def _task_of_model(typed: Sequence[Argument]) -> str:
-    """The task of the model that was chosen, here or in a file; a transformer that leaves it open classifies text."""
-    groups = [argument for argument in typed if argument.is_group or argument.is_hydra or argument.key == "model.task"]
-    model = hydra_compose("config", arguments.prepare(groups)).get("model", None)
+@lru_cache(maxsize=1024)
+def _chosen(lines: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether the data was named, and if not, the model's task; kept, as the cells of a sweep share their files."""
+    with hydra_loader() as loader:
+        # The defaults list knows whether the command line or any chosen file overrides the group.
+        defaults = loader.compute_defaults_list("config", list(lines), RunMode.RUN)
+        if "data" in defaults.overrides.override_choices:
+            return True, ""
+        return False, _task_of_model(hydra_compose("config", list(lines)))
+
+
+def _task_of_model(tree: DictConfig) -> str:
+    """The task of the model that was chosen; a transformer that leaves it open classifies text."""
+    model = tree.get("model", None)
     if model is None or OmegaConf.is_missing(model, "library"):
         return ""
     if OmegaConf.is_missing(model, "task"):
