@@ -19,9 +19,8 @@ LONGEST = 600  # seconds that anything may take on a busy machine
 
 
 class Queued(NamedTuple):
-    """A job as squeue shows it; `id` is the number Slurm knows an array's task by."""
+    """A job as squeue shows it."""
 
-    id: str
     state: str
     reason: str
 
@@ -48,7 +47,7 @@ def wait_until(reached, what, longest=LONGEST, every=0.05):
 def jobs():
     """The states of all that waits or runs, by job and task: 12_3. A controller too busy to answer is asked again."""
     for _ in range(5):
-        done = subprocess.run(["squeue", "-h", "-r", "-o", "%i|%A|%T|%r"], capture_output=True, text=True)
+        done = subprocess.run(["squeue", "-h", "-r", "-o", "%i|%T|%r"], capture_output=True, text=True)
         if not done.returncode:
             lines = [line.split("|") for line in done.stdout.splitlines()]
             return {name: Queued(*rest) for name, *rest in lines}
@@ -57,9 +56,9 @@ def jobs():
 
 
 class Releaser(threading.Thread):
-    """Slurm lets a requeued job wait for two minutes; here it may start as soon as its former start is over.
+    """Slurm lets a requeued job wait for two minutes; here it may start after two seconds.
 
-    Not before, so that nothing that comes late from it can be taken for the new one's.
+    Not at once: a node counts in whole seconds, and refuses a start in the second in which it ended the former one.
     """
 
     def __init__(self):
@@ -67,18 +66,16 @@ class Releaser(threading.Thread):
         self.ended = threading.Event()
 
     def run(self):
+        since = {}
         while not self.ended.wait(0.5):
-            for name, job in jobs().items():
-                if job.state == "PENDING" and job.reason == "BeginTime" and not self.still_ends(job):
+            waiting = {name: job.reason for name, job in jobs().items() if job.state == "PENDING"}
+            since = {name: since.get(name, time.monotonic()) for name in waiting if waiting[name] == "BeginTime"}
+            for name, first in since.items():
+                if time.monotonic() - first > 2:
                     subprocess.run(["scontrol", "update", f"JobId={name}", "StartTime=now"], capture_output=True)
-                if job.state == "PENDING" and "held" in job.reason.lower():  # a launch that failed, on a busy machine
+            for name, reason in waiting.items():
+                if "held" in reason.lower():  # a launch that failed, on a busy machine
                     subprocess.run(["scontrol", "release", name], capture_output=True)
-
-    @staticmethod
-    def still_ends(job):
-        """Whether Slurm still clears up after the job's former start."""
-        commands = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
-        return any(command.startswith(f"slurmstepd: [{job.id}.") for command in commands)
 
 
 def job_of(folder, number):
