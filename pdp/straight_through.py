@@ -16,12 +16,8 @@ def straight_through(weight: Tensor, keep: Tensor) -> Tensor:
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(weight: Tensor, keep: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, keep: Tensor) -> Tensor:
         return weight * keep
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        pass
 
     @staticmethod
     @once_differentiable

@@ -22,14 +22,19 @@ def unit_mask(
 
 class _UnitMask(torch.autograd.Function):
     @staticmethod
-    def forward(mask: Tensor, temperature: Tensor | float, scale: Tensor | float, units: list, *weights: Tensor):
-        return mask.clone()
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: Tensor) -> None:
-        mask, ctx.temperature, ctx.scale, ctx.units, *weights = inputs  # type: ignore[attr-defined]
+    def forward(
+        ctx: FunctionCtx,
+        mask: Tensor,
+        temperature: Tensor | float,
+        scale: Tensor | float,
+        units: list,
+        *weights: Tensor,
+    ):
+        ctx.temperature, ctx.scale, ctx.units = temperature, scale, units  # type: ignore[attr-defined]
         # The live mask changes in place at the next step; its copy does not.
-        ctx.save_for_backward(output, *weights)
+        copy = mask.clone()
+        ctx.save_for_backward(copy, *weights)
+        return copy
 
     @staticmethod
     @once_differentiable

@@ -5,10 +5,10 @@
     python scripts/benchmark_cut.py --peer /path/to/an/environment/bin/python    # one with torch and pquant-ml 0.1.0
 
 A pass is the cut of every layer from its weights and the effective weights, as at a training step (float32, 90 %,
-tau = 1e-4); `backward` adds the gradient of the weights. All cases of a table are timed in turn in this process, the
-order turned round every time. `layers` are of a million weights each, but for `one layer`; the third table has one
-total in few and in many layers. The peer is timed forward on one weight of 2048 x 2048 at its own threshold, in a
-process of its own, and its mask is held against ours.
+tau = 1e-4), which the targets are for; `backward` adds the gradient of the weights. All cases of a row are timed in
+turn in this process, the order turned round every time. `layers` are of a million weights each, but for `one layer`;
+then comes one total in few and in many layers. The peer is timed on one weight of 2048 x 2048 at its own threshold, in
+a process of its own, and its mask is held against ours.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def sizes_rows(millions: list[int], device: str, rounds: int, tell: Callable[[],
                     "nanoseconds_a_weight": costs,
                     "largest_over_smallest": growth,
                     "seconds": taken,
-                    "target": FLAT,
-                    "held": growth <= FLAT,
+                    "target": None if backward else FLAT,
+                    "held": None if backward else growth <= FLAT,
                 }
             )
     return rows
@@ -146,13 +146,13 @@ def layers_rows(total: int, counts: list[int], device: str, rounds: int, tell: C
         ratio = median(many / few for many, few in pairs)
         rows.append(
             {
-                "what": f"{max(counts)} layers over {min(counts)}",
+                "what": f"{max(counts)} layers over {min(counts)}, {total // MILLION} M",
                 "pass": "backward" if backward else "forward",
                 "weights": total,
                 "ratio": ratio,
                 "seconds": taken,
-                "target": MANY,
-                "held": ratio <= MANY,
+                "target": None if backward else MANY,
+                "held": None if backward else ratio <= MANY,
             }
         )
     return rows
@@ -205,7 +205,7 @@ def make_parser() -> Parser:
     parser = Parser("benchmark_cut.py", __doc__)
     parser.add_argument("--millions", type=int, nargs="+", default=[10, 30, 100, 300], help="weights (10 30 100 300)")
     parser.add_argument("--layers", type=int, nargs="+", default=[10, 1000], help="layers of one total (10 1000)")
-    parser.add_argument("--total", type=int, default=30, help="millions of weights in those layers (30)")
+    parser.add_argument("--total", type=int, nargs="+", default=[30, 300], help="millions in those layers (30 300)")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each case, in turn (7)")
     parser.add_argument("--threads", type=int, default=2, help="of torch, on the CPU (2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -216,10 +216,10 @@ def make_parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints a table, and writes JSON where --out names a file."""
-    for key in ("total", "rounds", "threads"):
+    for key in ("rounds", "threads"):
         if getattr(arguments, key) < 1:
             raise Refusal(f"--{key}={getattr(arguments, key)}: give at least 1")
-    for key in ("millions", "layers"):
+    for key in ("millions", "layers", "total"):
         if min(getattr(arguments, key)) < 1:
             raise Refusal(f"--{key}={min(getattr(arguments, key))}: give at least 1")
     if arguments.peer and not arguments.peer.is_file():
@@ -234,7 +234,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("--device=cuda: there is no such device here; give --device cpu")
     torch.set_num_threads(arguments.threads)
-    cases = 4 * len(arguments.millions) + 2 * len(arguments.layers) + (4 if arguments.peer else 0)
+    cases = (
+        4 * len(arguments.millions) + 2 * len(arguments.layers) * len(arguments.total) + (4 if arguments.peer else 0)
+    )
     with Progress() as bar:
         task = bar.add_task("passes", total=cases * (arguments.rounds + 1))
 
@@ -242,8 +244,8 @@ def run(arguments: argparse.Namespace) -> int:
             bar.advance(task)
 
         rows = sizes_rows(sorted(arguments.millions), arguments.device, arguments.rounds, tell)
-        total = arguments.total * MILLION
-        rows += layers_rows(total, sorted(arguments.layers), arguments.device, arguments.rounds, tell)
+        for total in arguments.total:
+            rows += layers_rows(total * MILLION, sorted(arguments.layers), arguments.device, arguments.rounds, tell)
         if arguments.peer:
             rows += peer_rows(arguments.peer, arguments.rounds, arguments.threads, tell)
     table = Table("what", "pass", "ns a weight", "ratio", "target")

@@ -205,7 +205,7 @@ def test_the_cost_of_cut_and_mask_is_told_per_weight_and_per_layer(tmp_path):
     figures = json.loads(out.read_text())
     rows = figures["results"]
     assert [(row["what"], row["pass"]) for row in rows] == [
-        (what, kind) for what in ("layers", "one layer", "4 layers over 1") for kind in ("forward", "backward")
+        (what, kind) for what in ("layers", "one layer", "4 layers over 1, 1 M") for kind in ("forward", "backward")
     ]
     for row in rows[:4]:
         costs = {total: median(spent) / int(total) / 1e6 * 1e9 for total, spent in row["seconds"].items()}

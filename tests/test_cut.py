@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pdp import find_cut
-from pdp.cut import count_global, count_pruned, cut_at, cuts_at, keep_units, magnitude_cuts_at
+from pdp.cut import bracketed_cut, count_global, count_pruned, cut_at, cuts_at, keep_units, magnitude_cuts_at
 from pdp.errors import Refusal
 
 # Few distinct values, so that ties at the cut are the rule.
@@ -119,6 +119,40 @@ def test_more_numbers_than_a_quantile_takes():
     units = 2**24 + 5
     values = torch.arange(units, dtype=torch.float64)[torch.randperm(units)]
     assert float(find_cut(values, 0.866)) == count_pruned(0.866, units) - 0.5
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 1000),
+    units=st.integers(2, 3000),
+    share=st.floats(0, 1),
+    levels=st.sampled_from([0, 1, 3, 40]),
+    ordered=st.booleans(),
+    magnitudes=st.booleans(),
+)
+def test_selecting_between_bounds_of_a_sample_is_exact_or_says_so(seed, units, share, levels, ordered, magnitudes):
+    values = np.random.default_rng(seed).standard_normal(units).astype(np.float32)
+    if levels:  # ties
+        values = np.round(values * levels) / levels
+    if ordered:  # what a sample in strides sees best, or worst
+        values = np.sort(values)
+    pruned = min(max(1, count_pruned(share, units)), units - 1)
+    sorted_values = np.sort(np.abs(values) if magnitudes else values).astype(np.float64)
+    before = values.copy()
+    found = bracketed_cut(values, pruned, magnitudes, sample=64)
+    assert found is None or found == pytest.approx((sorted_values[pruned - 1] + sorted_values[pruned]) / 2, abs=1e-7)
+    assert (values == before).all()
+
+
+def test_a_large_layer_is_cut_by_bounds_and_exactly_where_they_miss():
+    weight = torch.randn(1 << 17, generator=torch.Generator().manual_seed(0))
+    periodic = torch.where(torch.arange(1 << 17) % 8 == 0, 1e-3, weight)  # all that a sample in strides of eight sees
+    assert bracketed_cut(weight.numpy(), 100_000, True) is not None
+    assert bracketed_cut(periodic.numpy(), 100_000, True) is None
+    for values in (weight, periodic):
+        ordered = values.abs().sort().values
+        expected = ordered[99_999] + (ordered[100_000] - ordered[99_999]) * 0.5
+        assert magnitude_cuts_at([values], [100_000])[0] == expected == cut_at(values.abs(), 100_000)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
