@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pdp.errors import Refusal
 
-_BRACKETED_FROM = 1 << 15  # values of a layer; below twice the sample's size, one partition is as fast
+_BRACKETED_FROM = 1 << 12  # values of a layer; below it, one partition is as fast
+_SPREAD_FROM = 1 << 16  # values of a mean layer; below it, threads wait for each other
 _CACHED = 1 << 15  # values worked on at a time, which stay in the processor's cache
 _scratch = threading.local()
 
@@ -56,15 +57,14 @@ def cut_at(saliency: Tensor, pruned: int, dim: int | None = None) -> Tensor:
 def cuts_at(saliencies: Sequence[Tensor], pruned: Sequence[int]) -> list[Tensor]:
     """One `cut_at` for each layer; on the CPU the layers are spread over the threads torch may use."""
     if len(saliencies) > 1 and all(_selects_on_host(one) for one in saliencies):
-        return list(_threads().map(cut_at, saliencies, pruned))
+        return _spread(cut_at, saliencies, pruned)
     return [cut_at(one, count) for one, count in zip(saliencies, pruned, strict=True)]
 
 
 def magnitude_cuts_at(weights: Sequence[Tensor], pruned: Sequence[int]) -> list[Tensor]:
     """`cuts_at` of the weights' magnitudes, without a tensor of magnitudes where the CPU selects."""
     if all(_selects_on_host(one) for one in weights):
-        weights = [one.detach() for one in weights]
-        return list(_threads().map(_magnitude_cut, weights, pruned))
+        return _spread(_magnitude_cut, [one.detach() for one in weights], pruned)
     return cuts_at([one.detach().abs() for one in weights], pruned)
 
 
@@ -168,16 +168,18 @@ def _partitioned_cut(values: np.ndarray, pruned: int) -> float:
     return below + (above - below) * 0.5
 
 
-def bracketed_cut(flat: np.ndarray, pruned: int, magnitudes: bool, sample: int = 1 << 14) -> float | None:
+def bracketed_cut(flat: np.ndarray, pruned: int, magnitudes: bool) -> float | None:
     """The cut of `flat`, or of its magnitudes, by selecting among the few values between two bounds from a sample.
 
     Every value is counted against the bounds, so the cut is exact; None where the bounds missed it.
     """
     units = flat.size
+    sample = math.ceil((2 * units) ** (2 / 3))  # about where the sample and what its bounds leave cost the same
     drawn = flat[:: max(1, units // sample)].copy()
     if magnitudes:
         np.abs(drawn, out=drawn)
-    place, spread = pruned / units * drawn.size, 3 * math.sqrt(drawn.size)
+    share = pruned / units
+    place, spread = share * drawn.size, 1 + 4 * math.sqrt(share * (1 - share) * drawn.size)  # four standard errors
     first, last = max(0, int(place - spread)), min(drawn.size - 1, int(place + spread))
     drawn.partition((first, last))
     low, high = drawn[first], drawn[last]
@@ -196,6 +198,24 @@ def bracketed_cut(flat: np.ndarray, pruned: int, magnitudes: bool, sample: int =
 
 
 _pool: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def _spread(cut: Callable[[Tensor, int], Tensor], layers: Sequence[Tensor], pruned: Sequence[int]) -> list[Tensor]:
+    """The cut of every layer, neighbours together, as handing over costs as much as a small layer's cut."""
+    total, threads = sum(layer.numel() for layer in layers), torch.get_num_threads()
+    if threads == 1 or total < len(layers) * _SPREAD_FROM:
+        return [cut(*one) for one in zip(layers, pruned, strict=True)]
+    enough = total / (8 * threads)
+    batches: list[list[tuple[Tensor, int]]] = [[]]
+    gathered = 0
+    for layer, count in zip(layers, pruned, strict=True):
+        if gathered >= enough:
+            batches.append([])
+            gathered = 0
+        batches[-1].append((layer, count))
+        gathered += layer.numel()
+    done = _threads().map(lambda batch: [cut(*one) for one in batch], batches)
+    return [one for batch in done for one in batch]
 
 
 def _threads() -> ThreadPoolExecutor:

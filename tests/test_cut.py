@@ -139,7 +139,7 @@ def test_selecting_between_bounds_of_a_sample_is_exact_or_says_so(seed, units, s
     pruned = min(max(1, count_pruned(share, units)), units - 1)
     sorted_values = np.sort(np.abs(values) if magnitudes else values).astype(np.float64)
     before = values.copy()
-    found = bracketed_cut(values, pruned, magnitudes, sample=64)
+    found = bracketed_cut(values, pruned, magnitudes)
     assert found is None or found == pytest.approx((sorted_values[pruned - 1] + sorted_values[pruned]) / 2, abs=1e-7)
     assert (values == before).all()
 
