@@ -1,6 +1,7 @@
 """Cuts and selections against a sort in float64, ties and every count included."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -91,10 +92,13 @@ def test_channels_last_weights_are_read_in_logical_order():
     assert magnitude_cuts_at([weight], [300])[0] == cut_at(weight.contiguous().abs(), 300)
 
 
-def test_layers_together_equal_layers_alone():
+@pytest.mark.parametrize("threads", [1, 2])
+def test_layers_together_equal_layers_alone(threads, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(threads)
     generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(size, generator=generator) for size in (7, 1000, 33, 5000)]
-    counts = [3, 900, 0, 4999]
+    weights = [torch.randn(size, generator=generator) for size in (7, 1000, 33, 5000, 500_000, 20)]
+    counts = [3, 900, 0, 4999, 470_000, 20]
     alone = [cut_at(weight.abs(), count) for weight, count in zip(weights, counts, strict=True)]
     assert cuts_at([weight.abs() for weight in weights], counts) == alone
     assert magnitude_cuts_at(weights, counts) == alone
