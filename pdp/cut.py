@@ -182,7 +182,9 @@ def bracketed_cut(flat: np.ndarray, pruned: int, magnitudes: bool) -> float | No
     place, spread = share * drawn.size, 1 + 4 * math.sqrt(share * (1 - share) * drawn.size)  # four standard errors
     first, last = max(0, int(place - spread)), min(drawn.size - 1, int(place + spread))
     drawn.partition((first, last))
-    low, high = drawn[first], drawn[last]
+    # No sample says how far the values beyond its own ends go.
+    low = drawn[first] if first > 0 else -np.inf
+    high = drawn[last] if last < drawn.size - 1 else np.inf
     below, between = 0, []
     for start in range(0, units, _CACHED):
         values = flat[start : start + _CACHED]

@@ -151,7 +151,8 @@ def test_selecting_between_bounds_of_a_sample_is_exact_or_says_so(seed, units, s
 def test_a_large_layer_is_cut_by_bounds_and_exactly_where_they_miss():
     weight = torch.randn(1 << 17, generator=torch.Generator().manual_seed(0))
     periodic = torch.where(torch.arange(1 << 17) % 8 == 0, 1e-3, weight)  # all that a sample in strides of eight sees
-    assert bracketed_cut(weight.numpy(), 100_000, True) is not None
+    for pruned in (1, 2, 1000, 100_000, (1 << 17) - 2, (1 << 17) - 1):  # shares at which few or none are kept, too
+        assert bracketed_cut(weight.numpy(), pruned, True) is not None
     assert bracketed_cut(periodic.numpy(), 100_000, True) is None
     for values in (weight, periodic):
         ordered = values.abs().sort().values
