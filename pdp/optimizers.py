@@ -62,7 +62,8 @@ def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimi
     groups = [group for group in groups if group["params"]]
     # The decay given here is that of groups added later: a method's trainable extras.
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        # One pass over each weight: a third of a small language model's step on a CPU was spent here otherwise.
+        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     return torch.optim.SGD(
         groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
     )
