@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pdp.layers import is_conv1d, is_weighted
@@ -43,7 +44,7 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
     handles = [module.register_forward_hook(count) for module in layers]
     flops = FlopCounterMode(display=False)
     try:
-        with _evaluating(model), _no_attention_fast_path(), flops:
+        with _evaluating(model), _products_in_the_open(), flops:
             _call(model, example_input)
     finally:
         for handle in handles:
@@ -111,11 +112,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _no_attention_fast_path() -> Iterator[None]:
-    """PyTorch's fused attention hides its products and skips submodules' forwards."""
+def _products_in_the_open() -> Iterator[None]:
+    """PyTorch's fused attention skips submodules' forwards, and its products are counted in some versions only."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)

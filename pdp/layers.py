@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pdp.errors import Refusal
+from pdp.host_cut import Trail
 
 
 @dataclass(eq=False)
@@ -52,6 +53,7 @@ class Layer:
     active: bool = False  # whether the effective weight differs from the stored one
     state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
     hard_keep: Tensor | None = None  # set while the hard model is evaluated
+    trail: Trail = field(default_factory=Trail)  # where its cuts lay
 
     def __post_init__(self) -> None:
         if not self.members:

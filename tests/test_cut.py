@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pdp import find_cut
-from pdp.cut import bracketed_cut, count_global, count_pruned, cut_at, cuts_at, keep_units, magnitude_cuts_at
+from pdp.cut import count_global, count_pruned, cut_at, keep_units, magnitude_cuts_at
 from pdp.errors import Refusal
+from pdp.host_cut import Trail, cut_between, sampled_bounds
 
 # Few distinct values, so that ties at the cut are the rule.
 tied = hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]))
@@ -100,7 +101,6 @@ def test_layers_together_equal_layers_alone(threads, request):
     weights = [torch.randn(size, generator=generator) for size in (7, 1000, 33, 5000, 500_000, 20)]
     counts = [3, 900, 0, 4999, 470_000, 20]
     alone = [cut_at(weight.abs(), count) for weight, count in zip(weights, counts, strict=True)]
-    assert cuts_at([weight.abs() for weight in weights], counts) == alone
     assert magnitude_cuts_at(weights, counts) == alone
     assert [
         reference_cut(weight.abs().numpy(), count) for weight, count in zip(weights, counts, strict=True)
@@ -143,21 +143,57 @@ def test_selecting_between_bounds_of_a_sample_is_exact_or_says_so(seed, units, s
     pruned = min(max(1, count_pruned(share, units)), units - 1)
     sorted_values = np.sort(np.abs(values) if magnitudes else values).astype(np.float64)
     before = values.copy()
-    found = bracketed_cut(values, pruned, magnitudes)
+    found = cut_between(values, pruned, magnitudes, sampled_bounds(values, pruned, magnitudes))
     assert found is None or found == pytest.approx((sorted_values[pruned - 1] + sorted_values[pruned]) / 2, abs=1e-7)
     assert (values == before).all()
+
+
+def between_sampled(values, pruned):
+    return cut_between(values.numpy(), pruned, True, sampled_bounds(values.numpy(), pruned, True))
 
 
 def test_a_large_layer_is_cut_by_bounds_and_exactly_where_they_miss():
     weight = torch.randn(1 << 17, generator=torch.Generator().manual_seed(0))
     periodic = torch.where(torch.arange(1 << 17) % 8 == 0, 1e-3, weight)  # all that a sample in strides of eight sees
     for pruned in (1, 2, 1000, 100_000, (1 << 17) - 2, (1 << 17) - 1):  # shares at which few or none are kept, too
-        assert bracketed_cut(weight.numpy(), pruned, True) is not None
-    assert bracketed_cut(periodic.numpy(), 100_000, True) is None
+        assert between_sampled(weight, pruned) is not None
+    assert between_sampled(periodic, 100_000) is None
     for values in (weight, periodic):
         ordered = values.abs().sort().values
         expected = ordered[99_999] + (ordered[100_000] - ordered[99_999]) * 0.5
         assert magnitude_cuts_at([values], [100_000])[0] == expected == cut_at(values.abs(), 100_000)
+
+
+@settings(max_examples=25)
+@given(
+    seed=st.integers(0, 1000),
+    moves=st.lists(st.tuples(st.floats(1e-4, 2), st.floats(0, 1)), min_size=2, max_size=8),
+)
+def test_a_trail_changes_no_cut_however_weights_and_shares_move(seed, moves):
+    # Large enough to be cut by bounds. The trail is led by small steps and astray by large ones.
+    random, trail = np.random.default_rng(seed), Trail()
+    values = random.standard_normal(6000).astype(np.float32)
+    for step, share in moves:
+        values += step * random.standard_normal(6000).astype(np.float32)
+        pruned = count_pruned(share, 6000)
+        (found,) = magnitude_cuts_at([torch.from_numpy(values)], [pruned], [trail])
+        assert float(found) == pytest.approx(reference_cut(np.abs(values), pruned), rel=1e-6)
+
+
+def test_a_trail_leads_to_the_next_cut_and_gives_way_where_it_leads_astray():
+    weight = torch.randn(1 << 17, generator=torch.Generator().manual_seed(0))
+    trail = Trail()
+    assert trail.bounds() is None
+    for factor in (1, 1.001, 1.002):
+        (cut,) = magnitude_cuts_at([weight * factor], [100_000], [trail])
+    low, high = trail.bounds()
+    among = ((weight.abs() >= low) & (weight.abs() <= high)).sum()
+    assert low < cut < high and among < 2000  # of 131,072
+    (far,) = magnitude_cuts_at([weight * 3], [100_000], [trail])
+    assert float(far) == pytest.approx(reference_cut((weight * 3).abs().numpy(), 100_000), rel=1e-6)
+    assert trail.bounds() is None  # after a leap the sample is asked again
+    magnitude_cuts_at([weight * 3], [0], [trail])
+    assert trail.bounds() is None
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])

@@ -93,7 +93,8 @@ class Pattern:
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         """PDP's t of each layer for its current share: one number, or one for each group of units."""
-        return magnitude_cuts_at([layer.weight for layer in layers], [layer.pruned for layer in layers])
+        weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]
+        return magnitude_cuts_at(weights, pruned, [layer.trail for layer in layers])
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
         """Numbers over units (or their groups), made to broadcast against one of the layer's tensors."""
