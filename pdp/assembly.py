@@ -12,6 +12,7 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from torch import nn
 
 from pdp.config.schema import Config, pattern_options
+from pdp.environment import keep_freed_memory
 from pdp.errors import Refusal
 from pdp.pruner import Pruner
 from pdp.tasks.task import Task
@@ -35,6 +36,8 @@ def make_accelerator(config: Config) -> Accelerator:
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
         step_scheduler_with_optimizer=False,
     )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     share = config.recipe.accumulation * accelerator.num_processes
     if config.recipe.batch_size % share:
         raise Refusal(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 _BRACKETED_FROM = 1 << 12  # values of a layer; below it, one partition is as fast
-_SPREAD_FROM = 1 << 16  # values of a mean layer; below it, threads wait for each other
-_CACHED = 1 << 17  # values worked on at a time, which stay in the processor's cache
+_SPREAD_FROM = 1 << 19  # values of a mean layer; below it, threads wait for each other longer than they save
+_CACHED = 1 << 18  # values worked on at a time, which stay in the processor's cache
 _NARROWEST, _WIDEST = 2.0**-9, 2.0**-4  # of bounds round the last cut, relative to it
 _scratch = threading.local()
 

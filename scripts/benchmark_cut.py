@@ -5,7 +5,7 @@
     python scripts/benchmark_cut.py --peer /path/to/an/environment/bin/python    # one with torch and pquant-ml 0.1.0
 
 A pass is the cut of every layer from its weights and the effective weights, as at a training step (float32, 90 %,
-tau = 1e-4), which the targets are for; `backward` adds the gradient of the weights. All cases of a row are timed in
+tau = 1e-4; the weights a ten-thousandth away from where the last pass met them), which the targets are for; `backward` adds the gradient of the weights. All cases of a row are timed in
 turn in this process, the order turned round every time. `layers` are of a million weights each, but for `one layer`;
 then comes one total in few and in many layers. The peer is timed on one weight of 2048 x 2048 at its own threshold, in
 a process of its own, and its mask is held against ours.
@@ -14,8 +14,7 @@ a process of its own, and its mask is held against ours.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -34,26 +33,30 @@ from pdp.scripting import Parser, guarded
 MILLION = 1_000_000
 SHARE = 0.9
 TEMPERATURE = 1e-4
+MOVE = 1e-4  # of every weight from one pass to the next, relative to it
 SIDE = 2048  # of the weight that is held against the peer's
 FLAT, MANY, PEER = 1.2, 1.2, 25.0  # targets: cost per weight, many layers over few, times as fast as the peer
 
 
 def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]:
-    """Seconds of one pass over layers of these sizes."""
+    """Seconds of one pass over layers of these sizes, each a little after the one before, as a step leaves weights."""
     import torch
 
     from pdp.cut import count_pruned, magnitude_cuts_at
+    from pdp.host_cut import Trail
     from pdp.mask import soft_prune
 
     generator = torch.Generator().manual_seed(0)
     weights = [(torch.randn(size, generator=generator) * 0.02).to(device) for size in sizes]
     pruned = [count_pruned(SHARE, size) for size in sizes]
     upstream = [torch.ones_like(weight) for weight in weights] if backward else []
+    trails = [Trail() for _ in weights]
+    moves = itertools.cycle((1 + MOVE, 1 - MOVE))
     for weight in weights:
         weight.requires_grad_(backward)
 
     def one_pass() -> None:
-        cuts = magnitude_cuts_at(weights, pruned)
+        cuts = magnitude_cuts_at(weights, pruned, trails)
         effective = [soft_prune(weight, cut, TEMPERATURE) for weight, cut in zip(weights, cuts, strict=True)]
         if backward:
             torch.autograd.backward(effective, upstream)
@@ -61,6 +64,10 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
                 weight.grad = None
 
     def seconds() -> float:
+        move = next(moves)
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(move)
         started = time.perf_counter()
         one_pass()
         if device == "cuda":
@@ -68,14 +75,6 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
         return time.perf_counter() - started
 
     return seconds
-
-
-def keep_memory() -> None:
-    """Freed memory stays with the process, where the C library can be told so: else new pages are what is timed."""
-    with contextlib.suppress(OSError, AttributeError):
-        tune = ctypes.CDLL(None).mallopt
-        tune(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
-        tune(-4, 0)  # M_MMAP_MAX
 
 
 class Peer:
@@ -240,11 +239,12 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.table import Table
 
     from pdp.benchmarking import machine, verdict, write_figures
+    from pdp.environment import keep_freed_memory
 
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("--device=cuda: there is no such device here; give --device cpu")
     torch.set_num_threads(arguments.threads)
-    keep_memory()
+    keep_freed_memory()  # else new pages are what is timed
     cases = (
         4 * len(arguments.millions) + 2 * len(arguments.layers) * len(arguments.total) + (4 if arguments.peer else 0)
     )
