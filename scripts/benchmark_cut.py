@@ -5,10 +5,11 @@
     python scripts/benchmark_cut.py --peer /path/to/an/environment/bin/python    # one with torch and pquant-ml 0.1.0
 
 A pass is the cut of every layer from its weights and the effective weights, as at a training step (float32, 90 %,
-tau = 1e-4; the weights a ten-thousandth away from where the last pass met them), which the targets are for; `backward` adds the gradient of the weights. All cases of a row are timed in
-turn in this process, the order turned round every time. `layers` are of a million weights each, but for `one layer`;
-then comes one total in few and in many layers. The peer is timed on one weight of 2048 x 2048 at its own threshold, in
-a process of its own, and its mask is held against ours.
+tau = 1e-4; the weights a ten-thousandth away from where the last pass met them), which the targets are for; `backward`
+adds the gradient of the weights. All cases of a row are timed in turn in this process, the order turned round every
+time. `layers` are of a million weights each, but for `one layer`; then comes one total in few and in many layers. The
+peer is timed on one weight of 2048 x 2048 at its own threshold, in a process of its own, and its mask is held against
+ours.
 """
 
 from __future__ import annotations
