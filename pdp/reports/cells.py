@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from pdp.reports.statistics import interval, mean, paired, with_dense
 
 KEY = ["study", "cell"]
 _NAMED = ("method_options", "schedule", "allocation", "recipe", "pretrained", "distillation")
+_FOLLOWS = "schedule.start"  # from the warm-up, which is named
 
 
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
@@ -60,20 +62,35 @@ def _cell(group: pd.DataFrame) -> dict[str, Any]:
 
 
 def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
-    """The method's name; where a study has several configurations of it at one target, with what tells them apart."""
+    """The method's name; where a study has several configurations of it at one target, with what tells them apart.
+
+    A value that more than half of them share goes without saying: of a study that changes one thing at a time, what
+    everything else is held against has the bare name.
+    """
     settings = {key: _flat(group.iloc[0]) for key, group in runs.groupby(KEY)}
     together = frame.groupby(["study", "model", "data", "pattern", "method", "target_sparsity"], sort=False)
     found: dict[Any, str] = {}
     for _, group in together:
         keys = [tuple(one) for one in group[KEY].to_numpy()]
         mine = [settings[key] for key in keys]
-        names = sorted({name for one in mine for name in one})
-        differ = [name for name in names if len({one.get(name) for one in mine}) > 1]
+        usual: dict[str, str | None] = {}
+        for name in sorted({name for one in mine for name in one}):
+            value, times = Counter(one.get(name) for one in mine).most_common(1)[0]
+            usual[name] = value if 2 * times > len(mine) else None
+        bare = 0
         for key, values in zip(keys, mine, strict=True):
-            words = ", ".join(f"{name.rpartition('.')[2]}={values[name]}" for name in differ if name in values)
+            words = [f"{_short(name)}={value}" for name, value in values.items() if value != usual[name]]
+            bare += not words
+            # Whatever else tells two of them apart, the configuration's hash does.
+            words = words or ([key[1]] if bare > 1 else [])
             method = group.method.iloc[0]
-            found[key] = method if len(keys) == 1 else f"{method} ({words or key[1]})"
+            found[key] = f"{method} ({', '.join(sorted(words))})" if words else method
     return [found[tuple(one)] for one in frame[KEY].to_numpy()]
+
+
+def _short(name: str) -> str:
+    """A setting without its group, but for the group's own name: schedule=cubic."""
+    return name.removesuffix(".name").rpartition(".")[2]
 
 
 def _flat(row: pd.Series) -> dict[str, str]:
@@ -81,4 +98,5 @@ def _flat(row: pd.Series) -> dict[str, str]:
     for name in _NAMED:
         inner = row[name] if isinstance(row[name], dict) else {name: row[name]}
         values |= {f"{name}.{key}": str(value) for key, value in inner.items() if value is not None}
+    values.pop(_FOLLOWS, None)
     return values

@@ -45,7 +45,7 @@ def sparsities_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
 
 
 def paired_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
-    """PDP less each other method, over the seeds both have; None where no study has both."""
+    """PDP less each other method, and less other settings of itself; over the seeds both have, None where none has."""
     mine = runs[(runs.data == data) & (runs.method != "dense")]
     names = cells(mine).set_index(KEY).label.to_dict() if len(mine) else {}
     rows: list[dict[str, Any]] = []
@@ -55,7 +55,8 @@ def paired_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
             by_cell = {cell: one for cell, one in group.groupby(KEY, sort=True)}
             for first, ours in by_cell.items():
                 for second, others in by_cell.items():
-                    if ours.method.iloc[0] == OURS and others.method.iloc[0] != OURS:
+                    against_itself = others.method.iloc[0] == OURS and names[first] == OURS and first != second
+                    if ours.method.iloc[0] == OURS and (against_itself or others.method.iloc[0] != OURS):
                         test = paired(ours.set_index("seed").metric, others.set_index("seed").metric)
                         if test.pairs:
                             values = {"target_sparsity": share, "pdp": names[first], "method": names[second]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pdp.reports.look import WIDTH, hatch_of, look_of, new_figure, style
+from pdp.reports.look import WIDTH, hatch_of, looks_of, new_figure, style
 from pdp.reports.masks import MOMENTS, soft_share
 from pdp.reports.sheet import is_fraction
 
 OURS = "pdp"
 _COLUMNS = 3  # panels side by side
+_BEYOND: Any = {"textcoords": "offset points", "fontsize": 7}  # what is said of a mark outside its axis
 Lines = dict[str, pd.DataFrame]
 
 
@@ -34,8 +36,8 @@ def _panels(number: int, height: float, share_y: bool = True) -> tuple[Figure, l
 
 
 def _beside(labels: list[str]) -> list[list[str]]:
-    """What each panel holds: PDP's own and one other; PDP alone where there is no other."""
-    ours = [label for label in labels if label.split()[0] == OURS]
+    """What each panel holds: PDP as it stands and one other label; all of PDP's where none of its settings is bare."""
+    ours = [OURS] if OURS in labels else [label for label in labels if label.split()[0] == OURS]
     others = [label for label in labels if label not in ours]
     return [[other, *ours] for other in others] or [ours]
 
@@ -53,7 +55,7 @@ def against(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metr
     with style():
         labels = sorted(set(frame.label), key=lambda one: (one.split()[0] != OURS, one))
         figure, axes = _panels(len(_beside(labels)), 1.7)
-        scale = _scale(metric)
+        scale, looks = _scale(metric), looks_of(labels)
         for axis, shown in zip(axes, _beside(labels), strict=True):
             for row in dense.itertuples():
                 half = 0 if math.isnan(row.interval) else row.interval
@@ -64,11 +66,9 @@ def against(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metr
             for label in shown:
                 mine = frame[frame.label == label].sort_values(x)
                 spread = scale * mine.interval.fillna(0)
-                axis.errorbar(
-                    scale_x(mine[x], x), scale * mine.metric, yerr=spread, label=label, **look_of(label.split()[0])
-                )
+                axis.errorbar(scale_x(mine[x], x), scale * mine.metric, yerr=spread, label=label, **looks[label])
             axis.legend(loc="lower left")
-        _limit(axes[0], frame, dense, metric)
+        axes[0].set_ylim(_limits(frame, dense, metric))
         _label(figure, axes, x_title if x != "sparsity" else "sparsity, %", _unit(metric))
         if x != "sparsity":
             axes[0].set_xscale("log")
@@ -80,17 +80,16 @@ def scale_x(values: pd.Series, x: str) -> pd.Series:
     return 100 * values if x == "sparsity" else values
 
 
-def _limit(axis: Any, frame: pd.DataFrame, dense: pd.DataFrame, metric: str) -> None:
+def _limits(frame: pd.DataFrame, dense: pd.DataFrame, metric: str) -> tuple[float, float] | None:
     """Neither a method that collapsed nor the interval of two seeds squeezes the others into one line."""
     if not is_fraction(metric):
-        return
-    ours = frame[frame.method == OURS].metric
+        return None
+    ours = frame[frame.label == OURS].metric
     everyone = pd.concat([frame.metric, dense.metric])
     lowest = float((ours if len(ours) else everyone).min())
     room = max(float(everyone.max()) - lowest, 0.005)
-    axis.set_ylim(
-        100 * max(lowest - 1.5 * room, float(everyone.min()) - 0.3 * room), min(100.4, 100 * (everyone.max() + room))
-    )
+    least = max(lowest - 1.5 * room, float(everyone.min()) - 0.3 * room)
+    return 100 * least, min(100.4, 100 * (everyone.max() + room))
 
 
 def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metric: str) -> Figure:
@@ -99,22 +98,31 @@ def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, m
         scale = _scale(metric)
         both = pd.concat([frame, dense[dense.columns.intersection(frame.columns)]], ignore_index=True)
         both = both.sort_values("metric", ignore_index=True)
-        figure = new_figure(WIDTH, 0.9 + 0.25 * len(both) if x == "sparsity" else 3.4)
+        figure = new_figure(WIDTH, 0.9 + 0.25 * len(both) if x == "sparsity" else max(3.4, 0.7 + 0.17 * len(both)))
         axis = figure.add_subplot()
+        looks, limits = looks_of(both.label), _limits(frame, dense, metric)
         for place, row in enumerate(both.itertuples()):
-            look = look_of(row.method) | {"linestyle": "none"}
+            look = looks[row.label] | {"linestyle": "none"}
             spread = 0 if math.isnan(row.interval) else scale * row.interval
             if x == "sparsity":
                 axis.errorbar([scale * row.metric], [place], xerr=[spread], **look)
             else:
                 axis.errorbar([getattr(row, x)], [scale * row.metric], yerr=[spread], label=row.label, **look)
+        for place, row in enumerate(both.itertuples()):
+            if limits and scale * row.metric < limits[0]:
+                if x == "sparsity":
+                    axis.annotate(f"◂ {scale * row.metric:.1f}", (limits[0], place), (3, 0), **_BEYOND, va="center")
+                else:
+                    axis.annotate(f"▾ {scale * row.metric:.1f}", (getattr(row, x), limits[0]), (4, 3), **_BEYOND)
+        (axis.set_xlim if x == "sparsity" else axis.set_ylim)(limits)
         if x == "sparsity":
             axis.set_yticks(range(len(both)), list(both.label))
             axis.set_xlabel(_unit(metric))
         else:
             axis.set_xlabel(x_title)
             axis.set_ylabel(_unit(metric))
-            axis.legend(ncols=2)
+            handles, words = axis.get_legend_handles_labels()
+            figure.legend(handles[::-1], words[::-1], loc="outside right upper")  # the best on top
     return figure
 
 
@@ -122,14 +130,14 @@ def layers(lines: Lines, words: str) -> Figure:
     """A value of each layer, in the model's order: `mean`, `min` and `max` over seeds."""
     with style():
         labels = sorted(lines, key=lambda one: (one.split()[0] != OURS, one))
-        names = list(max(lines.values(), key=len).index)
+        names, looks = list(max(lines.values(), key=len).index), looks_of(labels)
         figure, axes = _panels(len(_beside(labels)), 1.5)
         for axis, shown in zip(axes, _beside(labels), strict=True):
             for label in shown:
                 mine = lines[label].reindex(names)
                 places = np.arange(len(names))
-                look = look_of(label.split()[0])
-                axis.plot(places, mine["mean"], label=label, markersize=2.5, **{**look, "linewidth": 1})
+                look = looks[label]
+                axis.plot(places, mine["mean"], label=fill(label, 26), markersize=2.5, **{**look, "linewidth": 1})
                 axis.fill_between(places, mine["min"], mine["max"], color=look["color"], alpha=0.15, lw=0)
             axis.legend(loc="best")
             axis.set_xticks(range(len(names)), names, rotation=90, fontsize=4.5 if len(names) < 40 else 3)
@@ -142,19 +150,19 @@ def epochs(lines: Lines, metric: str) -> Figure:
     with style():
         labels = sorted(lines, key=lambda one: (one != OURS, one))
         figure, axes = _panels(len(labels), 1.6)
-        scale = _scale(metric)
+        scale, looks = _scale(metric), looks_of(labels)
         for axis, label in zip(axes, labels, strict=True):
-            frame, look = lines[label], look_of(label)
+            frame, look = lines[label], looks[label]
             _band(axis, frame, "metric", look | {"marker": ""}, "hard", scale)
             if "metric_soft" in frame and frame.metric_soft.notna().any():
                 soft = frame.dropna(subset=["metric_soft"]).astype({"metric_soft": float})
-                drawn = {"color": look["color"], "linestyle": "none", "marker": look["marker"], "fillstyle": "none"}
+                drawn = look | {"linestyle": "none", "fillstyle": "none"}
                 _band(axis, soft, "metric_soft", drawn, "soft", scale)
             if scale == 1:
                 axis.set_yscale("log")
             other = axis if scale == 100 else axis.twinx()
             _band(other, frame, "sparsity", {"color": "#777777", "linestyle": (0, (1, 1))}, "sparsity", 100.0)
-            axis.set_title(label)
+            axis.set_title(fill(label, 30), fontsize=8 if len(label) > 24 else None)
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axis.legend(loc="lower right")
         _label(figure, axes, "epoch", f"{_unit(metric)}; sparsity, %")
@@ -162,12 +170,13 @@ def epochs(lines: Lines, metric: str) -> Figure:
 
 
 def revived(panels: dict[str, Lines]) -> Figure:
-    """The share of weights that came back in each epoch, a panel a target, a line a method."""
+    """The share of weights that came back in each epoch, a panel a target, a line a label."""
     with style():
         figure, axes = _panels(len(panels), 2.0)
         for axis, (name, lines) in zip(axes, panels.items(), strict=True):
-            for method, frame in sorted(lines.items(), reverse=True):
-                _band(axis, frame, "revived", look_of(method), method, 100.0)
+            looks = looks_of(lines)
+            for label, frame in sorted(lines.items(), reverse=True):
+                _band(axis, frame, "revived", looks[label], label, 100.0)
             axis.set_title(f"target {name}")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axis.legend(loc="best")

@@ -85,7 +85,7 @@ def _against(x: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
         dense = frame[frame.method == "dense"]
         for pattern, group in frame[frame.method != "dense"].groupby("pattern"):
             several = group.target_sparsity.nunique() > 1
-            if x == "sparsity" and not several and group.method.nunique() < 2:
+            if x == "sparsity" and not several and group.label.nunique() < 2:
                 continue
             make = drawings.against if several else drawings.one_target
             figure = make(group, dense, x, words, first.metric_name)
@@ -104,8 +104,7 @@ def _layers(column: str, words: str) -> Callable[[str, pd.DataFrame], Iterator[D
         first = runs.iloc[0]
         for (pattern, share), group in _middle_targets(runs):
             lines: dict[str, pd.DataFrame] = {}
-            for key, label in cells(group).set_index(KEY).label.items():
-                mine = group[(group.study == key[0]) & (group.cell == key[1])]
+            for label, mine in _by_label(group):
                 tables = [table for path in mine.path if (table := read_layers(path)) is not None and column in table]
                 if tables:
                     lines[label] = pd.concat(tables).groupby("name", sort=False)[column].agg(["mean", "min", "max"])
@@ -122,8 +121,8 @@ def _layers(column: str, words: str) -> Callable[[str, pd.DataFrame], Iterator[D
 def _epochs(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
     first = runs.iloc[0]
     for (pattern, share), group in _middle_targets(runs):
-        lines = {str(method): _history(mine) for method, mine in group.groupby("method")}
-        lines = {method: frame for method, frame in lines.items() if len(frame)}
+        lines = {label: _history(mine) for label, mine in _by_label(group)}
+        lines = {label: frame for label, frame in lines.items() if len(frame)}
         if lines:
             caption = (
                 f"Validation {first.metric_name} of the hard model, of the soft one where it was measured (hollow "
@@ -138,11 +137,14 @@ def _revived(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
     for pattern, family in runs[runs.method.isin(["pdp", "gmp"])].groupby("pattern"):
         panels: dict[str, dict[str, pd.DataFrame]] = {}
         for share, group in family.groupby("target_sparsity"):
-            lines = {str(method): _history(mine) for method, mine in group.groupby("method")}
-            lines = {method: frame for method, frame in lines.items() if "revived" in frame}
+            of_label = dict(_by_label(group))
+            # Of several settings the one that the others are held against.
+            of_label = {label: mine for label, mine in of_label.items() if label == mine.method.iloc[0]} or of_label
+            lines = {label: _history(mine) for label, mine in of_label.items()}
+            lines = {label: frame for label, frame in lines.items() if "revived" in frame}
             if lines:
                 panels[target(share)] = lines
-        if any("pdp" in lines for lines in panels.values()):
+        if any(label.split()[0] == drawings.OURS for lines in panels.values() for label in lines):
             caption = (
                 "Share of weights that were pruned at the end of the epoch before and are kept at the end of this one, "
                 f"PDP beside GMP where it ran: {first.model} on {first.data}, {pattern}, study {first.study}. Means "
@@ -199,6 +201,12 @@ def _middle_targets(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, float], pd.
         yield (str(pattern), share), group[group.target_sparsity == share]
 
 
+def _by_label(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The runs of each configuration, by its label."""
+    for key, label in cells(runs).set_index(KEY).label.items():
+        yield label, runs[(runs.study == key[0]) & (runs.cell == key[1])]
+
+
 def _history(runs: pd.DataFrame) -> pd.DataFrame:
     """The epochs of several runs under one another."""
     return pd.DataFrame([line for path in runs.path for line in read_history(path)])
@@ -209,7 +217,7 @@ def _slug(pattern: Any, share: float | None = None) -> str:
 
 
 KINDS = (
-    Kind("accuracy_sparsity", "accuracy against sparsity", "pruned records of two methods", _against("sparsity")),
+    Kind("accuracy_sparsity", "accuracy against sparsity", "two methods or settings", _against("sparsity")),
     Kind("accuracy_macs", "accuracy against MACs", "records of pruned runs", _against("macs_sparse")),
     Kind("layer_share", "per-layer share", "pruned records with layers.csv", _layers("sparsity", "Share of zeros")),
     Kind("layer_macs", "per-layer MACs", "records with MACs in layers.csv", _layers("sparse_macs", "Sparse MACs")),

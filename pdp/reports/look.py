@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,24 @@ _METHODS = (
     *("pdp", "gmp", "str", "optg", "granet", "acdc", "cs", "dnw", "rigl", "movement", "oneshot", "pofa"),
     *("srste", "asp", "lbc", "sfp", "slimming", "chex", "dense"),
 )
+
+
+def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A look for each label: a method's own, and for each further setting of it one that nothing else here has."""
+    found: dict[str, dict[str, Any]] = {}
+    settings = 0
+    for label in labels:
+        method = label.split()[0]
+        found[label] = look_of(method)
+        if label != method and method == "pdp":
+            settings += 1
+            found[label] = {
+                "color": _COLOURS[settings % len(_COLOURS)],
+                "linestyle": _LINES[settings % len(_LINES)],
+                "marker": _MARKS[settings % len(_MARKS)],
+                "fillstyle": "none",
+            }
+    return found
 
 
 def look_of(method: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from test_report_statistics import DENSE, keep
 
 from pdp.methods.options import OPTIONS
 from pdp.reports.figures import KINDS, draw_all
-from pdp.reports.look import as_png, as_svg, look_of
+from pdp.reports.look import as_png, as_svg, look_of, looks_of
 from pdp.reports.masks import mask_values, soft_share, weight_values
 from pdp.reports.runs import read_kept
 from scripts import figures
@@ -48,6 +48,29 @@ def results(tmp_path):
                 if method == "pdp":
                     distributions(path, seed)
     return tmp_path
+
+
+def test_settings_of_pdp_stand_each_in_a_panel_of_its_own_beside_the_bare_one(tmp_path):
+    usual = {"temperature": 1e-4, "refresh": 1}
+    for cell, options in enumerate([usual, usual | {"temperature": 1e-3}, usual | {"refresh": 10}]):
+        path = keep(tmp_path, "s", str(cell), 0, method_options=options, metric=[0.9, 0.92, 0.3][cell])
+        (path / "layers.csv").write_text(LAYERS)
+        (path / "history.jsonl").write_text(json.dumps({"epoch": 0, "metric": 0.1 * cell, "sparsity": 0.5}) + "\n")
+    drawn = {one.name.partition("-")[0]: one.figure for one in draw_all(read_kept(tmp_path))[0]}
+    panels = [[text.get_text() for text in axis.get_legend().get_texts()] for axis in drawn["layer_share"].axes]
+    assert panels == [["pdp (refresh=10)", "pdp"], ["pdp (temperature=0.001)", "pdp"]]
+    titles = [axis.get_title(loc="left") for axis in drawn["epochs"].axes]
+    assert titles == ["pdp", "pdp (refresh=10)", "pdp (temperature=0.001)"]
+    assert [axis.lines[0].get_ydata().tolist() for axis in drawn["epochs"].axes] == [[0], [20], [10]]
+    (axis,) = drawn["accuracy_sparsity"].axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == [
+        "pdp (refresh=10)",
+        "pdp",
+        "pdp (temperature=0.001)",
+    ]
+    assert [text.get_text() for text in axis.texts] == ["◂ 30.0"]  # far below the others, so beyond the axis
+    looks = looks_of(["pdp", "pdp (refresh=10)", "pdp (temperature=0.001)"]).values()
+    assert len({str(look) for look in looks}) == 3
 
 
 def test_every_kind_is_drawn_of_what_the_records_hold(results):

@@ -90,6 +90,29 @@ def test_configurations_of_one_method_are_told_apart_by_what_differs(tmp_path):
     assert labels == {"pdp (temperature=0.0001)", "pdp (temperature=0.001)"}
 
 
+def test_what_most_settings_share_goes_without_saying_and_the_bare_one_is_paired_with_each(tmp_path):
+    usual = {"temperature": 1e-4, "refresh": 1}
+    for cell, (options, schedule) in enumerate(
+        [
+            (usual, {"name": "linear", "start": 2, "warmup": "0.16"}),
+            (usual | {"temperature": 1e-3}, {"name": "linear", "start": 2, "warmup": "0.16"}),
+            (usual, {"name": "cubic", "start": 2, "warmup": "0.16"}),
+            (usual, {"name": "linear", "start": 5, "warmup": "0.4"}),
+            (usual | {"refresh": 10}, {"name": "linear", "start": 2, "warmup": "0.16"}),
+        ]
+    ):
+        for seed in range(3):
+            values = {"method_options": options, "schedule": schedule, "metric": 0.9 + 0.01 * cell + 0.001 * seed}
+            keep(tmp_path, "s", str(cell), seed, **values)
+    sheets = make_sheets(tmp_path)
+    labels = set(sheet_named(sheets, "random_digits").frame.label)
+    others = ["pdp (temperature=0.001)", "pdp (schedule=cubic)", "pdp (warmup=0.4)", "pdp (refresh=10)"]
+    assert labels == {"pdp", *others}
+    frame = sheet_named(sheets, "paired_digits").frame.set_index("method")
+    assert set(frame.pdp) == {"pdp"} and set(frame.index) == set(others)
+    assert [frame.difference[label] for label in others] == pytest.approx([-0.01, -0.02, -0.03, -0.04])
+
+
 def test_pdp_is_paired_with_each_method_and_holm_counts_the_family(tmp_path):
     for seed in range(4):
         keep(tmp_path, "s", "1", seed, metric=0.9 + 0.01 * seed)
