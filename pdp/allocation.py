@@ -82,7 +82,10 @@ def erk_budget(shapes: Sequence[Sequence[int]], sizes: Sequence[int], total: int
 
 
 def read_shares(path: Path) -> dict[str, float]:
-    """Layer shares from a CSV with the columns layer,share or from a run's directory (its layers.csv)."""
+    """Shares of units from a CSV with the columns layer,share or from a run's directory (its layers.csv).
+
+    Where a run's file has no column of shares, the layers' zeros are taken: the same, where a unit is a weight.
+    """
     table = path / "layers.csv" if path.is_dir() else path
     if not table.is_file():
         raise Refusal(f"allocation.path={path} is neither a CSV of layer,share nor a run's directory with layers.csv")
@@ -91,9 +94,10 @@ def read_shares(path: Path) -> dict[str, float]:
     try:
         with table.open(newline="", encoding="utf-8") as lines:
             for row in csv.DictReader(lines):
-                if path.is_dir() and row.get("prunable", "True") != "True":
+                given = row.get("share", row[share_key]) if path.is_dir() else row[share_key]
+                if path.is_dir() and (row.get("prunable", "True") != "True" or not given):
                     continue
-                shares[row[name_key]] = float(row[share_key])
+                shares[row[name_key]] = float(given)
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise Refusal(f"allocation.path={table} cannot be read as {name_key},{share_key}: {error!r}") from None
     bad = [f"{name}={share}" for name, share in shares.items() if not 0 <= share <= 1]

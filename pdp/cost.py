@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from pdp.layers import is_conv1d, is_weighted
+from pdp.layers import Site, is_conv1d, weighted_sites
 
 
 @torch.no_grad()
@@ -27,21 +29,11 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
     activations and pooling are not counted. sparse_macs = macs x nonzero / params. `example_input` is a tensor, a tuple
     of arguments or a dict of keywords. `frame.attrs["macs_attention"]` holds the products of queries, keys and values.
     """
-    macs: dict[nn.Module, int] = {}
-    layers = {module: name for name, module in model.named_modules() if is_weighted(module)}
-
-    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        outputs = (
-            weight.shape[1]
-            if transposed or not isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))
-            else weight.shape[0]
-        )
-        positions = inputs[0].numel() // weight.shape[0] if transposed else output.numel() // outputs
-        macs[module] = macs.get(module, 0) + positions * weight.numel()
-
-    handles = [module.register_forward_hook(count) for module in layers]
+    sites = list(weighted_sites(model))
+    macs = {name: 0 for name, _, _ in sites}
+    handles = [
+        one.caller.register_forward_hook(partial(_count, macs, name, one), with_kwargs=True) for name, _, one in sites
+    ]
     flops = FlopCounterMode(display=False)
     try:
         with _evaluating(model), _products_in_the_open(), flops:
@@ -50,11 +42,10 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
         for handle in handles:
             handle.remove()
     rows = []
-    for module, name in layers.items():
-        weight: Tensor = module.weight
+    for name, kind, site in sites:
+        weight = _weight(site)
         nonzero = int(torch.count_nonzero(weight))
-        dense = macs.get(module, 0)
-        rows.append((name, type(module).__name__, weight.numel(), nonzero, dense, dense * nonzero // weight.numel()))
+        rows.append((name, kind, weight.numel(), nonzero, macs[name], macs[name] * nonzero // weight.numel()))
     frame = pd.DataFrame(rows, columns=["name", "type", "params", "nonzero", "macs", "sparse_macs"])
     counts = flops.get_flop_counts().get("Global", {})
     frame.attrs["macs_attention"] = (
@@ -62,6 +53,32 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
         // 2
     )
     return frame
+
+
+def _count(
+    macs: dict[str, int], name: str, site: Site, caller: nn.Module, inputs: tuple, keywords: dict, output: Any
+) -> None:
+    """A forward hook: adds what one call of `caller` multiplies by the weight of `site`."""
+    weight = _weight(site)
+    if isinstance(caller, nn.MultiheadAttention):
+        sequences = dict(zip(("query", "key", "value"), inputs, strict=False)) | keywords
+        positions = {key: sequences[key].numel() // sequences[key].shape[-1] for key in ("query", "key", "value")}
+        if site.parameter == "in_proj_weight":  # a third of it for each
+            macs[name] += sum(positions.values()) * weight.numel() // 3
+        else:
+            of = {"k_proj_weight": "key", "v_proj_weight": "value"}.get(site.parameter, "query")
+            macs[name] += positions[of] * weight.numel()
+        return
+    transposed = isinstance(caller, _ConvTransposeNd)
+    outputs = weight.shape[1] if transposed or is_conv1d(caller) else weight.shape[0]
+    places = inputs[0].numel() // weight.shape[0] if transposed else output.numel() // outputs
+    macs[name] += places * weight.numel()
+
+
+def _weight(site: Site) -> Tensor:
+    weight = site.module._parameters[site.parameter]
+    assert weight is not None
+    return weight
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -77,16 +94,15 @@ def count_bytes(model: nn.Module, bytes_per_weight: int = 4) -> pd.DataFrame:
     bytes up to 65,536 columns, else 4) and a 4-byte offset for each row and one more; rows are outputs.
     """
     rows = []
-    for name, module in model.named_modules():
-        if is_weighted(module):
-            weight: Tensor = module.weight
-            nonzero = int(torch.count_nonzero(weight))
-            outputs = weight.shape[1] if is_conv1d(module) else weight.shape[0]
-            columns = weight.numel() // outputs
-            values = nonzero * bytes_per_weight
-            bitmask = values + -(-weight.numel() // 8)
-            csr = values + nonzero * (2 if columns <= 65_536 else 4) + 4 * (outputs + 1)
-            rows.append((name, type(module).__name__, weight.numel() * bytes_per_weight, bitmask, csr))
+    for name, kind, site in weighted_sites(model):
+        weight = _weight(site)
+        nonzero = int(torch.count_nonzero(weight))
+        outputs = weight.shape[1] if is_conv1d(site.module) else weight.shape[0]
+        columns = weight.numel() // outputs
+        values = nonzero * bytes_per_weight
+        bitmask = values + -(-weight.numel() // 8)
+        csr = values + nonzero * (2 if columns <= 65_536 else 4) + 4 * (outputs + 1)
+        rows.append((name, kind, weight.numel() * bytes_per_weight, bitmask, csr))
     return pd.DataFrame(rows, columns=["name", "type", "dense", "bitmask", "csr"])
 
 

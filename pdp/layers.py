@@ -89,7 +89,7 @@ def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequ
     the task's own. Weights tied to anything but a prunable layer (an embedding, say) stay out. Raises `Refusal` for a
     pattern that matches nothing and for a model without prunable layers.
     """
-    weights = list(_weights(model))
+    weights = list(weighted_sites(model))
     _check_patterns(exclude, [name for name, _, _ in weights])
     outside = _used_outside(model, {id(site.module) for _, _, site in weights})
     found: dict[int, Layer] = {}
@@ -110,8 +110,11 @@ def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequ
     return list(found.values())
 
 
-def _weights(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
-    """Every convolution and linear weight. `nn.MultiheadAttention` reads its projections outside their own forward."""
+def weighted_sites(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
+    """Every convolution and linear weight: its layer's name, kind and place.
+
+    `nn.MultiheadAttention` reads its projections outside their own forward.
+    """
     attention_outputs: dict[int, nn.Module] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.MultiheadAttention):

@@ -181,7 +181,8 @@ def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
 def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> pd.DataFrame:
     """layers.csv, a row per convolution and linear layer.
 
-    The columns are name, type, weights, nonzero, sparsity, macs, sparse_macs, prunable.
+    The columns are name, type, weights, nonzero, sparsity, macs, sparse_macs, prunable, share: the last is the share of
+    the units that went, for a layer that names them, such as the first of coupled ones.
     """
     frame = count_macs(model, example_input)
     attention = frame.attrs["macs_attention"]
@@ -189,6 +190,8 @@ def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> 
     frame.insert(4, "sparsity", 1 - frame.nonzero / frame.weights)
     prunable = set(pruner.prunable_weights) if pruner else set()
     frame["prunable"] = [name in prunable for name in frame.name]
+    shares = {layer.name: layer.pruned / layer.units for layer in pruner.layers} if pruner else {}
+    frame["share"] = [shares.get(name) for name in frame.name]
     frame.attrs["macs_attention"] = attention
     return frame
 

@@ -8,10 +8,11 @@ import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models import mobilenet_v2, resnet18, resnet50
+from torchvision.models import ViT_B_16_Weights, mobilenet_v2, resnet18, resnet50, vit_b_16
 
 from pdp import Pruner, count_macs
 from pdp.cost import count_bytes, count_parameters
+from pdp.layers import find_layers
 
 # torchvision's documentation, the MobileNet-v1 of STR's README (4.21 M, 569 M)
 PUBLISHED = [
@@ -90,6 +91,38 @@ def test_attention_products_have_their_own_column():
     frame = count_macs(model, torch.zeros(1, 3, 224, 224))
     tokens, width, depth = 197, 192, 12
     assert frame.attrs["macs_attention"] == depth * 2 * tokens * tokens * width
+
+
+def test_projections_of_multi_head_attention_are_counted_where_they_are_multiplied():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.same = nn.MultiheadAttention(12, 3, batch_first=True)
+            self.cross = nn.MultiheadAttention(12, 3, kdim=8, vdim=6, batch_first=True)
+
+        def forward(self, x, memory, values):
+            x = self.same(x, x, x)[0]
+            return self.cross(query=x, key=memory, value=values)[0]
+
+    model = Two()
+    frame = count_macs(model, (torch.zeros(2, 5, 12), torch.zeros(2, 7, 8), torch.zeros(2, 7, 6)))
+    assert dict(zip(frame.name, frame.macs, strict=True)) == {
+        "same.in_proj_weight": 3 * 2 * 5 * 12 * 12,
+        "same.out_proj": 2 * 5 * 12 * 12,
+        "cross.q_proj_weight": 2 * 5 * 12 * 12,
+        "cross.k_proj_weight": 2 * 7 * 8 * 12,
+        "cross.v_proj_weight": 2 * 7 * 6 * 12,
+        "cross.out_proj": 2 * 5 * 12 * 12,
+    }
+    assert set(frame.type) == {"Linear"} and set(frame.name) == {layer.name for layer in find_layers(model)}
+    assert frame.attrs["macs_attention"] == 2 * 2 * (5 * 5 + 5 * 7) * 12
+    assert count_bytes(model).dense.sum() == 4 * frame.params.sum()
+
+
+def test_the_published_total_of_a_vision_transformer():
+    frame = count_macs(vit_b_16(), torch.zeros(1, 3, 224, 224))
+    published = ViT_B_16_Weights.IMAGENET1K_V1.meta["_ops"]  # in thousand millions, attention included
+    assert (frame.macs.sum() + frame.attrs["macs_attention"]) / 1e9 == pytest.approx(published, abs=0.005)
 
 
 GOLDEN = Path(__file__).parent / "golden"

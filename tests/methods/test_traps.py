@@ -5,6 +5,8 @@ import torch
 from small_models import batch, case_net, case_pruner, case_step, train_epoch
 from torch import nn
 
+from pdp.run import layer_table
+
 
 def optimizer_of(model, decay=0.0):
     return torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=decay)
@@ -108,3 +110,19 @@ def test_a_budget_is_taken_over_by_another_method(tmp_path):
             train_epoch(other, second, optimizer, epoch, dtype=torch.float64)
         second.finalize()
         assert second.report().pruned.tolist() == report.pruned.tolist(), method
+
+
+def test_a_channel_budget_is_taken_over_from_the_layers_of_a_run(tmp_path):
+    first = case_pruner(case_net(), "oneshot", "channel", epochs=4)
+    first.start_epoch(3)
+    first.finalize()
+    frame = layer_table(first.model, first, torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    assert set(frame.name[frame.share.notna()]) == {layer.name for layer in first.layers} and first.share > 0.4
+    assert (frame.sparsity > frame.share.fillna(0)).any()  # readers of pruned channels lose weights, too
+    frame.to_csv(tmp_path / "layers.csv", index=False)
+    torch.manual_seed(5)  # other weights, which would give another budget
+    values = {"sparsity": None, "allocation": "file", "allocation_path": tmp_path}
+    second = case_pruner(case_net(), "pdp", "channel", epochs=4, **values)
+    second.start_epoch(3)
+    second.finalize()
+    assert second.report().pruned.tolist() == first.report().pruned.tolist()
