@@ -5,7 +5,7 @@ import sys
 
 import torch
 import torch.distributed as dist
-from small_models import CASES, case_net, case_pruner, case_step
+from small_models import CASES, VARIANT_CASES, case_net, case_pruner, case_step
 from torch import nn
 
 from pdp import Pruner
@@ -46,7 +46,8 @@ def main(folder: str) -> None:
     """Trains as one rank and saves what it has."""
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    left = {f"{case[0]} {case[1]}": what_is_left(*train(rank, dist.get_world_size(), *case)) for case in CASES}
+    world = dist.get_world_size()
+    left = {" ".join(case): what_is_left(*train(rank, world, *case)) for case in CASES + VARIANT_CASES}
     torch.save(left, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 

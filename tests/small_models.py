@@ -22,6 +22,23 @@ SHORT_OPTIONS = {
     "str": {"initial": -5.0},
     "chex": {"update_every": 1},
 }
+# Methods at settings that keep or do something else than at their defaults.
+VARIANTS = {
+    "pdp, relative": ("pdp", {"temperature_mode": "relative"}),
+    "pdp, every other step": ("pdp", {"refresh": 2}),
+    "pdp, a cut with a gradient": ("pdp", {"detach_cut": False}),
+    "gmp, global": ("gmp", {"allocation": "global"}),
+    "gmp, a fixed budget": ("gmp", {"allocation": "global", "budget": "fixed"}),
+    "gmp, every four steps": ("gmp", {"update_every": 4, "schedule": {"warmup": "3it", "ramp": "8it", "unit": "step"}}),
+    "str, free": ("str", {"controller": "none", "initial": -5.0, "sparsity": None}),
+    "cs, controlled": ("cs", {"controller": "cubic"}),
+    "cs, two rounds": ("cs", {"rounds": 2}),
+    "movement, soft": ("movement", {"variant": "soft", "score_lr": None, "threshold": 0.5}),
+    "movement, global": ("movement", {"allocation": "global", "score_lr": None}),
+    "acdc, uniform": ("acdc", {"allocation": "uniform", "reset_momentum": False}),
+    "rigl, cosine": ("rigl", {"update_every": "2it", "anneal": "cosine"}),
+}
+VARIANT_CASES = [(variant, "random") for variant in VARIANTS]
 
 
 def case_net(norm: bool = True) -> nn.Sequential:
@@ -34,16 +51,16 @@ def case_net(norm: bool = True) -> nn.Sequential:
 
 def case_pruner(model: nn.Module, method: str, pattern: str, epochs: int, **values) -> Pruner:
     """The pruner of a case, in a run of three steps an epoch."""
-    values = {"sparsity": PATTERNS[pattern], "schedule": {"warmup": "1ep", "ramp": "2ep"}} | values
+    name, options = VARIANTS.get(method, (method, SHORT_OPTIONS.get(method, {})))
+    values = {"sparsity": PATTERNS[pattern], "schedule": {"warmup": "1ep", "ramp": "2ep"}} | options | values
     return Pruner(
         model,
-        method,
+        name,
         pattern,
         epochs=epochs,
         steps_per_epoch=3,
         example_input=torch.zeros(1, 3, 8, 8, dtype=torch.float64),
         **values,
-        **SHORT_OPTIONS.get(method, {}),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import ddp_worker
 import pytest
 import torch
-from small_models import CASES
+from small_models import CASES, VARIANT_CASES
 
 from pdp.records import read_record
 
@@ -41,7 +41,7 @@ def equal(one, two) -> bool:
     return torch.equal(one, two)
 
 
-@pytest.mark.parametrize(("method", "pattern"), CASES)
+@pytest.mark.parametrize(("method", "pattern"), CASES + VARIANT_CASES)
 def test_masks_are_equal_on_both_and_weights_are_those_of_one_process(method, pattern, two_processes):
     one, two = (left[f"{method} {pattern}"] for left in two_processes)
     assert equal(one["keep"], two["keep"])

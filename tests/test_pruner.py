@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import CASES, PATTERNS, batch, case_net, case_pruner, case_step, small_net, train_epoch
+from small_models import CASES, PATTERNS, VARIANT_CASES, batch, case_net, case_pruner, case_step, small_net, train_epoch
 from torch import nn
 
 from pdp import Pruner, find_cut
@@ -43,6 +43,26 @@ def test_dense_then_ramp_then_full_then_hard():
     assert pruner.phase == "hard"
     weights = [module.weight for module in model if isinstance(module, (nn.Conv2d, nn.Linear))]
     assert sum(int((weight == 0).sum()) for weight in weights) == math.floor(0.8 * units + 0.5)
+
+
+def test_two_pruners_share_nothing():
+    first, second = make(small_net()), make(small_net())
+    first.start_epoch(5)
+    assert first.layers[0].pruned and first.layers[0].state
+    assert not second.layers[0].pruned and not second.layers[0].state and second.layers[0].trail.cut != 0
+    assert first.skipped is not second.skipped and first.metrics is not second.metrics
+
+
+def test_what_is_excluded_counts_in_no_budget():
+    model = small_net()
+    names = [layer.name for layer in make(small_net()).layers]
+    pruner = make(model, exclude=names[:1])
+    pruner.start_epoch(5)
+    inside = [layer for layer in pruner.layers]
+    assert [layer.name for layer in inside] == names[1:]
+    assert sum(layer.pruned for layer in inside) == math.floor(0.8 * sum(layer.units for layer in inside) + 0.5)
+    pruner.finalize()
+    assert torch.count_nonzero(model.get_submodule(names[0]).weight) == model.get_submodule(names[0]).weight.numel()
 
 
 @settings(max_examples=25)
@@ -169,7 +189,7 @@ def test_a_share_of_zero_is_the_identity():
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("method", "pattern"), CASES)
+@pytest.mark.parametrize(("method", "pattern"), CASES + VARIANT_CASES)
 @pytest.mark.parametrize("stop", [(0, 2), (2, 1), (4, 0)])
 def test_a_saved_pruner_goes_on_bit_for_bit(method, pattern, stop):
     moments = [(epoch, step) for epoch in range(6) for step in range(3)]
