@@ -25,8 +25,8 @@ RUN = ["model=resnet20", "sparsity=0.8", "recipe.epochs=8", "data.limit=320", "r
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "train.py", *RUN, f"output_dir={folder}"]
+def start(folder: Path, *words: str) -> subprocess.Popen:
+    command = [sys.executable, "train.py", *RUN, *words, f"output_dir={folder}"]
     return subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -91,6 +91,27 @@ def test_killed_five_times_and_the_same_bit_for_bit(tmp_path, never_killed):
     for key, value in never_killed.items():
         assert torch.equal(resumed[key], value), key
     assert epochs_done(tmp_path) == 8
+
+
+@pytest.mark.parametrize("method", ["str", "rigl"])  # trained extras; an optimizer whose averages are reset
+def test_killed_in_the_middle_of_another_method(method, tmp_path):
+    words = [f"method={method}"] if method == "str" else [f"method={method}", "method.update_every=4it"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        process = start(folder, *words)
+        if folder == killed:
+            wait_for(process, lambda: epochs_done(killed) == 4)
+            time.sleep(0.1)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            assert process.returncode == -signal.SIGKILL
+            process = start(folder, *words)
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+    assert "going on from epoch" in output
+    resumed = load_file(the_run(killed) / "model.safetensors")
+    for key, value in load_file(the_run(whole) / "model.safetensors").items():
+        assert torch.equal(resumed[key], value), key
 
 
 def test_requests_to_stop_save_at_the_next_step_and_exit_with_75(tmp_path, never_killed):
