@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,8 @@ def save_semi_structured(model: nn.Module, names: set[str], folder: Path) -> lis
     from torch.sparse import to_sparse_semi_structured
 
     tensors: dict[str, Tensor] = {}
-    worst = 0.0
-    packed = 0
+    shapes: dict[str, list[int]] = {}
+    worst, kind = 0.0, ""
     for name, value in model.state_dict().items():
         module_name, _, key = name.rpartition(".")
         module = model.get_submodule(module_name)
@@ -195,12 +196,15 @@ def save_semi_structured(model: nn.Module, names: set[str], folder: Path) -> lis
                 stored = getattr(sparse, part)
                 if stored is not None:
                     tensors[f"{name}.{part}"] = stored.cpu()
-            packed += 1
+            shapes[name], kind = [rows, columns], type(sparse).__name__
         else:
             tensors[name] = half.cpu()
     save_file({key: value.contiguous() for key, value in tensors.items()}, str(folder / "model-2-4.safetensors"))
+    # What a tensor is built from again, besides its parts: class and shape; the parts are of this version's making.
+    described = {"class": kind, "torch": torch.__version__, "shapes": shapes}
+    (folder / "model-2-4.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     return [
-        ("linear layers packed", f"{packed}; convolutions stay dense with their zeros"),
+        ("linear layers packed", f"{len(shapes)}; convolutions stay dense with their zeros"),
         ("difference of the products", f"{worst:.2g} of the largest"),
     ]
 
