@@ -10,20 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from pdp.config.arguments import parse
 from pdp.config.compose import compose_tree
 from pdp.config.groups import choices
 from pdp.errors import Refusal
+from pdp.published import near_target, published_method
 from pdp.records import RECORD, Record, read_record
 from pdp.study import Cell, Study
 
 METRICS = {"images": "top1", "text_classification": "accuracy", "language_modelling": "perplexity"}
 # Training samples as published, for a benchmark that says how long a batch takes and nothing of the data.
 SAMPLES = {"imagenet": 1_281_167, "glue-mnli": 392_702, "glue-qqp": 363_846}
-NEAR = 0.005  # published sparsities this close to a cell's are put beside it, with their own beside them
-NEAR_MACS = 0.05  # likewise multiply-adds, as a share of the dense model's
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def _planned(name: str) -> Planned:
         task=tree.model.task,
         model=tree.model.name,
         data=f"{data.name}-{task}" if task else data.name,
-        method=_slug(method),
+        method=published_method(method.name, getattr(method, "variant", None)),
         pattern=f"{prune.n}:{prune.m}" if nm else prune.pattern,
         sparsity=None if tree.allocation.name == "file" else sparsity,
         of_macs=getattr(prune, "target", "") == "macs",
@@ -79,10 +78,6 @@ def _planned(name: str) -> Planned:
         epochs=tree.recipe.epochs,
         needs=tuple(needs),
     )
-
-
-def _slug(method: DictConfig) -> str:
-    return f"{method.name}_soft" if method.name == "movement" and method.variant == "soft" else str(method.name)
 
 
 def find_published(cell: Planned, published: pd.DataFrame) -> pd.DataFrame:
@@ -96,10 +91,8 @@ def find_published(cell: Planned, published: pd.DataFrame) -> pd.DataFrame:
     ]
     if cell.allocation == "file" or cell.sparsity is None:
         return same.head(0)
-    if cell.of_macs:
-        dense = published[(published.model == cell.model) & (published.method == "dense")].macs.min()
-        return same[(same.macs / dense - (1 - cell.sparsity)).abs() <= NEAR_MACS]
-    return same[(same.sparsity - cell.sparsity).abs() <= NEAR + 1e-12]
+    dense = published[(published.model == cell.model) & (published.method == "dense")].macs.min()
+    return near_target(same, cell.sparsity, cell.of_macs, dense)
 
 
 def read_kept(results: Path) -> dict[str, list[Record]]:
@@ -115,8 +108,8 @@ def find_records(cell: Planned, records: Sequence[Record]) -> list[Record]:
     """Our runs of a cell: same model, data, method, pattern, allocation and target."""
 
     def matches(record: Record) -> bool:
-        soft = record.method == "movement" and record.method_options.get("variant") == "soft"
-        named = (record.model, record.data, f"{record.method}_soft" if soft else record.method, record.pattern)
+        method = published_method(record.method, record.method_options.get("variant"))
+        named = (record.model, record.data, method, record.pattern)
         if named != (cell.model, cell.data, cell.method, cell.pattern):
             return False
         if (record.allocation == "file") != (cell.allocation == "file"):
@@ -187,7 +180,7 @@ def plan_table(
                 "epochs": cell.epochs,
                 "command": cell.command,
                 "published": "; ".join(_said(row) for row in find_published(cell, published).itertuples()),
-                "ours": _mean(found),
+                "ours": _means(found),
                 "gpu_hours": hours,
                 "speed_from": source,
             }
@@ -198,15 +191,22 @@ def plan_table(
 def _said(row: Any) -> str:
     value = f"{row.value:.2f}" if row.metric_name in ("perplexity", "loss") else f"{100 * row.value:.2f} %"
     at = "" if math.isnan(row.sparsity) else f" at {100 * row.sparsity:g} %"
-    return f"{row.label} {value}{at} [{ {'yes': 'verified', 'no': 'unverified'}.get(row.verified, row.verified) }]"
+    epochs = "" if math.isnan(row.epochs) else f" in {row.epochs:g} epochs"
+    mark = {"yes": "verified", "no": "unverified"}.get(row.verified, row.verified)
+    return f"{row.label} {value}{at}{epochs} [{mark}: {row.source}]"
 
 
-def _mean(records: Sequence[Record]) -> str:
-    if not records:
-        return ""
-    mean = sum(one.metric for one in records) / len(records)
-    value = f"{mean:.2f}" if records[0].metric_name in ("perplexity", "loss") else f"{100 * mean:.2f} %"
-    return f"{value} ({len(records)} run{'s' if len(records) > 1 else ''})"
+def _means(records: Sequence[Record]) -> str:
+    """A mean for each configuration, as runs of several settings are not one cell's."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.config_hash, []).append(record)
+    words = []
+    for runs in found.values():
+        mean = sum(one.metric for one in runs) / len(runs)
+        value = f"{mean:.2f}" if runs[0].metric_name in ("perplexity", "loss") else f"{100 * mean:.2f} %"
+        words.append(f"{value} ({len(runs)} run{'s' if len(runs) > 1 else ''})")
+    return "; ".join(words)
 
 
 def study_table(studies: Sequence[Study], kept: dict[str, list[Record]]) -> pd.DataFrame:

@@ -21,6 +21,8 @@ CONVENTIONS = ("mac", "mac+pool", "flop")
 MARKS = ("yes", "third party", "no")  # read at its source; quoted by others; neither
 # Additions of the average pool before the classifier, which STR counts as well: channels x 7 x 7.
 POOL = {"resnet50": 100_352}
+NEAR = 0.005  # a published sparsity stands beside a target at most half a point away
+NEAR_MACS = 0.05  # likewise multiply-adds, as a share of the dense model's
 _NEVER_EMPTY = ("method", "label", "model", "data", "metric_name", "source")
 _RAW = ("perplexity", "loss")  # metrics that are no fractions
 _PATTERN = re.compile(r"random|channel|none|\d+:\d+")
@@ -44,6 +46,18 @@ def load_published(path: Path | str) -> pd.DataFrame:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise Refusal(f"{path} cannot be read ({error}): give a table of published numbers") from None
     return pd.DataFrame(rows, columns=[*COLUMNS, "macs_published"])
+
+
+def published_method(method: str, variant: str | None) -> str:
+    """What the table calls a method of ours: soft movement pruning is one of its own there."""
+    return f"{method}_{variant}" if (method, variant) == ("movement", "soft") else method
+
+
+def near_target(rows: pd.DataFrame, target: float, of_macs: bool, dense_macs: float) -> pd.DataFrame:
+    """Rows of the table at about a target: a sparsity, or with `of_macs` the share of the dense model's MACs to go."""
+    if of_macs:
+        return rows[(rows.macs / dense_macs - (1 - target)).abs() <= NEAR_MACS]
+    return rows[(rows.sparsity - target).abs() <= NEAR + 1e-9]
 
 
 class _Row:

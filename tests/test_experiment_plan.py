@@ -77,11 +77,14 @@ def test_our_records_stand_beside_their_cell_and_tuning_runs_do_not(cells, publi
     ours = record(model="mobilenet_v1", data="digits", method="pdp", pattern="random", target_sparsity=0.866,
                   target_unit="weight", allocation="global", metric=0.96, metric_name="top1")  # fmt: skip
     kept = {"a": [ours, dataclasses.replace(ours, metric=0.94)], "a_tuning": [dataclasses.replace(ours, metric=0.1)]}
-    kept["b"] = [dataclasses.replace(ours, target_sparsity=0.9), dataclasses.replace(ours, method="gmp")]
+    other = dataclasses.replace(ours, config_hash="1" * 16, metric=0.91)
+    kept["b"] = [dataclasses.replace(ours, target_sparsity=0.9), other, dataclasses.replace(ours, method="gmp")]
     table = plan_table(list(cells.values()), published, kept, []).set_index("experiment")
-    assert table.ours["digits/mobilenet_v1_random_866"] == "95.00 % (2 runs)"
+    assert table.ours["digits/mobilenet_v1_random_866"] == "95.00 % (2 runs); 91.00 % (1 run)"
     assert (table.ours.drop("digits/mobilenet_v1_random_866") == "").all()
-    assert table.published["imagenet/mobilenet_v1_random_866"] == "PDP 68.20 % at 86.6 % [verified]"
+    assert table.published["imagenet/mobilenet_v1_random_866"] == (
+        "PDP 68.20 % at 86.6 % [verified: PDP abstract (arXiv 2305.11203 / NeurIPS 2023)]"
+    )
     assert table.gpu_hours.isna().all() and set(table.speed_from) == {"not measured"}  # digits were run on a CPU
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
+from pdp.published import near_target
 from pdp.reports.cells import cells
 from pdp.reports.sheet import Section, Sheet, columns, count, heading, is_better, is_fraction, percent, score, target
 
-NEAR = 0.005  # a published sparsity stands beside a target at most half a point away
 _GROUP = ["data", "model", "metric_name"]
 _PUBLISHED = ("label", "sparsity", "macs", "macs_published", "mac_convention", "value", "epochs", "source", "verified")
 _THEIRS = 5  # columns of a published number
@@ -20,7 +20,7 @@ _NOTES = (
     "interval (Student t). Differences are in points; the one to dense is paired, each run against the dense run of "
     f"the same cell and seed. {_MACS}",
     "A published number stands beside a run of the same method, model, data and pattern whose target is at most half "
-    "a point from its sparsity; recipes and epochs are each source's own.",
+    "a point from its sparsity (five points for a share of MACs); recipes and epochs are each source's own.",
 )
 
 
@@ -86,9 +86,9 @@ def _pairs(ours: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     paired: set[Any] = set()
     for one in ours.to_dict("records"):
-        same = known[(known.model == one["model"]) & (known.method == one["method"])]
+        same = known[(known.model == one["model"]) & (known.method == one["published_method"])]
         same = same[(same.pattern == one["pattern"]) & (same.metric_name == one["metric_name"])]
-        near = same[(same.sparsity - one["target_sparsity"]).abs() <= NEAR + 1e-9]
+        near = near_target(same, one["target_sparsity"], one["target_unit"] == "mac", one["macs"])
         paired |= set(near.index)
         for other in near.to_dict("records") or [{}]:
             difference = one["metric"] - other["value"] if other else math.nan
@@ -125,7 +125,7 @@ def _shown(sheet: Sheet, row: dict[str, Any]) -> list[str]:
     return [
         " ".join([label, *marks]),
         known.get("study", ""),
-        target(row["target_sparsity"]) if ours and row["pattern"] != "none" else "",
+        _target(row) if ours and row["pattern"] != "none" else "",
         str(row["seeds"]) if ours else "",
         score(metric, row["metric"], row["interval"]) if ours else "",
         percent(row["sparsity"]) if ours else "",
@@ -135,6 +135,10 @@ def _shown(sheet: Sheet, row: dict[str, Any]) -> list[str]:
         f"{row['epochs']:.0f}" if ours else "",
         *_published_shown(sheet, metric, known),
     ]
+
+
+def _target(row: dict[str, Any]) -> str:
+    return target(row["target_sparsity"]) + (" of MACs" if row["target_unit"] == "mac" else "")
 
 
 def _published_shown(sheet: Sheet, metric: str, known: dict[str, Any]) -> list[str]:

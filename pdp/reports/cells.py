@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from pdp.published import published_method
 from pdp.reports.statistics import interval, mean, paired, with_dense
 
 KEY = ["study", "cell"]
@@ -32,7 +33,7 @@ def _cell_columns() -> Sequence[str]:
         *("study", "model", "data", "pattern", "method", "label", "cell", "target_sparsity", "allocation", "epochs"),
         *("seeds", "metric_name", "metric", "interval", "least", "most", "soft", "best", "sparsity", "params_nonzero"),
         *("macs", "macs_sparse", "macs_attention", "dense_seeds", "dense_metric", "difference", "difference_interval"),
-        "validation",
+        *("validation", "target_unit", "published_method"),
     )
 
 
@@ -41,9 +42,13 @@ def _cell(group: pd.DataFrame) -> dict[str, Any]:
     beside = group[group.dense_metric.notna()].set_index("seed")
     is_dense = first.method == "dense"
     against = paired(beside.metric, beside.dense_metric) if len(beside) and not is_dense else None
-    same = ("study", "model", "data", "pattern", "method", "cell", "target_sparsity", "allocation", "epochs")
-    return {key: first[key] for key in (*same, "metric_name", "macs", "macs_attention", "validation")} | {
+    same = (
+        *("study", "model", "data", "pattern", "method", "cell", "target_sparsity", "allocation", "epochs"),
+        *("metric_name", "macs", "macs_attention", "validation", "target_unit"),
+    )
+    return {key: first[key] for key in same} | {
         "label": first.method,
+        "published_method": published_method(first.method, (first.method_options or {}).get("variant")),
         "seeds": len(group),
         "metric": mean(group.metric.tolist()),
         "interval": interval(group.metric.tolist()),

@@ -15,7 +15,7 @@ _BESIDE = ["step_ms_median", "train_seconds", "peak_memory_mb"]
 
 def ratios(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs` with step_ratio, time_ratio and memory_difference (MB) to the dense run of the same cell and seed."""
-    joined = with_dense(runs, _BESIDE)
+    joined = with_dense(runs, _BESIDE, elsewhere=False)  # times of another study are of another day or machine
     joined["step_ratio"] = joined.step_ms_median.astype(float) / joined.dense_step_ms_median.astype(float)
     joined["time_ratio"] = joined.train_seconds.astype(float) / joined.dense_train_seconds.astype(float)
     joined["memory_difference"] = joined.peak_memory_mb.astype(float) - joined.dense_peak_memory_mb.astype(float)
@@ -53,7 +53,7 @@ def cost_sheet(runs: pd.DataFrame) -> Sheet:
             + ["of the model's", "epochs"],
         ),
         notes=[
-            "Medians over targets and seeds of each run against the dense run of the same cell and seed: a training "
+            "Medians over targets and seeds of each run against its study's dense run of the same cell and seed: a training "
             "step's median time, the whole training, and peak memory. Cuts are the pruner's calls between two steps; "
             "masks inside forward and backward are in the step. Times are of the runs themselves: where several ran "
             "side by side, as in a study on one machine, they say little beyond the order of magnitude, which least "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from os.path import commonprefix
 from textwrap import fill
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pdp.reports.look import WIDTH, hatch_of, looks_of, new_figure, style
 from pdp.reports.masks import MOMENTS, soft_share
-from pdp.reports.sheet import is_fraction
+from pdp.reports.sheet import is_better, is_fraction
 
 OURS = "pdp"
 _COLUMNS = 3  # panels side by side
@@ -68,6 +69,8 @@ def against(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metr
                 spread = scale * mine.interval.fillna(0)
                 axis.errorbar(scale_x(mine[x], x), scale * mine.metric, yerr=spread, label=label, **looks[label])
             axis.legend(loc="lower left")
+        if scale == 1:
+            axes[0].set_yscale("log")
         axes[0].set_ylim(_limits(frame, dense, metric))
         _label(figure, axes, x_title if x != "sparsity" else "sparsity, %", _unit(metric))
         if x != "sparsity":
@@ -80,10 +83,11 @@ def scale_x(values: pd.Series, x: str) -> pd.Series:
     return 100 * values if x == "sparsity" else values
 
 
-def _limits(frame: pd.DataFrame, dense: pd.DataFrame, metric: str) -> tuple[float, float] | None:
+def _limits(frame: pd.DataFrame, dense: pd.DataFrame, metric: str) -> tuple[float, float]:
     """Neither a method that collapsed nor the interval of two seeds squeezes the others into one line."""
     if not is_fraction(metric):
-        return None
+        values = pd.concat([frame.metric, dense.metric])
+        return 0.9 * float(values.min()), 1.1 * min(float(values.max()), 20 * float(values.min()))
     ours = frame[frame.label == OURS].metric
     everyone = pd.concat([frame.metric, dense.metric])
     lowest = float((ours if len(ours) else everyone).min())
@@ -97,7 +101,7 @@ def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, m
     with style():
         scale = _scale(metric)
         both = pd.concat([frame, dense[dense.columns.intersection(frame.columns)]], ignore_index=True)
-        both = both.sort_values("metric", ignore_index=True)
+        both = both.sort_values("metric", ignore_index=True, ascending=is_better(metric) > 0)  # the best on top
         figure = new_figure(WIDTH, 0.9 + 0.25 * len(both) if x == "sparsity" else max(3.4, 0.7 + 0.17 * len(both)))
         axis = figure.add_subplot()
         looks, limits = looks_of(both.label), _limits(frame, dense, metric)
@@ -109,11 +113,13 @@ def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, m
             else:
                 axis.errorbar([getattr(row, x)], [scale * row.metric], yerr=[spread], label=row.label, **look)
         for place, row in enumerate(both.itertuples()):
-            if limits and scale * row.metric < limits[0]:
+            if scale * row.metric < limits[0]:
                 if x == "sparsity":
                     axis.annotate(f"◂ {scale * row.metric:.1f}", (limits[0], place), (3, 0), **_BEYOND, va="center")
                 else:
                     axis.annotate(f"▾ {scale * row.metric:.1f}", (getattr(row, x), limits[0]), (4, 3), **_BEYOND)
+        if scale == 1:
+            (axis.set_xscale if x == "sparsity" else axis.set_yscale)("log")
         (axis.set_xlim if x == "sparsity" else axis.set_ylim)(limits)
         if x == "sparsity":
             axis.set_yticks(range(len(both)), list(both.label))
@@ -122,7 +128,7 @@ def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, m
             axis.set_xlabel(x_title)
             axis.set_ylabel(_unit(metric))
             handles, words = axis.get_legend_handles_labels()
-            figure.legend(handles[::-1], words[::-1], loc="outside right upper")  # the best on top
+            figure.legend(handles[::-1], words[::-1], loc="outside right upper")
     return figure
 
 
@@ -131,16 +137,18 @@ def layers(lines: Lines, words: str) -> Figure:
     with style():
         labels = sorted(lines, key=lambda one: (one.split()[0] != OURS, one))
         names, looks = list(max(lines.values(), key=len).index), looks_of(labels)
-        figure, axes = _panels(len(_beside(labels)), 1.5)
+        stem = commonprefix(names)
+        shown_names = [name[stem.rfind(".") + 1 :] for name in names]  # what all of them begin with says nothing
+        figure, axes = _panels(len(_beside(labels)), 1.2 + 0.035 * max(map(len, shown_names)))
         for axis, shown in zip(axes, _beside(labels), strict=True):
             for label in shown:
                 mine = lines[label].reindex(names)
                 places = np.arange(len(names))
-                look = looks[label]
-                axis.plot(places, mine["mean"], label=fill(label, 26), markersize=2.5, **{**look, "linewidth": 1})
+                look = looks[label] | {"linewidth": 1, "zorder": 2 if label == OURS else 3}
+                axis.plot(places, mine["mean"], label=fill(label, 26), markersize=2.5, **look)
                 axis.fill_between(places, mine["min"], mine["max"], color=look["color"], alpha=0.15, lw=0)
             axis.legend(loc="best")
-            axis.set_xticks(range(len(names)), names, rotation=90, fontsize=4.5 if len(names) < 40 else 3)
+            axis.set_xticks(range(len(names)), shown_names, rotation=90, fontsize=4.5 if len(names) < 40 else 3)
         _label(figure, axes, "", words)
     return figure
 
@@ -153,7 +161,8 @@ def epochs(lines: Lines, metric: str) -> Figure:
         scale, looks = _scale(metric), looks_of(labels)
         for axis, label in zip(axes, labels, strict=True):
             frame, look = lines[label], looks[label]
-            _band(axis, frame, "metric", look | {"marker": ""}, "hard", scale)
+            single = frame.epoch.nunique() == 1  # through which a line would be nothing
+            _band(axis, frame, "metric", look if single else look | {"marker": ""}, "hard", scale)
             if "metric_soft" in frame and frame.metric_soft.notna().any():
                 soft = frame.dropna(subset=["metric_soft"]).astype({"metric_soft": float})
                 drawn = look | {"linestyle": "none", "fillstyle": "none"}
@@ -161,11 +170,20 @@ def epochs(lines: Lines, metric: str) -> Figure:
             if scale == 1:
                 axis.set_yscale("log")
             other = axis if scale == 100 else axis.twinx()
-            _band(other, frame, "sparsity", {"color": "#777777", "linestyle": (0, (1, 1))}, "sparsity", 100.0)
+            _band(
+                other, frame, "sparsity", {"color": "#777777", "linestyle": (0, (1, 1)), "marker": "."}, "sparsity", 100
+            )
+            if other is not axis:
+                other.set_ylim(0, 105)
+                other.set_ylabel("sparsity, %", fontsize=7)
+                axis.plot([], [], color="#777777", linestyle=(0, (1, 1)), marker=".", label="sparsity")
             axis.set_title(fill(label, 30), fontsize=8 if len(label) > 24 else None)
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            if single:
+                axis.set_xlim(0.5, 1.5)
+                axis.set_xticks([1])
             axis.legend(loc="lower right")
-        _label(figure, axes, "epoch", f"{_unit(metric)}; sparsity, %")
+        _label(figure, axes, "epoch", f"{_unit(metric)}; sparsity, %" if scale == 100 else f"{_unit(metric)} (log)")
     return figure
 
 

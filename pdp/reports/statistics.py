@@ -114,19 +114,19 @@ def cell_of(record: dict[str, Any]) -> str:
     return json.dumps([*parts, recipe], sort_keys=True)
 
 
-def with_dense(runs: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+def with_dense(runs: pd.DataFrame, columns: Sequence[str], elsewhere: bool = True) -> pd.DataFrame:
     """`runs` with `dense_<column>`: the value of the `method=dense` run of the same cell and seed, NaN where none is.
 
-    A dense run of the same study comes before one of another; one that a teacher taught is no baseline. Needs the
-    columns study, setting (`cell_of`), seed, method and distillation.
+    A dense run of the same study comes before one of another, which is taken with `elsewhere` alone; one that a teacher
+    taught is no baseline. Needs the columns study, setting (`cell_of`), seed, method and distillation.
     """
     plain = [not teacher for teacher in runs.distillation]
     dense = runs[(runs.method == "dense") & np.array(plain, dtype=bool)].sort_values(["study", "cell"])
     joined = runs.copy()
     found: list[pd.DataFrame] = []
-    for keys in (["study", "setting", "seed"], ["setting", "seed"]):
+    for keys in (["study", "setting", "seed"], ["setting", "seed"])[: 1 + elsewhere]:
         first = dense.drop_duplicates(keys)[[*keys, *columns]]
         found.append(runs[keys].merge(first, on=keys, how="left").set_axis(runs.index))
     for column in columns:
-        joined[f"dense_{column}"] = found[0][column].where(found[0][column].notna(), found[1][column])
+        joined[f"dense_{column}"] = found[0][column].where(found[0][column].notna(), found[-1][column])
     return joined

@@ -119,6 +119,9 @@ def test_a_run_stands_beside_the_dense_run_of_its_cell_and_seed_and_of_no_other(
     assert pruned["1" * 8, 0] == 0.9  # its own study before another
     assert pruned["1" * 8, 1] == 0.7  # another study, since its own has none; never one that tuned
     assert math.isnan(pruned["2" * 8, 0])  # another learning rate is another cell
+    alone = with_dense(read_kept(tmp_path), ["metric"], elsewhere=False)
+    alone = alone[alone.method == "pdp"].set_index(["cell", "seed"]).dense_metric
+    assert alone["1" * 8, 0] == 0.9 and math.isnan(alone["1" * 8, 1])
 
 
 def test_an_option_that_came_later_makes_no_other_cell():

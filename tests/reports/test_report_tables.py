@@ -59,6 +59,29 @@ def test_ours_stand_beside_every_published_number_of_their_cell(results):
     assert dense.published_value == 0.7701 and dense.published_macs == 4_089_184_256 and pd.isna(dense.difference)
 
 
+def test_soft_movement_and_shares_of_macs_find_their_own_published_rows(tmp_path):
+    bert = {"model": "bert_base", "data": "glue-mnli", "task": "text_classification", "metric_name": "accuracy"}
+    bert |= {"method": "movement", "target_sparsity": 0.9, "metric": 0.81, "metrics": {"accuracy": 0.81}}
+    keep(tmp_path, "l", "1", 0, method_options={"variant": "soft"}, **bert)
+    keep(tmp_path, "l", "2", 0, method_options={"variant": "hard"}, **bert | {"metric": 0.79})
+    channel = {"model": "resnet50", "data": "imagenet", "method": "chex", "pattern": "channel", "macs": 4_089_184_256}
+    keep(tmp_path, "c", "3", 0, target_unit="mac", target_sparsity=0.5, metric=0.77, **channel)
+    keep(tmp_path, "c", "4", 0, target_unit="channel", target_sparsity=0.5, metric=0.75, **channel)
+    (tmp_path / "published.csv").write_text(
+        HEAD + "movement,MVP,bert_base,glue-mnli,random,0.9,,,accuracy,0.801,,a README,yes\n"
+        "movement_soft,SMVP,bert_base,glue-mnli,random,0.9,,,accuracy,0.812,,a README,yes\n"
+        "chex,CHEX,resnet50,imagenet,channel,,2000000000,mac,top1,0.774,250,a README,yes\n"
+        "chex,CHEX smaller,resnet50,imagenet,channel,,1000000000,mac,top1,0.76,250,a README,yes\n"
+    )
+    sheets = make_sheets(tmp_path)
+    language = sheet_named(sheets, "language_glue-mnli").frame
+    assert dict(zip(language.metric, language.published_value, strict=True)) == {0.81: 0.812, 0.79: 0.801}
+    channels = sheet_named(sheets, "channel_imagenet")
+    beside = channels.frame[channels.frame.seeds > 0].set_index("metric").published_value
+    assert beside[0.77] == 0.774 and pd.isna(beside[0.75])
+    assert "| 50 % of MACs |" in as_markdown(channels) and "| 50 % |" in as_markdown(channels)
+
+
 def test_a_data_set_has_its_own_table_and_a_pattern_too(results):
     sheets = make_sheets(results)
     names = [sheet.name for sheet in sheets]
