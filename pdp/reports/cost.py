@@ -53,11 +53,11 @@ def cost_sheet(runs: pd.DataFrame) -> Sheet:
             + ["of the model's", "epochs"],
         ),
         notes=[
-            "Medians over targets and seeds of each run against its study's dense run of the same cell and seed: a training "
-            "step's median time, the whole training, and peak memory. Cuts are the pruner's calls between two steps; "
-            "masks inside forward and backward are in the step. Times are of the runs themselves: where several ran "
-            "side by side, as in a study on one machine, they say little beyond the order of magnitude, which least "
-            "and most show.",
+            "Medians over targets and seeds of each run against its study's dense run of the same cell and seed: the "
+            "median time of a training step, the whole training, and peak memory. Cuts are the pruner's calls between "
+            "two steps; masks inside forward and backward are in the step. Times are of the runs themselves: where "
+            "several ran side by side, as in a study on one machine, they say little beyond the order of magnitude, "
+            "which least and most show.",
         ],
         frame=pd.DataFrame(rows),
     )
