@@ -36,7 +36,8 @@ def send_tables(sweep: str, files: Sequence[Path], folder: Path, run: Path | Non
                     tags=["tables"],
                     settings=quiet(TIMEOUT),
                 )
-            sender.log_artifact(artifact_of(f"tables-{sweep}", "tables", files))
+            # Copied, as the next gathering writes them anew.
+            sender.log_artifact(artifact_of(f"tables-{sweep}", "tables", files, copied=True))
             sender.finish()
             return " ".join([*told, f"W&B: the tables were sent {mode}"])
         except Exception as error:  # whatever the service throws, the tables lie on the disk

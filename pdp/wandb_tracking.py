@@ -65,21 +65,34 @@ def quiet(timeout: float) -> Any:
     )
 
 
-def artifact_of(name: str, kind: str, files: Sequence[Path]) -> Any:
-    """An artifact of these files, which must stay as they are until they are sent."""
+def artifact_of(name: str, kind: str, files: Sequence[Path], copied: bool = False) -> Any:
+    """An artifact of these files, which must stay as they are until they are sent, unless they are `copied`."""
     import wandb
 
     artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:128], kind)
     for file in files:
-        artifact.add_file(str(file.resolve()), name=file.name, policy="immutable", skip_cache=True)
+        policy: Any = "mutable" if copied else "immutable"
+        artifact.add_file(str(file.resolve()), name=file.name, policy=policy, skip_cache=not copied)
     return artifact
+
+
+def cell_of(config: Config) -> dict[str, Any]:
+    """What the dashboards group runs by."""
+    return {
+        "model": config.model.name,
+        "data": config.data.name,
+        "method": config.method.name,
+        "pattern": config.prune.pattern,
+        "sparsity": config.sparsity,
+        "seed": config.seed,
+    }
 
 
 class WandbTracker(Sender):
     """Weights & Biases: online where a key is configured, else offline in the run's directory.
 
-    A resumed run goes on under the id in its checkpoint. Online that is one run; offline it is one more folder with
-    the same id, and `wandb sync` of all of them in turn makes them one run.
+    A resumed run goes on under the id in its checkpoint or, killed before its first one, in its directory. Online that
+    is one run; offline it is one more folder with the same id, and `wandb sync` of all of them in turn makes them one.
     """
 
     label = "W&B"
@@ -95,7 +108,10 @@ class WandbTracker(Sender):
             )
 
     def _start(self, step: int) -> None:
-        # A new tail for every beginning: with rerun=true the same run would be continued online.
+        # A new tail for every beginning: with rerun=true, which takes the directory aside, the run would go on online.
+        noted = self.directory / "wandb" / "id"
+        if self.id is None and noted.is_file():
+            self.id = noted.read_text(encoding="utf-8").strip() or None
         self.id = self.id or f"{self.run_id}-{secrets.token_hex(3)}"
         there = set(self._folders())
         try:
@@ -110,6 +126,9 @@ class WandbTracker(Sender):
             self._online = False
             reason = f"the network failed ({reason_of(error)}), "
             self._run = self._init("offline")
+        self.id = self._run.id  # a sweep of W&B's own gives its runs theirs
+        noted.parent.mkdir(parents=True, exist_ok=True)
+        noted.write_text(self.id, encoding="utf-8")
         self._run.define_metric("epoch")
         self._run.define_metric("*", step_metric="epoch")
         if self._online:
@@ -142,7 +161,8 @@ class WandbTracker(Sender):
                 group=cell[:128],
                 name=f"{cell}-seed{config.seed}"[:128],
                 tags=tags_of(config),
-                config=dataclasses.asdict(config),
+                # Of runs that a sweep of W&B's starts, the keys that it varies are its own, and plain words.
+                config=dataclasses.asdict(config) | {"cell": cell_of(config)},
                 allow_val_change=True,
                 save_code=False,
                 settings=quiet(options.timeout),

@@ -9,7 +9,7 @@ from pdp.errors import Refusal, Stopped
 from pdp.records import write_json
 
 NAME = "PDP against its baselines"
-GROUP = "config.method.name"
+GROUP = "config.cell.method"
 
 
 def _library() -> tuple[Any, Any]:
@@ -58,7 +58,7 @@ def build_workspace(project: str, entity: str) -> Any:
     """The workspace of a project."""
     reports, workspaces = _library()
     sections = [workspaces.Section(name=name, panels=some, is_open=True) for name, some in panels(reports).items()]
-    settings = workspaces.RunsetSettings(groupby=[workspaces.Config("method.name")])
+    settings = workspaces.RunsetSettings(groupby=[workspaces.Config("cell.method")])
     return workspaces.Workspace(entity=entity, project=project, name=NAME, sections=sections, runset_settings=settings)
 
 

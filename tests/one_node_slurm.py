@@ -121,7 +121,7 @@ def start(folder: Path) -> None:
         done = subprocess.run(command, env=os.environ | environment(folder), capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{command[0]}: {done.stderr}\n{logs(folder)}")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 180
     while "idle" not in _ask(folder, "sinfo", "-h", "-o", "%T"):
         if time.monotonic() > end:
             raise RuntimeError(f"the node takes no jobs\n{logs(folder)}")
@@ -132,7 +132,7 @@ def stop(folder: Path) -> None:
     """Cancels every job and stops the daemons that `start` started, by their process ids."""
     if _pid(folder, "slurmctld"):
         _ask(folder, "scancel", "--user=root")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90  # longer than KillWait
         while _ask(folder, "squeue", "-h") and time.monotonic() < end:
             time.sleep(0.2)
     for daemon in DAEMONS:

@@ -12,9 +12,11 @@ import pytest
 from wandb_server import WandbServer
 
 from pdp import wandb_offline, wandb_views
+from pdp.config.compose import compose
 from pdp.errors import Refusal
 from pdp.run_directory import RunDirectory
 from pdp.tracking import flat
+from pdp.wandb_tracking import WandbTracker
 from scripts import sweep_table, wandb_dashboard, wandb_sync
 
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the right form, nobody's
@@ -135,6 +137,44 @@ def test_a_run_in_two_parts_is_one_run_on_the_server_with_each_line_once(run, tm
         assert server.groups == {name: run.parent.name}
 
 
+def test_a_torn_file_is_sent_up_to_its_last_whole_record_and_stands_in_no_ones_way(run, tmp_path):
+    copies = [tmp_path / run.parent.name / f"seed{number}" for number in range(2)]
+    for copy in copies:
+        shutil.copytree(run, copy)
+    first, last = wandb_offline.find_folders([copies[0]])
+    (file,) = last.glob("run-*.wandb")
+    whole = file.stat().st_size
+    assert wandb_offline.whole_bytes(file) == whole
+    file.write_bytes(file.read_bytes()[:-200])  # as a kill may leave it
+    assert 0 < wandb_offline.whole_bytes(file) < whole - 200
+    started = last.with_name(f"{last.name}-started")  # killed before its first record: a head and no more
+    started.mkdir()
+    (started / "run-started.wandb").write_bytes(file.read_bytes()[:7])
+    assert wandb_offline.find_folders([copies[0]]) == [first, last]
+    server = WandbServer()
+    environment = os.environ | {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": KEY, "HOME": str(tmp_path)}
+    for told in ("4 sent now, 0 sent before", "0 sent now, 4 sent before"):
+        command = [sys.executable, "scripts/wandb_sync.py", str(tmp_path)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0 and told in done.stdout, done.stderr
+        (lines,) = server.lines.values()
+        assert [lines[number]["epoch"] for number in sorted(lines)][:6] == list(range(6))
+
+
+def test_the_id_of_a_run_killed_before_its_first_checkpoint_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    ids = []
+    for _ in range(2):
+        config = compose(["model=resnet20", "sparsity=0.8", "tracker=wandb", "tracker.mode=offline"])
+        tracker = WandbTracker(config, tmp_path / "run", "0123abcd-0", lambda line: None)
+        tracker._start(0)
+        assert tracker._run.config["cell"]["method"] == "pdp"
+        ids.append(tracker.id)
+        tracker._run.finish()
+    assert ids[0] == ids[1] and ids[0].startswith("0123abcd-0-")
+
+
 def test_a_server_that_is_not_there_is_told_in_a_line_and_the_run_stays_to_be_sent(run, tmp_path):
     copy = tmp_path / run.parent.name / run.name
     shutil.copytree(run, copy)
@@ -142,7 +182,7 @@ def test_a_server_that_is_not_there_is_told_in_a_line_and_the_run_stays_to_be_se
     done = subprocess.run(
         [sys.executable, "scripts/wandb_sync.py", str(copy)], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 3 and done.stderr.startswith("wandb_sync: W&B did not take 2 of 2")
+    assert done.returncode == 3 and done.stderr.startswith("wandb_sync: W&B did not take 1 run, the first ")
     assert len(done.stderr.splitlines()) == 1 and len(wandb_offline.unsent([copy])[0]) == 2
 
 
@@ -181,7 +221,7 @@ def test_the_dashboards_are_written_down_without_a_server_and_name_what_is_sent(
         panels = list(panels_of(views[part]))
         text = json.dumps(panels)
         assert len(panels) >= 14 and all(key in text for key in asked)
-        assert "method.value.name" in json.dumps(views[part])  # how W&B writes config.method.name
+        assert "cell.value.method" in json.dumps(views[part])  # how W&B writes config.cell.method
     named = {
         key for some in wandb_views.panels(wandb_views._library()[0]).values() for panel in some for key in _keys(panel)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
@@ -156,7 +157,9 @@ def _handed_over_job(program: str, _: object) -> int:
     rank = take_rank()
     code = _guarded(f"{program} [{' '.join(cell)}]", lambda: _run(program, cell))
     if rank == 0:
-        (Path(os.environ[_CODES]) / f"{number}.code").write_text(str(code))
+        # Where nobody waits any more, the folder is gone.
+        with contextlib.suppress(FileNotFoundError):
+            (Path(os.environ[_CODES]) / f"{number}.code").write_text(str(code))
     if code == SavedForRestart.exit_code:
         raise SystemExit(code)  # returned, it would be this cell's result, and a requeued job's next one not looked at
     return code

@@ -68,7 +68,10 @@ class Releaser(threading.Thread):
     def run(self):
         since = {}
         while not self.ended.wait(0.5):
-            waiting = {name: job.reason for name, job in jobs().items() if job.state == "PENDING"}
+            try:
+                waiting = {name: job.reason for name, job in jobs().items() if job.state == "PENDING"}
+            except AssertionError:
+                continue  # a controller that is busy for long; without us every requeued job would wait two minutes
             since = {name: since.get(name, time.monotonic()) for name in waiting if waiting[name] == "BeginTime"}
             for name, first in since.items():
                 if time.monotonic() - first > 2:
@@ -91,7 +94,7 @@ def processes_of(folder, number, module="pdp.cluster.rank"):
     found = []
     for process in psutil.process_iter(["cmdline", "environ", "ppid"]):
         command = process.info["cmdline"] or []
-        if module in command and "-m" in command and command[1:2] == ["-m"]:
+        if "-m" in command[:3] and command[command.index("-m") + 1] == module:  # torchrun's own -m is another
             environment = process.info["environ"] or {}
             job = f"{environment.get('SLURM_ARRAY_JOB_ID')}_{environment.get('SLURM_ARRAY_TASK_ID')}"
             if job == job_of(folder, number) and environment.get("SLURM_CONF") == os.environ["SLURM_CONF"]:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from slurm_jobs import (
+    LONGEST,
     STOPPED,
     Releaser,
     ended,
@@ -41,7 +42,7 @@ from scripts.slurm import status, submit
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ["model=resnet20", "debug=smoke", "device=cpu"]
 SWEEP = [*SMOKE, "method=pdp,gmp,str,optg", "sparsity=0.8,0.9", "seed=0,1"]
-PHASES = [*SMOKE, "sparsity=0.8", "data.limit=320", "recipe.epochs=24", "schedule.warmup=8ep", "schedule.ramp=8ep"]
+PHASES = [*SMOKE, "sparsity=0.8", "data.limit=320", "recipe.epochs=48", "schedule.warmup=16ep", "schedule.ramp=16ep"]
 FAILING = [*SMOKE, "sparsity=0.8", "recipe.lr=0.1,1e30"]
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=null"]
 TWO = [*SMOKE, "sparsity=0.7", "data.limit=320", "recipe.epochs=6"]
@@ -57,10 +58,10 @@ def slurm(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in one_node_slurm.environment(folder).items():
             patch.setenv(name, value)
-        one_node_slurm.start(folder)
         releaser = Releaser()
-        releaser.start()
         try:
+            one_node_slurm.start(folder)
+            releaser.start()
             yield folder
         finally:
             releaser.ended.set()
@@ -73,6 +74,9 @@ def scenes(slurm, tmp_path_factory):
     place = tmp_path_factory.mktemp("runs")
     folders = {
         "phases": submit_sweep([*PHASES, f"output_dir={place}/phases"], "--gpus", "0"),
+        "torchrun": submit_sweep(
+            [*TWO, "seed=1", f"output_dir={place}/torchrun"], "--processes", "2", "--launch", "torchrun", "--gpus", "0"
+        ),
         "two": submit_sweep([*TWO, f"output_dir={place}/two"], "--processes", "2", "--launch", "srun", "--gpus", "0"),
         "sweep": submit_sweep([*SWEEP, f"output_dir={place}/sweep"]),
         "failing": submit_sweep([*FAILING, f"output_dir={place}/failing"], "--gpus", "0"),
@@ -85,37 +89,45 @@ def scenes(slurm, tmp_path_factory):
         text=True,
     )
     folders["launched"] = place / "launched"
-    acts = {"phases": interrupt_in_each_phase, "two": kill_a_rank, "sweep": kill_at_random}
+    acts = {"phases": interrupt_in_each_phase, "two": kill_a_rank, "torchrun": kill_a_rank, "sweep": kill_at_random}
     with ThreadPoolExecutor() as pool:
         futures = {name: pool.submit(act, folders[name]) for name, act in acts.items()}
-        yield folders, futures | {"launched": pool.submit(lambda: (launched.communicate()[0], launched.returncode))}
+        yield (
+            folders,
+            futures
+            | {"launched": pool.submit(lambda: (launched.communicate(timeout=LONGEST)[0], launched.returncode))},
+        )
         STOPPED.set()
         launched.kill()
 
 
 def interrupt_in_each_phase(folder):
-    """Preempts the run while dense, ramping and full, and then warns of its time limit; the phases it was met in."""
+    """Preempts the run while dense, ramping and full, and then warns of its time limit.
+
+    Returns the phases it was met in, and what status.py had to show of it at the third.
+    """
     (run,) = folder.runs()
-    met = []
-    for phase, epochs in (("dense", 1), ("ramp", 9), ("full", 17), ("limit", 19)):
+    met, seen = [], []
+    for phase, epochs in (("dense", 1), ("ramp", 17), ("full", 33), ("limit", 35)):
         wait_until(lambda epochs=epochs: trains(folder, 0) and len(history(run)) >= epochs, f"epoch {epochs}")
+        if phase == "full":
+            seen = read_states(folder)
+        starts = log_of(folder, 0).count("job: run ")
         if phase == "limit":
             subprocess.run(["scancel", "--batch", "--signal=USR1", job_of(folder, 0)], check=True)
         else:
             subprocess.run(["scontrol", "requeue", job_of(folder, 0)], check=True)
-        starts = log_of(folder, 0).count("job: run ")
         wait_until(lambda starts=starts: log_of(folder, 0).count("job: run ") > starts, "the next start")
         met.append(history(run)[-1]["phase"])
     ended(folder)
-    return met
+    return met, seen
 
 
 def kill_a_rank(folder):
     """Kills one of two processes in the middle."""
     (run,) = folder.runs()
     wait_until(lambda: trains(folder, 0) and len(history(run)) >= 2, "epoch 2")
-    (_, second) = processes_of(folder, 0)
-    second.kill()
+    wait_until(lambda: len(processes_of(folder, 0)) == 2 and kill(processes_of(folder, 0)[1:]), "two ranks")
     ended(folder)
 
 
@@ -182,20 +194,25 @@ def test_a_failing_cell_leaves_the_others_alone(scenes, capsys):
 def test_a_run_interrupted_in_each_phase_and_before_its_limit_is_the_same_bit_for_bit(scenes, tmp_path):
     folders, acts = scenes
     folder = folders["phases"]
-    assert acts["phases"].result() == ["dense", "ramp", "full", "full"]
+    met, seen = acts["phases"].result()
+    assert met == ["dense", "ramp", "full", "full"]
+    (one,) = seen
+    assert (one.state, one.epochs, one.job) == ("running", 48, job_of(folder, 0)) and one.epoch >= 33
+    assert one.left > 0 and one.limit  # seconds of training; what is left of the job's time
     log = log_of(folder, 0)
     assert log.count("job: run ") == 5 and log.count("going on from epoch") == 4
     told = [line for line in log.splitlines() if line.startswith("train: SIG")]
     assert len(told) == 4 and "saved at step" in told[0]
     assert log.count("put back into the queue") == 1  # the limit's; the others Slurm did itself
     same_as_unkilled(folder, PHASES, tmp_path)
-    assert [line["epoch"] for line in history(folder.runs()[0])] == list(range(24))
+    assert [line["epoch"] for line in history(folder.runs()[0])] == list(range(48))
 
 
-def test_a_rank_that_dies_takes_the_job_down_and_the_requeued_job_goes_on(scenes):
+@pytest.mark.parametrize("launch", ["two", "torchrun"])  # by srun, and by torchrun
+def test_a_rank_that_dies_takes_the_job_down_and_the_requeued_job_goes_on(launch, scenes):
     folders, acts = scenes
-    folder = folders["two"]
-    acts["two"].result()
+    folder = folders[launch]
+    acts[launch].result()
     log = log_of(folder, 0)
     assert "job: rank 1 of 2 died without a word" in log or "job: rank 0, 1 of 2 died without a word" in log
     assert log.count("job: run ") >= 2 and "going on from epoch" in log and "Traceback" not in log
