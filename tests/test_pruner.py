@@ -4,6 +4,7 @@ import copy
 import io
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,6 +52,22 @@ def test_two_pruners_share_nothing():
     assert first.layers[0].pruned and first.layers[0].state
     assert not second.layers[0].pruned and not second.layers[0].state and second.layers[0].trail.cut != 0
     assert first.skipped is not second.skipped and first.metrics is not second.metrics
+
+
+def test_the_gap_between_soft_and_hard_weights_against_float64():
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(40, 30)).double()
+    pruner = make(model, temperature=0.003, sparsity=0.6)
+    pruner.start_epoch(5)
+    weight = model[0].weight.detach().numpy()
+    magnitudes = np.sort(np.abs(weight).ravel())
+    cut = (magnitudes[719] + magnitudes[720]) / 2
+    mask = 1 / (1 + np.exp(-(weight**2 - cut**2) / 0.003))
+    soft, hard = mask * weight, np.where(np.abs(weight) > cut, weight, 0)
+    (row,) = pruner.soft_gap().itertuples()
+    assert row.cut == pytest.approx(cut, rel=1e-6) and row.temperature == 0.003
+    assert row.gap == pytest.approx(np.linalg.norm(soft - hard) / np.linalg.norm(soft), rel=1e-4)
+    assert row.soft_mask == pytest.approx(np.mean((mask > 0.1) & (mask < 0.9)), abs=1e-6) and 0.1 < row.soft_mask < 1
 
 
 def test_what_is_excluded_counts_in_no_budget():
