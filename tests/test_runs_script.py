@@ -113,6 +113,26 @@ def test_five_hundred_runs_are_listed_without_torch(results):
     assert "pdp.run_store" in modules.split() and not {"torch", "hydra", "pandas"} & set(modules.split())
 
 
+def test_five_hundred_runs_are_tabled_and_cleaned(results, call):
+    for number in range(100):
+        for seed in range(5):
+            path = results / f"runs/resnet20-digits-pdp-random-0.866-{number:08x}/seed{seed}"
+            (path / "checkpoint").mkdir(parents=True)
+            (path / "checkpoint" / "step-1.pt").write_bytes(b"x" * 1000)
+            values = {
+                "metric": number / 1000,
+                "seed": seed,
+                "config_hash": f"{number:016x}",
+                "target_sparsity": number / 100,
+            }
+            write_record(Record(**record_values(**values)), path)
+    code, out, _ = call("table")
+    assert code == 0 and sum(line.startswith("resnet20") or " resnet20 " in line for line in out.splitlines()) == 100
+    code, out, _ = call("clean", "--yes")
+    assert code == 0 and not list((results / "runs").glob("*/seed*/checkpoint/*.pt"))
+    assert len(list((results / "runs").glob("*/seed*/record.json"))) == 500
+
+
 def test_keep_copies_what_tables_need(results, call):
     path = make_run(results)
     code, out, _ = call("keep", "0123abcd-0", "--study", "first")
