@@ -215,7 +215,9 @@ def test_a_rank_that_dies_takes_the_job_down_and_the_requeued_job_goes_on(launch
     acts[launch].result()
     log = log_of(folder, 0)
     assert "job: rank 1 of 2 died without a word" in log or "job: rank 0, 1 of 2 died without a word" in log
-    assert log.count("job: run ") >= 2 and "going on from epoch" in log and "Traceback" not in log
+    assert log.count("job: run ") >= 2 and "going on from epoch" in log
+    ours = log.partition("torch/distributed/elastic")[0]  # torchrun's own report of a lost process has a traceback
+    assert "Traceback" not in ours and (launch == "torchrun" or ours == log)
     (run,) = folder.runs()
     assert read_record(Path(run.directory)).world_size == 2
     assert [line["epoch"] for line in history(run)] == list(range(6))
