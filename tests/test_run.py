@@ -85,7 +85,17 @@ def test_a_run_leaves_all_it_promises(short_run):
     assert [line["phase"] for line in history] == ["dense", "ramp", "full", "full", "full", "full"]
     assert [line["metric_soft"] is None for line in history] == [True] * 5 + [False]
     layers = pd.read_csv(short_run / "layers.csv")
-    assert list(layers.columns) == ["name", "type", "weights", "nonzero", "sparsity", "macs", "sparse_macs", "prunable"]
+    assert list(layers.columns) == [
+        "name",
+        "type",
+        "weights",
+        "nonzero",
+        "sparsity",
+        "macs",
+        "sparse_macs",
+        "prunable",
+        "share",
+    ]
     assert 1 - layers.nonzero.sum() / layers.weights.sum() == record.sparsity_all == record.sparsity
     distributions = np.load(short_run / "distributions.npz")
     assert {key.split("/")[0] for key in distributions.files} == {"layers", "start", "middle", "end"}
