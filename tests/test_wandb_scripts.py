@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -193,8 +194,10 @@ def test_the_tables_go_to_wandb_too(run, tmp_path, monkeypatch, capsys):
     assert sweep_table.main([str(run.parents[1]), "--to", str(tmp_path / "tables"), "--wandb"]) == 0
     assert "the tables were sent offline" in capsys.readouterr().out
     assert len(pd.read_csv(tmp_path / "tables" / "runs.csv")) == 1
-    (folder,) = wandb_offline.find_folders([tmp_path / "tables"])
-    text = json.dumps(inspect(folder))
+    text, end = "", time.monotonic() + 60
+    while "table.md" not in text and time.monotonic() < end:  # W&B's service writes a moment after it said so
+        time.sleep(0.2)
+        text = "".join(json.dumps(inspect(folder)) for folder in wandb_offline.find_folders([tmp_path / "tables"]))
     assert "tables-runs" in text and "cells.csv" in text and "table.md" in text
 
 
