@@ -86,9 +86,11 @@ def _send_one(folder: Path, options: Sequence[str]) -> str:
         whole = whole_bytes(file)
         if whole < file.stat().st_size:
             # W&B would send what comes before the torn record, end with an error, and send it again the next time.
-            beside = file.with_name(file.name + ".torn")
-            beside.write_bytes(file.read_bytes())
-            file.write_bytes(beside.read_bytes()[:whole])
+            content = file.read_bytes()
+            file.with_name(file.name + ".torn").write_bytes(content)
+            beside = file.with_name(f".{file.name}")
+            beside.write_bytes(content[:whole])
+            beside.replace(file)
     command = [str(Path(sys.executable).with_name("wandb")), "sync", "--yes", "--skip-synced", *options, str(folder)]
     with tempfile.TemporaryDirectory() as elsewhere:  # it writes its log to the working directory
         done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, stdin=subprocess.DEVNULL)
