@@ -12,6 +12,8 @@ from typing import Any, TextIO
 from pdp.errors import Refusal
 from pdp.records import RECORD
 
+LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds; whoever only looks whether a run is held has its lock for a moment
+
 
 class RunDirectory:
     """The place of one run; held by one process at a time."""
@@ -42,14 +44,17 @@ class RunDirectory:
         """Makes the directory and locks it until the process ends; raises `Refusal` if another process holds it."""
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        for wait in (*LOCK_WAITS, None):
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if wait is not None:
+                    time.sleep(wait)
+        else:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
-            raise Refusal(
-                f"{self.path} is in use by {holder}: wait for it, or choose another output_dir= or seed="
-            ) from None
+            raise Refusal(f"{self.path} is in use by {holder}: wait for it, or choose another output_dir= or seed=")
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         self._lock.flush()

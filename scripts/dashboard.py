@@ -34,8 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pdp.reports.dashboard import write_page
 
     while True:
-        words = write_page(arguments.folder, arguments.to, arguments.watch)
-        print(f"{arguments.to}: {words}", flush=True)
+        try:
+            words = write_page(arguments.folder, arguments.to, arguments.watch)
+            print(f"{arguments.to}: {words}", flush=True)
+        except Refusal as refusal:
+            if arguments.watch is None:
+                raise
+            print(f"dashboard: {refusal}", file=sys.stderr, flush=True)  # it may be mended while we watch
         if arguments.watch is None:
             return 0
         try:

@@ -1,7 +1,8 @@
-"""A Slurm of one node on this machine, as root and without systemd: python tests/one_node_slurm.py start|stop FOLDER.
+"""A Slurm of three nodes on this machine, as root and without systemd: python tests/small_slurm.py start|stop FOLDER.
 
-Two fake GPUs and two partitions, `main` and `high`, which preempts it. Everything lies in FOLDER, nothing in /etc: a
-Slurm that the machine belongs to is neither read nor touched. `start` prints what to export.
+Every node is a daemon of its own. Two, each with a fake GPU, are the partition `main`; the third is in two partitions,
+`low` and `high`, which preempts it. Everything lies in FOLDER, nothing in /etc: a Slurm that the machine belongs to is
+neither read nor touched. `start` prints what to export.
 """
 
 from __future__ import annotations
@@ -13,18 +14,19 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
-DAEMONS = ("slurmd", "slurmctld", "munged")  # in the order in which they are stopped
+MAIN, SPARE = ("node0", "node1"), "node2"
+NODES = (*MAIN, SPARE)
+DAEMONS = (*(f"slurmd-{node}" for node in NODES), "slurmctld", "munged")  # in the order in which they are stopped
 PACKAGES = ["slurm-wlm", "slurmctld", "slurmd", "slurm-client", "munge"]
-CPUS = 8  # more than there may be: the runs are tiny and wait for each other little
-GPUS = 2
+CPUS = 6  # of a node; more than there may be: the runs are tiny and wait for each other little
 
 CONFIG = """
-ClusterName=one
-SlurmctldHost={name}(127.0.0.1)
+ClusterName=small
+SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
-SlurmdPort={port_of_node}
 SlurmUser=root
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
@@ -48,15 +50,16 @@ MinJobAge=3600
 MessageTimeout=90
 MpiDefault=none
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/run/slurmctld.pid
-SlurmdPidFile={folder}/run/slurmd.pid
+SlurmdPidFile={folder}/run/slurmd-%n.pid
 SlurmctldLogFile={folder}/log/slurmctld.log
-SlurmdLogFile={folder}/log/slurmd.log
-NodeName={name} NodeAddr=127.0.0.1 CPUs={cpus} Gres=gpu:{gpus} State=UNKNOWN
-PartitionName=main Nodes={name} Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
-PartitionName=high Nodes={name} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
+SlurmdLogFile={folder}/log/slurmd-%n.log
+PartitionName=main Nodes={main} Default=YES MaxTime=INFINITE
+PartitionName=low Nodes={spare} MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=high Nodes={spare} MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """
+NODE = "NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus}{gpu} State=UNKNOWN"
 
 
 def unavailable() -> str:
@@ -89,18 +92,19 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def start(folder: Path) -> None:
-    """Starts the daemons and waits until the node takes jobs; raises `RuntimeError` with the end of the logs."""
-    for name in ("run", "log", "state", "spool", "munge"):
+    """Starts the daemons and waits until all nodes take jobs; raises `RuntimeError` with the end of the logs."""
+    for name in ("run", "log", "state", "munge", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
-    name = socket.gethostname().split(".")[0]
-    port, port_of_node = _free_ports()
-    (folder / "slurm.conf").write_text(
-        CONFIG.format(name=name, port=port, port_of_node=port_of_node, folder=folder, cpus=CPUS, gpus=GPUS).lstrip()
-    )
-    for number in range(GPUS):  # Slurm only looks whether there is such a file
-        (folder / f"gpu{number}").touch()
-    (folder / "gres.conf").write_text(f"NodeName={name} Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
+    host = socket.gethostname().split(".")[0]
+    port, *ports = _free_ports(1 + len(NODES))
+    lines = [CONFIG.format(host=host, port=port, folder=folder, main=",".join(MAIN), spare=SPARE).strip()]
+    for node, port in zip(NODES, ports, strict=True):
+        gpu = " Gres=gpu:1" if node in MAIN else ""
+        lines.append(NODE.format(node=node, host=host, port=port, cpus=CPUS, gpu=gpu))
+    (folder / "slurm.conf").write_text("\n".join(lines) + "\n")
+    (folder / "gpu").touch()  # Slurm only looks whether there is such a file
+    (folder / "gres.conf").write_text(f"NodeName={','.join(MAIN)} Name=gpu File={folder}/gpu\n")
     key = folder / "munge" / "key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
@@ -115,16 +119,16 @@ def start(folder: Path) -> None:
             ),
         ],
         ["slurmctld", "-c", "-f", str(folder / "slurm.conf")],
-        ["slurmd", "-f", str(folder / "slurm.conf")],
+        *(["slurmd", "-N", node, "-f", str(folder / "slurm.conf")] for node in NODES),
     ]
     for command in commands:
         done = subprocess.run(command, env=os.environ | environment(folder), capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{command[0]}: {done.stderr}\n{logs(folder)}")
     end = time.monotonic() + 180
-    while "idle" not in _ask(folder, "sinfo", "-h", "-o", "%T"):
+    while _ask(folder, "sinfo", "-h", "-N", "-p", "main,low", "-o", "%T").split() != ["idle"] * len(NODES):
         if time.monotonic() > end:
-            raise RuntimeError(f"the node takes no jobs\n{logs(folder)}")
+            raise RuntimeError(f"a node takes no jobs\n{logs(folder)}")
         time.sleep(0.1)
 
 
@@ -148,7 +152,7 @@ def _pid(folder: Path, daemon: str) -> int | None:
     """The daemon's process id, where it lives and was not taken by another program."""
     try:
         pid = int((folder / "run" / f"{daemon}.pid").read_text())
-        _, _, rest = Path(f"/proc/{pid}/stat").read_text().partition(f"({daemon}) ")
+        _, _, rest = Path(f"/proc/{pid}/stat").read_text().partition(f"({daemon.partition('-')[0]}) ")
         alive = rest[:1] not in ("", "Z")  # another program's name, or dead and not yet taken note of
     except (OSError, ValueError):
         return None
@@ -160,11 +164,12 @@ def _ask(folder: Path, *command: str) -> str:
     return subprocess.run(command, env=environ, capture_output=True, text=True).stdout.strip()
 
 
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as two:
-        for probe in (one, two):
+def _free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
             probe.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
+        return [probe.getsockname()[1] for probe in probes]
 
 
 def logs(folder: Path) -> str:

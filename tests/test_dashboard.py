@@ -1,8 +1,12 @@
 """The local dashboard and the sweep's table on folders of runs, finished, half-done and damaged."""
 
 import html.parser
+import json
 import re
+import signal
 import statistics
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -117,6 +121,21 @@ def test_a_damaged_record_is_named(results, capsys):
     (path / "record.json").write_text('{"model": ')
     assert runs_script(["--results", str(results), "table"]) == 2
     assert str(path) in capsys.readouterr().err
+
+
+def test_watching_outlives_a_damaged_record(results, tmp_path):
+    """A record that lacks a field for a while is told, and the page is written again once it is whole."""
+    (record,) = (results / "runs").glob("*bbbbbbbb*/seed0/record.json")
+    whole, target = record.read_text(), tmp_path / "page.html"
+    record.write_text(json.dumps({key: value for key, value in json.loads(whole).items() if key != "run_id"}))
+    command = [sys.executable, "scripts/dashboard.py", str(results / "runs"), "--to", str(target), "--watch", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        try:
+            assert "cannot be read" in watching.stderr.readline() and not target.exists()
+            record.write_text(whole)
+            assert "4 finished" in watching.stdout.readline() and "<html" in target.read_text()
+        finally:
+            watching.send_signal(signal.SIGINT)
 
 
 def test_the_soft_gap_is_kept_where_there_is_one(results, capsys):

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -24,9 +24,11 @@ from pdp.cluster.batch import start_command
 from pdp.cluster.manifest import Ending, Run, SweepFolder
 from pdp.cluster.ranks import codes
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.run_store import is_held
 
 GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds; where Slurm itself ends a job, the run was told by it already
 SPARE = 15  # seconds before the limit at which waiting for a run to save itself ends
+HELD = 120  # seconds to wait for a process that still holds the run: a former start, on a node that was given up
 _ENDING = re.compile(r"(?:\[rank\d+\]:\s*)?train(?: \[.*\])?: \S")
 
 
@@ -62,6 +64,9 @@ class Job:
         self._say(f"run {self.run.number} [{self.run.varied}] in job {self.id}, start {self.restart + 1}")
         shutil.rmtree(self.ranks, ignore_errors=True)
         self.ranks.mkdir(parents=True)
+        if is_held(self.run.path):
+            self._say("another process still holds the run's folder: waiting for it")
+            wait_until_free(self.run.path, HELD, lambda: bool(self.asked))
         command = start_command(vars(self.settings), self.ranks, self.run.overrides)
         self.process = subprocess.Popen(command)
         status = self._wait()
@@ -144,6 +149,13 @@ class Job:
 
     def _say(self, words: str) -> None:
         print(f"job: {words}", flush=True)
+
+
+def wait_until_free(run: Path, longest: float, asked: Callable[[], bool]) -> None:
+    """Waits until no process holds the run, at most so many seconds, and not where an end is asked for."""
+    end = time.time() + longest
+    while is_held(run) and time.time() < end and not asked():
+        time.sleep(0.5)
 
 
 def last_words(log: Path) -> str:

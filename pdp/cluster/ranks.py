@@ -25,11 +25,17 @@ def take_rank(environment: MutableMapping[str, str] = os.environ) -> int:
 
 
 def first_host(environment: MutableMapping[str, str] = os.environ) -> str:
-    """The first node of the job; the machine itself where the job has no other."""
+    """Where Slurm reaches the first node of the job; the machine itself where the job has no other."""
     if int(environment.get("SLURM_JOB_NUM_NODES", "1")) == 1:
         return "127.0.0.1"
-    command = ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    name = _scontrol("show", "hostnames", environment["SLURM_JOB_NODELIST"]).split()[0]
+    # The address that Slurm knows and not the name, which need not be one that the others can look up.
+    shown = dict(word.partition("=")[::2] for word in _scontrol("--oneliner", "show", "node", name).split())
+    return shown.get("NodeAddr", name)
+
+
+def _scontrol(*words: str) -> str:
+    return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=True).stdout
 
 
 def port_of_job(environment: MutableMapping[str, str] = os.environ) -> int:

@@ -51,10 +51,16 @@ def read_state(folder: SweepFolder, run: Run, queued: slurm.QueuedTask | None) -
         found.state = "running" if queued.state in ("RUNNING", "COMPLETING") else "queued"
         found.limit = queued.left if found.state == "running" else ""
         found.left = seconds_left(run.path, stored.epochs) if found.state == "running" else None
-        found.words = "" if found.state == "running" else queued.reason
+        found.words = "" if found.state == "running" else _why_not(queued)
     elif ending:
         found.state, found.code, found.words = _ended(ending)
     return found
+
+
+def _why_not(queued: slurm.QueuedTask) -> str:
+    """Why a job does not run; the reason of one that waits, else the state that it is in instead."""
+    reason = "" if queued.reason == "None" else queued.reason
+    return reason if queued.state == "PENDING" else f"{queued.state.lower()} {reason}".strip()
 
 
 def _ended(ending: Ending) -> tuple[str, int | None, str]:

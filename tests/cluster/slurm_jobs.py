@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import one_node_slurm
 import psutil
+import small_slurm
 
 from pdp.cluster.manifest import SweepFolder
 from scripts.slurm import submit
@@ -39,7 +39,7 @@ def wait_until(reached, what, longest=LONGEST, every=0.05):
     while not (value := reached()):
         if time.monotonic() > end or STOPPED.is_set():
             folder = Path(os.environ["SLURM_CONF"]).parent
-            raise AssertionError(f"waited for {what}, {longest} s at most\n{jobs()}\n{one_node_slurm.logs(folder)}")
+            raise AssertionError(f"waited for {what}, {longest} s at most\n{jobs()}\n{small_slurm.logs(folder)}")
         time.sleep(every)
     return value
 

@@ -1,4 +1,4 @@
-"""Sweeps through a real Slurm of one node: arrays, kills, preemption, time limits, failing cells, several processes.
+"""Sweeps through a real Slurm: arrays, kills, preemption, time limits, failing cells, several processes and nodes.
 
 All of it is submitted first and goes on side by side; each test waits for its part.
 """
@@ -10,9 +10,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import one_node_slurm
 import pandas as pd
 import pytest
+import small_slurm
 import torch
 from safetensors.torch import load_file
 from slurm_jobs import (
@@ -45,27 +45,35 @@ SWEEP = [*SMOKE, "method=pdp,gmp,str,optg", "sparsity=0.8,0.9", "seed=0,1"]
 PHASES = [*SMOKE, "sparsity=0.8", "data.limit=320", "recipe.epochs=48", "schedule.warmup=16ep", "schedule.ramp=16ep"]
 FAILING = [*SMOKE, "sparsity=0.8", "recipe.lr=0.1,1e30"]
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=null"]
+LIMITED = [*SMOKE, "sparsity=0.8", "data.limit=320", "recipe.epochs=64", "schedule.warmup=16ep", "schedule.ramp=16ep"]
 TWO = [*SMOKE, "sparsity=0.7", "data.limit=320", "recipe.epochs=6"]
+# How each run of two processes is started; where nothing is said of it, by torchrun on one node and by srun on two.
+LAUNCHES = {
+    "srun": ["--processes", "2", "--launch", "srun"],
+    "torchrun": ["--processes", "2"],
+    "nodes": ["--nodes", "2"],
+    "nodes by torchrun": ["--nodes", "2", "--launch", "torchrun"],
+}
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
     """A Slurm of our own; skipped, with the reason, where there can be none."""
-    reason = one_node_slurm.unavailable()
+    reason = small_slurm.unavailable()
     if reason:
         pytest.skip(f"no Slurm here: {reason}")
     folder = tmp_path_factory.mktemp("slurm")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in one_node_slurm.environment(folder).items():
+        for name, value in small_slurm.environment(folder).items():
             patch.setenv(name, value)
         releaser = Releaser()
         try:
-            one_node_slurm.start(folder)
+            small_slurm.start(folder)
             releaser.start()
             yield folder
         finally:
             releaser.ended.set()
-            one_node_slurm.stop(folder)
+            small_slurm.stop(folder)
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +81,12 @@ def scenes(slurm, tmp_path_factory):
     """Everything submitted, and what is done to it going on in threads."""
     place = tmp_path_factory.mktemp("runs")
     folders = {
-        "phases": submit_sweep([*PHASES, f"output_dir={place}/phases"], "--gpus", "0"),
-        "torchrun": submit_sweep(
-            [*TWO, "seed=1", f"output_dir={place}/torchrun"], "--processes", "2", "--launch", "torchrun", "--gpus", "0"
-        ),
-        "two": submit_sweep([*TWO, f"output_dir={place}/two"], "--processes", "2", "--launch", "srun", "--gpus", "0"),
+        "phases": submit_sweep([*PHASES, f"output_dir={place}/phases"], "--gpus", "0", "--partition", "low"),
+        "limit": submit_sweep([*LIMITED, f"output_dir={place}/limit"], "--gpus", "0", "--time", "2", "--warn", "60"),
+        **{
+            name: submit_sweep([*TWO, f"seed={seed}", f"output_dir={place}/two{seed}"], "--gpus", "0", *options)
+            for seed, (name, options) in enumerate(LAUNCHES.items())
+        },
         "sweep": submit_sweep([*SWEEP, f"output_dir={place}/sweep"]),
         "failing": submit_sweep([*FAILING, f"output_dir={place}/failing"], "--gpus", "0"),
     }
@@ -89,7 +98,7 @@ def scenes(slurm, tmp_path_factory):
         text=True,
     )
     folders["launched"] = place / "launched"
-    acts = {"phases": interrupt_in_each_phase, "two": kill_a_rank, "torchrun": kill_a_rank, "sweep": kill_at_random}
+    acts = {"phases": interrupt_in_each_phase, "sweep": kill_at_random} | dict.fromkeys(LAUNCHES, kill_a_rank)
     with ThreadPoolExecutor() as pool:
         futures = {name: pool.submit(act, folders[name]) for name, act in acts.items()}
         yield (
@@ -102,7 +111,7 @@ def scenes(slurm, tmp_path_factory):
 
 
 def interrupt_in_each_phase(folder):
-    """Preempts the run while dense, ramping and full, and then warns of its time limit.
+    """Preempts the run while dense, by another job, requeues it while ramping and full, and then asks it to save.
 
     Returns the phases it was met in, and what status.py had to show of it at the third.
     """
@@ -113,7 +122,10 @@ def interrupt_in_each_phase(folder):
         if phase == "full":
             seen = read_states(folder)
         starts = log_of(folder, 0).count("job: run ")
-        if phase == "limit":
+        if phase == "dense":
+            first = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true"]
+            subprocess.run(first, check=True)
+        elif phase == "limit":
             subprocess.run(["scancel", "--batch", "--signal=USR1", job_of(folder, 0)], check=True)
         else:
             subprocess.run(["scontrol", "requeue", job_of(folder, 0)], check=True)
@@ -191,7 +203,7 @@ def test_a_failing_cell_leaves_the_others_alone(scenes, capsys):
     assert "failed (3)" in told and "the loss is" in told and "1 done, 1 failed" in told
 
 
-def test_a_run_interrupted_in_each_phase_and_before_its_limit_is_the_same_bit_for_bit(scenes, tmp_path):
+def test_a_run_interrupted_in_each_phase_is_the_same_bit_for_bit(scenes, tmp_path):
     folders, acts = scenes
     folder = folders["phases"]
     met, seen = acts["phases"].result()
@@ -203,12 +215,24 @@ def test_a_run_interrupted_in_each_phase_and_before_its_limit_is_the_same_bit_fo
     assert log.count("job: run ") == 5 and log.count("going on from epoch") == 4
     told = [line for line in log.splitlines() if line.startswith("train: SIG")]
     assert len(told) == 4 and "saved at step" in told[0]
-    assert log.count("put back into the queue") == 1  # the limit's; the others Slurm did itself
+    # Where time is left to it a job puts itself back: when preempted and before its limit. The others Slurm did itself.
+    assert log.count("put back into the queue") == 2
     same_as_unkilled(folder, PHASES, tmp_path)
     assert [line["epoch"] for line in history(folder.runs()[0])] == list(range(48))
 
 
-@pytest.mark.parametrize("launch", ["two", "torchrun"])  # by srun, and by torchrun
+def test_a_run_longer_than_its_time_limit_goes_on_from_start_to_start(scenes):
+    folder = scenes[0]["limit"]
+    ended(folder)
+    log = log_of(folder, 0)
+    starts, told = log.count("job: run "), [line for line in log.splitlines() if line.startswith("train: SIGUSR1")]
+    assert starts > 1 and log.count("put back into the queue") == starts - 1 == len(told)
+    assert "going on from epoch" in log
+    (run,) = folder.runs()
+    assert [line["epoch"] for line in history(run)] == list(range(64))
+
+
+@pytest.mark.parametrize("launch", list(LAUNCHES))
 def test_a_rank_that_dies_takes_the_job_down_and_the_requeued_job_goes_on(launch, scenes):
     folders, acts = scenes
     folder = folders[launch]
@@ -217,7 +241,7 @@ def test_a_rank_that_dies_takes_the_job_down_and_the_requeued_job_goes_on(launch
     assert "job: rank 1 of 2 died without a word" in log or "job: rank 0, 1 of 2 died without a word" in log
     assert log.count("job: run ") >= 2 and "going on from epoch" in log
     ours = log.partition("torch/distributed/elastic")[0]  # torchrun's own report of a lost process has a traceback
-    assert "Traceback" not in ours and (launch == "torchrun" or ours == log)
+    assert "Traceback" not in ours and ("torchrun" in launch or ours == log)
     (run,) = folder.runs()
     assert read_record(Path(run.directory)).world_size == 2
     assert [line["epoch"] for line in history(run)] == list(range(6))
