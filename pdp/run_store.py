@@ -10,7 +10,7 @@ import re
 import shutil
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from pdp.run_directory import RunDirectory
 
 LARGEST_RUN = 100_000  # bytes of one kept run
 LARGEST_RESULTS = 20_000_000  # bytes of all that is committed under results/
+NOT_COMMITTED = ("runs", "report.html", "dashboard.html")  # under results/
 _TAIL = 1 << 16  # bytes; longer than a history's line
 _ID = re.compile(r"([0-9a-f]{8})(?:-(\d.*))?")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -162,7 +163,7 @@ def keep(run: Path, study: str, results: Path, small: bool = False) -> tuple[Pat
         files.pop("distributions.npz", None)
         files["history.jsonl"], _ = thin(RunDirectory(run).read_history(), LARGEST_RUN)
     target = results / "records" / study / run.resolve().parent.name / run.name
-    free = LARGEST_RESULTS - size(results, without=results / "runs") + size(target)
+    free = LARGEST_RESULTS - size(results, without=[results / name for name in NOT_COMMITTED]) + size(target)
     needed = sum(map(len, files.values()))
     if needed > free:
         raise Refusal(f"{run} needs {needed:,} bytes, and {results} has {free:,} left of {LARGEST_RESULTS:,}")
@@ -217,12 +218,13 @@ def thin(lines: Sequence[dict[str, Any]], room: int) -> tuple[bytes, str]:
         every *= 2
 
 
-def size(folder: Path, without: Path | None = None) -> int:
-    """Bytes of all files below `folder`, but for those below `without`."""
+def size(folder: Path, without: Collection[Path] = ()) -> int:
+    """Bytes of all files below `folder`, but for those that are or lie below one of `without`."""
     total = 0
     for here, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if Path(here, name) != without]
-        total += sum(os.lstat(os.path.join(here, name)).st_size for name in names)
+        folders[:] = [name for name in folders if Path(here, name) not in without]
+        paths = [Path(here, name) for name in names]
+        total += sum(os.lstat(path).st_size for path in paths if path not in without)
     return total
 
 

@@ -129,12 +129,20 @@ def _shown(sheet: Sheet, row: dict[str, Any]) -> list[str]:
         str(row["seeds"]) if ours else "",
         score(metric, row["metric"], row["interval"]) if ours else "",
         percent(row["sparsity"]) if ours else "",
-        count(row["macs_sparse"]) if ours else "",
+        _macs(sheet, row) if ours else "",
         score(metric, known.get("dense_metric", math.nan)),
         score(metric, known.get("difference", math.nan), known.get("difference_interval", math.nan), sign=True),
         f"{row['epochs']:.0f}" if ours else "",
         *_published_shown(sheet, metric, known),
     ]
+
+
+def _macs(sheet: Sheet, row: dict[str, Any]) -> str:
+    shown = count(row["macs_sparse"])
+    if not row["macs_attention"] > 0:
+        return shown
+    more = sheet.mark(f"Products of attention, which pruning leaves as they are: {count(row['macs_attention'])} more.")
+    return f"{shown} {more}"
 
 
 def _target(row: dict[str, Any]) -> str:

@@ -82,6 +82,17 @@ def test_soft_movement_and_shares_of_macs_find_their_own_published_rows(tmp_path
     assert "| 50 % of MACs |" in as_markdown(channels) and "| 50 % |" in as_markdown(channels)
 
 
+def test_what_attention_multiplies_is_said_beside_the_macs_of_layers(tmp_path):
+    bert = {"model": "bert_base", "data": "glue-mnli", "task": "text_classification", "metric_name": "accuracy"}
+    keep(tmp_path, "l", "1", 0, method="pdp", target_sparsity=0.9, macs_sparse=1_087e6, macs_attention=302e6, **bert)
+    keep(tmp_path, "v", "2", 0, method="pdp", target_sparsity=0.9)
+    sheets = make_sheets(tmp_path)
+    text = as_markdown(sheet_named(sheets, "language_glue-mnli"))
+    (mark,) = re.findall(r"- (\[\d\]) Products of attention.*: 302.00 M more", text)
+    assert f"| 1,087.00 M {mark} |" in text
+    assert "attention" not in as_markdown(sheet_named(sheets, "random_digits"))
+
+
 def test_a_data_set_has_its_own_table_and_a_pattern_too(results):
     sheets = make_sheets(results)
     names = [sheet.name for sheet in sheets]
