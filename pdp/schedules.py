@@ -55,7 +55,9 @@ class Schedule:
             return 0.0 if value < 1e-6 else 1.0 if value > 1 - 1e-6 else value
         if start is None or moment < start:
             return 0.0
-        return SHAPES[self.name](min(1.0, self.speed * (moment - start + 1)))
+        done = moment - start + 1
+        # 107 times 1 / 107 is less than one.
+        return SHAPES[self.name](1.0 if done >= self.length else min(1.0, self.speed * done))
 
     @property
     def latest_start(self) -> int:

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pdp.errors import Refusal
@@ -61,6 +61,7 @@ def test_steps_are_moments_too():
     ramp=st.integers(1, 300),
     name=st.sampled_from(["linear", "cubic"]),
 )
+@example(epochs=107, warmup=0, ramp=107, name="linear")
 def test_a_ramp_ends_within_the_run_or_is_refused(epochs, warmup, ramp, name):
     if warmup + ramp > epochs:
         with pytest.raises(Refusal, match=r"schedule\.warmup.*schedule\.ramp"):
