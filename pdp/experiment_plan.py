@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from omegaconf import OmegaConf
 from pdp.config.arguments import parse
 from pdp.config.compose import compose_tree
 from pdp.config.groups import choices
+from pdp.config.sweep import read_sweep, stored_sweeps
 from pdp.errors import Refusal
 from pdp.published import near_target, published_method
 from pdp.records import RECORD, Record, read_record
-from pdp.study import Cell, Study
 
 METRICS = {"images": "top1", "text_classification": "accuracy", "language_modelling": "perplexity"}
 # Training samples as published, for a benchmark that says how long a batch takes and nothing of the data.
@@ -40,16 +40,40 @@ class Planned:
     allocation: str
     epochs: int
     needs: tuple[str, ...]  # keys that must be given on the command line
+    words: tuple[str, ...] = ()  # given besides the experiment, as a sweep gives them
 
     @property
     def command(self) -> str:
         """What is typed, with <...> where only the user knows."""
-        return " ".join(["python train.py", f"experiment={self.experiment}", *(f"{key}=<...>" for key in self.needs)])
+        return " ".join(
+            ["python train.py", f"experiment={self.experiment}", *self.words, *(f"{key}=<...>" for key in self.needs)]
+        )
 
 
 def read_plan(names: Iterable[str] | None = None) -> list[Planned]:
     """Every experiment of conf/experiment, composed but not checked: nothing on the disk need be there."""
     return [_planned(name) for name in (choices("experiment") if names is None else names)]
+
+
+def swept(cells: Sequence[Planned]) -> list[Planned]:
+    """The cells, each followed by those that conf/sweep makes of it: the same at other sparsities."""
+    others: dict[str, list[float]] = {}
+    for name in stored_sweeps():
+        values = read_sweep(name)
+        for experiment in values.get("experiment", []):
+            others.setdefault(str(experiment), []).extend(float(one) for one in values.get("sparsity", []))
+    return [
+        one
+        for cell in cells
+        for one in (
+            cell,
+            *(
+                replace(cell, sparsity=sparsity, words=(f"sparsity={sparsity:g}",))
+                for sparsity in sorted(set(others.get(cell.experiment, [])))
+                if sparsity != cell.sparsity
+            ),
+        )
+    ]
 
 
 def _planned(name: str) -> Planned:
@@ -89,6 +113,8 @@ def find_published(cell: Planned, published: pd.DataFrame) -> pd.DataFrame:
         & (published.pattern == cell.pattern)
         & (published.method == cell.method)
     ]
+    if cell.method == "dense":
+        return same
     if cell.allocation == "file" or cell.sparsity is None:
         return same.head(0)
     dense = published[(published.model == cell.model) & (published.method == "dense")].macs.min()
@@ -207,52 +233,6 @@ def _means(records: Sequence[Record]) -> str:
         value = f"{mean:.2f}" if runs[0].metric_name in ("perplexity", "loss") else f"{100 * mean:.2f} %"
         words.append(f"{value} ({len(runs)} run{'s' if len(runs) > 1 else ''})")
     return "; ".join(words)
-
-
-def study_table(studies: Sequence[Study], kept: dict[str, list[Record]]) -> pd.DataFrame:
-    """A row per study: name, command, runs, kept, cpu_hours (all of its runs, one thread each) and seconds_from.
-
-    A run costs the median `train_seconds` of the study's own records, of its method where there are some, else of other
-    records of the same model, data and epochs; NaN where there is none.
-    """
-    rows = []
-    for study in studies:
-        own = kept.get(study.name, []) + kept.get(f"{study.name}_tuning", [])
-        others = [one for kept_runs in kept.values() for one in kept_runs] if not own else []
-        cells = [cell for method in study.methods for cell in study.cells(method)]
-        model, data, epochs = _what(cells[0])
-        near = own or [one for one in others if (one.model, one.data, one.epochs) == (model, data, epochs)]
-        cost = _cost_of(near)
-        rows.append(
-            {
-                "study": study.name,
-                "command": f"python scripts/compare.py conf/study/{study.name}.yaml",
-                "runs": len(cells),
-                "kept": len(own),
-                "cpu_hours": sum(cost(cell) for cell in cells) / 3600,
-                "seconds_from": "its own records" if own else f"records of {model} on {data}" if near else "no record",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _what(cell: Cell) -> tuple[str, str, int]:
-    tree, _, _ = compose_tree(parse(cell.overrides))
-    task = getattr(tree.data, "task", None)
-    return tree.model.name, f"{tree.data.name}-{task}" if task else tree.data.name, tree.recipe.epochs
-
-
-def _cost_of(records: Sequence[Record]) -> Callable[[Cell], float]:
-    seconds: dict[str, list[float]] = {}
-    for record in records:
-        seconds.setdefault(record.method, []).append(record.train_seconds)
-    everything = [one for values in seconds.values() for one in values]
-
-    def cost(cell: Cell) -> float:
-        values = seconds.get(cell.method, everything)
-        return float(pd.Series(values).median()) if values else math.nan
-
-    return cost
 
 
 def find_names(words: Sequence[str], names: Sequence[str]) -> list[str]:

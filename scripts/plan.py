@@ -4,10 +4,11 @@
     python scripts/plan.py resnet50_nm gpt2         experiments whose names hold one of the words
     python scripts/plan.py --csv plan.csv           written too, with every column; studies in plan_studies.csv
 
-A cell is a file of conf/experiment. Published numbers (results/published.csv) stand beside it with the mark of their
-source: verified, third party or unverified. GPU hours come from steps that were measured: on a GPU, of the same model
-and data (results/records), or of the same model (results/benchmarks); where there is none the place stays empty. The
-cost of a study in CPU hours is that of its runs that are kept. Exit codes: 0 done; 2 refused.
+A cell is a file of conf/experiment, or one of them at another sparsity, as conf/sweep has it. Published numbers
+(results/published.csv) stand beside it with the mark of their source: verified, third party or unverified. GPU hours
+come from steps that were measured: on a GPU, of the same model and data (results/records), or of the same model
+(results/benchmarks); where there is none the place stays empty. The cost of a study in CPU hours is that of its runs
+that are kept; before there are any, a few steps of each method are timed here. Exit codes: 0 done; 2 refused.
 """
 
 from __future__ import annotations
@@ -36,23 +37,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.progress import track
 
     from pdp.config.groups import CONF, choices
-    from pdp.experiment_plan import find_names, plan_table, read_gpu_benchmarks, read_kept, read_plan, study_table
+    from pdp.experiment_plan import find_names, plan_table, read_gpu_benchmarks, read_kept, read_plan, swept
     from pdp.published import load_published
     from pdp.study import read_study
+    from pdp.study_cost import study_table, timed_here
 
     error = Console(stderr=True)
     names = find_names(arguments.words, choices("experiment"))
     cells = read_plan(track(names, "composing", console=error, transient=True, disable=not error.is_terminal))
     kept = read_kept(arguments.results)
     published = load_published(arguments.results / "published.csv")
-    matrix = plan_table(cells, published, kept, read_gpu_benchmarks(arguments.results))
-    studies = study_table([read_study(path) for path in sorted((CONF / "study").glob("*.yaml"))], kept)
+    matrix = plan_table(swept(cells), published, kept, read_gpu_benchmarks(arguments.results))
+    found = [read_study(path) for path in sorted((CONF / "study").glob("*.yaml"))]
+    studies = study_table(found, kept, None if arguments.words else timed_here)
     show(matrix, ("command", "epochs", "published", "ours", "gpu_hours", "speed_from"), "Experiments")
     if not arguments.words:
         show(studies, ("command", "runs", "kept", "cpu_hours", "seconds_from"), "Studies")
     unknown = int(matrix.gpu_hours.isna().sum())
     print(
-        f"{len(matrix)} experiments; GPU hours known of {len(matrix) - unknown}"
+        f"{len(cells)} experiments, {len(matrix)} cells with those of conf/sweep; "
+        f"GPU hours known of {len(matrix) - unknown}"
         + (f", of {unknown} no step of the model was measured on a GPU" if unknown else "")
     )
     if arguments.csv:

@@ -20,7 +20,7 @@ DISTINCT = [
 
 def needed(experiment: str, folder: Path, model: str = "resnet18") -> list[str]:
     """The words that a user has to add to `experiment`, with files made in `folder`."""
-    if experiment.endswith("_budget"):
+    if experiment.endswith("_budget") and experiment != "imagenet/resnet50_random_90_pdp_str_budget":
         path = folder / "budget.csv"
         path.write_text("layer,share\nlayer1.0.conv1,0.5\nfc,0.9\n", encoding="utf-8")
         return [f"allocation.path={path}"]

@@ -17,11 +17,12 @@ from pdp.experiment_plan import (
     plan_table,
     read_gpu_benchmarks,
     read_plan,
-    study_table,
+    swept,
 )
 from pdp.published import load_published
 from pdp.records import Record
-from pdp.study import Study
+from pdp.study import Cell, Study
+from pdp.study_cost import study_table, timed_here
 from scripts import plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +35,9 @@ NAMES = [
     "imagenet/resnet50_channel_macs_50_chex",
     "imagenet/resnet50_nm_2_4_srste",
     "imagenet/resnet50_random_90_gmp",
+    "imagenet/resnet50_random_90_pdp_optg_budget",
     "imagenet/resnet50_random_90_pdp_str_budget",
+    "imagenet/resnet50_dense",
 ]
 
 
@@ -57,7 +60,8 @@ def test_a_cells_command_names_what_only_the_user_knows(cells):
     commands = [cells[name].command for name in NAMES]
     assert commands[0] == "python train.py experiment=digits/mobilenet_v1_random_866"
     assert commands[2].endswith(" model.pretrained=<...>")
-    assert commands[-1].endswith(" allocation.path=<...> data.root=<...>")
+    assert commands[-2].endswith(" data.root=<...>") and "allocation" not in commands[-2]  # STR's own budget is here
+    assert commands[-3].endswith(" allocation.path=<...> data.root=<...>")
 
 
 def test_published_rows_are_those_of_the_same_cell(cells, published):
@@ -71,6 +75,16 @@ def test_published_rows_are_those_of_the_same_cell(cells, published):
     assert values("glue/bert_base_mnli_movement_soft_90") == [0.812]  # on the matched part
     assert values("digits/mobilenet_v1_random_866") == []  # other data
     assert values("imagenet/resnet50_random_90_pdp_str_budget") == []
+    assert min(values("imagenet/resnet50_dense")) > 0.75 and len(values("imagenet/resnet50_dense")) == 8
+
+
+def test_a_sweep_adds_its_sparsities_with_their_own_published_rows(cells, published):
+    found = [cell for cell in swept(list(cells.values())) if cell.experiment == "imagenet/resnet50_random_90_gmp"]
+    assert [cell.sparsity for cell in found] == [0.9, 0.75, 0.8, 0.85, 0.95, 0.98, 0.99]
+    assert found[2].command.endswith("experiment=imagenet/resnet50_random_90_gmp sparsity=0.8 data.root=<...>")
+    assert find_published(found[2], published).sparsity.tolist() == [0.8, 0.8]  # uniform and extended
+    untouched = [cell for cell in swept([cells["imagenet/resnet50_random_90_pdp_str_budget"]])]
+    assert len(untouched) == 1  # its sparsity is the budget's
 
 
 def test_our_records_stand_beside_their_cell_and_tuning_runs_do_not(cells, published):
@@ -126,6 +140,32 @@ def test_a_studys_cost_is_that_of_its_kept_runs():
     assert math.isnan(row.cpu_hours) and row.seconds_from == "no record"
 
 
+def test_a_study_without_records_is_timed_a_method_once():
+    study = Study(
+        "s", ("model=resnet20", "data=digits"), [0.5], [0, 1], 10, 0.5, {"dense": [()], "gmp": [(), ("a=1",)]}
+    )
+    asked = []
+
+    def measure(cell: Cell) -> float:
+        asked.append(cell.method)
+        return {"dense": 10.0, "gmp": 30.0}[cell.method]
+
+    row = study_table([study], {}, measure).iloc[0]
+    assert row.cpu_hours == pytest.approx((2 * 10 + 4 * 30) / 3600) and row.seconds_from.startswith("steps timed here")
+    assert asked == ["dense", "gmp"]
+    kept = {"s": [record(method="dense", train_seconds=20.0)]}
+    assert study_table([study], kept, measure).cpu_hours[0] == pytest.approx(6 * 20 / 3600) and len(asked) == 2
+
+
+def test_steps_that_are_timed_grow_with_the_epochs_and_a_run_that_is_refused_has_no_cost():
+    words = ("model=resnet20", "data=digits", "prune=random", "recipe.batch_size=8")
+    short, long = (
+        timed_here(Cell("s", "pdp", (), 0.9, 0, (*words, f"recipe.epochs={epochs}"))) for epochs in (10, 1000)
+    )
+    assert 0 < 5 * short < long
+    assert math.isnan(timed_here(Cell("s", "pdp", (), 0.9, 0, (*words, "recipe.lr=-1"))))
+
+
 def test_a_word_that_no_experiment_has_is_refused():
     assert find_names(["gpt2", "nm_2"], NAMES) == [NAMES[3], NAMES[6]]
     assert find_names([], NAMES) == NAMES
@@ -138,6 +178,6 @@ def test_the_script_writes_experiments_and_every_study(tmp_path, capsys):
     assert plan.main([*words, "--csv", str(tmp_path / "plan.csv")]) == 0
     out = capsys.readouterr().out
     assert "python train.py experiment=imagenet/resnet50_random_90_gmp data.root=<...>" in out
-    assert pd.read_csv(tmp_path / "plan.csv").experiment.tolist() == [NAMES[3], NAMES[7]]
+    assert pd.read_csv(tmp_path / "plan.csv").experiment.tolist() == [NAMES[3], *7 * [NAMES[7]]]
     studies = pd.read_csv(tmp_path / "plan_studies.csv").set_index("study")
     assert studies.runs["fashion_random"] == 83 and studies.runs["pdp_ablations"] == 80

@@ -12,6 +12,7 @@ from pdp.config.check_prune import check_prune, is_dense
 from pdp.config.check_schedule import check_schedule
 from pdp.config.check_values import check_values
 from pdp.config.distill import check_distill, normalise_distill
+from pdp.config.groups import find_budget
 from pdp.config.schema import (
     TRACKERS,
     AllocationConfig,
@@ -56,7 +57,7 @@ def normalise(config: Config, typed: Set[str] = frozenset()) -> None:
     if config.data.smallest_inputs:
         _shrink(config, typed)
     if config.allocation.path is not None:
-        config.allocation.path = os.path.expanduser(config.allocation.path)
+        config.allocation.path = find_budget(config.allocation.path)
     config.output_dir = os.path.expanduser(config.output_dir)
     normalise_distill(config)
     if is_dense(config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Set
 from pathlib import Path
 
+from pdp.config.groups import budgets, find_budget
 from pdp.config.schema import PRUNE, Config, NmPruneConfig, pattern_options
 from pdp.errors import Refusal
 from pdp.methods.checks import check_options, check_pattern, check_saliency, is_free
@@ -135,5 +136,8 @@ def _check_allocation(config: Config, typed: Set[str]) -> None:
     if name == "file":
         if not path:
             raise Refusal("allocation=file needs allocation.path: a CSV of layer,share or the directory of another run")
-        if not Path(path).expanduser().exists():
-            raise Refusal(f"allocation.path={path} does not exist: give a CSV of layer,share or a run's directory")
+        if not Path(find_budget(path)).exists():
+            raise Refusal(
+                f"allocation.path={path} does not exist: give a CSV of layer,share, a run's directory or the name of a "
+                f"budget in conf/allocation: {', '.join(budgets())}"
+            )

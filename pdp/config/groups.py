@@ -28,6 +28,17 @@ def choices(group: str) -> list[str]:
     return sorted(file.relative_to(folder).with_suffix("").as_posix() for file in files)
 
 
+def budgets() -> list[str]:
+    """The names of the per-layer budgets that lie in conf/allocation."""
+    return sorted(path.stem for path in (CONF / "allocation").glob("*.csv"))
+
+
+def find_budget(path: str) -> str:
+    """A file or a folder as it is named, where there is one; else a budget of conf/allocation by its name."""
+    given = Path(path).expanduser()
+    return str(CONF / "allocation" / f"{path}.csv") if not given.exists() and path in budgets() else str(given)
+
+
 def default_choices() -> dict[str, str]:
     """What each group is where nothing else is asked, from the defaults list of conf/config.yaml."""
     text = (CONF / "config.yaml").read_text(encoding="utf-8")

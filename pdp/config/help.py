@@ -71,7 +71,7 @@ _OPTIONS = {
     "schedule.ramp": "time from the first pruning to the target; null: 0.4 of the run",
     "schedule.rate": "the other spelling: share of the target per epoch",
     "schedule.unit": "the share changes each epoch or each step",
-    "allocation.path": "with allocation=file: a CSV of layer,share or another run's directory",
+    "allocation.path": "with allocation=file: a CSV of layer,share, another run, or a CSV's name in conf/allocation",
     "distill.teacher": "distill=teacher: a run's directory, weights or hub; null: the dense run of this cell and seed",
     "distill.temperature": "of both softmaxes",
     "distill.weight": "the teacher's share of the loss; null: the method's own",

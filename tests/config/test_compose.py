@@ -103,7 +103,8 @@ MARKS = ("paper", "third party (", "method's authors", "ours")
 def test_every_experiment_composes_without_data_and_says_where_its_values_come_from(experiment, tmp_path):
     config = compose([f"experiment={experiment}", "dry_run=true", *needed(experiment, tmp_path)])
     assert not config.data.unasked
-    assert {"cell", "recipe"} < {*config.provenance} and {"method", "schedule"} <= {*config.provenance}
+    pruned = set() if config.method.name == "dense" else {"method", "schedule"}
+    assert {"cell", "recipe"} | pruned <= {*config.provenance}
     for text in config.provenance.values():
         assert text.startswith(MARKS), text
 
@@ -172,11 +173,24 @@ def test_parts_of_experiments_are_no_choices_and_cells_win_over_them():
 
 
 def test_a_budget_must_be_given_where_an_experiment_takes_one(tmp_path):
-    name = "experiment=imagenet/resnet50_random_90_pdp_str_budget"
+    name = "experiment=imagenet/resnet18_random_855_pdp_str_budget"
     with pytest.raises(Refusal, match=r"needs allocation\.path: a CSV of layer,share or the directory of another run"):
         compose([name, "dry_run=true"])
     config = compose([name, "dry_run=true", *needed(name, tmp_path)])
     assert (config.sparsity, config.allocation.name, config.schedule.rate) == (None, "file", 0.015)
+
+
+def test_a_budget_of_conf_goes_by_its_name_unless_a_file_has_it(tmp_path, monkeypatch):
+    words = ["experiment=imagenet/resnet50_random_90_pdp_str_budget", "dry_run=true"]
+    stored = CONF / "allocation" / "str_resnet50_9023.csv"
+    assert compose(words).allocation.path == str(stored)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / stored.stem).write_text("layer,share\nfc,0.5\n", encoding="utf-8")
+    assert compose(words).allocation.path == stored.stem
+    with pytest.raises(
+        Refusal, match=r"allocation.path=str_resnet5 does not exist: .* conf/allocation: str_resnet50_9023"
+    ):
+        compose([*words, "allocation.path=str_resnet5"])
 
 
 def test_a_pruned_model_must_be_given_to_fine_tune_it():
