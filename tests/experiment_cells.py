@@ -18,7 +18,7 @@ DISTINCT = [
 ]
 
 
-def needed(experiment: str, folder: Path, model: str = "resnet18") -> list[str]:
+def needed(experiment: str, folder: Path) -> list[str]:
     """The words that a user has to add to `experiment`, with files made in `folder`."""
     if experiment.endswith("_budget") and experiment != "imagenet/resnet50_random_90_pdp_str_budget":
         path = folder / "budget.csv"
@@ -27,7 +27,7 @@ def needed(experiment: str, folder: Path, model: str = "resnet18") -> list[str]:
     if "pofa_finetune" in experiment:
         return [f"model.pretrained={pruned_bert(folder / 'pruned')}"]
     if experiment.endswith("_asp"):
-        path = folder / "dense.pt"
+        model, path = ("resnet50" if "resnet50" in experiment else "resnet18"), folder / "dense.pt"
         if not path.exists():
             from torchvision import models
 

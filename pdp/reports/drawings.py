@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from os.path import commonprefix
 from textwrap import fill
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from pdp.reports.look import WIDTH, hatch_of, looks_of, new_figure, style
 from pdp.reports.masks import MOMENTS, soft_share
@@ -56,7 +57,7 @@ def against(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metr
     with style():
         labels = sorted(set(frame.label), key=lambda one: (one.split()[0] != OURS, one))
         figure, axes = _panels(len(_beside(labels)), 1.7)
-        scale, looks = _scale(metric), looks_of(labels)
+        scale, looks, limits = _scale(metric), looks_of(labels), _limits(frame, dense, metric)
         for axis, shown in zip(axes, _beside(labels), strict=True):
             for row in dense.itertuples():
                 half = 0 if math.isnan(row.interval) else row.interval
@@ -68,19 +69,42 @@ def against(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metr
                 mine = frame[frame.label == label].sort_values(x)
                 spread = scale * mine.interval.fillna(0)
                 axis.errorbar(scale_x(mine[x], x), scale * mine.metric, yerr=spread, label=label, **looks[label])
-            axis.legend(loc="lower left")
+                _say_what_lies_beyond(axis, scale_x(mine[x], x), scale * mine.metric, limits)
+            axis.legend(loc="best")
         if scale == 1:
-            axes[0].set_yscale("log")
-        axes[0].set_ylim(_limits(frame, dense, metric))
+            _scale_wide(axes, "y", limits)
+        axes[0].set_ylim(limits)
         _label(figure, axes, x_title if x != "sparsity" else "sparsity, %", _unit(metric))
         if x != "sparsity":
-            axes[0].set_xscale("log")
+            _scale_wide(axes, "x", frame[x])
     return figure
 
 
 def scale_x(values: pd.Series, x: str) -> pd.Series:
-    """Sparsities in percent; multiply-adds as they are."""
-    return 100 * values if x == "sparsity" else values
+    """Sparsities in percent; multiply-adds in millions."""
+    return 100 * values if x == "sparsity" else values / 1e6
+
+
+def _scale_wide(axes: Sequence[Any], which: str, values: Sequence[float]) -> None:
+    """The axis `which` ("x" or "y"): logarithmic where values differ threefold, with few plain numbers either way."""
+    wide = max(values) > 3 * min(values)
+    if wide:
+        axes[0].set(**{f"{which}scale": "log"})
+    for axis in axes:
+        ticks = axis.xaxis if which == "x" else axis.yaxis
+        ticks.set_major_locator(LogLocator(10, (1, 2, 5), numticks=9) if wide else MaxNLocator(4))
+        ticks.set_minor_locator(NullLocator())
+        ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _say_what_lies_beyond(axis: Any, x: pd.Series, y: pd.Series, limits: tuple[float, float]) -> None:
+    """A mark below the axis or above it is said at its edge."""
+    for place, value in zip(x, y, strict=True):
+        inwards: Any = {"ha": "left" if place <= x.median() else "right", **_BEYOND}
+        if value < limits[0]:
+            axis.annotate(f"▾ {value:.1f}", (place, limits[0]), (0, 3), **inwards)
+        elif value > limits[1]:
+            axis.annotate(f"▴ {value:.1f}", (place, limits[1]), (0, -8), **inwards)
 
 
 def _limits(frame: pd.DataFrame, dense: pd.DataFrame, metric: str) -> tuple[float, float]:
@@ -111,20 +135,21 @@ def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, m
             if x == "sparsity":
                 axis.errorbar([scale * row.metric], [place], xerr=[spread], **look)
             else:
-                axis.errorbar([getattr(row, x)], [scale * row.metric], yerr=[spread], label=row.label, **look)
+                axis.errorbar([getattr(row, x) / 1e6], [scale * row.metric], yerr=[spread], label=row.label, **look)
         for place, row in enumerate(both.itertuples()):
             if scale * row.metric < limits[0]:
                 if x == "sparsity":
                     axis.annotate(f"◂ {scale * row.metric:.1f}", (limits[0], place), (3, 0), **_BEYOND, va="center")
                 else:
-                    axis.annotate(f"▾ {scale * row.metric:.1f}", (getattr(row, x), limits[0]), (4, 3), **_BEYOND)
+                    axis.annotate(f"▾ {scale * row.metric:.1f}", (getattr(row, x) / 1e6, limits[0]), (4, 3), **_BEYOND)
         if scale == 1:
-            (axis.set_xscale if x == "sparsity" else axis.set_yscale)("log")
+            _scale_wide([axis], "x" if x == "sparsity" else "y", limits)
         (axis.set_xlim if x == "sparsity" else axis.set_ylim)(limits)
         if x == "sparsity":
             axis.set_yticks(range(len(both)), list(both.label))
             axis.set_xlabel(_unit(metric))
         else:
+            _scale_wide([axis], "x", both[x])
             axis.set_xlabel(x_title)
             axis.set_ylabel(_unit(metric))
             handles, words = axis.get_legend_handles_labels()

@@ -18,6 +18,7 @@ from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sheet import target
 
 _STUDY = ["study", "model", "data", "metric_name"]
+SAME_MACS = 1.01  # methods whose multiply-adds lie within this factor are not told apart by them
 
 
 @dataclass
@@ -77,7 +78,7 @@ def write_figures(drawn: list[Drawn], folder: Path) -> list[Path]:
 
 
 def _against(x: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
-    words = {"sparsity": "sparsity", "macs_sparse": "sparse MACs (multiply-adds)"}[x]
+    words = {"sparsity": "sparsity", "macs_sparse": "sparse MACs, millions"}[x]
 
     def draw(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
         first = runs.iloc[0]
@@ -87,12 +88,14 @@ def _against(x: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
             several = group.target_sparsity.nunique() > 1
             if x == "sparsity" and not several and group.label.nunique() < 2:
                 continue
+            if x == "macs_sparse" and not several and group.macs_sparse.max() <= SAME_MACS * group.macs_sparse.min():
+                continue  # the pattern decides them: the other figure says all
             make = drawings.against if several else drawings.one_target
             figure = make(group, dense, x, words, first.metric_name)
             caption = (
                 f"{first.metric_name} (hard, test set, last epoch) against {words}: {first.model} on {first.data}, "
                 f"{pattern}, study {first.study}. Means over seeds with 95 % intervals (Student t); the grey band is "
-                "the dense model's; what lies below an axis is in the tables."
+                "the dense model's."
             )
             yield Drawn(f"{name}-{_slug(pattern)}", caption, figure)
 

@@ -18,7 +18,10 @@ def report(prose: str, sheets: Sequence[Sheet], drawn: Sequence[Drawn], left_out
     """The page; `prose` is Markdown, with no markup of its own but Markdown's."""
     places = [(sheet.name, sheet.title) for sheet in sheets] + [("figures", "Figures")]
     links = "".join(f'<a href="#{html.escape(name)}">{html.escape(title)}</a>' for name, title in places)
-    parts = [_prose(prose), f"<h2>Contents</h2><nav>{links}</nav>"]
+    prose = _prose(prose)
+    for name, _ in places:  # a table stands on the page itself
+        prose = prose.replace(f'href="tables/{name}.md"', f'href="#{html.escape(name)}"')
+    parts = [prose, f"<h2>Contents</h2><nav>{links}</nav>"]
     parts += [_sheet(sheet) for sheet in sheets]
     parts.append('<h2 id="figures">Figures</h2>')
     for one in drawn:
@@ -32,7 +35,7 @@ def report(prose: str, sheets: Sequence[Sheet], drawn: Sequence[Drawn], left_out
 def _prose(text: str) -> str:
     from markdown_it import MarkdownIt
 
-    # Links to files beside the page stay; HTML in the text is text.
+    # HTML in the text is text.
     return f"<article>{MarkdownIt('commonmark', {'html': False}).enable('table').render(text)}</article>"
 
 

@@ -34,7 +34,9 @@ def results(tmp_path):
         keep(tmp_path, "s", "1", seed, metric=0.9 + 0.01 * seed)
         keep(tmp_path, "s", "2", seed, method="gmp", metric=0.8)
         keep(tmp_path, "s", "3", seed, model="<b>x</b>")
-    (tmp_path / "README.md").write_text("# What was found\n\nA *word* & <script>alert(1)</script> [tables](tables/)\n")
+    (tmp_path / "README.md").write_text(
+        "# What was found\n\nA *word* & <script>alert(1)</script> [costs](tables/training_cost.md) [all](tables/)\n"
+    )
     return tmp_path
 
 
@@ -51,6 +53,8 @@ def test_the_page_holds_everything_and_fetches_nothing(results, capsys):
     assert "90.50 ± 6.35 %" in text and "What was found" in text and "&lt;script&gt;" in text
     assert "<em>word</em>" in text and "weight distributions: not drawn" in text
     assert 'name="viewport"' in text
+    # A table that stands on the page is linked there, whatever lies beside it.
+    assert '<a href="#training_cost">costs</a>' in text and '<a href="tables/">all</a>' in text
 
 
 def test_a_folder_without_records_is_refused(tmp_path):
