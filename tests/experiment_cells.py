@@ -10,6 +10,7 @@ EXPERIMENTS = choices("experiment")
 # Of cells that differ in the model, N:M, sparsity or task alone, one: every method with every pattern, PDP on every model.
 _OTHERS = ("resnet50_nm", "nm_1_4", "nm_2_8", "nm_4_8", "qqp", "optg_budget")
 _MODELS = ("resnet50_random", "mobilenet_v1_random", "mobilenet_v2_random")
+_LAYERS = {"mobilenet_v1": "classifier", "mobilenet_v2": "classifier.1", "resnet": "fc"}
 DISTINCT = [
     name
     for name in EXPERIMENTS
@@ -22,7 +23,8 @@ def needed(experiment: str, folder: Path) -> list[str]:
     """The words that a user has to add to `experiment`, with files made in `folder`."""
     if experiment.endswith("_budget") and experiment != "imagenet/resnet50_random_90_pdp_str_budget":
         path = folder / "budget.csv"
-        path.write_text("layer,share\nlayer1.0.conv1,0.5\nfc,0.9\n", encoding="utf-8")
+        layer = next(layer for part, layer in _LAYERS.items() if part in experiment)
+        path.write_text(f"layer,share\n{layer},0.9\n", encoding="utf-8")
         return [f"allocation.path={path}"]
     if "pofa_finetune" in experiment:
         return [f"model.pretrained={pruned_bert(folder / 'pruned')}"]

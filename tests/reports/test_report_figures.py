@@ -110,6 +110,8 @@ def test_the_same_records_give_the_same_bytes(results):
 
 def test_what_no_record_has_is_left_out_and_said(tmp_path, capsys):
     keep(tmp_path, "s", "1", 0)
+    keep(tmp_path, "s", "2", 0, method="gmp", macs_sparse=123_456)
+    keep(tmp_path, "t", "1", 0)  # the same MACs, for there is one method
     (tmp_path / "figures").mkdir()
     for name in ("masks-old.svg", "first_run.svg"):
         (tmp_path / "figures" / name).write_text("<svg/>")
@@ -124,7 +126,9 @@ def test_what_no_record_has_is_left_out_and_said(tmp_path, capsys):
         assert words in told
     made = sorted(path.name for path in (tmp_path / "figures").iterdir())
     # Those of a kind that is drawn no more go; what others drew stays.
-    assert made == [f"accuracy_macs-s-resnet20-digits-random.{ending}" for ending in ("png", "svg")] + ["first_run.svg"]
+    kinds = ("accuracy_macs", "accuracy_sparsity")
+    drawn = [f"{kind}-s-resnet20-digits-random.{ending}" for kind in kinds for ending in ("png", "svg")]
+    assert made == [*drawn, "first_run.svg"]
     assert (tmp_path / "figures" / made[1]).read_text().startswith("<?xml")
 
 
@@ -148,3 +152,17 @@ def test_no_two_methods_look_alike_without_colour():
     looks = {(str(look_of(name)["linestyle"]), look_of(name)["marker"]) for name in known}
     assert len(looks) == len(known)
     assert look_of("new_method") == look_of("new_method")
+
+
+def test_a_mark_beyond_the_axis_is_said_at_its_edge_and_macs_are_plain_millions(tmp_path):
+    for share, macs, metric, collapsed in ((0.8, 4_000_000, 0.95, 0.94), (0.9, 1_000_000, 0.94, 0.1)):
+        both = {"target_sparsity": share, "macs_sparse": macs}
+        keep(tmp_path, "s", f"{share}", 0, metric=metric, **both)
+        keep(tmp_path, "s", f"{1 - share:.1f}", 0, metric=collapsed, method="acdc", **both)
+    drawn = {one.name.split("-")[0]: one.figure for one in draw_all(read_kept(tmp_path))[0]}
+    for kind in ("accuracy_sparsity", "accuracy_macs"):
+        (axis,) = drawn[kind].axes
+        assert [text.get_text() for text in axis.texts] == ["▾ 10.0"], kind
+    as_svg(drawn["accuracy_macs"])
+    shown = [one.get_text() for one in drawn["accuracy_macs"].axes[0].get_xticklabels()]
+    assert {"1", "2"} <= {*shown} and not [one for one in shown if "10^" in one]
