@@ -90,14 +90,40 @@ def test_infinite_cuts_keep_all_or_nothing():
     assert torch.count_nonzero(soft_prune(weight, math.inf, 1e-4)) == 0
 
 
-def test_nothing_but_weight_and_cut_is_kept_for_backward():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_nothing_that_is_not_held_anyway_is_kept_for_backward(autocast):
     weight = torch.randn(1000, requires_grad=True)
     cut = torch.tensor(0.5)
     kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
-        soft_prune(weight, cut, 1e-2)
-    assert sorted(tensor.numel() for tensor in kept) == [1, 1000]
-    assert {tensor.data_ptr() for tensor in kept} == {weight.data_ptr(), cut.data_ptr()}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
+    ):
+        effective = soft_prune(weight, cut, 1e-2)
+    # The layer keeps the effective weight for its inputs' gradient; under autocast it keeps a copy in another type.
+    held = [weight, cut] if autocast else [weight, cut, effective]
+    assert [tensor.data_ptr() for tensor in kept] == [tensor.data_ptr() for tensor in held]
+
+
+@pytest.mark.parametrize("zeros", [0, 1])
+@pytest.mark.parametrize("temperature", [1e-5, 1e-3, 0.1, torch.tensor(1e-3)])
+def test_the_slope_from_the_effective_weight_is_that_of_the_mask_computed_again(zeros, temperature):
+    weight = torch.randn(600, 700) * 0.05
+    weight[:zeros, 7] = 0.0  # its quotient does not exist
+    upstream = torch.randn(600, 700)
+    slopes = []
+    for autocast in (False, True):  # with the effective weight kept, and without
+        mine = weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            soft_prune(mine, 0.06, temperature).backward(upstream)
+        slopes.append(mine.grad)
+    _, slope = reference(weight.numpy(), 0.06, float(temperature))
+    for found in slopes:
+        error = np.abs(found.numpy() - slope * upstream.numpy())
+        assert (error <= 1e-5 * (1 + 0.01 / float(temperature)) * np.abs(upstream.numpy()) + 1e-7).all()
+    # Neither is nearer to the formula than the other by more than a small factor.
+    mean = [float(np.abs(found.numpy() - slope * upstream.numpy()).mean()) for found in slopes]
+    assert mean[0] < 2 * mean[1] + 1e-12
 
 
 def test_half_precision_weights_are_masked_in_float32():

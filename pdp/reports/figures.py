@@ -92,10 +92,12 @@ def _against(x: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
                 continue  # the pattern decides them: the other figure says all
             make = drawings.against if several else drawings.one_target
             figure = make(group, dense, x, words, first.metric_name)
+            how = "" if not several and x == "sparsity" else f" against {words}"
+            band = "; the grey band is the dense model's" if several else ""
             caption = (
-                f"{first.metric_name} (hard, test set, last epoch) against {words}: {first.model} on {first.data}, "
-                f"{pattern}, study {first.study}. Means over seeds with 95 % intervals (Student t); the grey band is "
-                "the dense model's."
+                f"{first.metric_name} (hard, test set, last epoch){how}: {first.model} on {first.data}, {pattern}"
+                f"{'' if several else f', target {target(group.target_sparsity.iloc[0])}'}, study {first.study}. Means "
+                f"over seeds with 95 % intervals (Student t){band}."
             )
             yield Drawn(f"{name}-{_slug(pattern)}", caption, figure)
 
