@@ -121,6 +121,8 @@ def _shown(sheet: Sheet, row: dict[str, Any]) -> list[str]:
     marks = []
     if known.get("validation") == "test":
         marks.append(sheet.mark("The data's labelled set is the test here, and it served the run's choices too."))
+    if known.get("changed") and "(" not in known["label"]:
+        marks.append(sheet.mark(f"Options other than the method's own: {known['changed']}."))
     label = known["label"] if row["pattern"] in ("random", "none") else f"{known['label']}, {row['pattern']}"
     return [
         " ".join([label, *marks]),

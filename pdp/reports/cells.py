@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from pdp.methods.options import OPTIONS
 from pdp.published import published_method
 from pdp.reports.statistics import interval, mean, paired, with_dense
 
@@ -33,7 +34,7 @@ def _cell_columns() -> Sequence[str]:
         *("study", "model", "data", "pattern", "method", "label", "cell", "target_sparsity", "allocation", "epochs"),
         *("seeds", "metric_name", "metric", "interval", "least", "most", "soft", "best", "sparsity", "params_nonzero"),
         *("macs", "macs_sparse", "macs_attention", "dense_seeds", "dense_metric", "difference", "difference_interval"),
-        *("validation", "target_unit", "published_method"),
+        *("validation", "target_unit", "published_method", "changed"),
     )
 
 
@@ -49,6 +50,7 @@ def _cell(group: pd.DataFrame) -> dict[str, Any]:
     return {key: first[key] for key in same} | {
         "label": first.method,
         "published_method": published_method(first.method, (first.method_options or {}).get("variant")),
+        "changed": changed_options(first.method, first.method_options or {}),
         "seeds": len(group),
         "metric": mean(group.metric.tolist()),
         "interval": interval(group.metric.tolist()),
@@ -64,6 +66,12 @@ def _cell(group: pd.DataFrame) -> dict[str, Any]:
         "difference": against.difference if against else float("nan"),
         "difference_interval": against.interval if against else float("nan"),
     }
+
+
+def changed_options(method: str, options: dict[str, Any]) -> str:
+    """The options of a run that are not their method's own, such as temperature_mode=relative."""
+    own = vars(OPTIONS[method]()) if method in OPTIONS else {}
+    return ", ".join(f"{key}={value}" for key, value in sorted(options.items()) if key in own and value != own[key])
 
 
 def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
