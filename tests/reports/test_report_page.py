@@ -34,6 +34,7 @@ def results(tmp_path):
         keep(tmp_path, "s", "1", seed, metric=0.9 + 0.01 * seed)
         keep(tmp_path, "s", "2", seed, method="gmp", metric=0.8)
         keep(tmp_path, "s", "3", seed, model="<b>x</b>")
+        keep(tmp_path, "s", "4", seed, model="<b>x</b>", method="gmp", macs_sparse=123_456)
     (tmp_path / "README.md").write_text(
         "# What was found\n\nA *word* & <script>alert(1)</script> [costs](tables/training_cost.md) [all](tables/)\n"
     )

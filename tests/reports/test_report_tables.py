@@ -124,6 +124,16 @@ def test_configurations_of_one_method_are_told_apart_by_what_differs(tmp_path):
     assert labels == {"pdp (temperature=0.0001)", "pdp (temperature=0.001)"}
 
 
+def test_options_that_are_not_the_methods_own_are_said_in_a_footnote(tmp_path):
+    own = {"temperature": 1e-4, "temperature_mode": "auto", "kappa": None, "refresh": 1, "detach_cut": True}
+    keep(tmp_path, "a", "1", 0, method_options=own)
+    keep(tmp_path, "b", "2", 0, method_options=own | {"refresh": 5, "temperature_mode": "relative"})
+    sheet = sheet_named(make_sheets(tmp_path), "random_digits")
+    rows = {row[1]: row[0] for section in sheet.sections for row in section.rows}
+    assert rows == {"a": "pdp", "b": "pdp [1]"}
+    assert sheet.footnotes == ["Options other than the method's own: refresh=5, temperature_mode=relative."]
+
+
 def test_what_most_settings_share_goes_without_saying_and_the_bare_one_is_paired_with_each(tmp_path):
     usual = {"temperature": 1e-4, "refresh": 1}
     for cell, (options, schedule) in enumerate(
