@@ -10,8 +10,10 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 # Beyond this |z| the mask is 0 or 1 to 1e-26. A bounded z cannot overflow, and a mask that small, or its product with a
 # weight or gradient, would be a subnormal number, with which a CPU's convolutions take four times as long.
-_SATURATED = 60.0
-_NOTHING = 1e-26
+SATURATED = 60.0
+NOTHING = 1e-26
+FARTHEST = -1e20  # of -t^2 / tau in a slope
+_ALMOST_ZERO = 1e-30  # of w^2
 _PIECE = 1 << 18  # numbers worked on at a time on the CPU, so that the passes over them stay in its cache
 
 
@@ -20,7 +22,7 @@ def soft_mask(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) 
 
     `cut` t and `temperature` tau broadcast against `weight`; t = -inf keeps everything, +inf nothing.
     """
-    return _SoftMask.apply(weight, _as_cut(cut, weight), temperature)
+    return _SoftMask.apply(weight, as_cut(cut, weight), temperature)
 
 
 def soft_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) -> Tensor:
@@ -28,18 +30,20 @@ def soft_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float)
 
     Keeps nothing for backward but the weight and the cut: the mask is computed again there.
     """
-    return _SoftPrune.apply(weight, _as_cut(cut, weight), temperature)
+    return _SoftPrune.apply(weight, as_cut(cut, weight), temperature)
 
 
-def _as_cut(cut: Tensor | float, weight: Tensor) -> Tensor:
+def as_cut(cut: Tensor | float, weight: Tensor) -> Tensor:
+    """The cut as a tensor beside the weight."""
     return cut if isinstance(cut, Tensor) else torch.tensor(cut, device=weight.device)
 
 
-def _exact(values: Tensor) -> Tensor:
+def exact(values: Tensor) -> Tensor:
+    """In float64 if they are, else in float32."""
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _offset(cut: Tensor, temperature: Tensor | float, dtype: torch.dtype) -> Tensor:
+def offset_of(cut: Tensor, temperature: Tensor | float, dtype: torch.dtype) -> Tensor:
     """-t^2 / tau, kept finite; t enters with its sign, so that a cut of -inf keeps every weight."""
     largest = torch.finfo(dtype).max / 4
     cut = cut.to(dtype)
@@ -73,18 +77,17 @@ def _layer_keeps_effective(weight: Tensor) -> bool:
 
 
 def _slope_from_effective(
-    w: Tensor, effective: Tensor, temperature: Tensor | float, upstream: Tensor, out: Tensor
+    w: Tensor, effective: Tensor, offset: Tensor, temperature: float, upstream: Tensor, out: Tensor
 ) -> bool:
-    """m + (2 / tau) v (w - v) with v = m w at hand and m = v / w: no exponential; times `upstream`, into `out`.
+    """m + (2 / tau) v (w - v) with v = m w at hand and m = v w / w^2: no exponential; times `upstream`, into `out`.
 
-    False where the quotient does not exist, for a weight that is zero: then nothing in `out` holds.
+    Where w^2 is next to nothing the quotient glides to the mask of a weight of zero. False where a number
+    has no square: then nothing in `out` holds.
     """
-    if isinstance(temperature, Tensor):
-        if temperature.numel() > 1:
-            return False
-        temperature = float(temperature)
+    mask = torch.addcmul(_ALMOST_ZERO * offset.sigmoid(), effective, w)
+    mask.div_(torch.addcmul(torch.full_like(offset, _ALMOST_ZERO), w, w))
     torch.sub(w, effective, out=out)
-    torch.addcmul(effective / w, out, effective, value=2 / temperature, out=out).mul_(upstream)
+    torch.addcmul(mask, out, effective, value=2 / temperature, out=out).mul_(upstream)
     return bool(out.sum().isfinite())
 
 
@@ -93,12 +96,12 @@ class _SoftPrune(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
         ctx.temperature = temperature  # type: ignore[attr-defined]
-        exact = _exact(weight)
-        offset = _offset(cut, temperature, exact.dtype)
-        effective = torch.empty_like(exact)
-        for w, out in _pieces(offset, temperature, exact, effective):
+        precise = exact(weight)
+        offset = offset_of(cut, temperature, precise.dtype)
+        effective = torch.empty_like(precise)
+        for w, out in _pieces(offset, temperature, precise, effective):
             mask = _scaled_square(offset, w, temperature, out).sigmoid_()
-            torch.threshold_(mask, _NOTHING, 0.0).mul_(w)
+            torch.threshold_(mask, NOTHING, 0.0).mul_(w)
         if _layer_keeps_effective(weight):
             ctx.save_for_backward(weight, cut, effective)
         else:
@@ -110,17 +113,21 @@ class _SoftPrune(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         weight, cut, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature = ctx.temperature  # type: ignore[attr-defined]
-        exact = _exact(weight)
-        offset = _offset(cut, temperature, exact.dtype)
-        slope = torch.empty_like(exact)
-        tensors = (exact, gradient.to(exact.dtype), slope, *kept)
+        precise = exact(weight)
+        offset = offset_of(cut, temperature, precise.dtype)
+        slope = torch.empty_like(precise)
+        tensors = (precise, gradient.to(precise.dtype), slope, *kept)
+        one_number = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
+        # A clamped z times an endless cut would be a slope where there is none.
+        bounded = offset.clamp(min=FARTHEST) if one_number else offset
         for w, upstream, out, *effective in _pieces(offset, temperature, *tensors):
-            if effective and _slope_from_effective(w, effective[0], temperature, upstream, out):
+            at_hand = effective[0] if effective and one_number else None
+            if at_hand is not None and _slope_from_effective(w, at_hand, offset, float(temperature), upstream, out):
                 continue
-            z = _scaled_square(offset, w, temperature, out).clamp_(-_SATURATED, _SATURATED)
+            z = _scaled_square(offset, w, temperature, out).clamp_(-SATURATED, SATURATED)
             mask = z.sigmoid()
             # 2 w^2 / tau = 2 z + 2 t^2 / tau
-            twice_square = z.mul_(2).sub_(offset, alpha=2)
+            twice_square = z.mul_(2).sub_(bounded, alpha=2)
             torch.ops.aten.sigmoid_backward.grad_input(twice_square, mask, grad_input=out)
             out.add_(mask).mul_(upstream)
         return slope.to(weight.dtype), None, None
@@ -131,19 +138,19 @@ class _SoftMask(torch.autograd.Function):
     def forward(ctx: FunctionCtx, weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
         ctx.temperature = temperature  # type: ignore[attr-defined]
         ctx.save_for_backward(weight, cut)
-        exact = _exact(weight)
-        offset = _offset(cut, temperature, exact.dtype)
-        mask = _scaled_square(offset, exact, temperature, torch.empty_like(exact)).sigmoid_()
-        return torch.threshold_(mask, _NOTHING, 0.0)
+        precise = exact(weight)
+        offset = offset_of(cut, temperature, precise.dtype)
+        mask = _scaled_square(offset, precise, temperature, torch.empty_like(precise)).sigmoid_()
+        return torch.threshold_(mask, NOTHING, 0.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         weight, cut = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature = ctx.temperature  # type: ignore[attr-defined]
-        exact = _exact(weight)
-        offset = _offset(cut, temperature, exact.dtype)
-        mask = _scaled_square(offset, exact, temperature, torch.empty_like(exact)).sigmoid_()
-        slope = torch.ops.aten.sigmoid_backward(gradient, mask).mul_(exact)
+        precise = exact(weight)
+        offset = offset_of(cut, temperature, precise.dtype)
+        mask = _scaled_square(offset, precise, temperature, torch.empty_like(precise)).sigmoid_()
+        slope = torch.ops.aten.sigmoid_backward(gradient, mask).mul_(precise)
         slope = slope.mul_(2 / temperature)
         return slope.to(weight.dtype), None, None

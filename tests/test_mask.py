@@ -87,7 +87,12 @@ def test_infinite_cuts_keep_all_or_nothing():
     assert torch.equal(everything, weight)
     everything.sum().backward()
     assert torch.equal(weight.grad, torch.ones(50))
-    assert torch.count_nonzero(soft_prune(weight, math.inf, 1e-4)) == 0
+    for autocast in (False, True):
+        weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            nothing = soft_prune(weight, math.inf, 1e-4)
+        nothing.sum().backward()
+        assert torch.count_nonzero(nothing) == 0 and weight.grad.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("autocast", [False, True])
