@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 WIDTH, HEIGHT = 7.2, 3.8  # inches
 STYLE: Any = {
@@ -110,8 +111,9 @@ def as_svg(figure: Figure) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as PNG, without the name of the software that drew it."""
-    buffer = io.BytesIO()
+    """The figure as PNG, without the name of the software that drew it, in 128 colours: a third of the bytes."""
+    drawn, reduced = io.BytesIO(), io.BytesIO()
     with style():
-        figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
+        figure.savefig(drawn, format="png", metadata={"Software": None})
+    Image.open(drawn).convert("RGB").quantize(128).save(reduced, format="png", optimize=True)
+    return reduced.getvalue()
