@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torchvision.models import resnet50
 
-from pdp.allocation import allocate, erk_budget, erk_densities
+from pdp.allocation import allocate, erk_budget, erk_densities, read_shares
+from pdp.config.groups import CONF
 from pdp.cost import count_macs
 from pdp.errors import Refusal
 from pdp.layers import find_layers
@@ -137,3 +138,19 @@ def test_a_file_that_does_not_fit_is_refused(small, tmp_path, text, words):
 def test_what_cannot_be_met_is_refused(small, name, share, words):
     with pytest.raises(Refusal, match=words):
         allocate(name, small, share, magnitude)
+
+
+def test_strs_published_budget_has_its_published_sparsity_and_multiply_adds():
+    shares = read_shares(CONF / "allocation" / "str_resnet50_9023.csv")
+    model = resnet50(weights=None)
+    with torch.no_grad():
+        for name, share in shares.items():
+            weight = model.get_submodule(name).weight
+            weight.view(-1)[: round(share * weight.numel())] = 0
+            weight.view(-1)[round(share * weight.numel()) :] = 1
+    weights = [model.get_submodule(name).weight for name in shares]
+    zeros = sum(int((one == 0).sum()) for one in weights)
+    assert zeros / sum(one.numel() for one in weights) == pytest.approx(0.9023, abs=5e-5)
+    # 342.7 M with the 100,352 additions of the average pool (RAIVNLab/STR, README).
+    macs = count_macs(model, torch.zeros(1, 3, 224, 224))["sparse_macs"].sum()
+    assert macs + 100_352 == pytest.approx(342.7e6, abs=5e4)
