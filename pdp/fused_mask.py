@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from pdp.mask import FARTHEST, NOTHING, SATURATED, as_cut, exact, offset_of
+from pdp.mask import FARTHEST, NOTHING, SATURATED, as_cut, exact, lies_dense, offset_of
 
 
 def fused_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) -> Tensor:
@@ -43,15 +43,11 @@ def _call(function: Callable[..., Tensor], weight: Tensor, offset: Tensor, inver
     """The compiled function of the weight and of what has its shape, number by number; the result lies likewise."""
     if torch.compiler.is_compiling():
         return function(weight, offset, inverse, *like)
-    if not _dense(weight):
+    if not lies_dense(weight):
         weight = weight.contiguous()
     like = tuple(one if one.stride() == weight.stride() else torch.empty_like(weight).copy_(one) for one in like)
     found = _compiled(function)(_flat(weight), offset, inverse, *map(_flat, like))
     return found.as_strided(weight.shape, weight.stride())
-
-
-def _dense(weight: Tensor) -> bool:
-    return weight.is_contiguous() or (weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last))
 
 
 def _flat(values: Tensor) -> Tensor:

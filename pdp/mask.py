@@ -57,14 +57,18 @@ def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float, 
     return torch.addcmul(offset, weight, weight, value=1 / temperature, out=out)
 
 
+def lies_dense(values: Tensor) -> bool:
+    """Whether the numbers fill their memory without a gap, in the usual order or channels last."""
+    return values.is_contiguous() or (values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last))
+
+
 def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """The tensors piece by piece in memory order where one cut and temperature hold for all of them, else whole."""
     first = tensors[0]
     single = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
     if not single or first.device.type != "cpu" or first.numel() <= _PIECE or torch.compiler.is_compiling():
         return [tensors]
-    dense = first.is_contiguous() or (first.dim() == 4 and first.is_contiguous(memory_format=torch.channels_last))
-    if not dense or any(one.stride() != first.stride() for one in tensors):
+    if not lies_dense(first) or any(one.stride() != first.stride() for one in tensors):
         return [tensors]
     units = first.numel()
     return zip(*(one.as_strided((units,), (1,)).split(_PIECE) for one in tensors), strict=True)
