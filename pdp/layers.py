@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -36,6 +37,11 @@ class Member:
         """The stored tensor."""
         site = self.sites[0]
         return site.module._parameters[site.parameter]  # type: ignore[return-value]
+
+    def compute_dtype(self, weight: Tensor) -> torch.dtype:
+        """The type in which every site computes with the weight; its own where they differ."""
+        found = {compute_dtype(site, weight) for site in self.sites}
+        return found.pop() if len(found) == 1 else weight.dtype
 
 
 @dataclass(eq=False)
@@ -69,6 +75,21 @@ class Layer:
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is Hugging Face's `Conv1D`, a linear layer whose weight is (in, out)."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def compute_dtype(site: Site, weight: Tensor) -> torch.dtype:
+    """The type that autocast gives the weight on its way into the layer's one operation; else the weight's own."""
+    kind = weight.device.type
+    module = site.module
+    plain = site.parameter == "weight" and site.caller is module and (
+        is_conv1d(module) or type(module).forward in _PLAIN_FORWARDS
+    )
+    if not plain or weight.dtype != torch.float32 or torch.compiler.is_compiling():
+        return weight.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+_PLAIN_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
 
 
 def is_weighted(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pdp.cut import keep_units
 from pdp.errors import Refusal
+from pdp.kernels import usable
 from pdp.layers import Layer, Member, first_convolution, is_conv1d
 from pdp.patterns import pattern
 from pdp.patterns.options import NmOptions
@@ -82,6 +83,9 @@ class Pattern(pattern.Pattern):
         return [self._cut(layer) for layer in layers]
 
     def _cut(self, layer: Layer) -> Tensor:
+        full = layer.pruned == layer.units // self.options.m * self._free
+        if full and usable(layer.weight):
+            return self._device_cut(layer)
         values = self.groups(layer.weight.detach(), layer)
         values = (values if values.dtype == torch.float64 else values.float()).abs()
         columns = sorted_columns(values)
@@ -93,6 +97,30 @@ class Pattern(pattern.Pattern):
         below = table.gather(-1, (counts - 1).clamp(min=0))
         above = table.gather(-1, counts)
         return torch.where(counts > 0, below + (above - below) * 0.5, -math.inf)[..., 0]
+
+    def _device_cut(self, layer: Layer) -> Tensor:
+        """The cut where every group is pruned to the end, its numbers in the memory order of the weight."""
+        from pdp.kernels.masks import group_cuts
+
+        weight, along = layer.weight, input_dim(layer)
+        shape = list(weight.shape)
+        shape[along] //= self.options.m
+        order = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+        cuts = torch.empty(shape, dtype=torch.float32, device=weight.device, memory_format=order)
+        group_cuts(weight, cuts, self._free, self.options.m, weight.stride(along))
+        return cuts.movedim(along, -1)
+
+    def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
+        if not usable(weight):
+            return super().soft_weight(layer, member, weight, temperature)
+        from pdp.kernels.masks import device_prune
+
+        along = input_dim(layer)
+        cuts = layer.state["cut"].movedim(-1, along)
+        order = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+        dtype, inner = member.compute_dtype(weight), weight.stride(along)
+        cuts = cuts.contiguous(memory_format=order)
+        return device_prune(weight, cuts, temperature, dtype, self.options.m, inner)
 
     def _counts(self, candidates: Tensor, pruned: int) -> Tensor:
         """k_g: how many of each group's candidates (ascending along the last dimension) are among the smallest."""

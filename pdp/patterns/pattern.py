@@ -14,6 +14,7 @@ from pdp.allocation import allocate
 from pdp.cut import keep_units, magnitude_cuts_at
 from pdp.errors import Refusal
 from pdp.layers import Layer, Member
+from pdp.kernels import usable
 from pdp.mask import soft_prune
 from pdp.patterns.options import RandomOptions
 
@@ -40,6 +41,7 @@ class Pattern:
 
     def __init__(self, options: RandomOptions):
         self.options = options
+        self._device_cuts: Any = None
 
     @property
     def label(self) -> str:
@@ -94,6 +96,12 @@ class Pattern:
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         """PDP's t of each layer for its current share: one number, or one for each group of units."""
         weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]
+        if weights and all(usable(one) and one.dtype == weights[0].dtype for one in weights):
+            from pdp.kernels.cuts import Cuts
+
+            if self._device_cuts is None or not self._device_cuts.match(weights):
+                self._device_cuts = Cuts(weights)
+            return self._device_cuts.find(pruned)
         return magnitude_cuts_at(weights, pruned, [layer.trail for layer in layers])
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
@@ -106,6 +114,11 @@ class Pattern:
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""
+        cut = layer.state["cut"]
+        if cut.numel() == 1 and usable(weight):
+            from pdp.kernels.masks import device_prune
+
+            return device_prune(weight, cut, temperature, member.compute_dtype(weight))
         return soft_prune(weight, self.spread(layer.state["cut"], layer, member, weight), temperature)
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:

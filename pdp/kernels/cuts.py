@@ -1,0 +1,91 @@
+"""The cuts of all layers on a GPU at once: exact, one pass over the weights where they lie near the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton.language as tl
+from torch import Tensor
+
+from pdp.kernels import selection
+
+_BLOCK = 4096  # magnitudes of a program
+_SHARE_KEPT = 16  # one in so many of a layer's magnitudes may lie between the bounds
+_LEAST_KEPT = 1024
+_DIGITS = ((20, 11), (10, 10), (0, 10))  # of 31 bits: where each digit starts, how many bits it has
+_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class Cuts:
+    """Finds the cuts of one set of weights again and again; remembers where they lay. No host waits for the device."""
+
+    def __init__(self, weights: Sequence[Tensor]):
+        self.key = _key(weights)
+        self.kind = _TYPES[weights[0].dtype]
+        self.device = weights[0].device
+        sizes = np.array([weight.numel() for weight in weights], np.int64)
+        chunks = -(-sizes // _BLOCK)
+        layers = np.arange(len(sizes), dtype=np.int32)
+        first = np.concatenate([[0], np.cumsum(chunks)[:-1]])
+        numbers = np.arange(chunks.sum()) - np.repeat(first, chunks)
+        room = np.maximum(sizes // _SHARE_KEPT, _LEAST_KEPT)
+        self.addresses = self._upload(np.array([weight.data_ptr() for weight in weights], np.int64))
+        self.aligned = all(weight.data_ptr() % 16 == 0 for weight in weights)
+        self.sizes = self._upload(sizes.astype(np.int32))
+        self.chunk_layer = self._upload(np.repeat(layers, chunks))
+        self.chunk_number = self._upload(numbers.astype(np.int32))
+        self.room = int(room.sum())
+        self.starts = self._upload(np.concatenate([[0], np.cumsum(room)]))
+        self.pruned: tuple[int, ...] = ()
+        whole = {"dtype": torch.int32, "device": self.device}
+        self.low, self.high, self.below, self.inside, self.found, self.prefix, self.rank, self.above = torch.zeros(
+            8, len(sizes), **whole
+        ).unbind(0)
+        self.counts = torch.zeros(len(sizes), selection.BINS, **whole)
+        self.cuts, self.moved = torch.full((2, len(sizes)), torch.nan, device=self.device).unbind(0)
+
+    def match(self, weights: Sequence[Tensor]) -> bool:
+        """Whether these weights lie where those lay that this was made for."""
+        return self.key == _key(weights)
+
+    def find(self, pruned: Sequence[int]) -> list[Tensor]:
+        """One cut per weight for these numbers of pruned units, 0-dim float32."""
+        if tuple(pruned) != self.pruned:
+            self.pruned = tuple(pruned)
+            self.goal = self._upload(np.array(pruned, np.int32))
+        layers, chunks = (len(self.pruned),), (self.chunk_layer.numel(),)
+        buffer = torch.empty(self.room, dtype=torch.int32, device=self.device)
+        weights = (self.addresses, self.chunk_layer, self.chunk_number, self.sizes)
+        how = {"TYPE": self.kind, "ALIGNED": self.aligned, "BLOCK": _BLOCK}
+        narrow = {"NARROW": selection.NARROWEST, "WIDE": selection.WIDEST, "BLOCK": 256}
+        with torch.cuda.device_of(self.sizes):
+            selection.find_bounds[(-(-layers[0] // 256),)](
+                self.goal, self.sizes, self.cuts, self.moved, self.low, self.high, self.below, self.inside,
+                self.found, self.prefix, self.rank, self.above, layers[0], **narrow,
+            )  # fmt: skip
+            bounds = (self.low, self.high, self.below, self.inside, self.found, buffer, self.starts)
+            selection.gather[chunks](*weights, *bounds, **how)
+            selection.select[layers](
+                self.goal, self.low, self.below, self.inside, self.found, buffer, self.starts, self.cuts, self.moved,
+                BLOCK=_BLOCK, num_warps=8,
+            )  # fmt: skip
+            for shift, width in _DIGITS:
+                digit = {"SHIFT": shift, "WIDTH": width}
+                selection.count_digits[chunks](*weights, self.prefix, self.found, self.counts, **digit, **how)
+                selection.choose_digit[layers](
+                    self.prefix, self.rank, self.found, self.counts, self.above, WIDTH=width, LAST=shift == 0
+                )
+            selection.find_above[chunks](*weights, self.prefix, self.found, self.above, **how)
+            selection.finish[layers](self.prefix, self.above, self.found, self.cuts, self.moved)
+        return list(self.cuts.clone().unbind())
+
+    def _upload(self, values: np.ndarray) -> Tensor:
+        """To the device without waiting for it."""
+        held = torch.from_numpy(values)
+        return held.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else held
+
+
+def _key(weights: Sequence[Tensor]) -> tuple[tuple[int, int, torch.dtype], ...]:
+    return tuple((weight.data_ptr(), weight.numel(), weight.dtype) for weight in weights)

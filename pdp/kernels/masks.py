@@ -1,0 +1,73 @@
+"""PDP's effective weight on a GPU: `pdp.mask.soft_prune` and the cuts of groups, a kernel for each direction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from pdp.kernels import masking
+
+_BLOCK = 1024
+
+
+def device_prune(
+    weight: Tensor,
+    cuts: Tensor,
+    temperature: Tensor | float,
+    dtype: torch.dtype,
+    members: int = 1,
+    inner: int = 1,
+) -> Tensor:
+    """The effective weight m(w) * w, rounded once to `dtype`; keeps nothing for backward but weight and cuts.
+
+    `cuts` is one number, or one for each group of `members` weights that lie `inner` numbers apart: as long as the
+    weight's memory is, in its order. The weight must lie dense.
+    """
+    return _DevicePrune.apply(weight, cuts, temperature, dtype, members, inner)
+
+
+def group_cuts(weight: Tensor, cuts: Tensor, free: int, members: int, inner: int) -> None:
+    """Writes the cut between the `free`-th and the next smallest magnitude of each group to `cuts`, in memory order."""
+    groups, width = cuts.numel(), 1 << (members - 1).bit_length()
+    block = max(1, _BLOCK // width)
+    with torch.cuda.device_of(weight):
+        masking.write_group_cuts[(-(-groups // block),)](
+            weight, cuts, groups, inner, FREE=free, MEMBERS=members, WIDTH=width, BLOCK=block
+        )
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors of a shape have their numbers in the same order in memory."""
+    pairs = zip(one.shape, one.stride(), other.stride(), strict=True)
+    return all(mine == others for size, mine, others in pairs if size > 1)
+
+
+class _DevicePrune(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, weight: Tensor, cuts: Tensor, temperature, dtype, members: int, inner: int) -> Tensor:
+        ctx.how = (temperature, members, inner)  # type: ignore[attr-defined]
+        ctx.save_for_backward(weight, cuts)
+        effective = torch.empty_like(weight, dtype=dtype)
+        _launch(masking.write_effective, (weight, effective), cuts, *ctx.how)  # type: ignore[attr-defined]
+        return effective
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, cuts = ctx.saved_tensors  # type: ignore[attr-defined]
+        if not alike(gradient, weight):
+            gradient = torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
+        slope = torch.empty_like(weight)
+        _launch(masking.write_slope, (weight, gradient, slope), cuts, *ctx.how)  # type: ignore[attr-defined]
+        return slope, None, None, None, None, None
+
+
+def _launch(kernel, tensors: tuple[Tensor, ...], cuts: Tensor, temperature: Tensor | float, members: int, inner: int):
+    size = tensors[0].numel()
+    held = isinstance(temperature, Tensor)
+    with torch.cuda.device_of(tensors[0]):
+        kernel[(-(-size // _BLOCK),)](
+            *tensors, cuts, temperature if held else cuts, 1.0 if held else temperature, size, inner,
+            MEMBERS=members, HELD=held, BLOCK=_BLOCK,
+        )  # fmt: skip

@@ -1,0 +1,176 @@
+"""The kernels of the cut: two neighbouring magnitudes of every layer, exact, all layers in one launch each.
+
+Magnitudes are compared as the integers that their bits are, which have the same order. `find_bounds`, `gather` and
+`select` look near the last cut, in one pass over the weights. Layers whose cut is not there have `found` = 0 and go
+through a radix selection, three times `count_digits` and `choose_digit`, then `find_above` and `finish`; in the others'
+programs those return at once, so that no host ever waits to know.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+NARROWEST, WIDEST = 2.0**-9, 2.0**-4  # of bounds round the last cut, relative to it
+BINS = 2048  # the most that a digit can be
+
+_BITS: tl.constexpr = tl.constexpr(0x7FFFFFFF)
+_INFINITE: tl.constexpr = tl.constexpr(float("inf"))
+
+
+@triton.jit
+def _magnitudes(addresses, chunk_layer, chunk_number, sizes, TYPE: tl.constexpr, ALIGNED: tl.constexpr,
+                BLOCK: tl.constexpr):  # fmt: skip
+    """A chunk's magnitudes as integers, and which of them are there at all."""
+    program = tl.program_id(0)
+    layer = tl.load(chunk_layer + program)
+    pointer = tl.load(addresses + layer).to(tl.pointer_type(TYPE))
+    if ALIGNED:
+        pointer = tl.multiple_of(pointer, 16)
+    at = tl.load(chunk_number + program) * BLOCK + tl.arange(0, BLOCK)
+    there = at < tl.load(sizes + layer)
+    values = tl.load(pointer + at, mask=there, other=0.0).to(tl.float32)
+    return values.to(tl.int32, bitcast=True) & _BITS, there
+
+
+@triton.jit
+def find_bounds(pruned, sizes, cuts, moved, low, high, below, inside, found, prefix, rank, above, layers,
+                NARROW: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Between which bits each layer's cut should lie (low > high: nobody knows), and what follows set to its start."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    there = at < layers
+    goal = tl.load(pruned + at, mask=there, other=0)
+    size = tl.load(sizes + at, mask=there, other=0)
+    cut = tl.load(cuts + at, mask=there, other=0.0)
+    reach = tl.maximum(4 * tl.load(moved + at, mask=there, other=0.0), NARROW * cut)
+    # False where the last cut or how far it moved is not a number or endless.
+    near = (cut > 0) & (cut < _INFINITE) & (reach <= WIDE * cut)
+    low_bits = tl.where(near, cut - reach, 1.0).to(tl.int32, bitcast=True)
+    high_bits = tl.where(near, cut + reach, 0.0).to(tl.int32, bitcast=True)
+    tl.store(low + at, low_bits, mask=there)
+    tl.store(high + at, high_bits, mask=there)
+    trivial = (goal <= 0) | (goal >= size)
+    endless = tl.where(goal <= 0, -_INFINITE, _INFINITE)
+    tl.store(cuts + at, tl.where(trivial, endless, cut), mask=there)
+    tl.store(found + at, trivial.to(tl.int32), mask=there)
+    zero = tl.zeros([BLOCK], tl.int32)
+    tl.store(below + at, zero, mask=there)
+    tl.store(inside + at, zero, mask=there)
+    tl.store(prefix + at, zero, mask=there)
+    tl.store(rank + at, goal - 1, mask=there)
+    tl.store(above + at, zero + _BITS, mask=there)
+
+
+@triton.jit
+def gather(addresses, chunk_layer, chunk_number, sizes, low, high, below, inside, found, buffer, starts,
+           TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Counts what lies below the bounds and copies what lies between them to the layer's part of `buffer`."""
+    layer = tl.load(chunk_layer + tl.program_id(0))
+    low_bits, high_bits = tl.load(low + layer), tl.load(high + layer)
+    if (tl.load(found + layer) == 0) & (low_bits <= high_bits):
+        bits, there = _magnitudes(addresses, chunk_layer, chunk_number, sizes, TYPE, ALIGNED, BLOCK)
+        tl.atomic_add(below + layer, tl.sum((there & (bits < low_bits)).to(tl.int32), 0))
+        between = there & (bits >= low_bits) & (bits <= high_bits)
+        ranks = tl.cumsum(between.to(tl.int32), 0)
+        place = tl.atomic_add(inside + layer, tl.sum(between.to(tl.int32), 0))
+        start = tl.load(starts + layer)
+        slots = start + place + ranks - 1
+        tl.store(buffer + slots, bits, mask=between & (slots < tl.load(starts + layer + 1)))
+
+
+@triton.jit
+def select(pruned, low, below, inside, found, buffer, starts, cuts, moved, BLOCK: tl.constexpr):
+    """The cut of each layer among what was copied, if both its neighbours are there."""
+    layer = tl.program_id(0)
+    count, start = tl.load(inside + layer), tl.load(starts + layer)
+    rank = tl.load(pruned + layer) - 1 - tl.load(below + layer)
+    held = start + count <= tl.load(starts + layer + 1)
+    if (tl.load(found + layer) == 0) & held & (rank >= 0) & (rank + 1 < count):
+        least = tl.load(low + layer)
+        # The widest bounds are less than 2^21 apart.
+        bins = tl.arange(0, 2048)
+        counts = tl.zeros([2048], tl.int32)
+        for offset in range(0, count, BLOCK):
+            at = offset + tl.arange(0, BLOCK)
+            bits = tl.load(buffer + start + at, mask=at < count, other=0) - least
+            counts += tl.histogram((bits >> 11) & 2047, 2048, mask=at < count)
+        upto = tl.cumsum(counts, 0)
+        coarse = tl.sum((upto <= rank).to(tl.int32), 0)
+        rank -= tl.max(tl.where(upto <= rank, upto, 0), 0)
+        counts = tl.zeros([2048], tl.int32)
+        for offset in range(0, count, BLOCK):
+            at = offset + tl.arange(0, BLOCK)
+            bits = tl.load(buffer + start + at, mask=at < count, other=0) - least
+            counts += tl.histogram(bits & 2047, 2048, mask=(at < count) & (bits >> 11 == coarse))
+        upto = tl.cumsum(counts, 0)
+        fine = tl.sum((upto <= rank).to(tl.int32), 0)
+        equal = tl.max(tl.where(bins == fine, upto, 0), 0)  # of the same coarse digit, up to this value
+        lower = least + (coarse << 11) + fine
+        upper = lower
+        if equal <= rank + 1:
+            smallest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
+            for offset in range(0, count, BLOCK):
+                at = offset + tl.arange(0, BLOCK)
+                bits = tl.load(buffer + start + at, mask=at < count, other=0)
+                smallest = tl.minimum(smallest, tl.where((at < count) & (bits > lower), bits, 0x7FFFFFFF))
+            upper = tl.min(smallest, 0)
+        _note(layer, lower, upper, cuts, moved)
+        tl.store(found + layer, 1)
+
+
+@triton.jit
+def _note(layer, lower, upper, cuts, moved):
+    """Stores the cut midway between two magnitudes, and how far it moved."""
+    below, above = lower.to(tl.float32, bitcast=True), upper.to(tl.float32, bitcast=True)
+    cut = below + (above - below) * 0.5
+    tl.store(moved + layer, tl.abs(cut - tl.load(cuts + layer)))
+    tl.store(cuts + layer, cut)
+
+
+@triton.jit
+def count_digits(addresses, chunk_layer, chunk_number, sizes, prefix, found, counts, SHIFT: tl.constexpr,
+                 WIDTH: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """How often each value of the next digit occurs among the magnitudes that begin with `prefix`."""
+    layer = tl.load(chunk_layer + tl.program_id(0))
+    if tl.load(found + layer) == 0:
+        bits, there = _magnitudes(addresses, chunk_layer, chunk_number, sizes, TYPE, ALIGNED, BLOCK)
+        matches = there & (bits >> SHIFT >> WIDTH == tl.load(prefix + layer))
+        seen = tl.histogram(bits >> SHIFT & ((1 << WIDTH) - 1), 2048, mask=matches)
+        tl.atomic_add(counts + layer * 2048 + tl.arange(0, 2048), seen, mask=seen > 0)
+
+
+@triton.jit
+def choose_digit(prefix, rank, found, counts, above, WIDTH: tl.constexpr, LAST: tl.constexpr):
+    """The next digit of the lower neighbour; leaves the counts at zero."""
+    layer = tl.program_id(0)
+    if tl.load(found + layer) == 0:
+        bins = tl.arange(0, 2048)
+        seen = tl.load(counts + layer * 2048 + bins)
+        goal = tl.load(rank + layer)
+        upto = tl.cumsum(seen, 0)
+        digit = tl.sum((upto <= goal).to(tl.int32), 0)
+        whole = (tl.load(prefix + layer) << WIDTH) + digit
+        tl.store(prefix + layer, whole)
+        tl.store(rank + layer, goal - tl.max(tl.where(upto <= goal, upto, 0), 0))
+        tl.store(counts + layer * 2048 + bins, tl.zeros([2048], tl.int32))
+        if LAST and tl.max(tl.where(bins == digit, upto, 0), 0) > goal + 1:
+            tl.store(above + layer, whole)  # the upper neighbour is its equal
+
+
+@triton.jit
+def find_above(addresses, chunk_layer, chunk_number, sizes, prefix, found, above, TYPE: tl.constexpr,
+               ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The smallest magnitude above the lower neighbour, where that is not its equal."""
+    layer = tl.load(chunk_layer + tl.program_id(0))
+    lower = tl.load(prefix + layer)
+    if (tl.load(found + layer) == 0) & (tl.load(above + layer) != lower):
+        bits, there = _magnitudes(addresses, chunk_layer, chunk_number, sizes, TYPE, ALIGNED, BLOCK)
+        tl.atomic_min(above + layer, tl.min(tl.where(there & (bits > lower), bits, _BITS), 0))
+
+
+@triton.jit
+def finish(prefix, above, found, cuts, moved):
+    """The cut of each layer that was selected digit by digit."""
+    layer = tl.program_id(0)
+    if tl.load(found + layer) == 0:
+        _note(layer, tl.load(prefix + layer), tl.load(above + layer), cuts, moved)

@@ -1,0 +1,215 @@
+"""Tests of the GPU's kernels, run by Triton's interpreter where there is no GPU (see test_kernels.py)."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_mask import reference
+
+from pdp import Pruner
+from pdp.kernels import usable
+from pdp.kernels.cuts import Cuts
+from pdp.kernels.masks import alike, device_prune
+from pdp.mask import soft_prune
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+LOWER = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the interpreter cuts bfloat16 off instead of rounding
+LAST = {"memory_format": torch.channels_last}
+
+
+def sorted_cut(weight, pruned):
+    """The definition: a sort, float32 all along."""
+    if pruned <= 0 or pruned >= weight.numel():
+        return -math.inf if pruned <= 0 else math.inf
+    ordered = weight.detach().float().abs().reshape(-1).cpu().sort().values
+    return float(ordered[pruned - 1] + (ordered[pruned] - ordered[pruned - 1]) * 0.5)
+
+
+def check_cuts(cuts, weights, pruned):
+    found = [float(one) for one in cuts.find(pruned)]
+    np.testing.assert_array_equal(found, [sorted_cut(*case) for case in zip(weights, pruned, strict=True)])
+
+
+@settings(max_examples=25)
+@given(
+    layers=st.lists(
+        st.tuples(
+            st.lists(st.sampled_from([0.0, -0.0, 1e-40, 0.5, -0.5, 0.50000006, 3.0, -3e38, math.inf]), max_size=40),
+            st.integers(1, 60),
+            st.floats(0, 1),
+        ),
+        min_size=1,
+        max_size=5,
+    ),
+    seed=st.integers(0, 9),
+)
+def test_cuts_are_the_sorted_ones_whatever_the_values(layers, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weights = [torch.cat([torch.tensor(odd), torch.randn(more, generator=generator)]) for odd, more, _ in layers]
+    weights = [one[torch.randperm(one.numel(), generator=generator)].to(DEVICE) for one in weights]
+    pruned = [int(share * one.numel() + 0.5) for one, (_, _, share) in zip(weights, layers, strict=True)]
+    cuts = Cuts(weights)
+    for _ in range(2):
+        check_cuts(cuts, weights, pruned)
+
+
+def test_cuts_follow_the_weights_near_and_far():
+    last = (torch.randn(40, 32, 3, 3) * 0.1).contiguous(**LAST)
+    weights = [torch.randn(100, 130) * 0.05, torch.randn(9000), torch.zeros(5000), last, torch.randn(5)]
+    weights = [one.to(DEVICE) for one in weights]
+    cuts = Cuts(weights)
+    near = 0
+    for share, moved in [(0.5, 0), (0.5, 1e-5), (0.5, 1e-3), (0.51, 0), (0.9, 0), (0.9, 3e-4), (0.9, 3), (0, 0), (1, 0)]:
+        for one in weights:
+            one.mul_(1 + moved * torch.randn_like(one))
+        check_cuts(cuts, weights, [int(share * one.numel() + 0.5) for one in weights])
+        near += int(cuts.inside.clamp(max=1).sum())
+    assert near  # some of them lay where they were looked for
+
+
+def test_many_equal_magnitudes_overflow_what_is_kept_near_the_cut():
+    weight = torch.ones(9000, device=DEVICE)
+    weight[:100] = 2
+    cuts = Cuts([weight])
+    for pruned in (50, 8899, 8900, 8901, 8901, 8901):
+        check_cuts(cuts, [weight], [pruned])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_cuts_of_lower_types(kind):
+    weights = [torch.randn(700, device=DEVICE).to(kind), torch.randn(33, device=DEVICE).to(kind)]
+    cuts = Cuts(weights)
+    for _ in range(3):
+        check_cuts(cuts, weights, [600, 5])
+
+
+@pytest.mark.parametrize(
+    ("weight", "cut", "temperature"),
+    [
+        (torch.randn(3), 0.04, 1e-4),
+        (torch.randn(64, 37) * 0.05, 0.06, torch.tensor(1e-3)),
+        ((torch.randn(20, 30, 3, 3) * 0.05).contiguous(**LAST), 0.06, 1e-4),
+        (torch.zeros(5), 0.06, 1e-4),
+        (torch.randn(50) * 0.05, math.inf, 1e-4),
+        (torch.randn(50) * 0.05, -math.inf, 1e-4),
+    ],
+)
+def test_mask_and_gradient_follow_the_formula(weight, cut, temperature):
+    mine = weight.clone().to(DEVICE).requires_grad_()
+    tau = temperature.to(DEVICE) if isinstance(temperature, torch.Tensor) else temperature
+    effective = device_prune(mine, torch.tensor(cut, device=DEVICE), tau, torch.float32)
+    upstream = torch.randn(weight.shape).to(DEVICE)
+    effective.backward(upstream)
+    assert alike(effective, mine) and alike(mine.grad, mine)
+    if math.isinf(cut):
+        assert torch.equal(effective, mine if cut < 0 else torch.zeros_like(mine))
+        torch.testing.assert_close(mine.grad, upstream if cut < 0 else torch.zeros_like(mine), rtol=0, atol=1e-5)
+        return
+    mask, slope = reference(weight.numpy(), cut, float(temperature))
+    square = np.maximum(weight.numpy().astype(np.float64) ** 2, cut**2)
+    room = 1e-6 * square / float(temperature) + 1e-6
+    assert (np.abs(effective.detach().cpu().numpy() - mask * weight.numpy()) <= room).all()
+    found = mine.grad.cpu().numpy() / upstream.cpu().numpy()
+    assert (np.abs(found - slope) <= room * (1 + 4 * square / float(temperature)) * 2).all()
+
+
+def test_a_lower_type_is_the_float32_result_rounded_once_and_its_gradient_is_read_as_it_is():
+    weight, upstream = torch.randn(37, 50, device=DEVICE) * 0.05, torch.randn(50, 37, device=DEVICE).to(LOWER).T
+    cut = torch.tensor(0.06, device=DEVICE)
+    full, lower = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    exact = device_prune(full, cut, 1e-3, torch.float32)
+    rounded = device_prune(lower, cut, 1e-3, LOWER)
+    assert torch.equal(rounded, exact.to(LOWER))
+    exact.backward(upstream.float())
+    rounded.backward(upstream)
+    assert torch.equal(full.grad, lower.grad)
+
+
+class Net(torch.nn.Module):
+    """A layer of each kind whose groups lie differently in memory."""
+
+    def __init__(self):
+        from transformers.pytorch_utils import Conv1D
+
+        super().__init__()
+        self.stem = torch.nn.Conv2d(3, 8, 3)
+        self.conv = torch.nn.Conv2d(8, 12, 3)
+        self.linear = torch.nn.Linear(12, 16)
+        self.turned = Conv1D(6, 16)
+
+    def forward(self, image):
+        return self.turned(self.linear(torch.relu(self.conv(torch.relu(self.stem(image)))).mean((2, 3))))
+
+
+@pytest.mark.parametrize("pattern", ["random", "2:4", "1:3"])
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_training_goes_as_with_the_readable_mask(pattern, order, monkeypatch):
+    """Every step's outputs, gradients and cuts, through the dense epoch, the ramp and the full share."""
+
+    def trained(kernels):
+        torch.manual_seed(1)
+        if not kernels:
+            for place in ("pattern", "nm"):
+                monkeypatch.setattr(f"pdp.patterns.{place}.usable", lambda weight: False)
+        model = Net().to(memory_format=order).to(DEVICE)
+        if pattern == "1:3":
+            model.conv, model.linear, model.turned = torch.nn.Conv2d(8, 6, 3), torch.nn.Linear(6, 9), torch.nn.Linear(9, 6)
+            model.to(DEVICE).to(memory_format=order)
+        pruner = Pruner(
+            model, pattern=pattern, sparsity=0.7 if pattern == "random" else None, epochs=4,
+            schedule={"warmup": "1ep", "ramp": "2ep"}, temperature=1e-3,
+        )  # fmt: skip
+        assert all(usable(layer.weight) for layer in pruner.layers)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        data = torch.Generator().manual_seed(2)
+        seen = []
+        for epoch in range(4):
+            pruner.start_epoch(epoch)
+            for _ in range(2):
+                image = torch.randn(4, 3, 8, 8, generator=data).to(DEVICE)
+                output = model(image)
+                output.square().mean().backward()
+                seen += [output.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+                optimizer.step()
+                pruner.step()
+                optimizer.zero_grad()
+            seen += [layer.state["cut"].clone() for layer in pruner.layers if layer.active]
+        pruner.finalize()
+        return [*seen, *(parameter.detach() for parameter in model.parameters())]
+
+    mine = trained(kernels=True)
+    readable = trained(kernels=False)
+    assert len(mine) == len(readable)
+    for one, other in zip(mine, readable, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-6)
+
+
+def test_group_cuts_are_the_sorted_ones():
+    model = Net().to(DEVICE)
+    pruner = Pruner(model, pattern="2:4", epochs=1, schedule={"warmup": "0ep", "ramp": "1ep"})
+    pruner.start_epoch(0)
+    for layer in pruner.layers:
+        ordered = pruner.pattern.groups(layer.weight.detach().abs(), layer).sort(-1).values
+        cut = ordered[..., 1] + (ordered[..., 2] - ordered[..., 1]) * 0.5
+        assert torch.equal(layer.state["cut"], cut), layer.name
+
+
+def test_under_autocast_the_layer_is_given_the_type_it_computes_in():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 64).to(DEVICE)
+    pruner = Pruner(model, sparsity=0.5, epochs=1, schedule={"warmup": "0ep", "ramp": "1ep"})
+    pruner.start_epoch(0)
+    seen = []
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(module.weight))
+    values = torch.randn(8, 64, device=DEVICE)
+    with torch.autocast(DEVICE, LOWER):
+        output = model(values)
+    assert seen[0].dtype == LOWER
+    layer = pruner.layers[0]
+    expected = soft_prune(layer.weight.detach(), layer.state["cut"], 1e-4)
+    torch.testing.assert_close(seen[0].float(), expected, rtol=2**-8, atol=6e-8)
+    output.float().square().sum().backward()
+    assert model.weight.grad.dtype == torch.float32 and model.weight.grad.abs().sum() > 0

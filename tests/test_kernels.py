@@ -1,0 +1,21 @@
+"""The GPU's kernels: on a GPU as they are, elsewhere by Triton's interpreter, which a process must be started with."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_equal_their_definitions():
+    command = [sys.executable, "-m", "pytest", "kernels/interpreted.py", "-n", "0", "-p", "no:cacheprovider"]
+    environment = dict(os.environ) if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True)
+    print(done.stdout[-6000:], file=sys.stderr)
+    assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout
