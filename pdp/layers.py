@@ -81,8 +81,10 @@ def compute_dtype(site: Site, weight: Tensor) -> torch.dtype:
     """The type that autocast gives the weight on its way into the layer's one operation; else the weight's own."""
     kind = weight.device.type
     module = site.module
-    plain = site.parameter == "weight" and site.caller is module and (
-        is_conv1d(module) or type(module).forward in _PLAIN_FORWARDS
+    plain = (
+        site.parameter == "weight"
+        and site.caller is module
+        and (is_conv1d(module) or type(module).forward in _PLAIN_FORWARDS)
     )
     if not plain or weight.dtype != torch.float32 or torch.compiler.is_compiling():
         return weight.dtype

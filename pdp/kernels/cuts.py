@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,8 +11,11 @@ import triton.language as tl
 from torch import Tensor
 
 from pdp.kernels import selection
+from pdp.kernels.launching import launch
 
 _BLOCK = 4096  # magnitudes of a program
+_MOST_PROGRAMS = 1024  # of the selection digit by digit, most of which find nothing to do
+_LAYERS = 256  # of a program that looks at layers alone
 _SHARE_KEPT = 16  # one in so many of a layer's magnitudes may lie between the bounds
 _LEAST_KEPT = 1024
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # of 31 bits: where each digit starts, how many bits it has
@@ -39,11 +43,12 @@ class Cuts:
         self.room = int(room.sum())
         self.starts = self._upload(np.concatenate([[0], np.cumsum(room)]))
         self.pruned: tuple[int, ...] = ()
-        whole = {"dtype": torch.int32, "device": self.device}
-        self.low, self.high, self.below, self.inside, self.found, self.prefix, self.rank, self.above = torch.zeros(
-            8, len(sizes), **whole
+        zeros = partial(torch.zeros, dtype=torch.int32, device=self.device)
+        self.low, self.high, self.below, self.inside, self.found, self.prefix, self.rank, self.above = zeros(
+            (8, len(sizes))
         ).unbind(0)
-        self.counts = torch.zeros(len(sizes), selection.BINS, **whole)
+        self.missing = zeros(1)
+        self.counts = zeros((len(sizes), selection.BINS))
         self.cuts, self.moved = torch.full((2, len(sizes)), torch.nan, device=self.device).unbind(0)
 
     def match(self, weights: Sequence[Tensor]) -> bool:
@@ -55,30 +60,33 @@ class Cuts:
         if tuple(pruned) != self.pruned:
             self.pruned = tuple(pruned)
             self.goal = self._upload(np.array(pruned, np.int32))
-        layers, chunks = (len(self.pruned),), (self.chunk_layer.numel(),)
+        layers, chunks = len(self.pruned), self.chunk_layer.numel()
+        few = min(chunks, _MOST_PROGRAMS)
         buffer = torch.empty(self.room, dtype=torch.int32, device=self.device)
         weights = (self.addresses, self.chunk_layer, self.chunk_number, self.sizes)
         how = {"TYPE": self.kind, "ALIGNED": self.aligned, "BLOCK": _BLOCK}
-        narrow = {"NARROW": selection.NARROWEST, "WIDE": selection.WIDEST, "BLOCK": 256}
-        with torch.cuda.device_of(self.sizes):
-            selection.find_bounds[(-(-layers[0] // 256),)](
-                self.goal, self.sizes, self.cuts, self.moved, self.low, self.high, self.below, self.inside,
-                self.found, self.prefix, self.rank, self.above, layers[0], **narrow,
+        bounds, state = (self.low, self.high, self.below, self.inside), (self.prefix, self.rank, self.above)
+        launch(
+            selection.find_bounds, -(-layers // _LAYERS), self.goal, self.sizes, self.cuts, self.moved, *bounds,
+            self.found, self.missing, *state, layers,
+            NARROW=selection.NARROWEST, WIDE=selection.WIDEST, BLOCK=_LAYERS,
+        )  # fmt: skip
+        launch(selection.gather, chunks, *weights, *bounds, self.found, buffer, self.starts, **how)
+        launch(
+            selection.select, layers, self.goal, self.low, self.below, self.inside, self.found, self.missing, buffer,
+            self.starts, self.cuts, self.moved, BLOCK=_BLOCK,
+        )  # fmt: skip
+        for shift, width in _DIGITS:
+            launch(
+                selection.count_digits, few, *weights, chunks, self.prefix, self.found, self.missing, self.counts,
+                SHIFT=shift, WIDTH=width, **how,
             )  # fmt: skip
-            bounds = (self.low, self.high, self.below, self.inside, self.found, buffer, self.starts)
-            selection.gather[chunks](*weights, *bounds, **how)
-            selection.select[layers](
-                self.goal, self.low, self.below, self.inside, self.found, buffer, self.starts, self.cuts, self.moved,
-                BLOCK=_BLOCK, num_warps=8,
+            launch(
+                selection.choose_digit, layers, self.prefix, self.rank, self.found, self.counts, self.above,
+                WIDTH=width, LAST=shift == 0,
             )  # fmt: skip
-            for shift, width in _DIGITS:
-                digit = {"SHIFT": shift, "WIDTH": width}
-                selection.count_digits[chunks](*weights, self.prefix, self.found, self.counts, **digit, **how)
-                selection.choose_digit[layers](
-                    self.prefix, self.rank, self.found, self.counts, self.above, WIDTH=width, LAST=shift == 0
-                )
-            selection.find_above[chunks](*weights, self.prefix, self.found, self.above, **how)
-            selection.finish[layers](self.prefix, self.above, self.found, self.cuts, self.moved)
+        launch(selection.find_above, few, *weights, chunks, self.prefix, self.found, self.missing, self.above, **how)
+        launch(selection.finish, layers, self.prefix, self.above, self.found, self.cuts, self.moved)
         return list(self.cuts.clone().unbind())
 
     def _upload(self, values: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""The kernels of PDP's effective weight and its gradient: one pass each, in float32, whatever type is read or written."""
+"""The kernels of PDP's effective weight and its gradient: a pass each, in float32 whatever is read or written."""
 
 from __future__ import annotations
 
@@ -68,10 +68,7 @@ def write_group_cuts(weights, cuts, groups, INNER, FREE: tl.constexpr, MEMBERS: 
     """The cut of each group midway between its FREE-th and its next smallest magnitude; WIDTH is MEMBERS or more."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < groups
-    if INNER == 1:
-        first = at * MEMBERS
-    else:
-        first = at // INNER * (MEMBERS * INNER) + at % INNER
+    first = at // INNER * (MEMBERS * INNER) + at % INNER
     member = tl.arange(0, WIDTH)
     places = first[:, None] + member[None, :] * INNER
     inside = there[:, None] & (member < MEMBERS)[None, :]

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pdp.kernels import masking
+from pdp.kernels.launching import launch
 
 _BLOCK = 1024
 
@@ -31,10 +32,11 @@ def group_cuts(weight: Tensor, cuts: Tensor, free: int, members: int, inner: int
     """Writes the cut between the `free`-th and the next smallest magnitude of each group to `cuts`, in memory order."""
     groups, width = cuts.numel(), 1 << (members - 1).bit_length()
     block = max(1, _BLOCK // width)
-    with torch.cuda.device_of(weight):
-        masking.write_group_cuts[(-(-groups // block),)](
-            weight, cuts, groups, inner, FREE=free, MEMBERS=members, WIDTH=width, BLOCK=block
-        )
+    programs = -(-groups // block)
+    launch(
+        masking.write_group_cuts, programs, weight, cuts, groups, inner,
+        FREE=free, MEMBERS=members, WIDTH=width, BLOCK=block,
+    )  # fmt: skip
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
@@ -66,8 +68,7 @@ class _DevicePrune(torch.autograd.Function):
 def _launch(kernel, tensors: tuple[Tensor, ...], cuts: Tensor, temperature: Tensor | float, members: int, inner: int):
     size = tensors[0].numel()
     held = isinstance(temperature, Tensor)
-    with torch.cuda.device_of(tensors[0]):
-        kernel[(-(-size // _BLOCK),)](
-            *tensors, cuts, temperature if held else cuts, 1.0 if held else temperature, size, inner,
-            MEMBERS=members, HELD=held, BLOCK=_BLOCK,
-        )  # fmt: skip
+    launch(
+        kernel, -(-size // _BLOCK), *tensors, cuts, temperature if held else cuts, 1.0 if held else temperature, size,
+        inner, MEMBERS=members, HELD=held, BLOCK=_BLOCK,
+    )  # fmt: skip

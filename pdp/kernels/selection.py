@@ -2,8 +2,8 @@
 
 Magnitudes are compared as the integers that their bits are, which have the same order. `find_bounds`, `gather` and
 `select` look near the last cut, in one pass over the weights. Layers whose cut is not there have `found` = 0 and go
-through a radix selection, three times `count_digits` and `choose_digit`, then `find_above` and `finish`; in the others'
-programs those return at once, so that no host ever waits to know.
+through a radix selection, three times `count_digits` and `choose_digit`, then `find_above` and `finish`; those do
+nothing where `missing`, the number of such layers, is 0, so that no host ever waits to know.
 """
 
 from __future__ import annotations
@@ -19,23 +19,20 @@ _INFINITE: tl.constexpr = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def _magnitudes(addresses, chunk_layer, chunk_number, sizes, TYPE: tl.constexpr, ALIGNED: tl.constexpr,
-                BLOCK: tl.constexpr):  # fmt: skip
+def _magnitudes(addresses, layer, number, size, TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """A chunk's magnitudes as integers, and which of them are there at all."""
-    program = tl.program_id(0)
-    layer = tl.load(chunk_layer + program)
     pointer = tl.load(addresses + layer).to(tl.pointer_type(TYPE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
-    at = tl.load(chunk_number + program) * BLOCK + tl.arange(0, BLOCK)
-    there = at < tl.load(sizes + layer)
+    at = number * BLOCK + tl.arange(0, BLOCK)
+    there = at < size
     values = tl.load(pointer + at, mask=there, other=0.0).to(tl.float32)
     return values.to(tl.int32, bitcast=True) & _BITS, there
 
 
 @triton.jit
-def find_bounds(pruned, sizes, cuts, moved, low, high, below, inside, found, prefix, rank, above, layers,
-                NARROW: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def find_bounds(pruned, sizes, cuts, moved, low, high, below, inside, found, missing, prefix, rank, above,
+                layers, NARROW: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Between which bits each layer's cut should lie (low > high: nobody knows), and what follows set to its start."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < layers
@@ -59,6 +56,8 @@ def find_bounds(pruned, sizes, cuts, moved, low, high, below, inside, found, pre
     tl.store(prefix + at, zero, mask=there)
     tl.store(rank + at, goal - 1, mask=there)
     tl.store(above + at, zero + _BITS, mask=there)
+    if tl.program_id(0) == 0:
+        tl.store(missing, layers)
 
 
 @triton.jit
@@ -68,18 +67,19 @@ def gather(addresses, chunk_layer, chunk_number, sizes, low, high, below, inside
     layer = tl.load(chunk_layer + tl.program_id(0))
     low_bits, high_bits = tl.load(low + layer), tl.load(high + layer)
     if (tl.load(found + layer) == 0) & (low_bits <= high_bits):
-        bits, there = _magnitudes(addresses, chunk_layer, chunk_number, sizes, TYPE, ALIGNED, BLOCK)
+        number, size = tl.load(chunk_number + tl.program_id(0)), tl.load(sizes + layer)
+        bits, there = _magnitudes(addresses, layer, number, size, TYPE, ALIGNED, BLOCK)
         tl.atomic_add(below + layer, tl.sum((there & (bits < low_bits)).to(tl.int32), 0))
-        between = there & (bits >= low_bits) & (bits <= high_bits)
-        ranks = tl.cumsum(between.to(tl.int32), 0)
-        place = tl.atomic_add(inside + layer, tl.sum(between.to(tl.int32), 0))
-        start = tl.load(starts + layer)
-        slots = start + place + ranks - 1
-        tl.store(buffer + slots, bits, mask=between & (slots < tl.load(starts + layer + 1)))
+        start, end = tl.load(starts + layer), tl.load(starts + layer + 1)
+        # Few lie there, so that each asks for a place of its own; once there is none left, nobody has to.
+        if tl.load(inside + layer) <= end - start:
+            between = there & (bits >= low_bits) & (bits <= high_bits)
+            slots = start + tl.atomic_add(inside + layer + tl.zeros([BLOCK], tl.int32), 1, mask=between)
+            tl.store(buffer + slots, bits, mask=between & (slots < end))
 
 
 @triton.jit
-def select(pruned, low, below, inside, found, buffer, starts, cuts, moved, BLOCK: tl.constexpr):
+def select(pruned, low, below, inside, found, missing, buffer, starts, cuts, moved, BLOCK: tl.constexpr):
     """The cut of each layer among what was copied, if both its neighbours are there."""
     layer = tl.program_id(0)
     count, start = tl.load(inside + layer), tl.load(starts + layer)
@@ -116,27 +116,33 @@ def select(pruned, low, below, inside, found, buffer, starts, cuts, moved, BLOCK
             upper = tl.min(smallest, 0)
         _note(layer, lower, upper, cuts, moved)
         tl.store(found + layer, 1)
+    if tl.load(found + layer) != 0:
+        tl.atomic_add(missing, -1)
 
 
 @triton.jit
 def _note(layer, lower, upper, cuts, moved):
-    """Stores the cut midway between two magnitudes, and how far it moved."""
+    """Stores the cut midway between two magnitudes, and how far it moved; one short move does not narrow much."""
     below, above = lower.to(tl.float32, bitcast=True), upper.to(tl.float32, bitcast=True)
     cut = below + (above - below) * 0.5
-    tl.store(moved + layer, tl.abs(cut - tl.load(cuts + layer)))
+    tl.store(moved + layer, tl.maximum(tl.abs(cut - tl.load(cuts + layer)), tl.load(moved + layer) * 0.5))
     tl.store(cuts + layer, cut)
 
 
 @triton.jit
-def count_digits(addresses, chunk_layer, chunk_number, sizes, prefix, found, counts, SHIFT: tl.constexpr,
-                 WIDTH: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def count_digits(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, found, missing, counts,
+                 SHIFT: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr,
+                 BLOCK: tl.constexpr):  # fmt: skip
     """How often each value of the next digit occurs among the magnitudes that begin with `prefix`."""
-    layer = tl.load(chunk_layer + tl.program_id(0))
-    if tl.load(found + layer) == 0:
-        bits, there = _magnitudes(addresses, chunk_layer, chunk_number, sizes, TYPE, ALIGNED, BLOCK)
-        matches = there & (bits >> SHIFT >> WIDTH == tl.load(prefix + layer))
-        seen = tl.histogram(bits >> SHIFT & ((1 << WIDTH) - 1), 2048, mask=matches)
-        tl.atomic_add(counts + layer * 2048 + tl.arange(0, 2048), seen, mask=seen > 0)
+    if tl.load(missing) > 0:
+        for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+            layer = tl.load(chunk_layer + chunk)
+            if tl.load(found + layer) == 0:
+                number, size = tl.load(chunk_number + chunk), tl.load(sizes + layer)
+                bits, there = _magnitudes(addresses, layer, number, size, TYPE, ALIGNED, BLOCK)
+                matches = there & (bits >> SHIFT >> WIDTH == tl.load(prefix + layer))
+                seen = tl.histogram(bits >> SHIFT & ((1 << WIDTH) - 1), 2048, mask=matches)
+                tl.atomic_add(counts + layer * 2048 + tl.arange(0, 2048), seen, mask=seen > 0)
 
 
 @triton.jit
@@ -158,14 +164,17 @@ def choose_digit(prefix, rank, found, counts, above, WIDTH: tl.constexpr, LAST: 
 
 
 @triton.jit
-def find_above(addresses, chunk_layer, chunk_number, sizes, prefix, found, above, TYPE: tl.constexpr,
-               ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def find_above(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, found, missing, above,
+               TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The smallest magnitude above the lower neighbour, where that is not its equal."""
-    layer = tl.load(chunk_layer + tl.program_id(0))
-    lower = tl.load(prefix + layer)
-    if (tl.load(found + layer) == 0) & (tl.load(above + layer) != lower):
-        bits, there = _magnitudes(addresses, chunk_layer, chunk_number, sizes, TYPE, ALIGNED, BLOCK)
-        tl.atomic_min(above + layer, tl.min(tl.where(there & (bits > lower), bits, _BITS), 0))
+    if tl.load(missing) > 0:
+        for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
+            layer = tl.load(chunk_layer + chunk)
+            lower = tl.load(prefix + layer)
+            if (tl.load(found + layer) == 0) & (tl.load(above + layer) != lower):
+                number, size = tl.load(chunk_number + chunk), tl.load(sizes + layer)
+                bits, there = _magnitudes(addresses, layer, number, size, TYPE, ALIGNED, BLOCK)
+                tl.atomic_min(above + layer, tl.min(tl.where(there & (bits > lower), bits, _BITS), 0))
 
 
 @triton.jit

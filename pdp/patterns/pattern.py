@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pdp.allocation import allocate
 from pdp.cut import keep_units, magnitude_cuts_at
 from pdp.errors import Refusal
-from pdp.layers import Layer, Member
 from pdp.kernels import usable
+from pdp.layers import Layer, Member
 from pdp.mask import soft_prune
 from pdp.patterns.options import RandomOptions
 

@@ -16,7 +16,8 @@ from pdp.kernels.masks import alike, device_prune
 from pdp.mask import soft_prune
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LOWER = torch.bfloat16 if torch.cuda.is_available() else torch.float16  # the interpreter cuts bfloat16 off instead of rounding
+# The interpreter cuts bfloat16 off instead of rounding.
+LOWER = torch.bfloat16 if torch.cuda.is_available() else torch.float16
 LAST = {"memory_format": torch.channels_last}
 
 
@@ -62,7 +63,8 @@ def test_cuts_follow_the_weights_near_and_far():
     weights = [one.to(DEVICE) for one in weights]
     cuts = Cuts(weights)
     near = 0
-    for share, moved in [(0.5, 0), (0.5, 1e-5), (0.5, 1e-3), (0.51, 0), (0.9, 0), (0.9, 3e-4), (0.9, 3), (0, 0), (1, 0)]:
+    shares, moves = (0.5, 0.5, 0.5, 0.51, 0.9, 0.9, 0.9, 0, 1), (0, 1e-5, 1e-3, 0, 0, 3e-4, 3, 0, 0)
+    for share, moved in zip(shares, moves, strict=True):
         for one in weights:
             one.mul_(1 + moved * torch.randn_like(one))
         check_cuts(cuts, weights, [int(share * one.numel() + 0.5) for one in weights])
@@ -156,7 +158,8 @@ def test_training_goes_as_with_the_readable_mask(pattern, order, monkeypatch):
                 monkeypatch.setattr(f"pdp.patterns.{place}.usable", lambda weight: False)
         model = Net().to(memory_format=order).to(DEVICE)
         if pattern == "1:3":
-            model.conv, model.linear, model.turned = torch.nn.Conv2d(8, 6, 3), torch.nn.Linear(6, 9), torch.nn.Linear(9, 6)
+            model.conv, model.linear = torch.nn.Conv2d(8, 6, 3), torch.nn.Linear(6, 9)
+            model.turned = torch.nn.Linear(9, 6)
             model.to(DEVICE).to(memory_format=order)
         pruner = Pruner(
             model, pattern=pattern, sparsity=0.7 if pattern == "random" else None, epochs=4,
