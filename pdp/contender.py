@@ -1,4 +1,4 @@
-"""A model in training as train.py trains it, held still for measuring: one batch, the share of the run's end."""
+"""A model in training as train.py trains it, held still for measuring: one batch, the share of one moment."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from pdp.tasks.made_batch import made_batch
 class Contender:
     """Model, pruner and optimizer of one configuration, composed or given as train.py's words, and one batch.
 
-    The batch is the first of the data, or with `made` random numbers in its shape, for which no data is opened. Raises
-    `Refusal` for words that train.py refuses, and where the method prunes nothing at the run's end.
+    The batch is the first of the data, or with `made` random numbers in its shape, for which no data is opened; `at` is
+    the moment as a share of the run, 1 its end. Raises `Refusal` for words that train.py refuses, and where the method
+    prunes nothing at that moment.
     """
 
-    def __init__(self, words: Sequence[str] | Config, made: bool = False):
+    def __init__(self, words: Sequence[str] | Config, made: bool = False, at: float = 1.0):
         config = words if isinstance(words, Config) else compose(words)
         self.recipe, self.task = config.recipe, build_task(config)
         if not made:
@@ -46,18 +47,18 @@ class Contender:
             batch = next(iter(loader))
         self.batch: dict[str, Tensor] = {name: values.to(self.device) for name, values in batch.items()}
         self.steps = 0
-        self._go_to_the_end()
+        self._go_to(at)
 
-    def _go_to_the_end(self) -> None:
-        """The share and budget of the run's last moment."""
+    def _go_to(self, at: float) -> None:
+        """The share and budget of that moment of the run."""
         self.pruner.start_epoch(0)
         if self.pruner.schedule is None:
             return
         if self.pruner.schedule.unit == "step":
-            self.pruner.steps = self.pruner.schedule.moments - 1
-        self.pruner.start_epoch(self.recipe.epochs - 1)
+            self.pruner.steps = int(at * (self.pruner.schedule.moments - 1))
+        self.pruner.start_epoch(int(at * (self.recipe.epochs - 1)))
         if not self.pruner.fraction:
-            raise Refusal("schedule: nothing is pruned in the last epoch, so there is no step to measure")
+            raise Refusal(f"schedule: nothing is pruned at {at:.0%} of the run, so there is no step to measure")
 
     def step(self) -> None:
         """One optimizer step, as the trainer makes it."""

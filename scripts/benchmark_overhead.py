@@ -6,8 +6,8 @@
     python scripts/benchmark_overhead.py --model gpt2 --length 256 --compile method=gmp      # further words of train.py
     python scripts/benchmark_overhead.py --show results/benchmarks/overhead_cpu.json         # the table of a file
 
-Every contender is what train.py builds from its words, at the share of the run's end, on one batch of random numbers
-that stays on the device. The ratio is the median over pairs, one dense and one pruned measurement each, the order
+Every contender is what train.py builds from its words, at the share of the run's end (--at 0.5: of its middle), on one
+batch of random numbers that stays on the device. The ratio is the median over pairs, one dense and one pruned measurement each, the order
 turned round every time, so that a machine's drift cancels; `again` are the quartiles of a contender over itself in
 neighbouring measurements, below which nothing can be told. A measurement is --steps steps between two waits for the
 device. Extra memory is the pruned step's peak less the dense one's, each in a process of its own: on a GPU what the
@@ -106,11 +106,11 @@ def measure(model: str, batch: int, targets: dict[str, float | None], values: di
     dense = Contender(dense_words, made=True)
     for pattern, target in targets.items():
         row: dict[str, Any] = {"model": model, "pattern": pattern, "method": method, "batch": batch}
-        row |= {key: values[key] for key in ("size", "length", "precision", "channels_last", "compile", "steps")}
+        row |= {key: values[key] for key in ("size", "length", "precision", "channels_last", "compile", "steps", "at")}
         given = [*base, *pruned_words(model, pattern, values["words"])]
         row["words"] = given
         try:
-            pruned = Contender(given, made=True)
+            pruned = Contender(given, made=True, at=values["at"])
         except Refusal as refusal:
             rows.append(row | {"refused": str(refusal), "target": target, "held": None})
             print(f"{model}, {pattern}: {refusal}", file=sys.stderr)
@@ -200,6 +200,7 @@ def make_parser() -> Parser:
     parser.add_argument("--batch", type=int, help="samples of a step (16, of texts 8)")
     parser.add_argument("--size", type=int, default=224, help="pixels a side of images (224)")
     parser.add_argument("--length", type=int, help="tokens of a text (128; of GPT-2's windows 1024)")
+    parser.add_argument("--at", type=float, default=1.0, help="the moment of the run, as a share of it (1, its end)")
     parser.add_argument("--pairs", type=int, default=11, help="pairs of measurements (11)")
     parser.add_argument("--steps", type=int, help="steps of a measurement (1; on a GPU 10)")
     parser.add_argument("--warmup", type=int, help="steps of each before (2; on a GPU 10)")
@@ -261,6 +262,8 @@ def run(arguments: argparse.Namespace) -> int:
     for key in ("pairs", "steps", "warmup", "threads"):
         if getattr(arguments, key) is not None and getattr(arguments, key) < 1:
             raise Refusal(f"--{key}={getattr(arguments, key)}: give at least 1")
+    if not 0 < arguments.at <= 1:
+        raise Refusal(f"--at={arguments.at}: give a share of the run above 0, at most 1")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     results = []

@@ -23,10 +23,14 @@ _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16:
 
 
 class Cuts:
-    """Finds the cuts of one set of weights again and again; remembers where they lay. No host waits for the device."""
+    """Finds the cuts of as many tensors of the same sizes again and again; remembers where they lay.
+
+    No host waits for the device. After `find`, `prefix` holds the bits of each largest pruned magnitude, and `taken` of
+    the `ties` numbers that have it are pruned.
+    """
 
     def __init__(self, weights: Sequence[Tensor]):
-        self.key = _key(weights)
+        self.sizes_key = _sizes(weights)
         self.kind = _TYPES[weights[0].dtype]
         self.device = weights[0].device
         sizes = np.array([weight.numel() for weight in weights], np.int64)
@@ -35,59 +39,63 @@ class Cuts:
         first = np.concatenate([[0], np.cumsum(chunks)[:-1]])
         numbers = np.arange(chunks.sum()) - np.repeat(first, chunks)
         room = np.maximum(sizes // _SHARE_KEPT, _LEAST_KEPT)
-        self.addresses = self._upload(np.array([weight.data_ptr() for weight in weights], np.int64))
-        self.aligned = all(weight.data_ptr() % 16 == 0 for weight in weights)
         self.sizes = self._upload(sizes.astype(np.int32))
         self.chunk_layer = self._upload(np.repeat(layers, chunks))
         self.chunk_number = self._upload(numbers.astype(np.int32))
         self.room = int(room.sum())
         self.starts = self._upload(np.concatenate([[0], np.cumsum(room)]))
+        self.places: tuple[int, ...] = ()
         self.pruned: tuple[int, ...] = ()
         zeros = partial(torch.zeros, dtype=torch.int32, device=self.device)
-        self.low, self.high, self.below, self.inside, self.found, self.prefix, self.rank, self.above = zeros(
-            (8, len(sizes))
-        ).unbind(0)
+        self.low, self.high, self.below, self.inside, self.found = zeros((5, len(sizes))).unbind(0)
+        self.prefix, self.rank, self.above, self.taken, self.ties = zeros((5, len(sizes))).unbind(0)
         self.missing = zeros(1)
         self.counts = zeros((len(sizes), selection.BINS))
         self.cuts, self.moved = torch.full((2, len(sizes)), torch.nan, device=self.device).unbind(0)
 
     def match(self, weights: Sequence[Tensor]) -> bool:
-        """Whether these weights lie where those lay that this was made for."""
-        return self.key == _key(weights)
+        """Whether these weights have the sizes that this was made for."""
+        return self.sizes_key == _sizes(weights) and self.device == weights[0].device
 
-    def find(self, pruned: Sequence[int]) -> list[Tensor]:
-        """One cut per weight for these numbers of pruned units, 0-dim float32."""
+    def find(self, weights: Sequence[Tensor], pruned: Sequence[int]) -> Tensor:
+        """One cut per weight for these numbers of pruned units: float32, written over by the next call."""
         if tuple(pruned) != self.pruned:
             self.pruned = tuple(pruned)
             self.goal = self._upload(np.array(pruned, np.int32))
+        places = tuple(weight.data_ptr() for weight in weights)
+        if places != self.places:
+            self.places = places
+            self.addresses = self._upload(np.array(places, np.int64))
+            self.aligned = all(place % 16 == 0 for place in places)
         layers, chunks = len(self.pruned), self.chunk_layer.numel()
         few = min(chunks, _MOST_PROGRAMS)
         buffer = torch.empty(self.room, dtype=torch.int32, device=self.device)
-        weights = (self.addresses, self.chunk_layer, self.chunk_number, self.sizes)
+        stored = (self.addresses, self.chunk_layer, self.chunk_number, self.sizes)
         how = {"TYPE": self.kind, "ALIGNED": self.aligned, "BLOCK": _BLOCK}
         bounds, state = (self.low, self.high, self.below, self.inside), (self.prefix, self.rank, self.above)
+        equal = (self.taken, self.ties)
         launch(
             selection.find_bounds, -(-layers // _LAYERS), self.goal, self.sizes, self.cuts, self.moved, *bounds,
             self.found, self.missing, *state, layers,
             NARROW=selection.NARROWEST, WIDE=selection.WIDEST, BLOCK=_LAYERS,
         )  # fmt: skip
-        launch(selection.gather, chunks, *weights, *bounds, self.found, buffer, self.starts, **how)
+        launch(selection.gather, chunks, *stored, *bounds, self.found, buffer, self.starts, **how)
         launch(
             selection.select, layers, self.goal, self.low, self.below, self.inside, self.found, self.missing, buffer,
-            self.starts, self.cuts, self.moved, BLOCK=_BLOCK,
+            self.starts, self.prefix, *equal, self.cuts, self.moved, BLOCK=_BLOCK,
         )  # fmt: skip
         for shift, width in _DIGITS:
             launch(
-                selection.count_digits, few, *weights, chunks, self.prefix, self.found, self.missing, self.counts,
+                selection.count_digits, few, *stored, chunks, self.prefix, self.found, self.missing, self.counts,
                 SHIFT=shift, WIDTH=width, **how,
             )  # fmt: skip
             launch(
-                selection.choose_digit, layers, self.prefix, self.rank, self.found, self.counts, self.above,
+                selection.choose_digit, layers, self.prefix, self.rank, self.found, self.counts, self.above, *equal,
                 WIDTH=width, LAST=shift == 0,
             )  # fmt: skip
-        launch(selection.find_above, few, *weights, chunks, self.prefix, self.found, self.missing, self.above, **how)
+        launch(selection.find_above, few, *stored, chunks, self.prefix, self.found, self.missing, self.above, **how)
         launch(selection.finish, layers, self.prefix, self.above, self.found, self.cuts, self.moved)
-        return list(self.cuts.clone().unbind())
+        return self.cuts
 
     def _upload(self, values: np.ndarray) -> Tensor:
         """To the device without waiting for it."""
@@ -95,5 +103,5 @@ class Cuts:
         return held.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else held
 
 
-def _key(weights: Sequence[Tensor]) -> tuple[tuple[int, int, torch.dtype], ...]:
-    return tuple((weight.data_ptr(), weight.numel(), weight.dtype) for weight in weights)
+def _sizes(weights: Sequence[Tensor]) -> tuple[tuple[int, torch.dtype], ...]:
+    return tuple((weight.numel(), weight.dtype) for weight in weights)

@@ -60,20 +60,3 @@ def write_slope(weights, gradients, slopes, cuts, temperatures, temperature, siz
     # 2 w^2 / tau = 2 z + 2 t^2 / tau
     slope = mask + 2 * (z - tl.maximum(offset, _FARTHEST)) * mask * (1 - mask)
     tl.store(slopes + at, (gradient * slope).to(slopes.dtype.element_ty), mask=there)
-
-
-@triton.jit
-def write_group_cuts(weights, cuts, groups, INNER, FREE: tl.constexpr, MEMBERS: tl.constexpr, WIDTH: tl.constexpr,
-                     BLOCK: tl.constexpr):  # fmt: skip
-    """The cut of each group midway between its FREE-th and its next smallest magnitude; WIDTH is MEMBERS or more."""
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    there = at < groups
-    first = at // INNER * (MEMBERS * INNER) + at % INNER
-    member = tl.arange(0, WIDTH)
-    places = first[:, None] + member[None, :] * INNER
-    inside = there[:, None] & (member < MEMBERS)[None, :]
-    magnitude = tl.abs(tl.load(weights + places, mask=inside, other=float("inf")).to(tl.float32))
-    ordered = tl.sort(magnitude, dim=1)
-    below = tl.max(tl.where((member < FREE)[None, :], ordered, 0.0), 1)
-    above = tl.min(tl.where((member >= FREE)[None, :], ordered, float("inf")), 1)
-    tl.store(cuts + at, below + (above - below) * 0.5, mask=there)

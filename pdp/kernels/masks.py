@@ -1,4 +1,4 @@
-"""PDP's effective weight on a GPU: `pdp.mask.soft_prune` and the cuts of groups, a kernel for each direction."""
+"""PDP's effective weight on a GPU: `pdp.mask.soft_prune`, a kernel for each direction."""
 
 from __future__ import annotations
 
@@ -26,17 +26,6 @@ def device_prune(
     weight's memory is, in its order. The weight must lie dense.
     """
     return _DevicePrune.apply(weight, cuts, temperature, dtype, members, inner)
-
-
-def group_cuts(weight: Tensor, cuts: Tensor, free: int, members: int, inner: int) -> None:
-    """Writes the cut between the `free`-th and the next smallest magnitude of each group to `cuts`, in memory order."""
-    groups, width = cuts.numel(), 1 << (members - 1).bit_length()
-    block = max(1, _BLOCK // width)
-    programs = -(-groups // block)
-    launch(
-        masking.write_group_cuts, programs, weight, cuts, groups, inner,
-        FREE=free, MEMBERS=members, WIDTH=width, BLOCK=block,
-    )  # fmt: skip
 
 
 def alike(one: Tensor, other: Tensor) -> bool:

@@ -79,7 +79,8 @@ def gather(addresses, chunk_layer, chunk_number, sizes, low, high, below, inside
 
 
 @triton.jit
-def select(pruned, low, below, inside, found, missing, buffer, starts, cuts, moved, BLOCK: tl.constexpr):
+def select(pruned, low, below, inside, found, missing, buffer, starts, prefix, taken, ties, cuts, moved,
+           BLOCK: tl.constexpr):  # fmt: skip
     """The cut of each layer among what was copied, if both its neighbours are there."""
     layer = tl.program_id(0)
     count, start = tl.load(inside + layer), tl.load(starts + layer)
@@ -104,10 +105,14 @@ def select(pruned, low, below, inside, found, missing, buffer, starts, cuts, mov
             counts += tl.histogram(bits & 2047, 2048, mask=(at < count) & (bits >> 11 == coarse))
         upto = tl.cumsum(counts, 0)
         fine = tl.sum((upto <= rank).to(tl.int32), 0)
-        equal = tl.max(tl.where(bins == fine, upto, 0), 0)  # of the same coarse digit, up to this value
+        rank -= tl.max(tl.where(upto <= rank, upto, 0), 0)
+        equal = tl.max(tl.where(bins == fine, counts, 0), 0)
         lower = least + (coarse << 11) + fine
         upper = lower
-        if equal <= rank + 1:
+        tl.store(prefix + layer, lower)
+        tl.store(taken + layer, rank + 1)
+        tl.store(ties + layer, equal)
+        if equal == rank + 1:
             smallest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
             for offset in range(0, count, BLOCK):
                 at = offset + tl.arange(0, BLOCK)
@@ -146,7 +151,7 @@ def count_digits(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, fo
 
 
 @triton.jit
-def choose_digit(prefix, rank, found, counts, above, WIDTH: tl.constexpr, LAST: tl.constexpr):
+def choose_digit(prefix, rank, found, counts, above, taken, ties, WIDTH: tl.constexpr, LAST: tl.constexpr):
     """The next digit of the lower neighbour; leaves the counts at zero."""
     layer = tl.program_id(0)
     if tl.load(found + layer) == 0:
@@ -157,10 +162,15 @@ def choose_digit(prefix, rank, found, counts, above, WIDTH: tl.constexpr, LAST: 
         digit = tl.sum((upto <= goal).to(tl.int32), 0)
         whole = (tl.load(prefix + layer) << WIDTH) + digit
         tl.store(prefix + layer, whole)
-        tl.store(rank + layer, goal - tl.max(tl.where(upto <= goal, upto, 0), 0))
+        goal -= tl.max(tl.where(upto <= goal, upto, 0), 0)
+        tl.store(rank + layer, goal)
         tl.store(counts + layer * 2048 + bins, tl.zeros([2048], tl.int32))
-        if LAST and tl.max(tl.where(bins == digit, upto, 0), 0) > goal + 1:
-            tl.store(above + layer, whole)  # the upper neighbour is its equal
+        if LAST:
+            equal = tl.max(tl.where(bins == digit, seen, 0), 0)
+            tl.store(taken + layer, goal + 1)
+            tl.store(ties + layer, equal)
+            if equal > goal + 1:
+                tl.store(above + layer, whole)  # the upper neighbour is its equal
 
 
 @triton.jit

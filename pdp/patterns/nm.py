@@ -80,12 +80,15 @@ class Pattern(pattern.Pattern):
         return self.ungroup(rank >= counts[..., None], layer)
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
-        return [self._cut(layer) for layer in layers]
+        if not layers or not all(usable(layer.weight) for layer in layers):
+            return [self._cut(layer) for layer in layers]
+        from pdp.kernels.groups import GroupCuts, Grouped
+
+        if self._device_cuts is None:
+            self._device_cuts = GroupCuts(self._free, self.options.m)
+        return self._device_cuts.find([Grouped(layer.weight, input_dim(layer), layer.pruned) for layer in layers])
 
     def _cut(self, layer: Layer) -> Tensor:
-        full = layer.pruned == layer.units // self.options.m * self._free
-        if full and usable(layer.weight):
-            return self._device_cut(layer)
         values = self.groups(layer.weight.detach(), layer)
         values = (values if values.dtype == torch.float64 else values.float()).abs()
         columns = sorted_columns(values)
@@ -98,29 +101,17 @@ class Pattern(pattern.Pattern):
         above = table.gather(-1, counts)
         return torch.where(counts > 0, below + (above - below) * 0.5, -math.inf)[..., 0]
 
-    def _device_cut(self, layer: Layer) -> Tensor:
-        """The cut where every group is pruned to the end, its numbers in the memory order of the weight."""
-        from pdp.kernels.masks import group_cuts
-
-        weight, along = layer.weight, input_dim(layer)
-        shape = list(weight.shape)
-        shape[along] //= self.options.m
-        order = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
-        cuts = torch.empty(shape, dtype=torch.float32, device=weight.device, memory_format=order)
-        group_cuts(weight, cuts, self._free, self.options.m, weight.stride(along))
-        return cuts.movedim(along, -1)
-
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         if not usable(weight):
             return super().soft_weight(layer, member, weight, temperature)
+        from pdp.kernels.groups import memory_order
         from pdp.kernels.masks import device_prune
 
         along = input_dim(layer)
-        cuts = layer.state["cut"].movedim(-1, along)
-        order = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
-        dtype, inner = member.compute_dtype(weight), weight.stride(along)
-        cuts = cuts.contiguous(memory_format=order)
-        return device_prune(weight, cuts, temperature, dtype, self.options.m, inner)
+        cuts = layer.state["cut"].movedim(-1, along).contiguous(memory_format=memory_order(weight))
+        return device_prune(
+            weight, cuts, temperature, member.compute_dtype(weight), self.options.m, weight.stride(along)
+        )
 
     def _counts(self, candidates: Tensor, pruned: int) -> Tensor:
         """k_g: how many of each group's candidates (ascending along the last dimension) are among the smallest."""

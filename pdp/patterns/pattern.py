@@ -101,7 +101,7 @@ class Pattern:
 
             if self._device_cuts is None or not self._device_cuts.match(weights):
                 self._device_cuts = Cuts(weights)
-            return self._device_cuts.find(pruned)
+            return list(self._device_cuts.find(weights, pruned).clone().unbind())
         return magnitude_cuts_at(weights, pruned, [layer.trail for layer in layers])
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:

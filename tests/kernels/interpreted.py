@@ -30,7 +30,7 @@ def sorted_cut(weight, pruned):
 
 
 def check_cuts(cuts, weights, pruned):
-    found = [float(one) for one in cuts.find(pruned)]
+    found = cuts.find(weights, pruned).tolist()
     np.testing.assert_array_equal(found, [sorted_cut(*case) for case in zip(weights, pruned, strict=True)])
 
 
@@ -190,14 +190,32 @@ def test_training_goes_as_with_the_readable_mask(pattern, order, monkeypatch):
         torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-6)
 
 
-def test_group_cuts_are_the_sorted_ones():
-    model = Net().to(DEVICE)
-    pruner = Pruner(model, pattern="2:4", epochs=1, schedule={"warmup": "0ep", "ramp": "1ep"})
-    pruner.start_epoch(0)
-    for layer in pruner.layers:
-        ordered = pruner.pattern.groups(layer.weight.detach().abs(), layer).sort(-1).values
-        cut = ordered[..., 1] + (ordered[..., 2] - ordered[..., 1]) * 0.5
-        assert torch.equal(layer.state["cut"], cut), layer.name
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:8", "1:3"])
+@pytest.mark.parametrize("kind", ["conv", "channels_last", "conv1d"])
+@pytest.mark.parametrize("values", ["distinct", "few"])
+def test_group_cuts_equal_the_readable_ones_at_every_share(pattern, kind, values, monkeypatch):
+    """With few different magnitudes ties decide nearly everywhere."""
+    from transformers.pytorch_utils import Conv1D
+
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(24, 6, (2, 3)), Conv1D(10, 48))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(
+                torch.randn_like(parameter) if values == "distinct" else torch.randint(-2, 3, parameter.shape)
+            )
+    model = model.to(DEVICE).to(
+        memory_format=torch.channels_last if kind == "channels_last" else torch.contiguous_format
+    )
+    pruner = Pruner(model, pattern=pattern, epochs=1, schedule={"warmup": "0ep", "ramp": "1ep"})
+    (layer,) = [one for one in pruner.layers if (one.kind == "Conv1D") == (kind == "conv1d")]
+    assert usable(layer.weight)
+    groups = layer.units // pruner.pattern.options.m
+    for share in (0, 0.01, 0.3, 0.31, 0.8, 1, 0.5):
+        layer.pruned = int(share * groups * pruner.pattern._free)
+        if layer.pruned:
+            (mine,) = pruner.pattern.cuts([layer])
+            readable = pruner.pattern._cut(layer)
+            assert mine.shape == readable.shape and torch.equal(mine, readable)
 
 
 def test_under_autocast_the_layer_is_given_the_type_it_computes_in():
