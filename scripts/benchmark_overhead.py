@@ -7,12 +7,12 @@
     python scripts/benchmark_overhead.py --show results/benchmarks/overhead_cpu.json         # the table of a file
 
 Every contender is what train.py builds from its words, at the share of the run's end (--at 0.5: of its middle), on one
-batch of random numbers that stays on the device. The ratio is the median over pairs, one dense and one pruned measurement each, the order
-turned round every time, so that a machine's drift cancels; `again` are the quartiles of a contender over itself in
-neighbouring measurements, below which nothing can be told. A measurement is --steps steps between two waits for the
-device. Extra memory is the pruned step's peak less the dense one's, each in a process of its own: on a GPU what the
-allocator held at most, on the CPU the same from the profiler's log of allocations, with numpy's arrays. Its limit is
-in multiples of the prunable weights' bytes in the type the model computes in.
+batch of random numbers that stays on the device. The ratio is the median over pairs, one dense and one pruned
+measurement each, the order turned round every time, so that a machine's drift cancels; `again` are the quartiles of a
+contender over itself in neighbouring measurements, below which nothing can be told. A measurement is --steps steps
+between two waits for the device. Extra memory is the pruned step's peak less the dense one's, each in a process of its
+own: on a GPU what the allocator held at most, on the CPU the same from the profiler's log of allocations, with numpy's
+arrays. Its limit is in multiples of the prunable weights' bytes in the type the model computes in.
 """
 
 from __future__ import annotations
