@@ -31,6 +31,7 @@ class Member:
     sites: list[Site]
     weighs: bool = True  # a convolution's or linear layer's weight, which counts as prunable
     units: Tensor | None = None  # the unit of each slice along dimension 0; None: the mask has the tensor's own shape
+    in_order: bool = False  # whether the units are 0, 1, 2, ...: then a mask over units fits as it is
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -97,6 +98,40 @@ _PLAIN_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn
 def is_weighted(module: nn.Module) -> bool:
     """Whether the module's `weight` is a convolution's or a linear layer's."""
     return isinstance(module, (_ConvNd, nn.Linear)) or is_conv1d(module)
+
+
+def compute_dtype(site: Site, weight: Tensor) -> torch.dtype:
+    """The type in which the layer at `site` multiplies `weight`: autocast's where it would cast it, else its own.
+
+    An effective weight written in that type is the one that autocast would make of it, a pass over memory sooner.
+    """
+    device = weight.device.type
+    if torch.compiler.is_compiling() or weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return weight.dtype
+    read_by_itself = site.caller is site.module and site.parameter in ("weight", "bias")
+    return torch.get_autocast_dtype(device) if read_by_itself and _casts_by_autocast(site.module) else weight.dtype
+
+
+_PLAIN = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def _casts_by_autocast(module: nn.Module) -> bool:
+    """Whether the module's forward hands its weight to the one operation of its kind, and to nothing else."""
+    if "forward" in module.__dict__:
+        return False
+    if is_conv1d(module):
+        return type(module).__module__.startswith("transformers.")
+    kind = next((kind for kind in _PLAIN if isinstance(module, kind)), None)
+    own = ("forward", "_conv_forward")
+    return kind is not None and all(getattr(type(module), one, None) is getattr(kind, one, None) for one in own)
 
 
 def first_convolution(model: nn.Module) -> nn.Module | None:
