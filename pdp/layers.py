@@ -78,23 +78,6 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def compute_dtype(site: Site, weight: Tensor) -> torch.dtype:
-    """The type that autocast gives the weight on its way into the layer's one operation; else the weight's own."""
-    kind = weight.device.type
-    module = site.module
-    plain = (
-        site.parameter == "weight"
-        and site.caller is module
-        and (is_conv1d(module) or type(module).forward in _PLAIN_FORWARDS)
-    )
-    if not plain or weight.dtype != torch.float32 or torch.compiler.is_compiling():
-        return weight.dtype
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
-
-_PLAIN_FORWARDS = {kind.forward for kind in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)}
-
-
 def is_weighted(module: nn.Module) -> bool:
     """Whether the module's `weight` is a convolution's or a linear layer's."""
     return isinstance(module, (_ConvNd, nn.Linear)) or is_conv1d(module)
