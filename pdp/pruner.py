@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pdp.errors import Refusal
 from pdp.layers import find_layers
@@ -23,7 +24,7 @@ from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner_state import load_state, state_of
 from pdp.reporting import layer_report, soft_gap
 from pdp.schedules import Schedule, place_schedule, starts_after
-from pdp.shadow import Shadow
+from pdp.shadow import Shadow, WholeForward
 
 
 class Pruner:
@@ -97,17 +98,16 @@ class Pruner:
         self.finished = False
         self.metrics: list[float] = []
         self.method.begin(self.layers, Plan(self.target, self.allocation, epochs, steps_per_epoch, seed, self._budget))
-        self._handles = (
-            [
-                handle
-                for layer in self.layers
-                for member in layer.members
-                for site in member.sites
-                for handle in Shadow(layer, member, site, self.method).attach(site.caller)
-            ]
-            if self.method.prunes
-            else []
-        )
+        self._handles = self._hooked() if self.method.prunes else []
+
+    def _hooked(self) -> list[RemovableHandle]:
+        # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
+        handles = WholeForward(self.model, self.layers, self.method).attach()
+        for layer in self.layers:
+            for member in layer.members:
+                for site in member.sites:
+                    handles += Shadow(layer, member, site, self.method).attach(site.caller)
+        return handles
 
     @property
     def phase(self) -> str:

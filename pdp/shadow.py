@@ -6,8 +6,10 @@ while the module's forward runs. Optimizers, state dicts, DDP, deep copies and a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -54,3 +56,36 @@ class Shadow:
         """Takes it out again."""
         module = caller.get_submodule(self.inner) if self.inner else caller
         module.__dict__.pop(self.parameter, None)
+
+
+class WholeForward:
+    """The pair of hooks of the whole model, which tell the method where a forward begins and ends.
+
+    A deep copy of the model keeps its places' hooks but announces nothing: what a forward shares is of its own weights.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], method: Method):
+        self.model = model
+        self.layers = layers
+        self.method = method
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> WholeForward:
+        return self
+
+    def attach(self) -> list[RemovableHandle]:
+        """Registers both hooks; the second runs even when the forward raises."""
+        return [
+            self.model.register_forward_pre_hook(self.begin),
+            self.model.register_forward_hook(self.end, always_call=True),
+        ]
+
+    def begin(self, model: nn.Module, inputs: Any) -> None:
+        """A forward of the model begins."""
+        # In a compiled one each place computes for itself: what is kept beside the graph would be an output of it.
+        if model is self.model and not torch.compiler.is_compiling():
+            self.method.begin_forward(self.layers)
+
+    def end(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """It has ended."""
+        if model is self.model:
+            self.method.end_forward()

@@ -110,6 +110,17 @@ class Method(ABC):
         """The model is about to be measured hard: a method whose shares are learned counts them into `pruned`."""
         return None
 
+    def begin_forward(self, layers: Sequence[Layer]) -> None:
+        """The whole model's forward begins: what several places of it need can be made once, at the first of them.
+
+        Places that compute outside of one, as in the recomputation of a checkpoint, are not announced.
+        """
+        return None
+
+    def end_forward(self) -> None:
+        """The forward that began last has ended, or raised."""
+        return None
+
     @abstractmethod
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         """What the layer computes with in training in place of `weight`, one of its members; differentiable."""
@@ -156,3 +167,18 @@ class Method(ABC):
             layer.state[key] = value.to(layer.weight.device)
         else:
             held.copy_(value, non_blocking=True)
+
+    def replace_states(self, layers: Sequence[Layer], key: str, values: Sequence[Tensor]) -> None:
+        """`replace_state` for one value a layer, in one operation where the layers hold tensors alike already."""
+        held: list[Tensor] = []
+        new: list[Tensor] = []
+        for layer, value in zip(layers, values, strict=True):
+            present = layer.state.get(key)
+            if present is not None and present.shape == value.shape and present.device == value.device:
+                held.append(present)
+                new.append(value)
+            else:
+                # What layers hold is their own: values of many layers may lie in one tensor.
+                self.replace_state(layer, key, value.clone())
+        if held:
+            torch._foreach_copy_(held, new, non_blocking=True)

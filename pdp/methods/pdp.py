@@ -11,7 +11,7 @@ from pdp.fused_mask import fused_prune
 from pdp.layers import Layer, Member
 from pdp.methods import method
 from pdp.methods.options import PAPERS_TEMPERATURE, PdpOptions
-from pdp.patterns.pattern import Pattern, squared_cut
+from pdp.patterns.pattern import Pattern, squared_cuts
 
 # Below this tau = kappa * t^2 the mask is binary in float32 whatever the weights.
 _LEAST_TEMPERATURE = 1e-24
@@ -37,14 +37,21 @@ class Method(method.Method):
             stale = active
         else:
             stale = [layer for layer in active if "cut" not in layer.state]
-        for layer, cut in zip(stale, self.pattern.cuts(stale), strict=True):
-            self.replace_state(layer, "cut", cut)
+        with self.pattern.measuring():
+            cuts = self.pattern.cuts(stale)
+            self.replace_states(stale, "cut", cuts)
             if self.relative:
-                tau = (self.kappa * squared_cut(cut)).clamp(min=_LEAST_TEMPERATURE)
-                self.replace_state(layer, "temperature", tau)
-        for layer in active:
-            for key, value in self.pattern.soft_state(layer, layer.state["cut"], self._temperature(layer)).items():
-                self.replace_state(layer, key, value)
+                self.replace_states(stale, "temperature", _relative(cuts, self.kappa))
+            held = [layer.state["cut"] for layer in active]
+            for key, values in self.pattern.soft_states(active, held, self._temperatures(active)).items():
+                self.replace_states(active, key, values)
+
+    def begin_forward(self, layers: Sequence[Layer]) -> None:
+        masked = [layer for layer in layers if layer.active and layer.hard_keep is None]
+        self.pattern.begin_forward(masked, self._temperatures(masked))
+
+    def end_forward(self) -> None:
+        self.pattern.end_forward()
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         if not self.options.detach_cut:
@@ -55,6 +62,16 @@ class Method(method.Method):
 
     def _temperature(self, layer: Layer) -> Tensor | float:
         return layer.state["temperature"] if self.relative else self.options.temperature
+
+    def _temperatures(self, layers: Sequence[Layer]) -> list[Tensor] | float:
+        return [layer.state["temperature"] for layer in layers] if self.relative else self.options.temperature
+
+
+def _relative(cuts: Sequence[Tensor], kappa: float) -> Sequence[Tensor]:
+    """tau = kappa * t^2 of each layer."""
+    if not cuts:
+        return ()
+    return torch._foreach_clamp_min(torch._foreach_mul(squared_cuts(cuts), kappa), _LEAST_TEMPERATURE)
 
 
 def _with_live_cut(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:

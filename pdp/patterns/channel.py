@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,9 @@ from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, batch_norm, find_couplings, input_columns, slim_densities
 from pdp.patterns.options import ChannelOptions
 from pdp.patterns.pattern import Wanted
-from pdp.unit_mask import unit_mask
+from pdp.patterns.unit_forward import Forward, masked_alone, units_of
+from pdp.patterns.unit_table import UnitTable
+from pdp.unit_mask import along
 
 
 class Pattern(pattern.Pattern):
@@ -38,6 +41,9 @@ class Pattern(pattern.Pattern):
         super().__init__(options)
         self.couplings: dict[str, Coupling] = {}
         self.macs: dict[str, int] = {}
+        self._known_tables: dict[tuple, UnitTable] = {}
+        self._measured: dict[UnitTable, Tensor] | None = None  # s^2 by table, while the weights stand still
+        self._forwards: list[Forward] = []  # of the whole model, now running
 
     @property
     def target_unit(self) -> str:
@@ -135,7 +141,9 @@ class Pattern(pattern.Pattern):
         total = torch.zeros(layer.units, device=layer.weight.device)
         for member in layer.members:
             if member.weighs:
-                total = total.index_add(0, _units(member, total), _row_sums(of(member.tensor.detach().float())))
+                sums = _row_sums(of(member.tensor.detach().float()))
+                units = units_of(member, total)
+                total = total + sums if units is None else total.index_add(0, units, sums)
         return total
 
     def _scale(self, layer: Layer) -> float:
@@ -148,26 +156,74 @@ class Pattern(pattern.Pattern):
             return self._sums(layer, Tensor.abs)
         return self._square(layer).sqrt()
 
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        self._measured = {}
+        try:
+            yield
+        finally:
+            self._measured = None
+
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
-        return [cut_at(self.saliency(layer), layer.pruned).to(layer.weight.device) for layer in layers]
+        if self.options.saliency == "l1":
+            return [cut_at(self.saliency(layer), layer.pruned).to(layer.weight.device) for layer in layers]
+        found: dict[str, Tensor] = {}
+        for table in self._tables(layers):
+            cuts = table.cuts(self._squares(table)).unbind()
+            found |= {layer.name: cut for layer, cut in zip(table.layers, cuts, strict=True)}
+        return [found[layer.name] for layer in layers]
+
+    def soft_states(
+        self, layers: Sequence[Layer], cuts: Sequence[Tensor], temperatures: Sequence[Tensor] | float
+    ) -> dict[str, list[Tensor]]:
+        found: dict[str, Tensor] = {}
+        cut_of = dict(zip([layer.name for layer in layers], cuts, strict=True))
+        for table in self._tables(layers):
+            held = torch.stack([cut_of[layer.name] for layer in table.layers])
+            masks = table.masks(self._squares(table), held, _stacked(temperatures, layers, table))
+            found |= {layer.name: mask for layer, mask in zip(table.layers, table.split(masks), strict=True)}
+        return {"mask": [found[layer.name] for layer in layers]}
+
+    def _squares(self, table: UnitTable) -> Tensor:
+        if self._measured is None:
+            return table.squares()
+        if table not in self._measured:
+            self._measured[table] = table.squares()
+        return self._measured[table]
+
+    def _tables(self, layers: Sequence[Layer]) -> list[UnitTable]:
+        """The layers' units, a table for each device; kept, as every step asks for the same ones."""
+        shares: dict[torch.device, list[Layer]] = {}
+        for layer in layers:
+            shares.setdefault(layer.weight.device, []).append(layer)
+        return [self._table(device, ones) for device, ones in shares.items()]
+
+    def _table(self, device: torch.device, layers: list[Layer]) -> UnitTable:
+        key = (device, *(layer.name for layer in layers))
+        if key not in self._known_tables:
+            if len(self._known_tables) >= 4:  # the set grows by a layer at a time while the share rises
+                self._known_tables.clear()
+            self._known_tables[key] = UnitTable(layers, [self._scale(layer) for layer in layers])
+        return self._known_tables[key]
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
-        return values[_units(member, values)].reshape(-1, *[1] * (weight.dim() - 1))
+        return along(values, units_of(member, values), weight)
 
-    def soft_state(self, layer: Layer, cut: Tensor, temperature: Tensor | float) -> dict[str, Tensor]:
-        z = (self._square(layer) - cut * cut.abs()) / temperature
-        return {"mask": torch.sigmoid(z)}
+    def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
+        tables = self._tables(layers)
+        self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
+
+    def end_forward(self) -> None:
+        # An exception before the beginning was announced ends a forward as well.
+        if self._forwards:
+            self._forwards.pop()
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
-        making = [one for one in layer.members if one.weighs]
-        mask = unit_mask(
-            layer.state["mask"],
-            temperature,
-            self._scale(layer),
-            [one.tensor for one in making],
-            [_units(one, layer.state["mask"]) for one in making],
-        )
-        return weight * self.spread(mask, layer, member, weight).to(weight.dtype)
+        if self._forwards and not torch.compiler.is_compiling():
+            shared = self._forwards[-1].effective(member, weight)
+            if shared is not None:
+                return shared
+        return masked_alone(layer, member, weight, temperature, self._scale(layer))
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
         """What reads a pruned channel multiplies zeros: zero as well, so that counts are those of the slim model."""
@@ -182,12 +238,12 @@ class Pattern(pattern.Pattern):
         return {part.name: part.module.weight for part in (*one.outputs, *one.inputs)}  # type: ignore[misc]
 
 
-def _units(member: Member, values: Tensor) -> Tensor:
-    """The unit of each slice, on the device of `values` (the model may have moved)."""
-    assert member.units is not None
-    if member.units.device != values.device:
-        member.units = member.units.to(values.device)
-    return member.units
+def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], table: UnitTable) -> Tensor | float:
+    """The temperatures of the table's layers, (layers,), or the one that holds for all."""
+    if not isinstance(temperatures, Sequence):
+        return temperatures
+    taus = dict(zip([layer.name for layer in layers], temperatures, strict=True))
+    return torch.stack([taus[layer.name] for layer in table.layers])
 
 
 def _row_sums(values: Tensor) -> Tensor:
@@ -204,5 +260,7 @@ def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
             if tensor is not None:
                 units = torch.tensor(part.units, device=tensor.device)
                 site = Site(part.module, key, part.module)
-                members.append(Member(f"{part.name}.{key}".lstrip("."), [site], weighs and key == "weight", units))
+                in_order = part.units == list(range(coupling.units))
+                name = f"{part.name}.{key}".lstrip(".")
+                members.append(Member(name, [site], weighs and key == "weight", units, in_order))
     return Layer(first.name, first.kind, first.parameter, first.sites, members, units=coupling.units)

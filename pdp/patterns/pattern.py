@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -108,9 +109,21 @@ class Pattern:
         """Numbers over units (or their groups), made to broadcast against one of the layer's tensors."""
         return values
 
-    def soft_state(self, layer: Layer, cut: Tensor, temperature: Tensor | float) -> dict[str, Tensor]:
-        """What `soft_weight` needs besides the stored weight and the cut."""
+    def measuring(self) -> AbstractContextManager[None]:
+        """Inside, the weights stand still: what cuts and states are both made of is computed once."""
+        return nullcontext()
+
+    def soft_states(
+        self, layers: Sequence[Layer], cuts: Sequence[Tensor], temperatures: Sequence[Tensor] | float
+    ) -> dict[str, list[Tensor]]:
+        """By name what `soft_weight` needs of each layer besides the stored weight and the cut."""
         return {}
+
+    def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
+        """The whole model's forward begins, in which these layers are masked: they may share what they compute."""
+
+    def end_forward(self) -> None:
+        """The forward that began last has ended, or raised."""
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""
@@ -133,3 +146,10 @@ def squared_cut(cut: Tensor) -> Tensor:
     """The mean of t^2 over the cuts that prune anything, 0-dim; no device synchronization."""
     some = cut.isfinite()
     return torch.where(some, cut, torch.zeros_like(cut)).square().sum() / some.sum().clamp(min=1)
+
+
+def squared_cuts(cuts: Sequence[Tensor]) -> list[Tensor]:
+    """`squared_cut` of each layer's cuts; of layers with a single cut in a few operations for all of them."""
+    if not cuts or any(one.dim() or one.device != cuts[0].device for one in cuts):
+        return [squared_cut(one) for one in cuts]
+    return list(torch.stack(list(cuts)).nan_to_num(0.0, 0.0, 0.0).square().unbind())

@@ -1,0 +1,80 @@
+"""What all places of a layer share in one forward of the whole model: a single node that masks the layer's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pdp.layers import Layer, Member, compute_dtype
+from pdp.patterns.unit_table import UnitTable
+from pdp.unit_mask import mask_units, steepness
+
+
+class Forward:
+    """A forward of the whole model, in which the layers of `tables` are masked at the temperatures beside them.
+
+    Everything is made at the first place that asks, where autocast holds if it holds at all.
+    """
+
+    def __init__(self, tables: Sequence[tuple[UnitTable, Tensor | float]]):
+        self.tables = tables
+        # By whether gradients are recorded, then by name, the stored tensor and the effective one.
+        self.made: dict[bool, dict[str, tuple[Tensor, Tensor]]] = {}
+
+    def effective(self, member: Member, weight: Tensor) -> Tensor | None:
+        """The effective counterpart of `weight`; None where it is not one of this forward's."""
+        recording = torch.is_grad_enabled()
+        if recording not in self.made:
+            self.made[recording] = {name: pair for one in self.tables for name, pair in _masked(*one)}
+        stored, effective = self.made[recording].get(member.parameter, (None, weight))
+        # A copy of the model has weights of its own, and autocast may have begun or ended since.
+        fits = stored is weight and effective.dtype in (weight.dtype, compute_dtype(member.sites[0], weight))
+        return effective if fits else None
+
+
+def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+    # A copy: the live masks change in place at the next step.
+    masks = torch.cat([layer.state["mask"] for layer in table.layers])
+    parts = zip(table.layers, table.split(masks), table.split(table.steepness(masks, temperature)), strict=True)
+    found: list[tuple[str, tuple[Tensor, Tensor]]] = []
+    for layer, mask, steep in parts:
+        tensors = [member.tensor for member in layer.members]
+        effective = mask_units(
+            mask,
+            steep,
+            tensors,
+            [units_of(member, mask) for member in layer.members],
+            [member.weighs for member in layer.members],
+            [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)],
+        )
+        pairs = zip(tensors, effective, strict=True)
+        found += zip([member.parameter for member in layer.members], pairs, strict=True)
+    return found
+
+
+def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float, scale: float) -> Tensor:
+    """The effective weight from a node of its own, which the layer's other weights have a gradient from as well."""
+    mask = layer.state["mask"].clone()
+    factor = 2 * scale / temperature
+    steep = steepness(mask, factor if isinstance(factor, Tensor) else mask.new_full((), factor))
+    others = [one for one in layer.members if one.weighs and one.tensor is not weight]
+    return mask_units(
+        mask,
+        steep,
+        [*(one.tensor for one in others), weight],
+        [units_of(one, mask) for one in (*others, member)],
+        [*(True for _ in others), member.weighs and weight is member.tensor],
+        [*(None for _ in others), compute_dtype(member.sites[0], weight)],
+    )[0]
+
+
+def units_of(member: Member, values: Tensor) -> Tensor | None:
+    """The unit of each slice, on the device of `values` (the model may have moved); None where slice i is unit i."""
+    if member.in_order:
+        return None
+    assert member.units is not None
+    if member.units.device != values.device:
+        member.units = member.units.to(values.device)
+    return member.units

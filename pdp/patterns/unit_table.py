@@ -1,0 +1,99 @@
+"""The units of several layers in one vector, so that a step asks all layers at once: a small tensor costs a launch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pdp.layers import Layer
+from pdp.unit_mask import steepness
+
+
+class UnitTable:
+    """Where the units of each layer lie among those of all, and what is read off them together; on one device.
+
+    `scales` are the factors of each layer's sums of squares in s^2. No method waits for the device.
+    """
+
+    def __init__(self, layers: Sequence[Layer], scales: Sequence[float]):
+        self.layers = list(layers)
+        self.device = self.layers[0].weight.device
+        self.sizes = [layer.units for layer in self.layers]
+        self.members = [member for layer in self.layers for member in layer.members if member.weighs]
+        sizes = torch.tensor(self.sizes)
+        starts = sizes.cumsum(0) - sizes
+        owner = torch.arange(len(self.layers)).repeat_interleave(sizes)
+        within = torch.arange(int(sizes.sum())) - starts[owner]
+        rows = [
+            member.units.cpu() + start
+            for layer, start in zip(self.layers, starts, strict=True)
+            for member in layer.members
+            if member.weighs and member.units is not None
+        ]
+        self.owner, self.rows = owner.to(self.device), torch.cat(rows).to(self.device)
+        self.place = (owner * max(self.sizes) + within).to(self.device)
+        self.scales = torch.tensor(scales, device=self.device)
+        self.scale = self.scales[self.owner]
+        # Units that a layer lacks compared to the widest one lie behind all others.
+        self.padded = torch.full((len(self.layers), max(self.sizes)), math.inf, device=self.device)
+        self.pruned: list[int] = []
+        self.ranks = self.place
+        self.ends: Tensor | None = None
+
+    def squares(self) -> Tensor:
+        """s^2 of all units, (units of all layers,), float32: each layer's scale times the sums of squares."""
+        norms = [
+            torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())))
+            for values in (member.tensor.detach().float() for member in self.members)
+        ]
+        joint = torch.zeros(len(self.owner), device=self.device)
+        return joint.index_add_(0, self.rows, torch.cat(norms).square()) * self.scale
+
+    def cuts(self, squares: Tensor) -> Tensor:
+        """t of each layer for its pruned units, (layers,): as `pdp.cut.cut_at` of the saliencies s."""
+        self._rank()
+        self.padded.view(-1).index_copy_(0, self.place, squares)
+        below, above = self.padded.sort(dim=1).values.gather(1, self.ranks).sqrt().unbind(1)
+        middle = torch.add(below, above - below, alpha=0.5)
+        return middle if self.ends is None else middle + self.ends
+
+    def _rank(self) -> None:
+        """The places of both neighbours of each cut, brought to the device only where a share has changed."""
+        pruned = [layer.pruned for layer in self.layers]
+        if pruned == self.pruned:
+            return
+        self.pruned = pruned
+        pairs = list(zip(pruned, self.sizes, strict=True))
+        below = [min(max(count - 1, 0), units - 1) for count, units in pairs]
+        above = [
+            one if count <= 0 or count >= units else one + 1 for one, (count, units) in zip(below, pairs, strict=True)
+        ]
+        self.ranks = self._sent(torch.tensor([below, above]).T.contiguous())
+        ends = [-math.inf if count <= 0 else math.inf if count >= units else 0.0 for count, units in pairs]
+        self.ends = self._sent(torch.tensor(ends)) if any(ends) else None
+
+    def _sent(self, values: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return values.to(self.device)
+        return values.pin_memory().to(self.device, non_blocking=True)
+
+    def masks(self, squares: Tensor, cuts: Tensor, temperature: Tensor | float) -> Tensor:
+        """m of all units, (units of all layers,), for one cut a layer and one temperature a layer or for all."""
+        signed = cuts * cuts.abs()
+        if isinstance(temperature, Tensor):
+            signed, temperature = torch.stack((signed, temperature))[:, self.owner].unbind()
+            return torch.sigmoid((squares - signed) / temperature)
+        return torch.sigmoid((squares - signed[self.owner]) / temperature)
+
+    def steepness(self, masks: Tensor, temperature: Tensor | float) -> Tensor:
+        """`pdp.unit_mask.steepness` of all units' masks."""
+        if isinstance(temperature, Tensor):
+            return steepness(masks, (self.scales / temperature * 2)[self.owner])
+        return steepness(masks, self.scale * (2 / temperature))
+
+    def split(self, joint: Tensor) -> tuple[Tensor, ...]:
+        """Each layer's part of a vector over all units."""
+        return joint.split(self.sizes)
