@@ -1,0 +1,223 @@
+"""What the places of a layer share in a forward of the whole model, in every situation that it must survive.
+
+`model.forward` is called where no forward of the whole model is announced: there each place computes by itself.
+"""
+
+import copy
+
+import pytest
+import torch
+from small_models import batch
+from test_channel import Residual, make, train
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Checkpointed(Residual):
+    """Its blocks are computed again in backward."""
+
+    reentrant = False
+
+    def block(self, function, *inputs):
+        return checkpoint(function, *inputs, use_reentrant=self.reentrant)
+
+    def features(self, x):
+        x = self.norm0(self.stem(x)).relu()
+        one = self.block(lambda x: self.norm1(self.one(x)), x)
+        two = self.block(lambda x: self.norm2(self.two(x)), x)
+        x = self.block(lambda x: self.norm3(self.deep(x)).relu(), (one + two).relu())
+        return x, self.norm4(self.last(x)).relu()
+
+
+def pruned(model=None, **values):
+    torch.manual_seed(1)
+    model, pruner = make(model, temperature=1e-2, **values)
+    train(model, pruner, range(1))
+    return model.eval(), pruner
+
+
+def gradients(model, outputs):
+    nn.functional.cross_entropy(outputs, batch(4)[1]).backward()
+    found = {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def assert_same(mine, theirs):
+    assert mine.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        assert torch.allclose(mine[name], gradient, rtol=1e-4, atol=1e-6), name
+
+
+def nodes(outputs):
+    """How many nodes that mask lie behind the outputs."""
+    found, waiting = set(), [outputs.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [one for one, _ in node.next_functions]
+    return sum("MaskUnits" in node.name() for node in found)
+
+
+@pytest.mark.parametrize("options", [{}, {"prune_stem": True}])
+@pytest.mark.parametrize("mode", ["absolute", "relative"])
+def test_one_node_a_layer_gives_what_one_a_place_gives(options, mode):
+    model, pruner = pruned(pattern_options=options, temperature_mode=mode, kappa=0.3)
+    images, _ = batch(4)
+    together, alone = model(images), model.forward(images)
+    assert nodes(together) == len(pruner.layers)
+    assert nodes(alone) == sum(len(layer.members) for layer in pruner.layers)
+    assert torch.equal(together, alone)
+    assert_same(gradients(model, together), gradients(model, alone))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("options", [{}, {"prune_stem": True}])
+def test_checkpointed_blocks_inside_the_forward(reentrant, options):
+    model, _ = pruned(Checkpointed(), pattern_options=options)
+    model.reentrant = reentrant
+    images, _ = batch(4)
+    expected = gradients(model, Residual.forward(as_plain(model), images))
+    for _ in range(2):
+        assert_same(gradients(model, model(images)), expected)
+
+
+def as_plain(model):
+    """The same modules without checkpoints."""
+    twin = Residual()
+    twin.__dict__["_modules"] = model._modules
+    return twin
+
+
+def test_forwards_may_be_interleaved_with_a_copys_and_nested_in_one_another():
+    model, _ = pruned()
+    images, _ = batch(4)
+    expected, outputs = gradients(model, model(images)), model(images)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.1)
+    of_twin = twin.forward(images)
+    seen = []
+
+    def inner(module, inputs):
+        if not seen:
+            seen.append(twin(images))
+            seen.append(model(images))
+
+    handle = model.deep.register_forward_pre_hook(inner, prepend=True)
+    result = model(images)
+    handle.remove()
+    assert torch.equal(seen[0], of_twin) and torch.equal(seen[1], outputs) and torch.equal(result, outputs)
+    for one in (result, seen[1]):
+        assert_same(gradients(model, one), expected)
+    first, second = model(images), model(images)
+    assert_same(gradients(model, second), expected)
+    assert_same(gradients(model, first), expected)
+
+
+def test_where_no_gradients_are_recorded_none_are_lost_later():
+    model, _ = pruned()
+    images, _ = batch(4)
+    expected = gradients(model, model(images))
+    with torch.no_grad():
+        value = model(images)
+    assert torch.equal(value, model(images)) and not value.requires_grad
+    handles = [
+        model.one.register_forward_pre_hook(lambda *_: torch.set_grad_enabled(False) and None),
+        model.one.register_forward_hook(lambda *_: torch.set_grad_enabled(True) and None),
+    ]
+    partly, alone = gradients(model, model(images)), gradients(model, model.forward(images))
+    for handle in handles:
+        handle.remove()
+    assert partly.keys() == alone.keys() == expected.keys() - {"one.bias"}
+    assert_same(partly, alone)
+    with torch.no_grad():
+        handle = model.stem.register_forward_pre_hook(lambda *_: torch.set_grad_enabled(True) and None)
+        outputs = model(images)
+        handle.remove()
+    assert outputs.requires_grad
+    assert_same(gradients(model, outputs), expected)
+
+
+def test_a_forward_that_raised_leaves_nothing_behind():
+    model, pruner = pruned()
+    images, _ = batch(4)
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(2, 5, 8, 8))
+    handle = model.last.register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(images)
+    handle.remove()
+    for layer in pruner.layers:
+        layer.state["mask"].zero_()
+    assert torch.count_nonzero(model.norm1(torch.randn(2, 12, 3, 3))) == 0
+    pruner.finalize()
+    assert not model._forward_hooks and not model._forward_pre_hooks
+
+
+def test_a_new_step_is_seen_by_the_next_forward():
+    model, pruner = pruned()
+    images, _ = batch(4)
+    model(images)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    pruner.step()
+    assert torch.equal(model(images), model.forward(images))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_under_autocast_the_layers_see_what_it_would_make_of_the_masked_weight(inside):
+    model, _ = pruned()
+    images, _ = batch(4)
+    seen = {}
+    for name in ("one", "norm1", "deep", "last"):
+        module = model.get_submodule(name)
+        module.register_forward_pre_hook(lambda module, _, name=name: seen.update({name: module.weight.detach()}))
+    model(images)
+    exact = dict(seen)
+    forward = model.forward
+    if inside:  # as accelerate does
+
+        def under_autocast(x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return forward(x)
+
+        model.forward = under_autocast
+    with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+        outputs = model(images)
+    assert nodes(outputs) == 2
+    assert {name: weight.dtype == torch.bfloat16 for name, weight in seen.items()} == {
+        "one": True,
+        "norm1": False,
+        "deep": True,
+        "last": True,
+    }
+    assert all(torch.equal(weight, exact[name].to(weight.dtype)) for name, weight in seen.items())
+    found = gradients(model, outputs.float())
+    assert all(one.dtype == torch.float32 and bool(one.any()) for one in found.values())
+
+
+class PartlyExact(Residual):
+    """Its last convolution computes in float32 whatever holds outside."""
+
+    def features(self, x):
+        x = self.norm0(self.stem(x)).relu()
+        x = self.norm3(self.deep((self.norm1(self.one(x)) + self.norm2(self.two(x))).relu())).relu()
+        with torch.autocast("cpu", enabled=False):
+            return x, self.norm4(self.last(x.float())).relu()
+
+
+def test_a_layer_that_leaves_autocast_sees_the_masked_weight_unrounded():
+    model, _ = pruned(PartlyExact())
+    images, _ = batch(4)
+    seen = []
+    model.last.register_forward_pre_hook(lambda module, _: seen.append(module.weight.detach()))
+    expected = gradients(model, model(images))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradients(model, model(images).float())
+    assert torch.equal(seen[0], seen[1])
+    for name in ("last.weight", "norm4.weight", "norm4.bias"):
+        assert float((found[name] - expected[name]).norm()) < 0.2 * float(expected[name].norm()), name
