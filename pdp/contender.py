@@ -123,7 +123,9 @@ def own_seconds(contender: Contender, repeats: int = 7) -> dict[str, list[float]
         pruner.method.update(pruner.layers, Moment(pruner.epoch or 0, pruner.steps, pruner.fraction))
 
     def mask() -> None:
+        pruner.method.begin_forward(pruner.layers)
         effective[:] = [pruner.method.effective_weight(layer, member.tensor, member) for layer, member in members]
+        pruner.method.end_forward()
 
     def backward() -> None:
         chosen = [pair for pair in zip(effective, gradients, strict=True) if pair[0].requires_grad]

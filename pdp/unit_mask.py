@@ -52,7 +52,7 @@ class _MaskUnits(torch.autograd.Function):
             # Activation checkpointing counts what is saved in a region, and the node of a layer may be made in one
             # region in forward and for a single tensor of another in its recomputation.
             ctx.kept = (mask, steep, *tensors)
-            ctx.versions = [one._version for one in tensors]
+            ctx.versions = _versions(tensors)
             ctx.set_materialize_grads(False)
         wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
         vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
@@ -101,12 +101,16 @@ class _MaskUnits(torch.autograd.Function):
 def _kept(ctx: Any) -> tuple[Tensor, ...]:
     if not hasattr(ctx, "kept"):
         return ctx.saved_tensors
-    if any(one._version != version for one, version in zip(ctx.kept[2:], ctx.versions, strict=True)):
+    if _versions(ctx.kept[2:]) != ctx.versions:
         raise RuntimeError(
             "a weight that a mask was made of has been modified by an inplace operation since the forward: call "
             "backward before the optimizer's step"
         )
     return ctx.kept
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [0 if one.is_inference() else one._version for one in tensors]
 
 
 def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:

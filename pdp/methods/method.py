@@ -163,7 +163,7 @@ class Method(ABC):
     def replace_state(self, layer: Layer, key: str, value: Tensor) -> None:
         """Stores a tensor in place, so that a compiled forward sees the same tensor again."""
         held = layer.state.get(key)
-        if held is None or held.shape != value.shape:
+        if held is None or held.shape != value.shape or held.device != layer.weight.device:
             layer.state[key] = value.to(layer.weight.device)
         else:
             held.copy_(value, non_blocking=True)

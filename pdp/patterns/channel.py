@@ -158,6 +158,8 @@ class Pattern(pattern.Pattern):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
+        # A forward that was interrupted has not said so, and the masks are about to change.
+        self._forwards.clear()
         self._measured = {}
         try:
             yield

@@ -18,6 +18,7 @@ class UnitTable:
     `scales` are the factors of each layer's sums of squares in s^2. No method waits for the device.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, layers: Sequence[Layer], scales: Sequence[float]):
         self.layers = list(layers)
         self.device = self.layers[0].weight.device

@@ -83,6 +83,15 @@ def test_checkpointed_blocks_inside_the_forward(reentrant, options):
         assert_same(gradients(model, model(images)), expected)
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_the_whole_forward_in_a_checkpoint(reentrant):
+    model, _ = pruned()
+    images, _ = batch(4)
+    expected = gradients(model, model.forward(images))
+    outputs = checkpoint(model, images.requires_grad_(), use_reentrant=reentrant)
+    assert_same(gradients(model, outputs), expected)
+
+
 def as_plain(model):
     """The same modules without checkpoints."""
     twin = Residual()
@@ -139,6 +148,37 @@ def test_where_no_gradients_are_recorded_none_are_lost_later():
         handle.remove()
     assert outputs.requires_grad
     assert_same(gradients(model, outputs), expected)
+
+
+def test_a_copy_of_a_pruner_evaluated_in_inference_mode_trains_on():
+    _, before = pruned()
+    model, pruner = make(temperature=1e-2)
+    pruner.load_state_dict(before.state_dict())
+    model.eval()
+    images, _ = batch(4)
+    with torch.inference_mode():
+        value = model(images)
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(images), value)
+    assert torch.equal(model(images), value)
+    train(model, pruner, range(1, 2))
+
+
+def test_an_interrupted_forward_ends_with_the_step():
+    model, pruner = pruned()
+    images, _ = batch(4)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = model.last.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(images)
+    handle.remove()
+    del model.last.__dict__["weight"], model.last.__dict__["bias"]
+    pruner.step()
+    pruner.layers[0].state["mask"].zero_()
+    assert torch.count_nonzero(model.norm1(torch.randn(2, 12, 3, 3))) == 0
 
 
 def test_a_forward_that_raised_leaves_nothing_behind():
