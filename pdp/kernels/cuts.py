@@ -16,7 +16,7 @@ from pdp.kernels.launching import launch
 _BLOCK = 4096  # magnitudes of a program
 _MOST_PROGRAMS = 1024  # of the selection digit by digit, most of which find nothing to do
 _LAYERS = 256  # of a program that looks at layers alone
-_SHARE_KEPT = 16  # one in so many of a layer's magnitudes may lie between the bounds
+_SHARE_KEPT = 8  # one in so many of a layer's magnitudes may lie between the bounds
 _LEAST_KEPT = 1024
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # of 31 bits: where each digit starts, how many bits it has
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -36,22 +36,24 @@ class Cuts:
         sizes = np.array([weight.numel() for weight in weights], np.int64)
         chunks = -(-sizes // _BLOCK)
         layers = np.arange(len(sizes), dtype=np.int32)
-        first = np.concatenate([[0], np.cumsum(chunks)[:-1]])
-        numbers = np.arange(chunks.sum()) - np.repeat(first, chunks)
+        first = np.concatenate([[0], np.cumsum(chunks)])
+        numbers = np.arange(chunks.sum()) - np.repeat(first[:-1], chunks)
         room = np.maximum(sizes // _SHARE_KEPT, _LEAST_KEPT)
         self.sizes = self._upload(sizes.astype(np.int32))
         self.chunk_layer = self._upload(np.repeat(layers, chunks))
         self.chunk_number = self._upload(numbers.astype(np.int32))
+        self.first_chunk = self._upload(first.astype(np.int32))
         self.room = int(room.sum())
         self.starts = self._upload(np.concatenate([[0], np.cumsum(room)]))
         self.places: tuple[int, ...] = ()
         self.pruned: tuple[int, ...] = ()
         zeros = partial(torch.zeros, dtype=torch.int32, device=self.device)
-        self.low, self.high, self.below, self.inside, self.found = zeros((5, len(sizes))).unbind(0)
-        self.prefix, self.rank, self.above, self.taken, self.ties = zeros((5, len(sizes))).unbind(0)
-        self.missing = zeros(1)
+        self.low, self.high, self.found, self.prefix, self.rank, self.above, self.taken, self.ties = zeros(
+            (8, len(sizes))
+        ).unbind(0)
+        self.below, self.inside, self.missing = zeros(len(numbers)), zeros(len(sizes) * selection.APART), zeros(1)
         self.counts = zeros((len(sizes), selection.BINS))
-        self.cuts, self.moved = torch.full((2, len(sizes)), torch.nan, device=self.device).unbind(0)
+        self.cuts, self.drift, self.moved = torch.zeros((3, len(sizes)), device=self.device).unbind(0)
 
     def match(self, weights: Sequence[Tensor]) -> bool:
         """Whether these weights have the sizes that this was made for."""
@@ -72,17 +74,20 @@ class Cuts:
         buffer = torch.empty(self.room, dtype=torch.int32, device=self.device)
         stored = (self.addresses, self.chunk_layer, self.chunk_number, self.sizes)
         how = {"TYPE": self.kind, "ALIGNED": self.aligned, "BLOCK": _BLOCK}
-        bounds, state = (self.low, self.high, self.below, self.inside), (self.prefix, self.rank, self.above)
-        equal = (self.taken, self.ties)
+        bounds, equal = (self.low, self.high), (self.taken, self.ties)
+        state, trail = (self.prefix, self.rank, self.above), (self.cuts, self.drift, self.moved)
+        wide, space = {"WIDE": selection.WIDEST}, {"SPACE": selection.APART}
         launch(
-            selection.find_bounds, -(-layers // _LAYERS), self.goal, self.sizes, self.cuts, self.moved, *bounds,
-            self.found, self.missing, *state, layers,
-            NARROW=selection.NARROWEST, WIDE=selection.WIDEST, BLOCK=_LAYERS,
+            selection.find_bounds, -(-layers // _LAYERS), self.goal, self.sizes, *trail, *bounds, self.inside,
+            self.found, self.missing, *state, layers, NARROW=selection.NARROWEST, **wide, **space, BLOCK=_LAYERS,
         )  # fmt: skip
-        launch(selection.gather, chunks, *stored, *bounds, self.found, buffer, self.starts, **how)
         launch(
-            selection.select, layers, self.goal, self.low, self.below, self.inside, self.found, self.missing, buffer,
-            self.starts, self.prefix, *equal, self.cuts, self.moved, BLOCK=_BLOCK,
+            selection.gather, chunks, *stored, *bounds, self.below, self.inside, self.found, buffer, self.starts,
+            TYPE=self.kind, ALIGNED=self.aligned, **space, BLOCK=_BLOCK,
+        )  # fmt: skip
+        launch(
+            selection.select, layers, self.goal, *bounds, self.below, self.first_chunk, self.inside, self.found,
+            self.missing, buffer, self.starts, self.prefix, *equal, *trail, **wide, **space, BLOCK=_BLOCK,
         )  # fmt: skip
         for shift, width in _DIGITS:
             launch(
@@ -94,7 +99,7 @@ class Cuts:
                 WIDTH=width, LAST=shift == 0,
             )  # fmt: skip
         launch(selection.find_above, few, *stored, chunks, self.prefix, self.found, self.missing, self.above, **how)
-        launch(selection.finish, layers, self.prefix, self.above, self.found, self.cuts, self.moved)
+        launch(selection.finish, layers, self.prefix, self.above, self.found, *trail, **wide)
         return self.cuts
 
     def _upload(self, values: np.ndarray) -> Tensor:

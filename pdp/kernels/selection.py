@@ -11,8 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NARROWEST, WIDEST = 2.0**-9, 2.0**-4  # of bounds round the last cut, relative to it
+NARROWEST, WIDEST = 2.0**-9, 3 * 2.0**-5  # half of what lies between bounds, relative to the last cut
 BINS = 2048  # the most that a digit can be
+APART = 32  # numbers from one layer's counter to the next: what lies in one line of the cache is counted in turn
 
 _BITS: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 _INFINITE: tl.constexpr = tl.constexpr(float("inf"))
@@ -31,19 +32,20 @@ def _magnitudes(addresses, layer, number, size, TYPE: tl.constexpr, ALIGNED: tl.
 
 
 @triton.jit
-def find_bounds(pruned, sizes, cuts, moved, low, high, below, inside, found, missing, prefix, rank, above,
-                layers, NARROW: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+def find_bounds(pruned, sizes, cuts, drift, moved, low, high, inside, found, missing, prefix, rank, above, layers,
+                NARROW: tl.constexpr, WIDE: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Between which bits each layer's cut should lie (low > high: nobody knows), and what follows set to its start."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < layers
     goal = tl.load(pruned + at, mask=there, other=0)
     size = tl.load(sizes + at, mask=there, other=0)
     cut = tl.load(cuts + at, mask=there, other=0.0)
-    reach = tl.maximum(4 * tl.load(moved + at, mask=there, other=0.0), NARROW * cut)
-    # False where the last cut or how far it moved is not a number or endless.
+    ahead = cut + tl.load(drift + at, mask=there, other=0.0)
+    reach = tl.maximum(2 * tl.load(moved + at, mask=there, other=0.0), NARROW * cut)
+    # False where the last cut is no number or endless.
     near = (cut > 0) & (cut < _INFINITE) & (reach <= WIDE * cut)
-    low_bits = tl.where(near, cut - reach, 1.0).to(tl.int32, bitcast=True)
-    high_bits = tl.where(near, cut + reach, 0.0).to(tl.int32, bitcast=True)
+    low_bits = tl.where(near, ahead - reach, 1.0).to(tl.int32, bitcast=True)
+    high_bits = tl.where(near, ahead + reach, 0.0).to(tl.int32, bitcast=True)
     tl.store(low + at, low_bits, mask=there)
     tl.store(high + at, high_bits, mask=there)
     trivial = (goal <= 0) | (goal >= size)
@@ -51,8 +53,7 @@ def find_bounds(pruned, sizes, cuts, moved, low, high, below, inside, found, mis
     tl.store(cuts + at, tl.where(trivial, endless, cut), mask=there)
     tl.store(found + at, trivial.to(tl.int32), mask=there)
     zero = tl.zeros([BLOCK], tl.int32)
-    tl.store(below + at, zero, mask=there)
-    tl.store(inside + at, zero, mask=there)
+    tl.store(inside + at * SPACE, zero, mask=there)
     tl.store(prefix + at, zero, mask=there)
     tl.store(rank + at, goal - 1, mask=there)
     tl.store(above + at, zero + _BITS, mask=there)
@@ -62,75 +63,85 @@ def find_bounds(pruned, sizes, cuts, moved, low, high, below, inside, found, mis
 
 @triton.jit
 def gather(addresses, chunk_layer, chunk_number, sizes, low, high, below, inside, found, buffer, starts,
-           TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Counts what lies below the bounds and copies what lies between them to the layer's part of `buffer`."""
-    layer = tl.load(chunk_layer + tl.program_id(0))
-    low_bits, high_bits = tl.load(low + layer), tl.load(high + layer)
+           TYPE: tl.constexpr, ALIGNED: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Counts what of a chunk lies below the bounds and copies what lies between to the layer's part of `buffer`."""
+    chunk = tl.program_id(0)
+    layer, number = tl.load(chunk_layer + chunk), tl.load(chunk_number + chunk)
+    low_bits, high_bits, size = tl.load(low + layer), tl.load(high + layer), tl.load(sizes + layer)
+    start, end = tl.load(starts + layer), tl.load(starts + layer + 1)
     if (tl.load(found + layer) == 0) & (low_bits <= high_bits):
-        number, size = tl.load(chunk_number + tl.program_id(0)), tl.load(sizes + layer)
         bits, there = _magnitudes(addresses, layer, number, size, TYPE, ALIGNED, BLOCK)
-        tl.atomic_add(below + layer, tl.sum((there & (bits < low_bits)).to(tl.int32), 0))
-        start, end = tl.load(starts + layer), tl.load(starts + layer + 1)
-        # Few lie there, so that each asks for a place of its own; once there is none left, nobody has to.
-        if tl.load(inside + layer) <= end - start:
-            between = there & (bits >= low_bits) & (bits <= high_bits)
-            slots = start + tl.atomic_add(inside + layer + tl.zeros([BLOCK], tl.int32), 1, mask=between)
+        between = there & (bits >= low_bits) & (bits <= high_bits)
+        # Both are counted in one scan: no more than 2^15 of either.
+        upto = tl.cumsum((there & (bits < low_bits)).to(tl.int32) + (between.to(tl.int32) << 16), 0)
+        whole = tl.max(upto, 0)
+        tl.store(below + chunk, whole & 0xFFFF)
+        if whole >> 16 > 0:
+            slots = start + tl.atomic_add(inside + layer * SPACE, whole >> 16) + (upto >> 16) - 1
             tl.store(buffer + slots, bits, mask=between & (slots < end))
 
 
 @triton.jit
-def select(pruned, low, below, inside, found, missing, buffer, starts, prefix, taken, ties, cuts, moved,
-           BLOCK: tl.constexpr):  # fmt: skip
+def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer, starts, prefix, taken, ties, cuts,
+           drift, moved, WIDE: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The cut of each layer among what was copied, if both its neighbours are there."""
     layer = tl.program_id(0)
-    count, start = tl.load(inside + layer), tl.load(starts + layer)
-    rank = tl.load(pruned + layer) - 1 - tl.load(below + layer)
-    held = start + count <= tl.load(starts + layer + 1)
+    count, start = tl.load(inside + layer * SPACE), tl.load(starts + layer)
+    least, span = tl.load(low + layer), tl.load(high + layer) - tl.load(low + layer)
+    rank = tl.load(pruned + layer) - 1
+    for chunk in range(tl.load(first_chunk + layer), tl.load(first_chunk + layer + 1), BLOCK):
+        at = chunk + tl.arange(0, BLOCK)
+        rank -= tl.sum(tl.load(below + at, mask=at < tl.load(first_chunk + layer + 1), other=0), 0)
+    held = (span >= 0) & (start + count <= tl.load(starts + layer + 1))
     if (tl.load(found + layer) == 0) & held & (rank >= 0) & (rank + 1 < count):
-        least = tl.load(low + layer)
-        # The widest bounds are less than 2^21 apart.
         bins = tl.arange(0, 2048)
+        # The widest bounds are less than 2^22 apart: two digits of at most 11 bits.
+        more = tl.arange(0, 16)
+        shift = tl.sum((span >> (11 + more) > 0).to(tl.int32), 0)
         counts = tl.zeros([2048], tl.int32)
         for offset in range(0, count, BLOCK):
             at = offset + tl.arange(0, BLOCK)
             bits = tl.load(buffer + start + at, mask=at < count, other=0) - least
-            counts += tl.histogram((bits >> 11) & 2047, 2048, mask=at < count)
+            counts += tl.histogram((bits >> shift) & 2047, 2048, mask=at < count)
         upto = tl.cumsum(counts, 0)
         coarse = tl.sum((upto <= rank).to(tl.int32), 0)
         rank -= tl.max(tl.where(upto <= rank, upto, 0), 0)
         counts = tl.zeros([2048], tl.int32)
+        beyond = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
         for offset in range(0, count, BLOCK):
             at = offset + tl.arange(0, BLOCK)
             bits = tl.load(buffer + start + at, mask=at < count, other=0) - least
-            counts += tl.histogram(bits & 2047, 2048, mask=(at < count) & (bits >> 11 == coarse))
+            there = at < count
+            counts += tl.histogram(bits & ((1 << shift) - 1), 2048, mask=there & (bits >> shift == coarse))
+            beyond = tl.minimum(beyond, tl.where(there & (bits >> shift > coarse), bits, 0x7FFFFFFF))
         upto = tl.cumsum(counts, 0)
         fine = tl.sum((upto <= rank).to(tl.int32), 0)
         rank -= tl.max(tl.where(upto <= rank, upto, 0), 0)
         equal = tl.max(tl.where(bins == fine, counts, 0), 0)
-        lower = least + (coarse << 11) + fine
+        following = tl.min(tl.where((bins > fine) & (counts > 0), (coarse << shift) + bins, 0x7FFFFFFF), 0)
+        lower = least + (coarse << shift) + fine
         upper = lower
+        if equal == rank + 1:
+            upper = least + tl.minimum(following, tl.min(beyond, 0))
         tl.store(prefix + layer, lower)
         tl.store(taken + layer, rank + 1)
         tl.store(ties + layer, equal)
-        if equal == rank + 1:
-            smallest = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
-            for offset in range(0, count, BLOCK):
-                at = offset + tl.arange(0, BLOCK)
-                bits = tl.load(buffer + start + at, mask=at < count, other=0)
-                smallest = tl.minimum(smallest, tl.where((at < count) & (bits > lower), bits, 0x7FFFFFFF))
-            upper = tl.min(smallest, 0)
-        _note(layer, lower, upper, cuts, moved)
+        _note(layer, lower, upper, cuts, drift, moved, WIDE)
         tl.store(found + layer, 1)
     if tl.load(found + layer) != 0:
         tl.atomic_add(missing, -1)
 
 
 @triton.jit
-def _note(layer, lower, upper, cuts, moved):
-    """Stores the cut midway between two magnitudes, and how far it moved; one short move does not narrow much."""
+def _note(layer, lower, upper, cuts, drift, moved, WIDE: tl.constexpr):
+    """Stores the cut midway between two magnitudes, and how it moved; a leap says nothing of the next move."""
     below, above = lower.to(tl.float32, bitcast=True), upper.to(tl.float32, bitcast=True)
     cut = below + (above - below) * 0.5
-    tl.store(moved + layer, tl.maximum(tl.abs(cut - tl.load(cuts + layer)), tl.load(moved + layer) * 0.5))
+    last = tl.load(cuts + layer)
+    move = cut - last
+    step = (last > 0) & (last < _INFINITE) & (tl.abs(move) <= WIDE * cut)
+    tl.store(drift + layer, tl.where(step, move, 0.0))
+    tl.store(moved + layer, tl.where(step, tl.maximum(tl.abs(move), tl.load(moved + layer) * 0.5), 0.0))
     tl.store(cuts + layer, cut)
 
 
@@ -188,8 +199,8 @@ def find_above(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, foun
 
 
 @triton.jit
-def finish(prefix, above, found, cuts, moved):
+def finish(prefix, above, found, cuts, drift, moved, WIDE: tl.constexpr):
     """The cut of each layer that was selected digit by digit."""
     layer = tl.program_id(0)
     if tl.load(found + layer) == 0:
-        _note(layer, tl.load(prefix + layer), tl.load(above + layer), cuts, moved)
+        _note(layer, tl.load(prefix + layer), tl.load(above + layer), cuts, drift, moved, WIDE)

@@ -68,7 +68,7 @@ def test_cuts_follow_the_weights_near_and_far():
         for one in weights:
             one.mul_(1 + moved * torch.randn_like(one))
         check_cuts(cuts, weights, [int(share * one.numel() + 0.5) for one in weights])
-        near += int(cuts.inside.clamp(max=1).sum())
+        near += int(cuts.inside.sum())
     assert near  # some of them lay where they were looked for
 
 
