@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,9 @@ from torch import Tensor
 from pdp.kernels import selection
 from pdp.kernels.launching import launch
 
-_BLOCK = 4096  # magnitudes of a program
-_MOST_PROGRAMS = 1024  # of the selection digit by digit, most of which find nothing to do
+CHUNK = 1024  # magnitudes of a program
+_AT_ONCE = 4096  # of the few that lie near a cut
+MOST_PROGRAMS = 1024  # of the selection digit by digit, most of which find nothing to do
 _LAYERS = 256  # of a program that looks at layers alone
 _SHARE_KEPT = 8  # one in so many of a layer's magnitudes may lie between the bounds
 _LEAST_KEPT = 1024
@@ -34,7 +36,7 @@ class Cuts:
         self.kind = _TYPES[weights[0].dtype]
         self.device = weights[0].device
         sizes = np.array([weight.numel() for weight in weights], np.int64)
-        chunks = -(-sizes // _BLOCK)
+        chunks = -(-sizes // CHUNK)
         layers = np.arange(len(sizes), dtype=np.int32)
         first = np.concatenate([[0], np.cumsum(chunks)])
         numbers = np.arange(chunks.sum()) - np.repeat(first[:-1], chunks)
@@ -70,24 +72,26 @@ class Cuts:
             self.addresses = self._upload(np.array(places, np.int64))
             self.aligned = all(place % 16 == 0 for place in places)
         layers, chunks = len(self.pruned), self.chunk_layer.numel()
-        few = min(chunks, _MOST_PROGRAMS)
+        few = min(chunks, MOST_PROGRAMS)
         buffer = torch.empty(self.room, dtype=torch.int32, device=self.device)
         stored = (self.addresses, self.chunk_layer, self.chunk_number, self.sizes)
-        how = {"TYPE": self.kind, "ALIGNED": self.aligned, "BLOCK": _BLOCK}
+        how = {"TYPE": self.kind, "ALIGNED": self.aligned, "BLOCK": CHUNK}
         bounds, equal = (self.low, self.high), (self.taken, self.ties)
         state, trail = (self.prefix, self.rank, self.above), (self.cuts, self.drift, self.moved)
-        wide, space = {"WIDE": selection.WIDEST}, {"SPACE": selection.APART}
+        wide: dict[str, Any] = {"WIDE": selection.WIDEST}
+        space: dict[str, Any] = {"SPACE": selection.APART}
         launch(
             selection.find_bounds, -(-layers // _LAYERS), self.goal, self.sizes, *trail, *bounds, self.inside,
             self.found, self.missing, *state, layers, NARROW=selection.NARROWEST, **wide, **space, BLOCK=_LAYERS,
         )  # fmt: skip
         launch(
             selection.gather, chunks, *stored, *bounds, self.below, self.inside, self.found, buffer, self.starts,
-            TYPE=self.kind, ALIGNED=self.aligned, **space, BLOCK=_BLOCK,
+            TYPE=self.kind, ALIGNED=self.aligned, **space, BLOCK=CHUNK,
         )  # fmt: skip
         launch(
             selection.select, layers, self.goal, *bounds, self.below, self.first_chunk, self.inside, self.found,
-            self.missing, buffer, self.starts, self.prefix, *equal, *trail, **wide, **space, BLOCK=_BLOCK,
+            self.missing, buffer, self.starts, self.prefix, *equal, *trail, **wide, **space,
+                BLOCK=_AT_ONCE, warps=8,
         )  # fmt: skip
         for shift, width in _DIGITS:
             launch(

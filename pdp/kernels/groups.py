@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from pdp.kernels import grouping
-from pdp.kernels.cuts import Cuts
+from pdp.kernels.cuts import CHUNK, MOST_PROGRAMS, Cuts
 from pdp.kernels.launching import launch
 
-_BLOCK = 1024
+_BLOCK = 256  # groups of a program
+_ROOM = 1024  # equal candidates of a layer that are put in order without going through all of them
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,6 @@ class GroupCuts:
 
     def __init__(self, free: int, members: int):
         self.free, self.members = free, members
-        self.width = 1 << (members - 1).bit_length()
         self.selection: Cuts | None = None
 
     def find(self, layers: Sequence[Grouped]) -> list[Tensor]:
@@ -61,10 +61,17 @@ class GroupCuts:
             self.inner, self.rows = torch.tensor([inner, rows], dtype=torch.int32, device=joined.device).unbind(0)
         chosen = self.selection
         chosen.find(candidates, [layer.pruned for layer, _ in layers])
-        last = torch.empty_like(chosen.prefix)
+        last, seen = torch.zeros((2, len(layers)), dtype=torch.int32, device=joined.device).unbind(0)
+        places = torch.empty((len(layers), _ROOM), dtype=torch.int32, device=joined.device)
+        equals = (self.inner, self.rows, chosen.prefix, chosen.taken, chosen.ties)
+        chunks, how = chosen.chunk_layer.numel(), {"FREE": self.free, "ROOM": _ROOM}
         launch(
-            grouping.find_last_tie, len(layers), chosen.addresses, chosen.sizes, self.inner, self.rows, chosen.prefix,
-            chosen.taken, chosen.ties, last, FREE=self.free, BLOCK=_BLOCK,
+            grouping.collect_ties, min(chunks, MOST_PROGRAMS), chosen.addresses, chosen.chunk_layer,
+            chosen.chunk_number, chosen.sizes, chunks, *equals, seen, places, **how, BLOCK=CHUNK,
+        )  # fmt: skip
+        launch(
+            grouping.find_last_tie, len(layers), chosen.addresses, chosen.sizes, *equals, places, last, **how,
+            BLOCK=_BLOCK,
         )  # fmt: skip
         for number, (layer, own) in enumerate(layers):
             row = layer.weight.shape[layer.along] // self.members
@@ -72,10 +79,9 @@ class GroupCuts:
 
     def _launch(self, kernel, layer: Grouped, out: Tensor, *more, groups: int | None = None) -> None:
         groups = groups or out.numel()
-        block = max(1, _BLOCK // self.width)
         launch(
-            kernel, -(-groups // block), layer.weight, out, groups, layer.weight.stride(layer.along), *more,
-            FREE=self.free, MEMBERS=self.members, WIDTH=self.width, BLOCK=block,
+            kernel, -(-groups // _BLOCK), layer.weight, out, groups, layer.weight.stride(layer.along), *more,
+            FREE=self.free, MEMBERS=self.members, BLOCK=_BLOCK,
         )  # fmt: skip
 
     def _empty(self, layer: Grouped) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 _compiled: dict[tuple, Any] = {}
 
 
-def launch(kernel: Any, programs: int, *arguments: Tensor | int | float, **constants: Any) -> None:
-    """Runs so many programs of `kernel` on the device of its first argument, a tensor.
+def launch(kernel: Any, programs: int, *arguments: Tensor | int | float, warps: int = 4, **constants: Any) -> None:
+    """Runs so many programs of `kernel`, of `warps` warps each, on the device of its first argument, a tensor.
 
     `constants` are the kernel's constexpr parameters in its own order. Triton's own way to a kernel takes tens of
     microseconds, which a step of a hundred layers does not have.
@@ -19,12 +19,12 @@ def launch(kernel: Any, programs: int, *arguments: Tensor | int | float, **const
     where = arguments[0].device  # type: ignore[union-attr]
     if where.type != "cuda" or torch.version.hip or torch.cuda.current_device() != where.index:
         with torch.cuda.device_of(arguments[0]):
-            kernel[(programs,)](*arguments, **constants)
+            kernel[(programs,)](*arguments, **constants, num_warps=warps)
         return
-    key = (kernel, where.index, *map(_seen, arguments), *constants.values())
+    key = (kernel, where.index, warps, *map(_seen, arguments), *constants.values())
     compiled = _compiled.get(key)
     if compiled is None:
-        _compiled[key] = kernel[(programs,)](*arguments, **constants)
+        _compiled[key] = kernel[(programs,)](*arguments, **constants, num_warps=warps)
     else:
         compiled[(programs, 1, 1)](*arguments, *constants.values())
 
