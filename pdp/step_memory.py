@@ -68,8 +68,8 @@ def numpy_bytes() -> int:
 def step_peak(overrides: Sequence[str], made: bool = True, threads: int | None = None) -> dict[str, int]:
     """What one contender holds at the peak of a step after two others, in bytes, and its prunable weights.
 
-    `peak` counts parameters, optimizer, pruner, activations and gradients; for a process in which nothing else was
-    trained before.
+    `peak` counts parameters, optimizer, pruner, activations and gradients; for a process in which on the CPU nothing
+    else was trained before, on a GPU a contender as large, which has made the libraries' workspaces.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -78,7 +78,8 @@ def step_peak(overrides: Sequence[str], made: bool = True, threads: int | None =
 
     config = compose(overrides)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    tracemalloc.start()  # late, as it makes all of Python slow
+    if device.type == "cpu":
+        tracemalloc.start()  # late, as it makes all of Python slow
     held: list[Contender] = []
 
     def begin() -> None:

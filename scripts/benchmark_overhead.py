@@ -10,9 +10,9 @@ Every contender is what train.py builds from its words, at the share of the run'
 batch of random numbers that stays on the device. The ratio is the median over pairs, one dense and one pruned
 measurement each, the order turned round every time, so that a machine's drift cancels; `again` are the quartiles of a
 contender over itself in neighbouring measurements, below which nothing can be told. A measurement is --steps steps
-between two waits for the device. Extra memory is the pruned step's peak less the dense one's, each in a process of its
-own: on a GPU what the allocator held at most, on the CPU the same from the profiler's log of allocations, with numpy's
-arrays. Its limit is in multiples of the prunable weights' bytes in the type the model computes in.
+between two waits for the device. Extra memory is the pruned step's peak less the dense one's: on a GPU what the
+allocator held at most, on the CPU the same from the profiler's log of allocations, with numpy's arrays, each in a
+process of its own. Its limit is in multiples of the prunable weights' bytes in the type the model computes in.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -95,15 +96,22 @@ def measure(model: str, batch: int, targets: dict[str, float | None], values: di
     from rich.progress import Progress
 
     from pdp.contender import Contender, own_seconds
-    from pdp.step_memory import step_peak_apart
+    from pdp.step_memory import step_peak, step_peak_apart
     from pdp.step_timing import in_turn, quartiles
 
     base, rows = words(model, batch, values), []
     of_pruning = ("method", "sparsity", "prune", "schedule", "allocation")
     dense_words = [word for word in base if not word.startswith(of_pruning)] + ["prune=none"]
     method = next((word[7:] for word in base if word.startswith("method=")), "pdp")
-    memory = {} if values["no_memory"] else {"dense": step_peak_apart(dense_words, threads=values["threads"])}
     dense = Contender(dense_words, made=True)
+    memory = {}
+    if not values["no_memory"]:
+        if values["device"] == "cuda":
+            dense.seconds(values["warmup"])
+            peak = step_peak
+        else:
+            peak = partial(step_peak_apart, threads=values["threads"])
+        memory["dense"] = peak(dense_words)
     for pattern, target in targets.items():
         row: dict[str, Any] = {"model": model, "pattern": pattern, "method": method, "batch": batch}
         row |= {key: values[key] for key in ("size", "length", "precision", "channels_last", "compile", "steps", "at")}
@@ -137,7 +145,7 @@ def measure(model: str, batch: int, targets: dict[str, float | None], values: di
         dense.steps = 0
         del pruned
         if memory:
-            memory[pattern] = step_peak_apart(given, threads=values["threads"])
+            memory[pattern] = peak(given)
             extra = memory[pattern]["peak"] - memory["dense"]["peak"]
             multiple = extra / (row["weights"] * bytes_each)
             row |= {

@@ -91,7 +91,7 @@ class Cuts:
         launch(
             selection.select, layers, self.goal, *bounds, self.below, self.first_chunk, self.inside, self.found,
             self.missing, buffer, self.starts, self.prefix, *equal, *trail, **wide, **space,
-                BLOCK=_AT_ONCE, warps=8,
+            BLOCK=_AT_ONCE, warps=8,
         )  # fmt: skip
         for shift, width in _DIGITS:
             launch(
