@@ -1,4 +1,7 @@
-"""The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it."""
+"""The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it.
+
+What is written here in plain operations defines it; on a GPU `pdp.kernels.units` does the same in fewer launches.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pdp.kernels import usable
 from pdp.mask import exact
 
 
@@ -54,6 +58,11 @@ class _MaskUnits(torch.autograd.Function):
             ctx.kept = (mask, steep, *tensors)
             ctx.versions = _versions(tensors)
             ctx.set_materialize_grads(False)
+        ctx.by_kernels = _by_kernels(mask, tensors, units)
+        if ctx.by_kernels:
+            from pdp.kernels.units import masked
+
+            return tuple(masked(mask, tensors, dtypes))
         wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
         vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
         made = dict(zip(vectors, _multiplied([tensors[place] for place in vectors], mask), strict=True))
@@ -70,6 +79,11 @@ class _MaskUnits(torch.autograd.Function):
         mask, steep, *tensors = _kept(ctx)
         wanted = [place for place, dtype in enumerate(ctx.dtypes) if dtype is not None]
         upstream = {place: one for place, one in zip(wanted, gradients, strict=True) if one is not None}
+        if ctx.by_kernels:
+            from pdp.kernels import units as kernels
+
+            found = kernels.gradients(mask, steep, tensors, weighs, upstream)
+            return None, None, None, None, None, *(found.get(place) for place in range(len(tensors)))
         vectors = [
             place
             for place, one in upstream.items()
@@ -111,6 +125,11 @@ def _kept(ctx: Any) -> tuple[Tensor, ...]:
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
     return [0 if one.is_inference() else one._version for one in tensors]
+
+
+def _by_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None]) -> bool:
+    in_order = all(own is None for own in units)
+    return in_order and all(one.device == mask.device and usable(one) for one in tensors)
 
 
 def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -13,8 +13,9 @@ TESTS = Path(__file__).parent
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_kernels_equal_their_definitions():
-    command = [sys.executable, "-m", "pytest", "kernels/interpreted.py", "-n", "0", "-p", "no:cacheprovider"]
+@pytest.mark.parametrize("tests", ["interpreted.py", "units_interpreted.py"])
+def test_kernels_equal_their_definitions(tests):
+    command = [sys.executable, "-m", "pytest", f"kernels/{tests}", "-n", "0", "-p", "no:cacheprovider"]
     environment = dict(os.environ) if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True)
     print(done.stdout[-6000:], file=sys.stderr)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pdp.kernels import usable
 from pdp.layers import Layer
 from pdp.unit_mask import steepness
 
@@ -43,12 +45,20 @@ class UnitTable:
         self.pruned: list[int] = []
         self.ranks = self.place
         self.ends: Tensor | None = None
+        self._device_squares: Any = None
 
     def squares(self) -> Tensor:
         """s^2 of all units, (units of all layers,), float32: each layer's scale times the sums of squares."""
+        tensors = [member.tensor.detach() for member in self.members]
+        if all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
+            from pdp.kernels.units import UnitSquares
+
+            if self._device_squares is None:
+                self._device_squares = UnitSquares(tensors, self.rows, self.scale)
+            return self._device_squares.find(tensors)
         norms = [
             torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())))
-            for values in (member.tensor.detach().float() for member in self.members)
+            for values in (one.float() for one in tensors)
         ]
         joint = torch.zeros(len(self.owner), device=self.device)
         return joint.index_add_(0, self.rows, torch.cat(norms).square()) * self.scale
