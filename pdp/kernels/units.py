@@ -48,12 +48,11 @@ def gradients(
     bundles = _bundles([place for place in touched if place not in vectors], vectors)
     adding = [one for one in bundles if any(place in given for place in one)]
     alone = len(bundles) == 1
-    sums = mask if alone else mask.new_empty(len(adding), len(mask))
-    for line, (head, *more) in zip(sums, [] if alone else adding, strict=False):
-        pairs = _padded(head, more, tensors, given)
-        _launch(
-            unit_masking.write_sums, (*pairs, line), (), tensors[head], GIVEN=head in given, VECTORS=len(more)
-        )  # fmt: skip
+    sums = mask.new_empty(len(adding), len(mask))
+    if not alone:
+        for line, (head, *more) in zip(sums, adding, strict=True):
+            pairs = (*_padded(head, more, tensors, given), line)
+            _launch(unit_masking.write_sums, pairs, (), tensors[head], GIVEN=head in given, VECTORS=len(more))
     for head, *more in bundles:
         _launch(
             unit_masking.write_slopes, (mask, steep, *_padded(head, more, tensors, given, found), sums),
@@ -86,9 +85,8 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], 
     length = head.numel() // rows
     block = next((one for one in _BLOCKS if one >= length), _BLOCKS[-1])
     together = _TILE // block
-    launch(
-        kernel, -(-rows // together), *tensors, *numbers, rows, length, **constants, ROWS=together, BLOCK=block
-    )  # fmt: skip
+    programs = -(-rows // together)
+    launch(kernel, programs, *tensors, *numbers, rows, length, **constants, ROWS=together, BLOCK=block)
 
 
 class UnitSquares:
