@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -108,13 +109,16 @@ _PLAIN = (
 
 def _casts_by_autocast(module: nn.Module) -> bool:
     """Whether the module's forward hands its weight to the one operation of its kind, and to nothing else."""
-    if "forward" in module.__dict__:
-        return False
-    if is_conv1d(module):
-        return type(module).__module__.startswith("transformers.")
-    kind = next((kind for kind in _PLAIN if isinstance(module, kind)), None)
+    return "forward" not in module.__dict__ and _is_plain(type(module))
+
+
+@cache
+def _is_plain(module: type[nn.Module]) -> bool:
+    if module.__name__ == "Conv1D":
+        return module.__module__.startswith("transformers.")
+    kind = next((kind for kind in _PLAIN if issubclass(module, kind)), None)
     own = ("forward", "_conv_forward")
-    return kind is not None and all(getattr(type(module), one, None) is getattr(kind, one, None) for one in own)
+    return kind is not None and all(getattr(module, one, None) is getattr(kind, one, None) for one in own)
 
 
 def first_convolution(model: nn.Module) -> nn.Module | None:
