@@ -113,7 +113,7 @@ def _casts_by_autocast(module: nn.Module) -> bool:
 
 
 @cache
-def _is_plain(module: type[nn.Module]) -> bool:
+def _is_plain(module: type) -> bool:
     if module.__name__ == "Conv1D":
         return module.__module__.startswith("transformers.")
     kind = next((kind for kind in _PLAIN if issubclass(module, kind)), None)
