@@ -109,7 +109,7 @@ _PLAIN = (
 
 def _casts_by_autocast(module: nn.Module) -> bool:
     """Whether the module's forward hands its weight to the one operation of its kind, and to nothing else."""
-    return "forward" not in module.__dict__ and _is_plain(type(module))
+    return "forward" not in module.__dict__ and _is_plain(type(module))  # type: ignore[arg-type]
 
 
 @cache
