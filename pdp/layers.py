@@ -42,8 +42,8 @@ class Member:
 
     def compute_dtype(self, weight: Tensor) -> torch.dtype:
         """The type in which every site computes with the weight; its own where they differ."""
-        found = {compute_dtype(site, weight) for site in self.sites}
-        return found.pop() if len(found) == 1 else weight.dtype
+        first = compute_dtype(self.sites[0], weight)
+        return first if all(compute_dtype(site, weight) == first for site in self.sites[1:]) else weight.dtype
 
 
 @dataclass(eq=False)

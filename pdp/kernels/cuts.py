@@ -55,7 +55,7 @@ class Cuts:
         ).unbind(0)
         self.below, self.inside, self.missing = zeros(len(numbers)), zeros(len(sizes) * selection.APART), zeros(1)
         self.counts = zeros((len(sizes), selection.BINS))
-        self.cuts, self.drift, self.moved = torch.zeros((3, len(sizes)), device=self.device).unbind(0)
+        self.cuts, self.drift, self.moved, self.gaps = torch.zeros((4, len(sizes)), device=self.device).unbind(0)
 
     def match(self, weights: Sequence[Tensor]) -> bool:
         """Whether these weights have the sizes that this was made for."""
@@ -77,7 +77,7 @@ class Cuts:
         stored = (self.addresses, self.chunk_layer, self.chunk_number, self.sizes)
         how = {"TYPE": self.kind, "ALIGNED": self.aligned, "BLOCK": CHUNK}
         bounds, equal = (self.low, self.high), (self.taken, self.ties)
-        state, trail = (self.prefix, self.rank, self.above), (self.cuts, self.drift, self.moved)
+        state, trail = (self.prefix, self.rank, self.above), (self.cuts, self.drift, self.moved, self.gaps)
         wide: dict[str, Any] = {"WIDE": selection.WIDEST}
         space: dict[str, Any] = {"SPACE": selection.APART}
         launch(

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_compiled: dict[tuple, Any] = {}
+_compiled: dict[Hashable, Any] = {}
 
 
-def launch(kernel: Any, programs: int, *arguments: Tensor | int | float, warps: int = 4, **constants: Any) -> None:
+def launch(
+    kernel: Any,
+    programs: int,
+    *arguments: Tensor | int | float,
+    known: Hashable = None,
+    warps: int = 4,
+    **constants: Any,
+) -> None:
     """Runs so many programs of `kernel`, of `warps` warps each, on the device of its first argument, a tensor.
 
     `constants` are the kernel's constexpr parameters in its own order. Triton's own way to a kernel takes tens of
-    microseconds, which a step of a hundred layers does not have.
+    microseconds, which a step of a hundred layers does not have; where a caller knows all that the compiled kernel
+    depends on (types, which tensors begin at sixteen bytes, whole numbers, constants), `known` saves a look at each.
     """
     where = arguments[0].device  # type: ignore[union-attr]
     if where.type != "cuda" or torch.version.hip or torch.cuda.current_device() != where.index:
         with torch.cuda.device_of(arguments[0]):
             kernel[(programs,)](*arguments, **constants, num_warps=warps)
         return
-    key = (kernel, where.index, warps, *map(_seen, arguments), *constants.values())
+    seen = known or tuple(map(_seen, arguments))
+    key = (kernel, where.index, warps, seen, *constants.values())
     compiled = _compiled.get(key)
     if compiled is None:
         _compiled[key] = kernel[(programs,)](*arguments, **constants, num_warps=warps)

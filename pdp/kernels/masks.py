@@ -30,8 +30,10 @@ def device_prune(
 
 def alike(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors of a shape have their numbers in the same order in memory."""
-    pairs = zip(one.shape, one.stride(), other.stride(), strict=True)
-    return all(mine == others for size, mine, others in pairs if size > 1)
+    mine, others = one.stride(), other.stride()
+    return mine == others or all(
+        own == other for size, own, other in zip(one.shape, mine, others, strict=True) if size > 1
+    )
 
 
 class _DevicePrune(torch.autograd.Function):
@@ -57,7 +59,13 @@ class _DevicePrune(torch.autograd.Function):
 def _launch(kernel, tensors: tuple[Tensor, ...], cuts: Tensor, temperature: Tensor | float, members: int, inner: int):
     size = tensors[0].numel()
     held = isinstance(temperature, Tensor)
+    pointers = (*tensors, cuts, temperature if isinstance(temperature, Tensor) else cuts)
+    misplaced = 0
+    for one in pointers:
+        misplaced |= one.data_ptr() & 15
+    # Where all begin at sixteen bytes, types and numbers are all there is to know.
+    known = None if misplaced else (size, inner, *[one.dtype for one in pointers])
     launch(
-        kernel, -(-size // _BLOCK), *tensors, cuts, temperature if held else cuts, 1.0 if held else temperature, size,
-        inner, MEMBERS=members, HELD=held, BLOCK=_BLOCK,
+        kernel, -(-size // _BLOCK), *pointers, 1.0 if held else temperature, size, inner,
+        known=known, MEMBERS=members, HELD=held, BLOCK=_BLOCK,
     )  # fmt: skip

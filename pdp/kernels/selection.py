@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NARROWEST, WIDEST = 2.0**-9, 3 * 2.0**-5  # half of what lies between bounds, relative to the last cut
+NARROWEST, WIDEST = 2.0**-9, 2.0**-2  # half of what lies between bounds, relative to the last cut
 BINS = 2048  # the most that a digit can be
 APART = 32  # numbers from one layer's counter to the next: what lies in one line of the cache is counted in turn
 
@@ -33,7 +33,7 @@ def _magnitudes(addresses, layer, number, size, TYPE: tl.constexpr, ALIGNED: tl.
 
 
 @triton.jit
-def find_bounds(pruned, sizes, cuts, drift, moved, low, high, inside, found, missing, prefix, rank, above, layers,
+def find_bounds(pruned, sizes, cuts, drift, moved, gaps, low, high, inside, found, missing, prefix, rank, above, layers,
                 NARROW: tl.constexpr, WIDE: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """Between which bits each layer's cut should lie (low > high: nobody knows), and what follows set to its start."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -42,7 +42,9 @@ def find_bounds(pruned, sizes, cuts, drift, moved, low, high, inside, found, mis
     size = tl.load(sizes + at, mask=there, other=0)
     cut = tl.load(cuts + at, mask=there, other=0.0)
     ahead = cut + tl.load(drift + at, mask=there, other=0.0)
+    # Both neighbours of the cut have to lie there, and those of a cut among the largest few lie far apart.
     reach = tl.maximum(2 * tl.load(moved + at, mask=there, other=0.0), NARROW * cut)
+    reach += tl.load(gaps + at, mask=there, other=0.0)
     # False where the last cut is no number or endless.
     near = (cut > 0) & (cut < _INFINITE) & (reach <= WIDE * cut)
     low_bits = tl.where(near, ahead - reach, 1.0).to(tl.int32, bitcast=True)
@@ -84,7 +86,7 @@ def gather(addresses, chunk_layer, chunk_number, sizes, low, high, below, inside
 
 @triton.jit
 def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer, starts, prefix, taken, ties, cuts,
-           drift, moved, WIDE: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+           drift, moved, gaps, WIDE: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The cut of each layer among what was copied, if both its neighbours are there."""
     layer = tl.program_id(0)
     count, start = tl.load(inside + layer * SPACE), tl.load(starts + layer)
@@ -93,48 +95,68 @@ def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer
     for chunk in range(tl.load(first_chunk + layer), tl.load(first_chunk + layer + 1), BLOCK):
         at = chunk + tl.arange(0, BLOCK)
         rank -= tl.sum(tl.load(below + at, mask=at < tl.load(first_chunk + layer + 1), other=0), 0)
-    held = (span >= 0) & (start + count <= tl.load(starts + layer + 1))
+    held = (span >= 0) & (start + count <= tl.load(starts + layer + 1)) & ((count <= BLOCK) | (span < 4194304))
     if (tl.load(found + layer) == 0) & held & (rank >= 0) & (rank + 1 < count):
-        bins = tl.arange(0, 2048)
-        # The widest bounds are less than 2^22 apart: two digits of at most 11 bits.
-        more = tl.arange(0, 16)
-        shift = tl.sum((span >> (11 + more) > 0).to(tl.int32), 0)
-        counts = tl.zeros([2048], tl.int32)
-        for offset in range(0, count, BLOCK):
-            at = offset + tl.arange(0, BLOCK)
-            bits = tl.load(buffer + start + at, mask=at < count, other=0) - least
-            counts += tl.histogram((bits >> shift) & 2047, 2048, mask=at < count)
-        upto = tl.cumsum(counts, 0)
-        coarse = tl.sum((upto <= rank).to(tl.int32), 0)
-        rank -= tl.max(tl.where(upto <= rank, upto, 0), 0)
-        counts = tl.zeros([2048], tl.int32)
-        beyond = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
-        for offset in range(0, count, BLOCK):
-            at = offset + tl.arange(0, BLOCK)
-            bits = tl.load(buffer + start + at, mask=at < count, other=0) - least
-            there = at < count
-            counts += tl.histogram(bits & ((1 << shift) - 1), 2048, mask=there & (bits >> shift == coarse))
-            beyond = tl.minimum(beyond, tl.where(there & (bits >> shift > coarse), bits, 0x7FFFFFFF))
-        upto = tl.cumsum(counts, 0)
-        fine = tl.sum((upto <= rank).to(tl.int32), 0)
-        rank -= tl.max(tl.where(upto <= rank, upto, 0), 0)
-        equal = tl.max(tl.where(bins == fine, counts, 0), 0)
-        following = tl.min(tl.where((bins > fine) & (counts > 0), (coarse << shift) + bins, 0x7FFFFFFF), 0)
-        lower = least + (coarse << shift) + fine
-        upper = lower
-        if equal == rank + 1:
-            upper = least + tl.minimum(following, tl.min(beyond, 0))
+        lower, upper, equal = least, least, 0
+        if count <= BLOCK:
+            place = tl.arange(0, BLOCK)
+            bits = tl.load(buffer + start + place, mask=place < count, other=0x7FFFFFFF)
+            most = least + span
+            while lower < most:
+                middle = lower + (most - lower) // 2
+                enough = tl.sum((bits <= middle).to(tl.int32), 0) > rank
+                most = tl.where(enough, middle, most)
+                lower = tl.where(enough, lower, middle + 1)
+            rank -= tl.sum((bits < lower).to(tl.int32), 0)
+            equal = tl.sum((bits == lower).to(tl.int32), 0)
+            upper = tl.min(tl.where(bits > lower, bits, 0x7FFFFFFF), 0)
+        else:
+            lower, upper, equal, rank = _among_many(buffer + start, count, least, span, rank, BLOCK)
+        if equal > rank + 1:
+            upper = lower
         tl.store(prefix + layer, lower)
         tl.store(taken + layer, rank + 1)
         tl.store(ties + layer, equal)
-        _note(layer, lower, upper, cuts, drift, moved, WIDE)
+        _note(layer, lower, upper, cuts, drift, moved, gaps, WIDE)
         tl.store(found + layer, 1)
     if tl.load(found + layer) != 0:
         tl.atomic_add(missing, -1)
 
 
 @triton.jit
-def _note(layer, lower, upper, cuts, drift, moved, WIDE: tl.constexpr):
+def _among_many(values, count, least, span, rank, BLOCK: tl.constexpr):
+    """The value of that rank, the next one, how many have it, and the rank among these; spans of less than 2^22."""
+    bins = tl.arange(0, 2048)
+    more = tl.arange(0, 16)
+    # Two digits of at most 11 bits.
+    shift = tl.sum((span >> (11 + more) > 0).to(tl.int32), 0)
+    counts = tl.zeros([2048], tl.int32)
+    for offset in range(0, count, BLOCK):
+        at = offset + tl.arange(0, BLOCK)
+        bits = tl.load(values + at, mask=at < count, other=0) - least
+        counts += tl.histogram((bits >> shift) & 2047, 2048, mask=at < count)
+    upto = tl.cumsum(counts, 0)
+    coarse = tl.sum((upto <= rank).to(tl.int32), 0)
+    rank -= tl.max(tl.where(upto <= rank, upto, 0), 0)
+    counts = tl.zeros([2048], tl.int32)
+    beyond = tl.full([BLOCK], 0x7FFFFFFF, tl.int32)
+    for offset in range(0, count, BLOCK):
+        at = offset + tl.arange(0, BLOCK)
+        bits = tl.load(values + at, mask=at < count, other=0) - least
+        there = at < count
+        counts += tl.histogram(bits & ((1 << shift) - 1), 2048, mask=there & (bits >> shift == coarse))
+        beyond = tl.minimum(beyond, tl.where(there & (bits >> shift > coarse), bits, 0x7FFFFFFF))
+    upto = tl.cumsum(counts, 0)
+    fine = tl.sum((upto <= rank).to(tl.int32), 0)
+    rank -= tl.max(tl.where(upto <= rank, upto, 0), 0)
+    equal = tl.max(tl.where(bins == fine, counts, 0), 0)
+    following = tl.min(tl.where((bins > fine) & (counts > 0), (coarse << shift) + bins, 0x7FFFFFFF), 0)
+    following = tl.minimum(following, tl.min(beyond, 0))
+    return least + (coarse << shift) + fine, least + following, equal, rank
+
+
+@triton.jit
+def _note(layer, lower, upper, cuts, drift, moved, gaps, WIDE: tl.constexpr):
     """Stores the cut midway between two magnitudes, and how it moved; a leap says nothing of the next move."""
     below, above = lower.to(tl.float32, bitcast=True), upper.to(tl.float32, bitcast=True)
     cut = below + (above - below) * 0.5
@@ -143,6 +165,7 @@ def _note(layer, lower, upper, cuts, drift, moved, WIDE: tl.constexpr):
     step = (last > 0) & (last < _INFINITE) & (tl.abs(move) <= WIDE * cut)
     tl.store(drift + layer, tl.where(step, move, 0.0))
     tl.store(moved + layer, tl.where(step, tl.maximum(tl.abs(move), tl.load(moved + layer) * 0.5), 0.0))
+    tl.store(gaps + layer, above - below)
     tl.store(cuts + layer, cut)
 
 
@@ -200,8 +223,8 @@ def find_above(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, foun
 
 
 @triton.jit
-def finish(prefix, above, found, cuts, drift, moved, WIDE: tl.constexpr):
+def finish(prefix, above, found, cuts, drift, moved, gaps, WIDE: tl.constexpr):
     """The cut of each layer that was selected digit by digit."""
     layer = tl.program_id(0)
     if tl.load(found + layer) == 0:
-        _note(layer, tl.load(prefix + layer), tl.load(above + layer), cuts, drift, moved, WIDE)
+        _note(layer, tl.load(prefix + layer), tl.load(above + layer), cuts, drift, moved, gaps, WIDE)

@@ -29,6 +29,10 @@ class Pattern(pattern.Pattern):
     name = "nm"
     options: NmOptions
 
+    def __init__(self, options: NmOptions):
+        super().__init__(options)
+        self._ordered: dict[str, tuple[Any, Tensor, Any, int]] = {}
+
     @property
     def label(self) -> str:
         return f"{self.options.n}:{self.options.m}"
@@ -104,14 +108,24 @@ class Pattern(pattern.Pattern):
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         if not usable(weight):
             return super().soft_weight(layer, member, weight, temperature)
-        from pdp.kernels.groups import memory_order
         from pdp.kernels.masks import device_prune
 
-        along = input_dim(layer)
-        cuts = layer.state["cut"].movedim(-1, along).contiguous(memory_format=memory_order(weight))
-        return device_prune(
-            weight, cuts, temperature, member.compute_dtype(weight), self.options.m, weight.stride(along)
-        )
+        cuts, inner = self._cuts_in_memory(layer, weight)
+        return device_prune(weight, cuts, temperature, member.compute_dtype(weight), self.options.m, inner)
+
+    def _cuts_in_memory(self, layer: Layer, weight: Tensor) -> tuple[Tensor, int]:
+        """The layer's cuts in the memory order of `weight`, and how far apart members of a group lie."""
+        from pdp.kernels.groups import memory_order
+
+        cuts = layer.state["cut"]
+        held, ordered, strides, inner = self._ordered.get(layer.name, (None, cuts, None, 0))
+        if held is not cuts or strides != weight.stride():
+            along = input_dim(layer)
+            inner = weight.stride(along)
+            ordered = cuts.movedim(-1, along).contiguous(memory_format=memory_order(weight))
+            if ordered.data_ptr() == cuts.data_ptr():  # a view, which stays as true as the cuts themselves
+                self._ordered[layer.name] = (cuts, ordered, weight.stride(), inner)
+        return ordered, inner
 
     def _counts(self, candidates: Tensor, pruned: int) -> Tensor:
         """k_g: how many of each group's candidates (ascending along the last dimension) are among the smallest."""

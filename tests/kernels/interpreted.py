@@ -80,6 +80,17 @@ def test_many_equal_magnitudes_overflow_what_is_kept_near_the_cut():
         check_cuts(cuts, [weight], [pruned])
 
 
+@pytest.mark.parametrize("left", [1, 3, 5000])
+def test_a_cut_is_found_near_the_last_one_though_its_neighbours_lie_far_apart(left):
+    """Where few are left, the smallest kept magnitude is percents above the largest pruned one."""
+    weight = torch.randn(60000, device=DEVICE) * 0.02
+    cuts = Cuts([weight])
+    for _ in range(4):
+        check_cuts(cuts, [weight], [60000 - left])
+        weight += torch.randn_like(weight) * 1e-5
+    assert int(cuts.missing) == 0 and int(cuts.found) == 1
+
+
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
 def test_cuts_of_lower_types(kind):
     weights = [torch.randn(700, device=DEVICE).to(kind), torch.randn(33, device=DEVICE).to(kind)]
