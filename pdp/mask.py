@@ -46,8 +46,16 @@ def exact(values: Tensor) -> Tensor:
 def offset_of(cut: Tensor, temperature: Tensor | float, dtype: torch.dtype) -> Tensor:
     """-t^2 / tau, kept finite; t enters with its sign, so that a cut of -inf keeps every weight."""
     largest = torch.finfo(dtype).max / 4
+    if _is_host_number(cut) and not isinstance(temperature, Tensor):
+        value = cut.item()
+        if value == value:  # five operations on a tensor of one number take longer than a small layer's mask
+            return torch.tensor(max(-largest, min(largest, value * abs(value) / -temperature)), dtype=dtype)
     cut = cut.to(dtype)
     return (cut * cut.abs() / -temperature).clamp(-largest, largest)
+
+
+def _is_host_number(cut: Tensor) -> bool:
+    return cut.dim() == 0 and cut.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float, out: Tensor) -> Tensor:
@@ -71,7 +79,9 @@ def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> It
     if not lies_dense(first) or any(one.stride() != first.stride() for one in tensors):
         return [tensors]
     units = first.numel()
-    return zip(*(one.as_strided((units,), (1,)).split(_PIECE) for one in tensors), strict=True)
+    # All of about one size: a short one at the end would be too small for several threads.
+    size = -(-units // -(-units // _PIECE) // 16) * 16
+    return zip(*(one.as_strided((units,), (1,)).split(size) for one in tensors), strict=True)
 
 
 def _layer_keeps_effective(weight: Tensor) -> bool:

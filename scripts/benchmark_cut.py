@@ -43,22 +43,26 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
     """Seconds of one pass over layers of these sizes, each a little after the one before, as a step leaves weights."""
     import torch
 
-    from pdp.cut import count_pruned, magnitude_cuts_at
-    from pdp.host_cut import Trail
-    from pdp.mask import soft_prune
+    from pdp.cut import count_pruned
+    from pdp.layers import find_layers
+    from pdp.patterns import make_pattern
 
     generator = torch.Generator().manual_seed(0)
-    weights = [(torch.randn(size, generator=generator) * 0.02).to(device) for size in sizes]
-    pruned = [count_pruned(SHARE, size) for size in sizes]
+    model = torch.nn.ModuleList(torch.nn.Linear(size, 1, bias=False, device="meta") for size in sizes)
+    for module, size in zip(model, sizes, strict=True):
+        weight = (torch.randn(1, size, generator=generator) * 0.02).to(device)
+        module.weight = torch.nn.Parameter(weight, requires_grad=backward)
+    layers, pattern = find_layers(model), make_pattern("random")
+    weights = [layer.weight for layer in layers]
     upstream = [torch.ones_like(weight) for weight in weights] if backward else []
-    trails = [Trail() for _ in weights]
     moves = itertools.cycle((1 + MOVE, 1 - MOVE))
-    for weight in weights:
-        weight.requires_grad_(backward)
+    for layer, size in zip(layers, sizes, strict=True):
+        layer.pruned = count_pruned(SHARE, size)
 
     def one_pass() -> None:
-        cuts = magnitude_cuts_at(weights, pruned, trails)
-        effective = [soft_prune(weight, cut, TEMPERATURE) for weight, cut in zip(weights, cuts, strict=True)]
+        for layer, cut in zip(layers, pattern.cuts(layers), strict=True):
+            layer.state["cut"] = cut
+        effective = [pattern.soft_weight(layer, layer.members[0], layer.weight, TEMPERATURE) for layer in layers]
         if backward:
             torch.autograd.backward(effective, upstream)
             for weight in weights:

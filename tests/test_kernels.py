@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from pdp.kernels import runs_on
+
 TESTS = Path(__file__).parent
+
+
+def test_where_no_kernel_can_run_one_warning_says_so():
+    runs_on.cache_clear()
+    with pytest.warns(UserWarning, match="kernels do not run on cpu, pruning goes on without: "):
+        assert not runs_on(torch.device("cpu"))
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")

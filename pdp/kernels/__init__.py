@@ -6,13 +6,13 @@ The definitions stay where they are; everything here equals them, bit for bit wh
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cache
-from importlib.util import find_spec
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pdp.mask import lies_dense
+from pdp.mask import as_cut, lies_dense
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = 2**31 - 1  # numbers in a tensor, as they are counted in 32 bits
@@ -22,7 +22,9 @@ def usable(weight: Tensor) -> bool:
     """Whether the kernels take this weight: on a GPU, in one piece, and not inside a step that is compiled anyway."""
     if not (weight.is_cuda or _interpreted()) or torch.compiler.is_compiling():
         return False
-    return weight.dtype in KINDS and weight.numel() <= LARGEST and lies_dense(weight) and _installed()
+    if type(weight) not in (Tensor, nn.Parameter):  # a sharded tensor, say, has no address
+        return False
+    return weight.dtype in KINDS and weight.numel() <= LARGEST and lies_dense(weight) and runs_on(weight.device)
 
 
 def _interpreted() -> bool:
@@ -31,5 +33,16 @@ def _interpreted() -> bool:
 
 
 @cache
-def _installed() -> bool:
-    return find_spec("triton") is not None
+def runs_on(device: torch.device) -> bool:
+    """Whether a kernel can be compiled and run there; warns where it cannot, once, and says why."""
+    weight = torch.ones(1, device=device)
+    try:
+        from pdp.kernels.masks import device_prune
+
+        device_prune(weight, as_cut(0.5, weight), 1.0, torch.float32)
+    # Triton may be missing, or the compiler and headers that it needs, or the GPU may be too old for it.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        warnings.warn(f"Triton's kernels do not run on {device}, pruning goes on without: {reason}", stacklevel=2)
+        return False
+    return True
