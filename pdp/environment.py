@@ -40,7 +40,7 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         tune = ctypes.CDLL(None).mallopt
-        tune(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        tune(-1, -1)  # M_TRIM_THRESHOLD: never
         tune(-4, 0)  # M_MMAP_MAX
 
 
