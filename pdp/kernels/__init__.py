@@ -35,11 +35,15 @@ def _interpreted() -> bool:
 @cache
 def runs_on(device: torch.device) -> bool:
     """Whether a kernel can be compiled and run there; warns where it cannot, once, and says why."""
-    weight = torch.ones(1, device=device)
+    weight = torch.ones(2, device=device)
     try:
+        from pdp.kernels.cuts import Cuts
         from pdp.kernels.masks import device_prune
 
         device_prune(weight, as_cut(0.5, weight), 1.0, torch.float32)
+        Cuts([weight]).find([weight], [1])
+    except torch.OutOfMemoryError:
+        raise
     # Triton may be missing, or the compiler and headers that it needs, or the GPU may be too old for it.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

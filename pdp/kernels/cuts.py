@@ -55,7 +55,10 @@ class Cuts:
         ).unbind(0)
         self.below, self.inside, self.missing = zeros(len(numbers)), zeros(len(sizes) * selection.APART), zeros(1)
         self.counts = zeros((len(sizes), selection.BINS))
-        self.cuts, self.drift, self.moved, self.gaps = torch.zeros((4, len(sizes)), device=self.device).unbind(0)
+        self.interrupted = False
+        self.cuts, self.drift, self.moved, self.gaps = torch.zeros(
+            (4, len(sizes)), dtype=torch.float32, device=self.device
+        ).unbind(0)
 
     def match(self, weights: Sequence[Tensor]) -> bool:
         """Whether these weights have the sizes that this was made for."""
@@ -73,6 +76,9 @@ class Cuts:
             self.aligned = all(place % 16 == 0 for place in places)
         layers, chunks = len(self.pruned), self.chunk_layer.numel()
         few = min(chunks, MOST_PROGRAMS)
+        if self.interrupted:
+            self.counts.zero_()
+        self.interrupted = True
         buffer = torch.empty(self.room, dtype=torch.int32, device=self.device)
         stored = (self.addresses, self.chunk_layer, self.chunk_number, self.sizes)
         how = {"TYPE": self.kind, "ALIGNED": self.aligned, "BLOCK": CHUNK}
@@ -104,12 +110,17 @@ class Cuts:
             )  # fmt: skip
         launch(selection.find_above, few, *stored, chunks, self.prefix, self.found, self.missing, self.above, **how)
         launch(selection.finish, layers, self.prefix, self.above, self.found, *trail, **wide)
+        self.interrupted = False
         return self.cuts
 
     def _upload(self, values: np.ndarray) -> Tensor:
-        """To the device without waiting for it."""
-        held = torch.from_numpy(values)
-        return held.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else held
+        return upload(values, self.device)
+
+
+def upload(values: np.ndarray, device: torch.device) -> Tensor:
+    """To the device without waiting for it."""
+    held = torch.from_numpy(values)
+    return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held
 
 
 def _sizes(weights: Sequence[Tensor]) -> tuple[tuple[int, torch.dtype], ...]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pdp.kernels import grouping
-from pdp.kernels.cuts import CHUNK, MOST_PROGRAMS, Cuts
+from pdp.kernels.cuts import CHUNK, MOST_PROGRAMS, Cuts, upload
 from pdp.kernels.launching import launch
 
 _BLOCK = 256  # groups of a program
@@ -32,6 +33,7 @@ class GroupCuts:
     def __init__(self, free: int, members: int):
         self.free, self.members = free, members
         self.selection: Cuts | None = None
+        self.laid: list[list[int]] = []
 
     def find(self, layers: Sequence[Grouped]) -> list[Tensor]:
         """The cuts of each layer: shaped as the weight is with its inputs last and counted in groups."""
@@ -50,15 +52,17 @@ class GroupCuts:
         sizes = [cuts.numel() * self.free for _, cuts in layers]
         # Each starts where a load of sixteen bytes can.
         starts = [0, *accumulate(-(-size // 4) * 4 for size in sizes)]
-        joined = torch.empty(starts[-1], device=layers[0][0].weight.device)
+        joined = torch.empty(starts[-1], dtype=torch.float32, device=layers[0][0].weight.device)
         candidates = [joined[start : start + size] for start, size in zip(starts, sizes, strict=False)]
         for (layer, cuts), part in zip(layers, candidates, strict=True):
             self._launch(grouping.write_candidates, layer, part, groups=cuts.numel())
+        inner = [layer.weight.stride(layer.along) for layer, _ in layers]
+        rows = [layer.weight.shape[layer.along] // self.members for layer, _ in layers]
         if self.selection is None or not self.selection.match(candidates):
-            self.selection = Cuts(candidates)
-            inner = [layer.weight.stride(layer.along) for layer, _ in layers]
-            rows = [layer.weight.shape[layer.along] // self.members for layer, _ in layers]
-            self.inner, self.rows = torch.tensor([inner, rows], dtype=torch.int32, device=joined.device).unbind(0)
+            self.selection, self.laid = Cuts(candidates), []
+        if self.laid != [inner, rows]:
+            self.laid = [inner, rows]
+            self.inner, self.rows = upload(np.array(self.laid, np.int32), joined.device).unbind(0)
         chosen = self.selection
         chosen.find(candidates, [layer.pruned for layer, _ in layers])
         last, seen = torch.zeros((2, len(layers)), dtype=torch.int32, device=joined.device).unbind(0)
@@ -88,7 +92,8 @@ class GroupCuts:
         """Room for the cuts, in the memory order of the weight."""
         shape = list(layer.weight.shape)
         shape[layer.along] //= self.members
-        return torch.empty(shape, device=layer.weight.device, memory_format=memory_order(layer.weight))
+        order = memory_order(layer.weight)
+        return torch.empty(shape, dtype=torch.float32, device=layer.weight.device, memory_format=order)
 
 
 def memory_order(weight: Tensor) -> torch.memory_format:

@@ -66,6 +66,6 @@ def _launch(kernel, tensors: tuple[Tensor, ...], cuts: Tensor, temperature: Tens
     # Where all begin at sixteen bytes, types and numbers are all there is to know.
     known = None if misplaced else (size, inner, *[one.dtype for one in pointers])
     launch(
-        kernel, -(-size // _BLOCK), *pointers, 1.0 if held else temperature, size, inner,
+        kernel, -(-size // _BLOCK), *pointers, 1.0 if held else float(temperature), size, inner,
         known=known, MEMBERS=members, HELD=held, BLOCK=_BLOCK,
     )  # fmt: skip

@@ -96,7 +96,8 @@ def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer
         at = chunk + tl.arange(0, BLOCK)
         rank -= tl.sum(tl.load(below + at, mask=at < tl.load(first_chunk + layer + 1), other=0), 0)
     held = (span >= 0) & (start + count <= tl.load(starts + layer + 1)) & ((count <= BLOCK) | (span < 4194304))
-    if (tl.load(found + layer) == 0) & held & (rank >= 0) & (rank + 1 < count):
+    done = tl.load(found + layer)
+    if (done == 0) & held & (rank >= 0) & (rank + 1 < count):
         lower, upper, equal = least, least, 0
         if count <= BLOCK:
             place = tl.arange(0, BLOCK)
@@ -119,7 +120,8 @@ def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer
         tl.store(ties + layer, equal)
         _note(layer, lower, upper, cuts, drift, moved, gaps, WIDE)
         tl.store(found + layer, 1)
-    if tl.load(found + layer) != 0:
+        done += 1
+    if done != 0:
         tl.atomic_add(missing, -1)
 
 

@@ -52,6 +52,7 @@ class Pattern(pattern.Pattern):
     def gather(self, model: nn.Module, layers: list[Layer], example_input: Any) -> tuple[list[Layer], dict[str, str]]:
         if example_input is None:
             raise Refusal("pattern=channel follows the model through a forward: give example_input=<a batch of one>")
+        self._known_tables.clear()
         known = {layer.name: layer for layer in layers}
         stem = first_convolution(model)
         taken: list[Layer] = []
@@ -201,7 +202,7 @@ class Pattern(pattern.Pattern):
         return [self._table(device, ones) for device, ones in shares.items()]
 
     def _table(self, device: torch.device, layers: list[Layer]) -> UnitTable:
-        key = (device, *(layer.name for layer in layers))
+        key = (device, *(id(layer) for layer in layers))  # the tables keep them
         if key not in self._known_tables:
             if len(self._known_tables) >= 4:  # the set grows by a layer at a time while the share rises
                 self._known_tables.clear()

@@ -84,7 +84,7 @@ class Pattern(pattern.Pattern):
         return self.ungroup(rank >= counts[..., None], layer)
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
-        if not layers or not all(usable(layer.weight) for layer in layers):
+        if not layers or not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
             return [self._cut(layer) for layer in layers]
         from pdp.kernels.groups import GroupCuts, Grouped
 
@@ -106,7 +106,7 @@ class Pattern(pattern.Pattern):
         return torch.where(counts > 0, below + (above - below) * 0.5, -math.inf)[..., 0]
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
-        if not usable(weight):
+        if layer.state["cut"].device != weight.device or not usable(weight):
             return super().soft_weight(layer, member, weight, temperature)
         from pdp.kernels.masks import device_prune
 

@@ -97,7 +97,7 @@ class Pattern:
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         """PDP's t of each layer for its current share: one number, or one for each group of units."""
         weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]
-        if weights and all(usable(one) and one.dtype == weights[0].dtype for one in weights):
+        if weights and all(usable(one) and _alike(one, weights[0]) for one in weights):
             from pdp.kernels.cuts import Cuts
 
             if self._device_cuts is None or not self._device_cuts.match(weights):
@@ -128,7 +128,7 @@ class Pattern:
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""
         cut = layer.state["cut"]
-        if cut.numel() == 1 and usable(weight):
+        if cut.numel() == 1 and cut.device == weight.device and usable(weight):
             from pdp.kernels.masks import device_prune
 
             return device_prune(weight, cut, temperature, member.compute_dtype(weight))
@@ -140,6 +140,10 @@ class Pattern:
     def weights(self, layer: Layer) -> dict[str, Tensor]:
         """The convolution and linear weights that the layer's mask reaches, by module name."""
         return {layer.name: layer.weight}
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device
 
 
 def squared_cut(cut: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from pdp.layers import Layer, Member, compute_dtype
 from pdp.patterns.unit_table import UnitTable
 from pdp.unit_mask import mask_units, steepness
 
+Found = tuple[Tensor, int, int]  # a tensor, its version and where it lay
+
 
 class Forward:
     """A forward of the whole model, in which the layers of `tables` are masked at the temperatures beside them.
@@ -20,25 +22,30 @@ class Forward:
 
     def __init__(self, tables: Sequence[tuple[UnitTable, Tensor | float]]):
         self.tables = tables
-        # By whether gradients are recorded, then by name, the stored tensor and the effective one.
-        self.made: dict[bool, dict[str, tuple[Tensor, Tensor]]] = {}
+        # By whether gradients are recorded, then by name: the stored tensor, its effective one, the layer's as found.
+        self.made: dict[bool, dict[str, tuple[Tensor, Tensor, list[Found]]]] = {}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
         """The effective counterpart of `weight`; None where it is not one of this forward's."""
         recording = torch.is_grad_enabled()
         if recording not in self.made:
-            self.made[recording] = {name: pair for one in self.tables for name, pair in _masked(*one)}
-        stored, effective = self.made[recording].get(member.parameter, (None, weight))
+            self.made[recording] = {name: one for table in self.tables for name, one in _masked(*table)}
+        stored, effective, found = self.made[recording].get(member.parameter, (None, weight, []))
         # A copy of the model has weights of its own, and autocast may have begun or ended since.
         fits = stored is weight and effective.dtype in (weight.dtype, compute_dtype(member.sites[0], weight))
-        return effective if fits else None
+        # A model may change its weights in its forward, a norm that must not grow, say.
+        return effective if fits and all(_as_found(one) == rest for one, *rest in found) else None
 
 
-def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tuple[Tensor, Tensor]]]:
+def _as_found(tensor: Tensor) -> list[int]:
+    return [0 if tensor.is_inference() else tensor._version, tensor.data_ptr()]
+
+
+def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tuple[Tensor, Tensor, list[Found]]]]:
     # A copy: the live masks change in place at the next step.
     masks = torch.cat([layer.state["mask"] for layer in table.layers])
     parts = zip(table.layers, table.split(masks), table.split(table.steepness(masks, temperature)), strict=True)
-    found: list[tuple[str, tuple[Tensor, Tensor]]] = []
+    made: list[tuple[str, tuple[Tensor, Tensor, list[Found]]]] = []
     for layer, mask, steep in parts:
         tensors = [member.tensor for member in layer.members]
         effective = mask_units(
@@ -49,9 +56,10 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tu
             [member.weighs for member in layer.members],
             [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)],
         )
-        pairs = zip(tensors, effective, strict=True)
-        found += zip([member.parameter for member in layer.members], pairs, strict=True)
-    return found
+        found: list[Found] = [(tensor, *_as_found(tensor)) for tensor in tensors]  # type: ignore[misc]
+        triples = [(*pair, found) for pair in zip(tensors, effective, strict=True)]
+        made += zip([member.parameter for member in layer.members], triples, strict=True)
+    return made
 
 
 def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float, scale: float) -> Tensor:

@@ -17,7 +17,7 @@ from pdp.unit_mask import steepness
 class UnitTable:
     """Where the units of each layer lie among those of all, and what is read off them together; on one device.
 
-    `scales` are the factors of each layer's sums of squares in s^2. No method waits for the device.
+    `scales` are the factors of each layer's sums of squares in s^2. Once made, nothing waits for the device.
     """
 
     @torch.inference_mode(False)
@@ -36,7 +36,8 @@ class UnitTable:
             for member in layer.members
             if member.weighs and member.units is not None
         ]
-        self.owner, self.rows = owner.to(self.device), torch.cat(rows).to(self.device)
+        self.host_rows = torch.cat(rows)
+        self.owner, self.rows = owner.to(self.device), self.host_rows.to(self.device)
         self.place = (owner * max(self.sizes) + within).to(self.device)
         self.scales = torch.tensor(scales, device=self.device)
         self.scale = self.scales[self.owner]
@@ -54,7 +55,7 @@ class UnitTable:
             from pdp.kernels.units import UnitSquares
 
             if self._device_squares is None:
-                self._device_squares = UnitSquares(tensors, self.rows, self.scale)
+                self._device_squares = UnitSquares(tensors, self.host_rows, self.scale)
             return self._device_squares.find(tensors)
         norms = [
             torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())))

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from test_mask import reference
 
 from pdp import Pruner
-from pdp.kernels import usable
+from pdp.kernels import selection, usable
 from pdp.kernels.cuts import Cuts
+from pdp.kernels.launching import launch
 from pdp.kernels.masks import alike, device_prune
 from pdp.mask import soft_prune
 
@@ -89,6 +90,21 @@ def test_a_cut_is_found_near_the_last_one_though_its_neighbours_lie_far_apart(le
         check_cuts(cuts, [weight], [60000 - left])
         weight += torch.randn_like(weight) * 1e-5
     assert int(cuts.missing) == 0 and int(cuts.found) == 1
+
+
+def test_an_interrupted_search_leaves_the_next_one_right(monkeypatch):
+    weight = torch.randn(3000, device=DEVICE)
+    cuts = Cuts([weight])
+
+    def interrupted(kernel, *arguments, **constants):
+        if kernel is selection.choose_digit:
+            raise KeyboardInterrupt
+        launch(kernel, *arguments, **constants)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("pdp.kernels.cuts.launch", interrupted)
+        cuts.find([weight], [1000])
+    check_cuts(cuts, [weight], [2000])
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
@@ -227,6 +243,20 @@ def test_group_cuts_equal_the_readable_ones_at_every_share(pattern, kind, values
             (mine,) = pruner.pattern.cuts([layer])
             readable = pruner.pattern._cut(layer)
             assert mine.shape == readable.shape and torch.equal(mine, readable)
+
+
+def test_a_new_memory_order_is_seen_by_the_next_cuts():
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(24, 6, (2, 3))).to(DEVICE)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randint(-2, 3, model[1].weight.shape))
+    pruner = Pruner(model, pattern="2:4", epochs=1, schedule={"warmup": "0ep", "ramp": "1ep"})
+    (layer,) = pruner.layers
+    for share in (0.3, 0.31, 0.6):
+        layer.pruned = int(share * layer.units // 2)
+        for order in (torch.contiguous_format, torch.channels_last):
+            model.to(memory_format=order)
+            (mine,) = pruner.pattern.cuts([layer])
+            assert torch.equal(mine, pruner.pattern._cut(layer))
 
 
 def test_under_autocast_the_layer_is_given_the_type_it_computes_in():

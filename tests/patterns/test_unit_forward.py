@@ -8,9 +8,12 @@ import copy
 import pytest
 import torch
 from small_models import batch
-from test_channel import Residual, make, train
+from test_channel import IMAGE, NOW, Residual, make, train
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from pdp import Pruner
+from pdp.patterns import make_pattern
 
 
 class Checkpointed(Residual):
@@ -261,3 +264,49 @@ def test_a_layer_that_leaves_autocast_sees_the_masked_weight_unrounded():
     assert torch.equal(seen[0], seen[1])
     for name in ("last.weight", "norm4.weight", "norm4.bias"):
         assert float((found[name] - expected[name]).norm()) < 0.2 * float(expected[name].norm()), name
+
+
+class Bounded(Residual):
+    """Keeps the norms of a filter's weights small, in its own forward."""
+
+    how = "in place"
+
+    def features(self, x):
+        x = self.norm0(self.stem(x)).relu()
+        shared = self.norm1(self.one(x)) + self.norm2(self.two(x))
+        small = torch.renorm(self.last.weight.detach(), 2, 0, 0.1)
+        if self.how == "in place":
+            with torch.no_grad():
+                self.last.weight.copy_(small)
+        else:
+            self.last.weight.data = small
+        x = self.norm3(self.deep(shared.relu())).relu()
+        return x, self.norm4(self.last(x)).relu()
+
+
+@pytest.mark.parametrize("how", ["in place", "another tensor"])
+def test_a_weight_changed_in_the_forward_is_masked_as_it_is_then(how):
+    model, pruner = pruned(Bounded())
+    model.how = how
+    seen = []
+    model.last.register_forward_pre_hook(lambda module, inputs: seen.append(module.weight.detach().clone()))
+    images, _ = batch(4)
+    model.zero_grad()
+    outputs = model(images)
+    assert float(seen[-1].flatten(1).norm(dim=1).max()) < 0.1001
+    nn.functional.cross_entropy(outputs, batch(4)[1]).backward()
+    assert float(model.last.weight.grad.abs().sum()) > 0
+
+
+def test_a_pattern_used_for_a_second_model_looks_at_the_second_one():
+    pattern = make_pattern("channel")
+
+    def cuts(seed, given):
+        torch.manual_seed(seed)
+        model = Residual()
+        pruner = Pruner(model, "pdp", given, sparsity=0.5, epochs=4, schedule=NOW, example_input=IMAGE)
+        train(model, pruner, range(1))
+        return [float(layer.state["cut"]) for layer in pruner.layers if layer.active]
+
+    first, second = cuts(1, pattern), cuts(2, pattern)
+    assert first != second == cuts(2, "channel")
