@@ -41,12 +41,12 @@ class Cuts:
         first = np.concatenate([[0], np.cumsum(chunks)])
         numbers = np.arange(chunks.sum()) - np.repeat(first[:-1], chunks)
         room = np.maximum(sizes // _SHARE_KEPT, _LEAST_KEPT)
-        self.sizes = self._upload(sizes.astype(np.int32))
-        self.chunk_layer = self._upload(np.repeat(layers, chunks))
-        self.chunk_number = self._upload(numbers.astype(np.int32))
-        self.first_chunk = self._upload(first.astype(np.int32))
+        self.sizes = upload(sizes.astype(np.int32), self.device)
+        self.chunk_layer = upload(np.repeat(layers, chunks), self.device)
+        self.chunk_number = upload(numbers.astype(np.int32), self.device)
+        self.first_chunk = upload(first.astype(np.int32), self.device)
         self.room = int(room.sum())
-        self.starts = self._upload(np.concatenate([[0], np.cumsum(room)]))
+        self.starts = upload(np.concatenate([[0], np.cumsum(room)]), self.device)
         self.places: tuple[int, ...] = ()
         self.pruned: tuple[int, ...] = ()
         zeros = partial(torch.zeros, dtype=torch.int32, device=self.device)
@@ -68,11 +68,11 @@ class Cuts:
         """One cut per weight for these numbers of pruned units: float32, written over by the next call."""
         if tuple(pruned) != self.pruned:
             self.pruned = tuple(pruned)
-            self.goal = self._upload(np.array(pruned, np.int32))
+            self.goal = upload(np.array(pruned, np.int32), self.device)
         places = tuple(weight.data_ptr() for weight in weights)
         if places != self.places:
             self.places = places
-            self.addresses = self._upload(np.array(places, np.int64))
+            self.addresses = upload(np.array(places, np.int64), self.device)
             self.aligned = all(place % 16 == 0 for place in places)
         layers, chunks = len(self.pruned), self.chunk_layer.numel()
         few = min(chunks, MOST_PROGRAMS)
@@ -112,9 +112,6 @@ class Cuts:
         launch(selection.finish, layers, self.prefix, self.above, self.found, *trail, **wide)
         self.interrupted = False
         return self.cuts
-
-    def _upload(self, values: np.ndarray) -> Tensor:
-        return upload(values, self.device)
 
 
 def upload(values: np.ndarray, device: torch.device) -> Tensor:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pdp.kernels import unit_masking
+from pdp.kernels.cuts import upload
 from pdp.kernels.launching import launch
 from pdp.kernels.masks import alike
 
@@ -104,8 +105,8 @@ class UnitSquares:
         owners = units.cpu().numpy()
         self.order = np.argsort(owners, kind="stable")
         counts = np.bincount(owners, minlength=len(scales))
-        self.starts = self._upload(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
-        self.sizes = self._upload(self.lengths[self.order].astype(np.int32))
+        self.starts = upload(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), self.device)
+        self.sizes = upload(self.lengths[self.order].astype(np.int32), self.device)
         self.places: tuple[Any, ...] = ()
 
     def find(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -115,7 +116,7 @@ class UnitSquares:
         if (kind, *places) != self.places:
             self.places = (kind, *places)
             addresses = np.repeat(np.array(places, np.int64), self.rows) + self.numbers * self.lengths * kind.itemsize
-            self.addresses = self._upload(addresses[self.order])
+            self.addresses = upload(addresses[self.order], self.device)
             self.aligned = not (addresses % 16).any() and not (self.lengths % 16).any()
         squares = torch.empty_like(self.scales)
         launch(
@@ -123,8 +124,3 @@ class UnitSquares:
             TYPE=_TYPES[kind], ALIGNED=self.aligned, BLOCK=_SQUARES,
         )  # fmt: skip
         return squares
-
-    def _upload(self, values: np.ndarray) -> Tensor:
-        """To the device without waiting for it."""
-        held = torch.from_numpy(values)
-        return held.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else held
