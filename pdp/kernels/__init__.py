@@ -1,6 +1,8 @@
 """Triton kernels for a GPU: what `pdp.cut`, `pdp.mask` and `pdp.patterns.nm` define, in a few passes over the weights.
 
-The definitions stay where they are; everything here equals them, bit for bit where something is selected.
+The definitions stay where they are; everything here equals them, bit for bit where something is selected. Each question
+has two files, the kernels and what calls them: selection and cuts, masking and masks (of single weights), grouping and
+groups (N:M), unit_masking and units (channels).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _LAYERS = 256  # of a program that looks at layers alone
 _SHARE_KEPT = 8  # one in so many of a layer's magnitudes may lie between the bounds
 _LEAST_KEPT = 1024
 _DIGITS = ((20, 11), (10, 10), (0, 10))  # of 31 bits: where each digit starts, how many bits it has
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Cuts:
@@ -33,7 +33,7 @@ class Cuts:
 
     def __init__(self, weights: Sequence[Tensor]):
         self.sizes_key = _sizes(weights)
-        self.kind = _TYPES[weights[0].dtype]
+        self.kind = TYPES[weights[0].dtype]
         self.device = weights[0].device
         sizes = np.array([weight.numel() for weight in weights], np.int64)
         chunks = -(-sizes // CHUNK)

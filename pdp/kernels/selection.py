@@ -95,6 +95,7 @@ def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer
     for chunk in range(tl.load(first_chunk + layer), tl.load(first_chunk + layer + 1), BLOCK):
         at = chunk + tl.arange(0, BLOCK)
         rank -= tl.sum(tl.load(below + at, mask=at < tl.load(first_chunk + layer + 1), other=0), 0)
+    # `_among_many` takes spans of less than 2^22.
     held = (span >= 0) & (start + count <= tl.load(starts + layer + 1)) & ((count <= BLOCK) | (span < 4194304))
     done = tl.load(found + layer)
     if (done == 0) & held & (rank >= 0) & (rank + 1 < count):

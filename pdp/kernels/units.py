@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import triton.language as tl
 from torch import Tensor
 
 from pdp.kernels import unit_masking
-from pdp.kernels.cuts import upload
+from pdp.kernels.cuts import TYPES, upload
 from pdp.kernels.launching import launch
 from pdp.kernels.masks import alike
 
@@ -23,7 +22,6 @@ _TILE = 2048  # numbers that a program holds of some rows
 _BLOCKS = (32, 128, 512, 2048)  # of one row; few, as each is compiled by itself
 _SQUARES = 1024
 _VECTORS = 2  # that go with a tensor
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 def masked(mask: Tensor, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> list[Tensor]:
@@ -121,6 +119,6 @@ class UnitSquares:
         squares = torch.empty_like(self.scales)
         launch(
             unit_masking.write_squares, len(squares), self.addresses, self.sizes, self.starts, self.scales, squares,
-            TYPE=_TYPES[kind], ALIGNED=self.aligned, BLOCK=_SQUARES,
+            TYPE=TYPES[kind], ALIGNED=self.aligned, BLOCK=_SQUARES,
         )  # fmt: skip
         return squares

@@ -97,7 +97,7 @@ class Pattern:
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         """PDP's t of each layer for its current share: one number, or one for each group of units."""
         weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]
-        if weights and all(usable(one) and _alike(one, weights[0]) for one in weights):
+        if weights and all(usable(one) and _same_kind(one, weights[0]) for one in weights):
             from pdp.kernels.cuts import Cuts
 
             if self._device_cuts is None or not self._device_cuts.match(weights):
@@ -142,7 +142,7 @@ class Pattern:
         return {layer.name: layer.weight}
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def _same_kind(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and one.device == other.device
 
 
