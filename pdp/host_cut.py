@@ -47,17 +47,23 @@ def host_cut(flat: np.ndarray, pruned: int, magnitudes: bool = False, trail: Tra
     """The cut of the values of `flat`, or of their magnitudes; `flat` is left as it is."""
     if pruned <= 0 or pruned >= flat.size:
         return -math.inf if pruned <= 0 else math.inf
-    cut = None
-    if flat.size >= _BRACKETED_FROM:
-        near = trail.bounds() if trail else None
-        cut = cut_between(flat, pruned, magnitudes, near) if near else None
-        if cut is None:
-            cut = cut_between(flat, pruned, magnitudes, sampled_bounds(flat, pruned, magnitudes))
-    if cut is None:
-        cut = _partitioned_cut(_copied(flat, magnitudes), pruned)
+    below, above = neighbours(flat, pruned, magnitudes, trail.bounds() if trail else None)
+    cut = below + (above - below) * 0.5
     if trail:
         trail.note(cut)
     return cut
+
+
+def neighbours(
+    flat: np.ndarray, pruned: int, magnitudes: bool, near: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """The largest pruned and the smallest kept value, looked for between the bounds `near` first."""
+    found = None
+    if flat.size >= _BRACKETED_FROM:
+        found = neighbours_between(flat, pruned, magnitudes, near) if near else None
+        if found is None:
+            found = neighbours_between(flat, pruned, magnitudes, sampled_bounds(flat, pruned, magnitudes))
+    return found or _partitioned(_copied(flat, magnitudes), pruned)
 
 
 def host_cuts(weights: Sequence[Tensor], pruned: Sequence[int], trails: Sequence[Trail], threads: int) -> list[Tensor]:
@@ -102,10 +108,12 @@ def sampled_bounds(flat: np.ndarray, pruned: int, magnitudes: bool) -> tuple[flo
     return float(drawn[first]) if first > 0 else -math.inf, float(drawn[last]) if last < drawn.size - 1 else math.inf
 
 
-def cut_between(flat: np.ndarray, pruned: int, magnitudes: bool, bounds: tuple[float, float]) -> float | None:
-    """The cut of `flat`, or of its magnitudes, by selecting among the few values between two bounds.
+def neighbours_between(
+    flat: np.ndarray, pruned: int, magnitudes: bool, bounds: tuple[float, float]
+) -> tuple[float, float] | None:
+    """The cut's neighbours in `flat`, or in its magnitudes, selected among the few values between two bounds.
 
-    Every value is counted against the bounds, so the cut is exact; None where it does not lie between them.
+    Every value is counted against the bounds, so they are exact; None where they do not lie between them.
     """
     low, high = (flat.dtype.type(bound) for bound in bounds)
     below, between = 0, []
@@ -119,7 +127,7 @@ def cut_between(flat: np.ndarray, pruned: int, magnitudes: bool, bounds: tuple[f
         between.append(values[np.greater(inside, under, out=inside)])
     among = between[0] if len(between) == 1 else np.concatenate(between)
     # Both neighbours of the cut must lie among them.
-    return _partitioned_cut(among, pruned - below) if 0 < pruned - below < among.size else None
+    return _partitioned(among, pruned - below) if 0 < pruned - below < among.size else None
 
 
 def _copied(flat: np.ndarray, magnitudes: bool) -> np.ndarray:
@@ -131,11 +139,10 @@ def _copied(flat: np.ndarray, magnitudes: bool) -> np.ndarray:
     return copied
 
 
-def _partitioned_cut(values: np.ndarray, pruned: int) -> float:
+def _partitioned(values: np.ndarray, pruned: int) -> tuple[float, float]:
     """Overwrites the order of `values`; one k-th element and a minimum, as two k-th elements take numpy's slow path."""
     values.partition(pruned - 1)
-    below, above = float(values[pruned - 1]), float(values[pruned:].min())
-    return below + (above - below) * 0.5
+    return float(values[pruned - 1]), float(values[pruned:].min())
 
 
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None

@@ -13,7 +13,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 SATURATED = 60.0
 NOTHING = 1e-26
 FARTHEST = -1e20  # of -t^2 / tau in a slope
-_ALMOST_ZERO = 1e-30  # of w^2
 _PIECE = 1 << 18  # numbers worked on at a time on the CPU, so that the passes over them stay in its cache
 
 
@@ -84,27 +83,6 @@ def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> It
     return zip(*(one.as_strided((units,), (1,)).split(size) for one in tensors), strict=True)
 
 
-def _layer_keeps_effective(weight: Tensor) -> bool:
-    """Whether the layer holds the effective weight for its own backward as it is, so that holding it costs nothing."""
-    plain = weight.dtype == torch.float32 and weight.device.type == "cpu"
-    return plain and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
-
-
-def _slope_from_effective(
-    w: Tensor, effective: Tensor, offset: Tensor, temperature: float, upstream: Tensor, out: Tensor
-) -> bool:
-    """m + (2 / tau) v (w - v) with v = m w at hand and m = v w / w^2: no exponential; times `upstream`, into `out`.
-
-    Where w^2 is next to nothing the quotient glides to the mask of a weight of zero. False where a number
-    has no square: then nothing in `out` holds.
-    """
-    mask = torch.addcmul(_ALMOST_ZERO * offset.sigmoid(), effective, w)
-    mask.div_(torch.addcmul(torch.full_like(offset, _ALMOST_ZERO), w, w))
-    torch.sub(w, effective, out=out)
-    torch.addcmul(mask, out, effective, value=2 / temperature, out=out).mul_(upstream)
-    return bool(out.sum().isfinite())
-
-
 class _SoftPrune(torch.autograd.Function):
     # With a setup_context, apply() would look up the signature of forward() at every call: 30 microseconds a layer.
     @staticmethod
@@ -116,28 +94,22 @@ class _SoftPrune(torch.autograd.Function):
         for w, out in _pieces(offset, temperature, precise, effective):
             mask = _scaled_square(offset, w, temperature, out).sigmoid_()
             torch.threshold_(mask, NOTHING, 0.0).mul_(w)
-        if _layer_keeps_effective(weight):
-            ctx.save_for_backward(weight, cut, effective)
-        else:
-            ctx.save_for_backward(weight, cut)
+        ctx.save_for_backward(weight, cut)
         return effective.to(weight.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        weight, cut, *kept = ctx.saved_tensors  # type: ignore[attr-defined]
+        weight, cut = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature = ctx.temperature  # type: ignore[attr-defined]
         precise = exact(weight)
         offset = offset_of(cut, temperature, precise.dtype)
         slope = torch.empty_like(precise)
-        tensors = (precise, gradient.to(precise.dtype), slope, *kept)
+        tensors = (precise, gradient.to(precise.dtype), slope)
         one_number = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
         # A clamped z times an endless cut would be a slope where there is none.
         bounded = offset.clamp(min=FARTHEST) if one_number else offset
-        for w, upstream, out, *effective in _pieces(offset, temperature, *tensors):
-            at_hand = effective[0] if effective and one_number else None
-            if at_hand is not None and _slope_from_effective(w, at_hand, offset, float(temperature), upstream, out):
-                continue
+        for w, upstream, out in _pieces(offset, temperature, *tensors):
             z = _scaled_square(offset, w, temperature, out).clamp_(-SATURATED, SATURATED)
             mask = z.sigmoid()
             # 2 w^2 / tau = 2 z + 2 t^2 / tau

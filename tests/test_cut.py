@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from pdp import find_cut
 from pdp.cut import count_global, count_pruned, cut_at, keep_units, magnitude_cuts_at
 from pdp.errors import Refusal
-from pdp.host_cut import Trail, cut_between, sampled_bounds
+from pdp.host_cut import Trail, neighbours_between, sampled_bounds
 
 # Few distinct values, so that ties at the cut are the rule.
 tied = hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]))
@@ -143,13 +143,13 @@ def test_selecting_between_bounds_of_a_sample_is_exact_or_says_so(seed, units, s
     pruned = min(max(1, count_pruned(share, units)), units - 1)
     sorted_values = np.sort(np.abs(values) if magnitudes else values).astype(np.float64)
     before = values.copy()
-    found = cut_between(values, pruned, magnitudes, sampled_bounds(values, pruned, magnitudes))
-    assert found is None or found == pytest.approx((sorted_values[pruned - 1] + sorted_values[pruned]) / 2, abs=1e-7)
+    found = neighbours_between(values, pruned, magnitudes, sampled_bounds(values, pruned, magnitudes))
+    assert found is None or found == (sorted_values[pruned - 1], sorted_values[pruned])
     assert (values == before).all()
 
 
 def between_sampled(values, pruned):
-    return cut_between(values.numpy(), pruned, True, sampled_bounds(values.numpy(), pruned, True))
+    return neighbours_between(values.numpy(), pruned, True, sampled_bounds(values.numpy(), pruned, True))
 
 
 def test_a_large_layer_is_cut_by_bounds_and_exactly_where_they_miss():

@@ -122,11 +122,11 @@ def test_the_budget_is_one_global_cut_at_the_start_and_stays():
 
 
 def test_one_cut_for_an_optimizer_step_and_none_in_forward_or_evaluation(monkeypatch):
-    from pdp.patterns import pattern as method
+    from pdp.patterns.pattern import Pattern
 
     calls = []
-    find = method.magnitude_cuts_at
-    monkeypatch.setattr(method, "magnitude_cuts_at", lambda *a: calls.append(1) or find(*a))
+    find = Pattern.cuts
+    monkeypatch.setattr(Pattern, "cuts", lambda *a: calls.append(1) or find(*a))
     model = small_net()
     pruner, optimizer = make(model, schedule={"warmup": "0ep", "ramp": "3ep"}), optimizer_of(model)
     pruner.start_epoch(0)

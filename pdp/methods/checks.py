@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -58,19 +56,10 @@ def check_options(options: MethodOptions) -> None:
 def check_pattern(options: MethodOptions, pattern: str) -> None:
     """Raises `Refusal` where a method, or an option of it, does not know a pattern."""
     method = options.name
-    if isinstance(options, PdpOptions):
-        for key, asked in (("detach_cut=false", not options.detach_cut), ("fused=true", options.fused)):
-            if asked and pattern != "random":
-                word = key.partition("=")[0]
-                raise Refusal(
-                    f"method.{key} has no meaning with prune={pattern}: give prune=random or drop method.{word}"
-                )
-        if options.fused and not options.detach_cut:
-            raise Refusal("method.fused=true knows no gradient of the cut: drop method.fused or method.detach_cut")
-        if options.fused and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
-            raise Refusal(
-                "method.fused=true needs a C++ compiler, and none is found: give method.fused=false, or set CXX"
-            )
+    if isinstance(options, PdpOptions) and not options.detach_cut and pattern != "random":
+        raise Refusal(
+            f"method.detach_cut=false has no meaning with prune={pattern}: give prune=random or drop method.detach_cut"
+        )
     known = PATTERNS_OF.get(method)
     if known and pattern not in known:
         others = [name for name in OPTIONS if pattern in PATTERNS_OF.get(name, (pattern,)) and name != "dense"]

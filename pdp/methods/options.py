@@ -36,7 +36,6 @@ class PdpOptions(MethodOptions):
     kappa: float | None = None  # null: the pattern's own, 0.02 for single weights, 0.002 for channels
     refresh: int = 1  # optimizer steps between two new cuts
     detach_cut: bool = True  # t a constant to autograd, as in the paper; false: its two weights get the gradient of t
-    fused: bool = False  # mask and gradient as one compiled kernel each, for single weights; seconds at the start
 
 
 @dataclass

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pdp.fused_mask import fused_prune
 from pdp.layers import Layer, Member
 from pdp.methods import method
 from pdp.methods.options import PAPERS_TEMPERATURE, PdpOptions
@@ -56,8 +55,6 @@ class Method(method.Method):
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         if not self.options.detach_cut:
             return _with_live_cut(weight, layer.state["cut"], self._temperature(layer))
-        if self.options.fused:
-            return fused_prune(weight, layer.state["cut"], self._temperature(layer))
         return self.pattern.soft_weight(layer, member or layer.members[0], weight, self._temperature(layer))
 
     def _temperature(self, layer: Layer) -> Tensor | float:

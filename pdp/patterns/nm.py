@@ -88,9 +88,9 @@ class Pattern(pattern.Pattern):
             return [self._cut(layer) for layer in layers]
         from pdp.kernels.groups import GroupCuts, Grouped
 
-        if self._device_cuts is None:
-            self._device_cuts = GroupCuts(self._free, self.options.m)
-        return self._device_cuts.find([Grouped(layer.weight, input_dim(layer), layer.pruned) for layer in layers])
+        if self._finder is None:
+            self._finder = GroupCuts(self._free, self.options.m)
+        return self._finder.find([Grouped(layer.weight, input_dim(layer), layer.pruned) for layer in layers])
 
     def _cut(self, layer: Layer) -> Tensor:
         values = self.groups(layer.weight.detach(), layer)

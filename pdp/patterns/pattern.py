@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from pdp import host_kernels, kernels
 from pdp.allocation import allocate
 from pdp.cut import keep_units, magnitude_cuts_at
 from pdp.errors import Refusal
-from pdp.kernels import usable
 from pdp.layers import Layer, Member
 from pdp.mask import soft_prune
 from pdp.patterns.options import RandomOptions
@@ -42,7 +42,7 @@ class Pattern:
 
     def __init__(self, options: RandomOptions):
         self.options = options
-        self._device_cuts: Any = None
+        self._finder: Any = None  # of cuts, which remembers where they lay
 
     @property
     def label(self) -> str:
@@ -97,13 +97,12 @@ class Pattern:
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         """PDP's t of each layer for its current share: one number, or one for each group of units."""
         weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]
-        if weights and all(usable(one) and _same_kind(one, weights[0]) for one in weights):
-            from pdp.kernels.cuts import Cuts
-
-            if self._device_cuts is None or not self._device_cuts.match(weights):
-                self._device_cuts = Cuts(weights)
-            return list(self._device_cuts.find(weights, pruned).clone().unbind())
-        return magnitude_cuts_at(weights, pruned, [layer.trail for layer in layers])
+        kind = _finder_kind(weights)
+        if kind is None:
+            return magnitude_cuts_at(weights, pruned, [layer.trail for layer in layers])
+        if type(self._finder) is not kind or not self._finder.match(weights):
+            self._finder = kind(weights)
+        return list(self._finder.find(weights, pruned).clone().unbind())
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
         """Numbers over units (or their groups), made to broadcast against one of the layer's tensors."""
@@ -128,10 +127,15 @@ class Pattern:
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""
         cut = layer.state["cut"]
-        if cut.numel() == 1 and cut.device == weight.device and usable(weight):
-            from pdp.kernels.masks import device_prune
+        if cut.numel() == 1 and cut.device == weight.device:
+            if kernels.usable(weight):
+                from pdp.kernels.masks import device_prune
 
-            return device_prune(weight, cut, temperature, member.compute_dtype(weight))
+                return device_prune(weight, cut, temperature, member.compute_dtype(weight))
+            if host_kernels.usable(weight):
+                from pdp.host_kernels.masks import host_prune
+
+                return host_prune(weight, cut, temperature)
         return soft_prune(weight, self.spread(layer.state["cut"], layer, member, weight), temperature)
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
@@ -142,8 +146,19 @@ class Pattern:
         return {layer.name: layer.weight}
 
 
-def _same_kind(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device
+def _finder_kind(weights: Sequence[Tensor]) -> Any:
+    """The class that finds the cuts of all these weights at once, None where `pdp.cut` does."""
+    if not weights or any(one.dtype != weights[0].dtype or one.device != weights[0].device for one in weights):
+        return None
+    if all(map(kernels.usable, weights)):
+        from pdp.kernels import cuts
+
+        return cuts.Cuts
+    if all(map(host_kernels.usable, weights)):
+        from pdp.host_kernels import cuts as host_cuts
+
+        return host_cuts.Cuts
+    return None
 
 
 def squared_cut(cut: Tensor) -> Tensor:

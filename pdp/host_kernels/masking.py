@@ -1,0 +1,93 @@
+"""The kernels of masks.py: m(w) * w and its gradient in one pass each, the mask held in registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+
+from pdp.host_kernels.memory import bits_at
+from pdp.mask import FARTHEST, NOTHING, SATURATED
+
+# Products and sums may join into one operation, as a processor does them; infinities and NaN keep their meaning.
+_HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+_ZERO, _HALF, _ONE, _TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
+_LARGEST, _NOTHING, _FARTHEST = np.float32(SATURATED), np.float32(NOTHING), np.float32(FARTHEST)
+# exp(r) for |r| <= ln(2) / 2 and ln(2) in two parts: Cephes, expf.
+_E0, _E1, _E2, _E3, _E4 = (
+    np.float32(value) for value in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
+)
+_PER_LN2, _LN2_HIGH, _LN2_LOW = (np.float32(value) for value in (1.44269504088896341, 0.693359375, -2.12194440e-4))
+_BIAS, _FRACTION = np.int32(127), np.int32(23)  # of a float32's exponent, and the bits behind it
+
+
+@njit(inline="always")
+def _sigmoid(z):
+    """1 / (1 + exp(-z)) for |z| <= 60, without a call, so that the compiler computes many at once."""
+    steps = np.floor(_HALF - z * _PER_LN2)
+    rest = -z - steps * _LN2_HIGH - steps * _LN2_LOW
+    power = (((_E0 * rest + _E1) * rest + _E2) * rest + _E3) * rest + _E4
+    power = (power * rest + _HALF) * (rest * rest) + rest + _ONE
+    scale = np.int32((np.int32(steps) + _BIAS) << _FRACTION)
+    return _ONE / (_ONE + power * scale.view(np.float32))
+
+
+@njit(inline="always")
+def _bounded(z):
+    # Written so that what is no number stays none.
+    z = -_LARGEST if z < -_LARGEST else z
+    return _LARGEST if z > _LARGEST else z
+
+
+@njit(**_HOW)
+def write_effective(weight, effective, first, last, offset, inverse):
+    """m(w) * w of the numbers from `first` to before `last`: m = sigmoid(offset + w^2 * inverse)."""
+    source = bits_at(weight + 4 * first, last - first).view(np.float32)
+    target = bits_at(effective + 4 * first, last - first).view(np.float32)
+    offset, inverse = np.float32(offset), np.float32(inverse)
+    for i in range(last - first):
+        w = source[i]
+        mask = _sigmoid(_bounded(offset + w * w * inverse))
+        target[i] = w * (_ZERO if mask <= _NOTHING else mask)
+
+
+@njit(**_HOW)
+def write_slope(weight, upstream, slope, first, last, offset, inverse):
+    """`upstream` times m + 2 w^2 / tau * m (1 - m), of the numbers from `first` to before `last`."""
+    source = bits_at(weight + 4 * first, last - first).view(np.float32)
+    given = bits_at(upstream + 4 * first, last - first).view(np.float32)
+    target = bits_at(slope + 4 * first, last - first).view(np.float32)
+    # A clamped z times an endless cut would be a slope where there is none.
+    offset, inverse = np.float32(offset), np.float32(inverse)
+    subtracted = max(offset, _FARTHEST)
+    for i in range(last - first):
+        w = source[i]
+        z = _bounded(offset + w * w * inverse)
+        mask = _sigmoid(z)
+        # 2 w^2 / tau = 2 z + 2 t^2 / tau
+        target[i] = given[i] * (mask + _TWO * (z - subtracted) * (mask * (_ONE - mask)))
+
+
+@njit(parallel=True, **_HOW)
+def spread_effective(weight, effective, count, pieces, offset, inverse):
+    """`write_effective` of all numbers in so many pieces, spread over threads."""
+    size = _piece(count, pieces)
+    for piece in prange(pieces):
+        write_effective(weight, effective, min(piece * size, count), min((piece + 1) * size, count), offset, inverse)
+
+
+@njit(parallel=True, **_HOW)
+def spread_slope(weight, upstream, slope, count, pieces, offset, inverse):
+    """`write_slope` of all numbers in so many pieces, spread over threads."""
+    size = _piece(count, pieces)
+    for piece in prange(pieces):
+        first, last = min(piece * size, count), min((piece + 1) * size, count)
+        write_slope(weight, upstream, slope, first, last, offset, inverse)
+
+
+@njit(inline="always")
+def _piece(count, pieces):
+    """Numbers of a piece, whole cache lines of them."""
+    return (count + pieces * 16 - 1) // (pieces * 16) * 16
