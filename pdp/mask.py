@@ -45,16 +45,8 @@ def exact(values: Tensor) -> Tensor:
 def offset_of(cut: Tensor, temperature: Tensor | float, dtype: torch.dtype) -> Tensor:
     """-t^2 / tau, kept finite; t enters with its sign, so that a cut of -inf keeps every weight."""
     largest = torch.finfo(dtype).max / 4
-    if _is_host_number(cut) and not isinstance(temperature, Tensor):
-        value = cut.item()
-        if value == value:  # five operations on a tensor of one number take longer than a small layer's mask
-            return torch.tensor(max(-largest, min(largest, value * abs(value) / -temperature)), dtype=dtype)
     cut = cut.to(dtype)
     return (cut * cut.abs() / -temperature).clamp(-largest, largest)
-
-
-def _is_host_number(cut: Tensor) -> bool:
-    return cut.dim() == 0 and cut.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float, out: Tensor) -> Tensor:

@@ -16,33 +16,32 @@ from torch import Tensor, nn
 
 from pdp.mask import lies_dense
 
+_PLAIN = {Tensor, nn.Parameter}
 _THREAD_SAFE = ("omp", "tbb")  # what else spreads loops takes one call at a time
 
 
 def usable(weight: Tensor) -> bool:
     """Whether the kernels take this weight: float32 in one piece on the CPU, not inside a step that is compiled."""
-    if not weight.is_cpu or weight.dtype != torch.float32 or torch.compiler.is_compiling():
-        return False
-    if type(weight) not in (Tensor, nn.Parameter):  # a sharded tensor, say, has no address
-        return False
-    return lies_dense(weight) and run_here()
-
-
-def run_here() -> bool:
-    """Whether the kernels can be compiled and run; where Numba is installed and they cannot, a warning says why."""
-    return _home() == os.getpid()
+    return (
+        weight.is_cpu
+        and weight.dtype is torch.float32
+        and type(weight) in _PLAIN  # a sharded tensor, say, has no address
+        and lies_dense(weight)
+        and not torch.compiler.is_compiling()
+        and run_here()
+    )
 
 
 @cache
-def _home() -> int | None:
-    """The process whose threads run the kernels: a fork of it has none of them. None where they do not run."""
+def run_here() -> bool:
+    """Whether the kernels can be compiled and run; where Numba is installed and they cannot, a warning says why."""
     if find_spec("numba") is None:
-        return None
+        return False
     try:
         from numba import config, threading_layer
 
         if config.DISABLE_JIT:  # type: ignore[attr-defined]  # number by number in Python
-            return None
+            return False
         from pdp.host_kernels.cuts import Cuts
         from pdp.host_kernels.masks import host_prune
 
@@ -51,10 +50,12 @@ def _home() -> int | None:
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
         Cuts([weight]).find([weight], [1])
         if threading_layer() not in _THREAD_SAFE:
-            return None
+            return False
     # Numba may not know the processor or this Python, or find no folder to write to: its failures share no class.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Numba's kernels do not run here, pruning goes on without: {reason}", stacklevel=2)
-        return None
-    return os.getpid()
+        return False
+    # A fork of this process has none of its threads, and may not start them anew.
+    os.register_at_fork(after_in_child=lambda: globals().update(run_here=lambda: False))
+    return True

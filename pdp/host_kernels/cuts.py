@@ -89,11 +89,10 @@ class Cuts:
         rooms = np.concatenate([[0], np.cumsum(self._room[taken])])
         near = np.empty(rooms[-1], np.int32)
         under, inside = np.empty((2, len(rooms) - 1), np.int64)
-        threads = torch.get_num_threads()
         layers = np.repeat(np.arange(len(counts)), counts)
         where = (layers, self._firsts[taken], self._lasts[taken], rooms)
-        call(threads, selection.gather, addresses[tried], low, high, *where, near, under, inside)
+        call(selection.gather, addresses[tried], low, high, *where, near, under, inside)
         found = np.empty((2, len(counts)), np.int32)
-        call(threads, selection.select, ranks[tried], low, high, pieces, rooms, near, under, inside, *found)
+        call(selection.select, ranks[tried], low, high, pieces, rooms, near, under, inside, *found)
         values = np.where(found < 0, math.nan, found.view(np.float32).astype(np.float64))
         below[tried], above[tried] = values

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pdp.host_kernels import masking
 from pdp.host_kernels.threads import call
-from pdp.mask import offset_of
 
-_ALONE = 1 << 15  # numbers up to which one thread is as fast as several
+_ALONE = 1 << 14  # numbers up to which one thread is as fast as several
+_LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
 
 
 def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
@@ -20,17 +18,23 @@ def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tens
 
     `cut` and `temperature` are single numbers; the weight must lie dense.
     """
-    return _HostPrune.apply(weight, cut, temperature)
+    t, tau = cut.item(), float(temperature)
+    # The numbers that stand first stay where one is NaN.
+    offset = max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST)
+    return _HostPrune.apply(weight, offset, 1 / tau)
 
 
 class _HostPrune(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
-        temperature = float(temperature)
-        ctx.numbers = offset_of(cut, temperature, torch.float32).item(), 1 / temperature  # type: ignore[attr-defined]
+    def forward(ctx: FunctionCtx, weight: Tensor, offset: float, inverse: float) -> Tensor:
+        ctx.numbers = offset, inverse  # type: ignore[attr-defined]
         ctx.save_for_backward(weight)
         effective = torch.empty_like(weight)
-        _write(masking.write_effective, masking.spread_effective, (weight, effective), *ctx.numbers)  # type: ignore[attr-defined]
+        count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
+        if count <= _ALONE:
+            masking.write_effective(*places, 0, count, offset, inverse)
+        else:
+            call(masking.spread_effective, *places, count, torch.get_num_threads(), offset, inverse)
         return effective
 
     @staticmethod
@@ -40,15 +44,9 @@ class _HostPrune(torch.autograd.Function):
         if gradient.dtype != torch.float32 or gradient.stride() != weight.stride():
             gradient = torch.empty_like(weight).copy_(gradient)
         slope = torch.empty_like(weight)
-        _write(masking.write_slope, masking.spread_slope, (weight, gradient, slope), *ctx.numbers)  # type: ignore[attr-defined]
+        count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
+        if count <= _ALONE:
+            masking.write_slope(*places, 0, count, *ctx.numbers)  # type: ignore[attr-defined]
+        else:
+            call(masking.spread_slope, *places, count, torch.get_num_threads(), *ctx.numbers)  # type: ignore[attr-defined]
         return slope, None, None
-
-
-def _write(alone: Any, together: Any, tensors: tuple[Tensor, ...], offset: float, inverse: float) -> None:
-    count = tensors[0].numel()
-    places = [one.data_ptr() for one in tensors]
-    threads = 1 if count <= _ALONE else torch.get_num_threads()
-    if threads == 1:
-        alone(*places, 0, count, offset, inverse)
-    else:
-        call(threads, together, *places, count, threads, offset, inverse)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from numba import config, get_num_threads, set_num_threads
 
 _MOST: int = config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 
-def call(threads: int, kernel: Callable[..., Any], *arguments: Any) -> None:
-    """Runs a kernel that spreads its loops, over so many threads or as many as there are."""
-    threads, before = min(threads, _MOST), get_num_threads()
-    if before == threads:
+def call(kernel: Callable[..., Any], *arguments: Any) -> None:
+    """Runs a kernel that spreads its loops, over no more threads than PyTorch has."""
+    threads = torch.get_num_threads()
+    if threads >= _MOST:
         kernel(*arguments)
         return
+    before = get_num_threads()
     set_num_threads(threads)
     try:
         kernel(*arguments)

@@ -29,6 +29,7 @@ def usable(weight: Tensor) -> bool:
     return weight.dtype in KINDS and weight.numel() <= LARGEST and lies_dense(weight) and runs_on(weight.device)
 
 
+@cache
 def _interpreted() -> bool:
     """Triton's own interpreter runs the kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -127,16 +127,16 @@ class Pattern:
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""
         cut = layer.state["cut"]
-        if cut.numel() == 1 and cut.device == weight.device:
-            if kernels.usable(weight):
+        if cut.numel() == 1:
+            if kernels.usable(weight) and cut.device == weight.device:
                 from pdp.kernels.masks import device_prune
 
                 return device_prune(weight, cut, temperature, member.compute_dtype(weight))
-            if host_kernels.usable(weight):
+            if host_kernels.usable(weight) and cut.is_cpu:
                 from pdp.host_kernels.masks import host_prune
 
                 return host_prune(weight, cut, temperature)
-        return soft_prune(weight, self.spread(layer.state["cut"], layer, member, weight), temperature)
+        return soft_prune(weight, self.spread(cut, layer, member, weight), temperature)
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
         """The layer is hard: writes whatever further zeros follow."""

@@ -181,8 +181,8 @@ def test_training_goes_as_with_the_readable_mask(pattern, order, monkeypatch):
     def trained(kernels):
         torch.manual_seed(1)
         if not kernels:
-            for place in ("pattern", "nm"):
-                monkeypatch.setattr(f"pdp.patterns.{place}.usable", lambda weight: False)
+            for place in ("kernels", "host_kernels", "patterns.nm"):
+                monkeypatch.setattr(f"pdp.{place}.usable", lambda weight: False)
         model = Net().to(memory_format=order).to(DEVICE)
         if pattern == "1:3":
             model.conv, model.linear = torch.nn.Conv2d(8, 6, 3), torch.nn.Linear(6, 9)
