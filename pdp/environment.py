@@ -18,6 +18,7 @@ PACKAGES = (
     "timm",
     "accelerate",
     "numpy",
+    "numba",
     "hydra-core",
     "transformers",
     "tokenizers",
@@ -52,8 +53,12 @@ def device_name(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what results depend on."""
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+    """Versions of what results depend on; what is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def git_commit() -> str | None:
