@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,31 +94,43 @@ def save_slim(model: nn.Module, example_input: Tensor, folder: Path, origin: dic
     return smaller
 
 
-def save_program(model: nn.Module, example_input: Tensor, path: Path) -> None:
-    """Writes a `torch.export` program of any batch size, which needs no class of anybody's."""
+def save_program(model: nn.Module, example_inputs: Sequence[Tensor], path: Path) -> None:
+    """Writes a `torch.export` program of any batch size, and of any length of text; it needs no class of anybody's."""
     # Two samples: a batch of one would be taken for a constant.
-    batch = example_input.expand(2, *example_input.shape[1:]).contiguous()
-    program = torch.export.export(model.eval(), (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    batch = tuple(one[:1].expand(2, *one.shape[1:]).contiguous() for one in example_inputs)
+    program = torch.export.export(model.eval(), batch, dynamic_shapes=_dynamic_shapes(model, len(batch)))
     torch.export.save(program, path)
+
+
+def _dynamic_shapes(model: nn.Module, inputs: int) -> Any:
+    """What may differ from the inputs that a model is exported with: the number of samples, and of tokens."""
+    dimensions = {0: torch.export.Dim("batch")}
+    if not isinstance(model, Logits):
+        return (dimensions,) * inputs
+    dimensions[1] = torch.export.Dim("tokens", max=positions(model.model))
+    # A model of *inputs takes them as one argument.
+    return (tuple(dimensions for _ in range(inputs)),)
 
 
 def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     example = run.task.example_input()
-    smaller = save_slim(run.model, example, folder, _origin(run))
-    off = difference(run.model, smaller, run.inputs)
+    plain = save_slim(run.model, example, folder, _origin(run))
+    masked, named = _by_place(run, run.model)
+    smaller, values = _by_place(run, plain)[0], tuple(named.values())
+    off = difference(masked, smaller, *values)
     if off > TOLERANCE:
         raise Stopped(f"the slim model differs from the masked one by {off:.2g} of the largest output: not exported")
-    save_program(smaller, example, folder / "model.pt2")
+    save_program(smaller, values, folder / "model.pt2")
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
-        again = float((program(run.inputs) - smaller(run.inputs)).abs().max())
-    dense, slimmed = (int(count_macs(one, example).macs.sum()) for one in (run.model, smaller))
+        again = float((program(*values) - smaller(*values)).abs().max())
+    dense, slimmed = (int(count_macs(one, example).macs.sum()) for one in (run.model, plain))
     return [
         ("compared on", run.inputs_note),
         ("difference to the masked model", f"{off:.2g} of the largest output"),
         ("difference of model.pt2", f"{again:.2g}"),
         ("MACs", f"{dense:,} -> {slimmed:,} ({slimmed / dense:.1%})"),
-        ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(smaller)[0]:,}"),
+        ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(plain)[0]:,}"),
         ("loads with", "load_slim.py (torch and safetensors), or torch.export.load('model.pt2').module()"),
     ]
 
@@ -209,13 +222,17 @@ def save_semi_structured(model: nn.Module, names: set[str], folder: Path) -> lis
     ]
 
 
+def _by_place(run: ExportedRun, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model as one that takes its inputs by place and gives a tensor, and a batch of them by name."""
+    if not isinstance(run.task, TextTask):
+        return model, {"input": run.inputs}
+    # What the task gives the model, so that what is measured with it is what the record says.
+    named = run.task.inputs_of(model, {"attention_mask": torch.ones_like(run.inputs)} | run.batch)
+    return Logits(model, tuple(named)), named
+
+
 def _onnx(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
-    if isinstance(run.task, TextTask):
-        # What the task gives the model, so that what is measured with it is what the record says.
-        named = run.task.inputs_of(run.model, {"attention_mask": torch.ones_like(run.inputs)} | run.batch)
-        off = save_onnx(Logits(run.model, tuple(named)), named, folder / "model.onnx")
-    else:
-        off = save_onnx(run.model, {"input": run.inputs}, folder / "model.onnx")
+    off = save_onnx(*_by_place(run, run.model), folder / "model.onnx")
     return [("compared on", run.inputs_note), ("difference to torch", f"{off:.2g} of the largest output")]
 
 
@@ -244,9 +261,6 @@ def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) 
     model.eval()
     named = inputs if isinstance(inputs, dict) else {"input": inputs}
     values = tuple(named.values())
-    dimensions = {0: torch.export.Dim("batch")}
-    if isinstance(model, Logits):
-        dimensions[1] = torch.export.Dim("tokens", max=positions(model.model))
     with torch.no_grad():
         torch.onnx.export(
             model,
@@ -256,8 +270,7 @@ def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) 
             external_data=False,
             input_names=list(named),
             output_names=["output"],
-            # A model of *inputs takes them as one argument.
-            dynamic_shapes=(tuple(dimensions for _ in values),) if isinstance(model, Logits) else (dimensions,),
+            dynamic_shapes=_dynamic_shapes(model, len(values)),
             verbose=False,
         )
         expected = model(*values)

@@ -33,12 +33,17 @@ class Member:
     weighs: bool = True  # a convolution's or linear layer's weight, which counts as prunable
     units: Tensor | None = None  # the unit of each slice along dimension 0; None: the mask has the tensor's own shape
     in_order: bool = False  # whether the units are 0, 1, 2, ...: then a mask over units fits as it is
+    turned: bool = False  # units lie along dimension 1, as the outputs of Hugging Face's `Conv1D` do
 
     @property
     def tensor(self) -> nn.Parameter:
         """The stored tensor."""
         site = self.sites[0]
         return site.module._parameters[site.parameter]  # type: ignore[return-value]
+
+    def rows(self, tensor: Tensor) -> Tensor:
+        """This tensor or one of its shape with the units along dimension 0; and back."""
+        return tensor.t() if self.turned else tensor
 
     def compute_dtype(self, weight: Tensor) -> torch.dtype:
         """The type in which every site computes with the weight; its own where they differ."""

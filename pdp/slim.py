@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pdp.errors import Refusal
+from pdp.layers import is_conv1d
+from pdp.patterns.attention import set_heads
 from pdp.patterns.coupling import Coupling, find_couplings, input_columns
 
 # What a description may hold of a module: plain numbers that say its size.
@@ -21,8 +23,13 @@ _SIZES = (
     "in_features",
     "out_features",
     "num_features",
+    "nf",
+    "nx",
     "num_heads",
     "attn_dim",
+    "split_size",
+    "num_attention_heads",
+    "all_head_size",
 )
 
 
@@ -73,7 +80,8 @@ def _zero_units(coupling: Coupling) -> set[int]:
         for key in ("weight", "bias"):
             tensor = part.module._parameters.get(key)
             if tensor is not None:
-                some = (tensor != 0).reshape(len(units), -1).any(1).cpu()
+                rows = tensor.t() if key == "weight" and is_conv1d(part.module) else tensor
+                some = (rows != 0).reshape(len(units), -1).any(1).cpu()
                 alive[units[some]] = True
     return set((~alive).nonzero().reshape(-1).tolist())
 
@@ -82,9 +90,12 @@ def _remove(model: nn.Module, coupling: Coupling, gone: set[int]) -> None:
     for part in coupling.outputs:
         module: Any = part.module
         kept = _kept(part.units, gone)
-        _select(module, ("weight", "bias"), kept, 0)
+        _select(module, ("weight",), kept, 1 if is_conv1d(module) else 0)
+        _select(module, ("bias",), kept, 0)
         if isinstance(module, nn.Linear):
             module.out_features = len(kept)
+        elif is_conv1d(module):
+            module.nf = len(kept)
         else:
             if module.groups == module.out_channels and module.groups == module.in_channels and module.groups > 1:
                 module.groups = module.in_channels = len(kept)
@@ -96,16 +107,16 @@ def _remove(model: nn.Module, coupling: Coupling, gone: set[int]) -> None:
         norm.num_features = len(kept)
     for part in coupling.inputs:
         reader: Any = part.module
-        _select(reader, ("weight",), _kept(input_columns(part), gone), 1)
+        _select(reader, ("weight",), _kept(input_columns(part), gone), 0 if is_conv1d(reader) else 1)
         kept = _kept(part.units, gone)
         if isinstance(reader, _ConvNd):
             reader.in_channels = len(kept)
+        elif is_conv1d(reader):
+            reader.nx = len(kept)
         else:
             reader.in_features = len(kept)
     if coupling.heads is not None:
-        attention: Any = model.get_submodule(coupling.heads)
-        attention.num_heads = coupling.units - len(gone)
-        attention.attn_dim = attention.num_heads * attention.head_dim
+        set_heads(model.get_submodule(coupling.heads), coupling.units - len(gone))
 
 
 def _kept(units: list[int], gone: set[int]) -> list[int]:
@@ -123,12 +134,12 @@ def _select(module: nn.Module, keys: tuple[str, ...], kept: list[int], dim: int)
                 table[key] = smaller
 
 
-def difference(one: nn.Module, other: nn.Module, inputs: Tensor) -> float:
+def difference(one: nn.Module, other: nn.Module, *inputs: Tensor) -> float:
     """The largest difference of two models' outputs in evaluation mode, over the largest output."""
     modes = [(module, module.training) for model in (one, other) for module in model.modules()]
     try:
         with torch.no_grad():
-            first, second = one.eval()(inputs), other.eval()(inputs)
+            first, second = one.eval()(*inputs), other.eval()(*inputs)
     finally:
         for module, mode in modes:
             module.training = mode

@@ -76,7 +76,7 @@ def test_slim_equals_masked_loads_in_plain_pytorch_and_trains_on(name, tmp_path)
 def test_the_exported_program_opens_where_this_project_is_not(tmp_path):
     model, _ = trained_and_pruned("resnet20", steps=1)
     smaller = save_slim(model, torch.zeros(1, 3, SIZE, SIZE), tmp_path, {"name": "resnet20"})
-    save_program(smaller, torch.zeros(1, 3, SIZE, SIZE), tmp_path / "model.pt2")
+    save_program(smaller, [torch.zeros(1, 3, SIZE, SIZE)], tmp_path / "model.pt2")
     images = torch.randn(2, 3, SIZE, SIZE)
     torch.save({"images": images, "outputs": smaller(images).detach()}, tmp_path / "expected.pt")
     code = (

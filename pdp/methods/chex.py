@@ -95,7 +95,7 @@ def matrix(layer: Layer) -> Tensor:
     for member in layer.members:
         if member.weighs:
             assert member.units is not None
-            rows = member.tensor.detach().float().flatten(1)
+            rows = member.rows(member.tensor.detach()).float().flatten(1)
             slices = len(rows) // layer.units
             # Several slices of one weight can belong to one unit.
             order = member.units.to(rows.device).argsort(stable=True)

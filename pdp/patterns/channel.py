@@ -14,7 +14,7 @@ from pdp.allocation import allocate
 from pdp.cost import count_macs
 from pdp.cut import cut_at
 from pdp.errors import Refusal
-from pdp.layers import Layer, Member, Site, first_convolution
+from pdp.layers import Layer, Member, Site, first_convolution, is_conv1d
 from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, batch_norm, find_couplings, input_columns, slim_densities
 from pdp.patterns.options import ChannelOptions
@@ -142,7 +142,7 @@ class Pattern(pattern.Pattern):
         total = torch.zeros(layer.units, device=layer.weight.device)
         for member in layer.members:
             if member.weighs:
-                sums = _row_sums(of(member.tensor.detach().float()))
+                sums = _row_sums(of(member.rows(member.tensor.detach()).float()))
                 units = units_of(member, total)
                 total = total + sums if units is None else total.index_add(0, units, sums)
         return total
@@ -210,7 +210,7 @@ class Pattern(pattern.Pattern):
         return self._known_tables[key]
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
-        return along(values, units_of(member, values), weight)
+        return member.rows(along(values, units_of(member, values), member.rows(weight)))
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
         tables = self._tables(layers)
@@ -234,7 +234,8 @@ class Pattern(pattern.Pattern):
             weight: Tensor = part.module.weight  # type: ignore[assignment]
             units = torch.tensor(input_columns(part), device=weight.device)
             gone = (units >= 0) & ~keep[units.clamp(min=0)]
-            weight.masked_fill_(gone.reshape(1, -1, *[1] * (weight.dim() - 2)), 0.0)
+            read = gone[:, None] if is_conv1d(part.module) else gone.reshape(1, -1, *[1] * (weight.dim() - 2))
+            weight.masked_fill_(read, 0.0)
 
     def weights(self, layer: Layer) -> dict[str, Tensor]:
         one = self.couplings[layer.name]
@@ -265,5 +266,6 @@ def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
                 site = Site(part.module, key, part.module)
                 in_order = part.units == list(range(coupling.units))
                 name = f"{part.name}.{key}".lstrip(".")
-                members.append(Member(name, [site], weighs and key == "weight", units, in_order))
+                turned = key == "weight" and is_conv1d(part.module)
+                members.append(Member(name, [site], weighs and key == "weight", units, in_order, turned))
     return Layer(first.name, first.kind, first.parameter, first.sites, members, units=coupling.units)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pdp.errors import Refusal
-from pdp.layers import is_conv1d
+from pdp.patterns.attention import Attention, find_attentions
+from pdp.patterns.traceable import traceable
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Coupling:
     outputs: list[Part] = field(default_factory=list)
     norms: list[Part] = field(default_factory=list)
     inputs: list[Part] = field(default_factory=list)
-    heads: str | None = None  # the attention module whose heads are the units
+    heads: str | None = None  # the attention whose heads are the units, the module that counts them
     refused: str | None = None  # why they must stay
 
     @property
@@ -42,7 +42,7 @@ class Coupling:
 
 
 def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
-    """The couplings of a model in its own order, from torch-pruning's dependency graph and by timm's attention heads.
+    """The couplings of a model in its own order, from torch-pruning's dependency graph and by attentions' heads.
 
     Leaves model and training mode as they were. Raises `Refusal` where torch-pruning is missing or cannot follow.
     """
@@ -53,19 +53,23 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
             "channel pruning follows the model with torch-pruning, which is not installed: "
             "pip install 'pdp-pruning[export]' (or torch-pruning)"
         ) from None
-    if any(is_conv1d(module) for module in model.modules()):
-        raise Refusal("channel pruning does not follow Hugging Face's Conv1D layers: give prune=random or prune=nm")
     training = {module: module.training for module in model.modules()}
     try:
-        with torch.enable_grad(), torch.random.fork_rng():
+        with torch.enable_grad(), torch.random.fork_rng(), traceable(model):
             graph = torch_pruning.DependencyGraph().build_dependency(
-                model, example_inputs=_arguments(example_input), verbose=False
+                model,
+                example_inputs=_arguments(example_input),
+                # A language model gives what its next call may go on from as well.
+                output_transform=lambda output: getattr(output, "logits", output),
+                verbose=False,
             )
-        couplings = [_head_coupling(name, module) for name, module in _attentions(model)]
-        apart = [part.module for one in couplings for part in one.outputs]
-        kinds = (_ConvNd, nn.Linear)
-        for group in graph.get_all_groups(ignored_layers=apart, root_module_types=kinds):
-            couplings.append(_read(group, model, torch_pruning.ops))
+            couplings = [_head_coupling(model, one) for one in find_attentions(model)]
+            apart = [part.module for one in couplings for part in one.outputs]
+            kinds = (_ConvNd, nn.Linear)
+            for group in graph.get_all_groups(ignored_layers=apart, root_module_types=kinds):
+                couplings.append(_read(group, model, torch_pruning.ops))
+        for part in (part for one in couplings for part in (*one.outputs, *one.norms, *one.inputs)):
+            part.module = model.get_submodule(part.name)
     except (AssertionError, RuntimeError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refusal(f"torch-pruning cannot follow this model ({reason}): give prune=random or prune=nm") from error
@@ -138,26 +142,12 @@ def _length(kind: str, module: Any) -> int:
     return int(module.out_channels if kind == "output" else module.in_channels)
 
 
-def _attentions(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    for name, module in model.named_modules():
-        parts = [getattr(module, key, None) for key in ("qkv", "proj", "norm")]
-        if (
-            isinstance(parts[0], nn.Linear)
-            and isinstance(parts[1], nn.Linear)
-            and all(hasattr(module, key) for key in ("num_heads", "head_dim", "attn_dim"))
-            and parts[0].out_features == 3 * module.attn_dim
-            and parts[1].in_features == module.attn_dim
-            and isinstance(parts[2], nn.Identity)
-            and getattr(module, "gate", None) is None
-        ):
-            yield name, module
-
-
-def _head_coupling(name: str, module: Any) -> Coupling:
-    heads = [index // module.head_dim for index in range(module.attn_dim)]
-    one = Coupling(module.num_heads, heads=name)
-    one.outputs.append(Part(f"{name}.qkv".lstrip("."), module.qkv, heads * 3))
-    one.inputs.append(Part(f"{name}.proj".lstrip("."), module.proj, heads))
+def _head_coupling(model: nn.Module, attention: Attention) -> Coupling:
+    heads = [index // attention.size for index in range(attention.heads * attention.size)]
+    one = Coupling(attention.heads, heads=attention.counter)
+    for maker in attention.makers:
+        one.outputs.append(Part(maker, model.get_submodule(maker), heads * attention.blocks))
+    one.inputs.append(Part(attention.reader, model.get_submodule(attention.reader), heads))
     return one
 
 

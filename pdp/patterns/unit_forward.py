@@ -51,14 +51,14 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tu
         effective = mask_units(
             mask,
             steep,
-            tensors,
+            [member.rows(member.tensor) for member in layer.members],
             [units_of(member, mask) for member in layer.members],
             [member.weighs for member in layer.members],
             [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)],
         )
         found: list[Found] = [(tensor, *_as_found(tensor)) for tensor in tensors]  # type: ignore[misc]
-        triples = [(*pair, found) for pair in zip(tensors, effective, strict=True)]
-        made += zip([member.parameter for member in layer.members], triples, strict=True)
+        for member, stored, rows in zip(layer.members, tensors, effective, strict=True):
+            made.append((member.parameter, (stored, member.rows(rows), found)))
     return made
 
 
@@ -68,14 +68,15 @@ def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tens
     factor = 2 * scale / temperature
     steep = steepness(mask, factor if isinstance(factor, Tensor) else mask.new_full((), factor))
     others = [one for one in layer.members if one.weighs and one.tensor is not weight]
-    return mask_units(
+    (rows,) = mask_units(
         mask,
         steep,
-        [*(one.tensor for one in others), weight],
+        [*(one.rows(one.tensor) for one in others), member.rows(weight)],
         [units_of(one, mask) for one in (*others, member)],
         [*(True for _ in others), member.weighs and weight is member.tensor],
         [*(None for _ in others), compute_dtype(member.sites[0], weight)],
-    )[0]
+    )
+    return member.rows(rows)
 
 
 def units_of(member: Member, values: Tensor) -> Tensor | None:

@@ -50,7 +50,7 @@ class UnitTable:
 
     def squares(self) -> Tensor:
         """s^2 of all units, (units of all layers,), float32: each layer's scale times the sums of squares."""
-        tensors = [member.tensor.detach() for member in self.members]
+        tensors = [member.rows(member.tensor.detach()) for member in self.members]
         if all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
             from pdp.kernels.units import UnitSquares
 

@@ -1,0 +1,86 @@
+"""The attentions whose heads can be pruned: timm's, GPT-2's and BERT's, told by what their modules hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from pdp.layers import is_conv1d
+
+# What a module calls the number of its heads, and the width of them all.
+_COUNTS = (("num_heads", "attn_dim"), ("num_heads", "split_size"), ("num_attention_heads", "all_head_size"))
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention: the module that counts its heads, the layers that make them and the one that reads them."""
+
+    counter: str
+    heads: int
+    size: int  # of a head
+    makers: tuple[str, ...]
+    blocks: int  # what each maker makes: 3 where it is query, key and value, one after the other
+    reader: str
+
+
+def find_attentions(model: nn.Module) -> Iterator[Attention]:
+    """In the model's own order; attentions of other kinds are left out."""
+    for name, module in model.named_modules():
+        own = _timm(module) or _gpt2(module) or _bert(module)
+        if own is not None and _fits(module, own):
+            counter, reader, *makers = (f"{name}.{one}".strip(".") for one in (own.counter, own.reader, *own.makers))
+            yield replace(own, counter=counter, reader=reader, makers=tuple(makers))
+
+
+def set_heads(module: Any, heads: int) -> None:
+    """Tells an attention's module that it has so many heads left."""
+    for count, width in _COUNTS:
+        if hasattr(module, count) and hasattr(module, width):
+            size = getattr(module, width) // getattr(module, count)
+            setattr(module, count, heads)
+            setattr(module, width, heads * size)
+
+
+def _timm(module: Any) -> Attention | None:
+    if not _has(module, "qkv", "proj", "norm", "num_heads", "head_dim", "attn_dim"):
+        return None
+    if not isinstance(module.norm, nn.Identity) or getattr(module, "gate", None) is not None:
+        return None
+    return Attention("", module.num_heads, module.head_dim, ("qkv",), 3, "proj")
+
+
+def _gpt2(module: Any) -> Attention | None:
+    if not _has(module, "c_attn", "c_proj", "num_heads", "head_dim", "split_size"):
+        return None
+    return Attention("", module.num_heads, module.head_dim, ("c_attn",), 3, "c_proj")
+
+
+def _bert(module: Any) -> Attention | None:
+    own: Any = getattr(module, "self", None)
+    if not _has(own, "query", "key", "value", "num_attention_heads", "attention_head_size", "all_head_size"):
+        return None
+    makers = ("self.query", "self.key", "self.value")
+    return Attention("self", own.num_attention_heads, own.attention_head_size, makers, 1, "output.dense")
+
+
+def _has(module: Any, *keys: str) -> bool:
+    return all(hasattr(module, key) for key in keys)
+
+
+def _fits(module: nn.Module, one: Attention) -> bool:
+    """Whether the layers are there, as wide as the heads say."""
+    width = one.heads * one.size
+    try:
+        made = [_widths(module.get_submodule(maker))[1] for maker in one.makers]
+        read = _widths(module.get_submodule(one.reader))[0]
+    except AttributeError:
+        return False
+    return read == width and all(own == one.blocks * width for own in made)
+
+
+def _widths(module: Any) -> tuple[int, int]:
+    """Inputs and outputs; raises `AttributeError` for what is no linear layer."""
+    return (module.nx, module.nf) if is_conv1d(module) else (module.in_features, module.out_features)
