@@ -168,9 +168,9 @@ def trained(steps=12):
 
 
 def test_a_training_with_them_is_the_training_without(monkeypatch):
-    assert host_kernels.run_here()
+    assert host_kernels.found()
     cuts, weights = trained()
-    monkeypatch.setattr(host_kernels, "run_here", lambda: False)
+    monkeypatch.setattr(host_kernels, "found", lambda: None)
     plain_cuts, plain_weights = trained()
     assert len(cuts) > 10
     torch.testing.assert_close(torch.tensor(cuts), torch.tensor(plain_cuts), rtol=1e-4, atol=0)
@@ -236,4 +236,4 @@ def test_it_works(script, environment):
 def test_where_they_cannot_run_one_warning_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pdp.host_kernels.cuts", None)
     with pytest.warns(UserWarning, match="Numba's kernels do not run here, pruning goes on without: "):
-        assert not host_kernels.run_here.__wrapped__()
+        assert host_kernels.found.__wrapped__() is None

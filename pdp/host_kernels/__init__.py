@@ -8,16 +8,28 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pdp.mask import lies_dense
 
+if TYPE_CHECKING:
+    from pdp.host_kernels.cuts import Cuts
+
 _PLAIN = {Tensor, nn.Parameter}
 _THREAD_SAFE = ("omp", "tbb")  # what else spreads loops takes one call at a time
+
+
+class Kernels(NamedTuple):
+    """What calls them."""
+
+    prune: Callable[[Tensor, Tensor, Tensor | float], Tensor]
+    cuts: type[Cuts]
 
 
 def usable(weight: Tensor) -> bool:
@@ -28,20 +40,20 @@ def usable(weight: Tensor) -> bool:
         and type(weight) in _PLAIN  # a sharded tensor, say, has no address
         and lies_dense(weight)
         and not torch.compiler.is_compiling()
-        and run_here()
+        and found() is not None
     )
 
 
 @cache
-def run_here() -> bool:
-    """Whether the kernels can be compiled and run; where Numba is installed and they cannot, a warning says why."""
+def found() -> Kernels | None:
+    """The kernels where they can be compiled and run; where Numba is installed and they cannot, a warning says why."""
     if find_spec("numba") is None:
-        return False
+        return None
     try:
-        from numba import config, threading_layer
+        from numba import config, get_num_threads, threading_layer
 
         if config.DISABLE_JIT:  # type: ignore[attr-defined]  # number by number in Python
-            return False
+            return None
         from pdp.host_kernels.cuts import Cuts
         from pdp.host_kernels.masks import host_prune
 
@@ -49,13 +61,14 @@ def run_here() -> bool:
             weight = torch.ones(8, requires_grad=True)
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
         Cuts([weight]).find([weight], [1])
+        get_num_threads()  # which starts them
         if threading_layer() not in _THREAD_SAFE:
-            return False
+            return None
     # Numba may not know the processor or this Python, or find no folder to write to: its failures share no class.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Numba's kernels do not run here, pruning goes on without: {reason}", stacklevel=2)
-        return False
+        return None
     # A fork of this process has none of its threads, and may not start them anew.
-    os.register_at_fork(after_in_child=lambda: globals().update(run_here=lambda: False))
-    return True
+    os.register_at_fork(after_in_child=lambda: globals().update(found=lambda: None))
+    return Kernels(host_prune, Cuts)

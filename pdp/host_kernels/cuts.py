@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pdp.host_cut import neighbours
 from pdp.host_kernels import selection
-from pdp.host_kernels.threads import call
+from pdp.host_kernels.threads import call, worth_spreading
 
 _WHOLE = 1 << 12  # magnitudes of a layer up to which all are looked at, wherever they lie
 _PIECE = 1 << 16  # magnitudes of a piece, which one thread takes
@@ -25,7 +25,8 @@ class Cuts:
     """Finds the cuts of as many tensors of the same sizes again and again; remembers where they lay."""
 
     def __init__(self, weights: Sequence[Tensor]):
-        self._sizes = np.array([weight.numel() for weight in weights], np.int64)
+        self._known = [weight.numel() for weight in weights]
+        self._sizes = np.array(self._known, np.int64)
         self._small = self._sizes <= _WHOLE
         counts = -(-self._sizes // _PIECE)
         self._pieces = np.concatenate([[0], np.cumsum(counts)])
@@ -42,9 +43,7 @@ class Cuts:
 
     def match(self, weights: Sequence[Tensor]) -> bool:
         """Whether these weights have the sizes that this was made for."""
-        return len(weights) == len(self._sizes) and all(
-            weight.numel() == size for weight, size in zip(weights, self._sizes.tolist(), strict=True)
-        )
+        return [weight.numel() for weight in weights] == self._known
 
     def find(self, weights: Sequence[Tensor], pruned: Sequence[int]) -> Tensor:
         """One cut per weight for these numbers of pruned units; float32."""
@@ -91,8 +90,14 @@ class Cuts:
         under, inside = np.empty((2, len(rooms) - 1), np.int64)
         layers = np.repeat(np.arange(len(counts)), counts)
         where = (layers, self._firsts[taken], self._lasts[taken], rooms)
-        call(selection.gather, addresses[tried], low, high, *where, near, under, inside)
+        seen = (addresses[tried], low, high, *where, near, under, inside)
+        among = (ranks[tried], low, high, pieces, rooms, near, under, inside)
         found = np.empty((2, len(counts)), np.int32)
-        call(selection.select, ranks[tried], low, high, pieces, rooms, near, under, inside, *found)
+        if worth_spreading(self._sizes[tried].sum()):
+            call(selection.spread_gather, *seen)
+            call(selection.spread_select, *among, *found)
+        else:
+            selection.gather(*seen)
+            selection.select(*among, *found)
         values = np.where(found < 0, math.nan, found.view(np.float32).astype(np.float64))
         below[tried], above[tried] = values

@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pdp.host_kernels import masking
-from pdp.host_kernels.threads import call
+from pdp.host_kernels.threads import call, worth_spreading
 
-_ALONE = 1 << 14  # numbers up to which one thread is as fast as several
 _LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
 
 
@@ -31,10 +30,10 @@ class _HostPrune(torch.autograd.Function):
         ctx.save_for_backward(weight)
         effective = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
-        if count <= _ALONE:
-            masking.write_effective(*places, 0, count, offset, inverse)
-        else:
+        if worth_spreading(count):
             call(masking.spread_effective, *places, count, torch.get_num_threads(), offset, inverse)
+        else:
+            masking.write_effective(*places, 0, count, offset, inverse)
         return effective
 
     @staticmethod
@@ -45,8 +44,8 @@ class _HostPrune(torch.autograd.Function):
             gradient = torch.empty_like(weight).copy_(gradient)
         slope = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
-        if count <= _ALONE:
-            masking.write_slope(*places, 0, count, *ctx.numbers)  # type: ignore[attr-defined]
-        else:
+        if worth_spreading(count):
             call(masking.spread_slope, *places, count, torch.get_num_threads(), *ctx.numbers)  # type: ignore[attr-defined]
+        else:
+            masking.write_slope(*places, 0, count, *ctx.numbers)  # type: ignore[attr-defined]
         return slope, None, None

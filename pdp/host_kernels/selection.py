@@ -9,7 +9,7 @@ from numba import njit, prange
 
 from pdp.host_kernels.memory import bits_at
 
-_HOW: dict[str, Any] = {"nogil": True, "cache": True, "parallel": True, "error_model": "numpy"}
+_HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 INFINITE = np.int32(0x7F800000)  # the bits of infinity; greater ones are no numbers
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # every bit but the sign
@@ -36,39 +36,65 @@ def _look(address, count, low, high, near, place, room):
 
 
 @njit(**_HOW)
+def gather_piece(piece, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
+    """Of a piece of a layer, what lies between the layer's bounds, and how much lies below."""
+    layer = layers[piece]
+    address, low, high = addresses[layer], lows[layer], highs[layer]
+    first, last, place = firsts[piece], lasts[piece], rooms[piece]
+    whole = first + (last - first) // _BLOCK * _BLOCK
+    total = 0
+    for start in range(first, whole, _BLOCK):
+        count, place = _look(address + 4 * start, _BLOCK, low, high, near, place, rooms[piece + 1])
+        total += count
+    if whole < last:
+        count, place = _look(address + 4 * whole, last - whole, low, high, near, place, rooms[piece + 1])
+        total += count
+    below[piece], inside[piece] = total, place - rooms[piece]
+
+
+@njit(**_HOW)
 def gather(addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
-    """Of every piece of every layer, what lies between the layer's bounds, and how much lies below."""
+    """`gather_piece` of all pieces."""
+    for piece in range(layers.size):
+        gather_piece(piece, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside)
+
+
+@njit(parallel=True, **_HOW)
+def spread_gather(addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
+    """`gather` over the threads."""
     for piece in prange(layers.size):
-        layer = layers[piece]
-        address, low, high = addresses[layer], lows[layer], highs[layer]
-        first, last, place = firsts[piece], lasts[piece], rooms[piece]
-        whole = first + (last - first) // _BLOCK * _BLOCK
-        total = 0
-        for start in range(first, whole, _BLOCK):
-            count, place = _look(address + 4 * start, _BLOCK, low, high, near, place, rooms[piece + 1])
-            total += count
-        if whole < last:
-            count, place = _look(address + 4 * whole, last - whole, low, high, near, place, rooms[piece + 1])
-            total += count
-        below[piece], inside[piece] = total, place - rooms[piece]
+        gather_piece(piece, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside)
+
+
+@njit(**_HOW)
+def select_layer(layer, ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
+    """A layer's largest pruned and smallest kept magnitude, -1 where they do not lie between its bounds."""
+    first, last = pieces[layer], pieces[layer + 1]
+    rank, total, complete = ranks[layer], 0, True
+    for piece in range(first, last):
+        rank -= below[piece]
+        total += inside[piece]
+        complete = complete and inside[piece] <= rooms[piece + 1] - rooms[piece]
+    under[layer] = over[layer] = -1
+    if complete and 0 < rank < total:
+        found = _smallest_with(rank, lows[layer], highs[layer], first, last, rooms, near, inside)
+        under[layer] = found
+        reached = _count(found, first, last, rooms, near, inside)
+        over[layer] = found if reached > rank else _next(found, first, last, rooms, near, inside)
 
 
 @njit(**_HOW)
 def select(ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
-    """Every layer's largest pruned and smallest kept magnitude, -1 where they do not lie between its bounds."""
+    """`select_layer` of all layers."""
+    for layer in range(ranks.size):
+        select_layer(layer, ranks, lows, highs, pieces, rooms, near, below, inside, under, over)
+
+
+@njit(parallel=True, **_HOW)
+def spread_select(ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
+    """`select` over the threads."""
     for layer in prange(ranks.size):
-        first, last = pieces[layer], pieces[layer + 1]
-        rank, total, complete = ranks[layer], 0, True
-        for piece in range(first, last):
-            rank -= below[piece]
-            total += inside[piece]
-            complete = complete and inside[piece] <= rooms[piece + 1] - rooms[piece]
-        under[layer] = over[layer] = -1
-        if complete and 0 < rank < total:
-            found = _smallest_with(rank, lows[layer], highs[layer], first, last, rooms, near, inside)
-            under[layer] = found
-            reached = _count(found, first, last, rooms, near, inside)
-            over[layer] = found if reached > rank else _next(found, first, last, rooms, near, inside)
+        select_layer(layer, ranks, lows, highs, pieces, rooms, near, below, inside, under, over)
 
 
 @njit(inline="always")

@@ -133,9 +133,7 @@ class Pattern:
 
                 return device_prune(weight, cut, temperature, member.compute_dtype(weight))
             if host_kernels.usable(weight) and cut.is_cpu:
-                from pdp.host_kernels.masks import host_prune
-
-                return host_prune(weight, cut, temperature)
+                return host_kernels.found().prune(weight, cut, temperature)  # type: ignore[union-attr]
         return soft_prune(weight, self.spread(cut, layer, member, weight), temperature)
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
@@ -148,17 +146,15 @@ class Pattern:
 
 def _finder_kind(weights: Sequence[Tensor]) -> Any:
     """The class that finds the cuts of all these weights at once, None where `pdp.cut` does."""
-    if not weights or any(one.dtype != weights[0].dtype or one.device != weights[0].device for one in weights):
+    if not weights:
         return None
-    if all(map(kernels.usable, weights)):
-        from pdp.kernels import cuts
+    if kernels.usable(weights[0]):
+        from pdp.kernels.cuts import Cuts
 
-        return cuts.Cuts
-    if all(map(host_kernels.usable, weights)):
-        from pdp.host_kernels import cuts as host_cuts
-
-        return host_cuts.Cuts
-    return None
+        first = weights[0]
+        alike = all(one.dtype == first.dtype and one.device == first.device for one in weights)
+        return Cuts if alike and all(map(kernels.usable, weights)) else None
+    return host_kernels.found().cuts if all(map(host_kernels.usable, weights)) else None  # type: ignore[union-attr]
 
 
 def squared_cut(cut: Tensor) -> Tensor:
