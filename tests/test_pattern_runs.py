@@ -82,6 +82,24 @@ def test_a_channel_run_and_its_exports(tmp_path):
     assert kept.keys() == plain.keys() and all(torch.equal(kept[key], plain[key]) for key in kept)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["model=gpt2_tiny", "recipe.gradient_checkpointing=true", "data.context=32", "method.temperature_mode=relative"],
+        ["model=bert_tiny", "recipe.precision=bf16", "prune.target=macs"],
+    ],
+)
+def test_a_language_model_loses_heads_and_hidden_units(words, tmp_path, capsys):
+    run = train(tmp_path / "runs", *words, "prune=channel", "sparsity=0.4")
+    record = read_record(run)
+    layers = pd.read_csv(run / "layers.csv")
+    names = layers[layers.prunable & layers.share.notna()].name
+    assert len(names) == 2 * len(set(names.str.extract(r"[.](\d+)[.]")[0]))  # an attention and a hidden layer a block
+    assert record.macs_sparse < 0.75 * record.macs
+    assert export(run, "slim", tmp_path / "slim") == 0
+    assert f"MACs: {record.macs:,} -> {record.macs_sparse:,} " in capsys.readouterr().out
+
+
 def test_a_mac_target_reaches_the_record(tmp_path):
     run = train(tmp_path, "prune=channel", "sparsity=0.4", "prune.target=macs", "method=gmp")
     record = read_record(run)
