@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pdp.host_threads import threads as pool
 
 _BRACKETED_FROM = 1 << 12  # values of a layer; below it, one partition is as fast
 _SPREAD_FROM = 1 << 19  # values of a mean layer; below it, threads wait for each other longer than they save
@@ -81,7 +81,7 @@ def host_cuts(weights: Sequence[Tensor], pruned: Sequence[int], trails: Sequence
             gathered = 0
         batches[-1].append(case)
         gathered += case[0].numel()
-    done = _threads(threads).map(lambda batch: [_layer_cut(*case) for case in batch], batches)
+    done = pool(threads).map(lambda batch: [_layer_cut(*case) for case in batch], batches)
     return [one for batch in done for one in batch]
 
 
@@ -143,13 +143,3 @@ def _partitioned(values: np.ndarray, pruned: int) -> tuple[float, float]:
     """Overwrites the order of `values`; one k-th element and a minimum, as two k-th elements take numpy's slow path."""
     values.partition(pruned - 1)
     return float(values[pruned - 1]), float(values[pruned:].min())
-
-
-_pool: tuple[int, int, ThreadPoolExecutor] | None = None
-
-
-def _threads(count: int) -> ThreadPoolExecutor:
-    global _pool
-    if _pool is None or _pool[:2] != (os.getpid(), count):
-        _pool = (os.getpid(), count, ThreadPoolExecutor(count, thread_name_prefix="pdp-cut"))
-    return _pool[2]

@@ -62,7 +62,9 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
     def one_pass() -> None:
         for layer, cut in zip(layers, pattern.cuts(layers), strict=True):
             layer.state["cut"] = cut
+        pattern.begin_forward(layers, TEMPERATURE)
         effective = [pattern.soft_weight(layer, layer.members[0], layer.weight, TEMPERATURE) for layer in layers]
+        pattern.end_forward()
         if backward:
             torch.autograd.backward(effective, upstream)
             for weight in weights:

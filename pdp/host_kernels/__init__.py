@@ -1,14 +1,14 @@
 """Kernels for the CPU, compiled by Numba where it is installed: what `pdp.cut` and `pdp.mask` define, in one pass each.
 
 The definitions stay where they are; everything here equals them, the cut bit for bit. Each question has two files, the
-kernels and what calls them: selection and cuts, masking and masks.
+kernels and what calls them: selection and cuts, masking and masks. Threads are Python's, not Numba's: those share
+OpenMP with PyTorch, whose own operations take another number of threads once they have started.
 """
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,15 +20,17 @@ from pdp.mask import lies_dense
 
 if TYPE_CHECKING:
     from pdp.host_kernels.cuts import Cuts
+    from pdp.host_kernels.masks import Numbers
 
 _PLAIN = {Tensor, nn.Parameter}
-_THREAD_SAFE = ("omp", "tbb")  # what else spreads loops takes one call at a time
 
 
 class Kernels(NamedTuple):
     """What calls them."""
 
     prune: Callable[[Tensor, Tensor, Tensor | float], Tensor]
+    effective: Callable[..., Iterator[tuple[Tensor, Numbers, Tensor]]]
+    differentiable: Callable[[Tensor, Numbers, list[Tensor]], Tensor]
     cuts: type[Cuts]
 
 
@@ -50,25 +52,20 @@ def found() -> Kernels | None:
     if find_spec("numba") is None:
         return None
     try:
-        from numba import config, get_num_threads, threading_layer
+        from numba import config
 
         if config.DISABLE_JIT:  # type: ignore[attr-defined]  # number by number in Python
             return None
         from pdp.host_kernels.cuts import Cuts
-        from pdp.host_kernels.masks import host_prune
+        from pdp.host_kernels.masks import differentiable, effective_weights, host_prune
 
         with torch.enable_grad():
             weight = torch.ones(8, requires_grad=True)
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
         Cuts([weight]).find([weight], [1])
-        get_num_threads()  # which starts them
-        if threading_layer() not in _THREAD_SAFE:
-            return None
     # Numba may not know the processor or this Python, or find no folder to write to: its failures share no class.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Numba's kernels do not run here, pruning goes on without: {reason}", stacklevel=2)
         return None
-    # A fork of this process has none of its threads, and may not start them anew.
-    os.register_at_fork(after_in_child=lambda: globals().update(found=lambda: None))
-    return Kernels(host_prune, Cuts)
+    return Kernels(host_prune, effective_weights, differentiable, Cuts)

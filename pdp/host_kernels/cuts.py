@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pdp.host_cut import neighbours
 from pdp.host_kernels import selection
-from pdp.host_kernels.threads import call, worth_spreading
+from pdp.host_kernels.parts import parts_of
+from pdp.host_threads import in_pieces
 
 _WHOLE = 1 << 12  # magnitudes of a layer up to which all are looked at, wherever they lie
 _PIECE = 1 << 16  # magnitudes of a piece, which one thread takes
@@ -93,11 +94,8 @@ class Cuts:
         seen = (addresses[tried], low, high, *where, near, under, inside)
         among = (ranks[tried], low, high, pieces, rooms, near, under, inside)
         found = np.empty((2, len(counts)), np.int32)
-        if worth_spreading(self._sizes[tried].sum()):
-            call(selection.spread_gather, *seen)
-            call(selection.spread_select, *among, *found)
-        else:
-            selection.gather(*seen)
-            selection.select(*among, *found)
+        parts = parts_of(int(self._sizes[tried].sum()))
+        in_pieces(selection.gather, parts, *seen)
+        in_pieces(selection.select, parts, *among, *found)
         values = np.where(found < 0, math.nan, found.view(np.float32).astype(np.float64))
         below[tried], above[tried] = values

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from pdp.host_kernels.memory import bits_at
 from pdp.mask import FARTHEST, NOTHING, SATURATED
@@ -42,8 +42,9 @@ def _bounded(z):
 
 
 @njit(**_HOW)
-def write_effective(weight, effective, first, last, offset, inverse):
-    """m(w) * w of the numbers from `first` to before `last`: m = sigmoid(offset + w^2 * inverse)."""
+def write_effective(piece, pieces, weight, effective, count, offset, inverse):
+    """m(w) * w of one of so many pieces of the `count` numbers: m = sigmoid(offset + w^2 * inverse)."""
+    first, last = _ends(piece, pieces, count)
     source = bits_at(weight + 4 * first, last - first).view(np.float32)
     target = bits_at(effective + 4 * first, last - first).view(np.float32)
     offset, inverse = np.float32(offset), np.float32(inverse)
@@ -54,13 +55,21 @@ def write_effective(weight, effective, first, last, offset, inverse):
 
 
 @njit(**_HOW)
-def write_slope(weight, upstream, slope, first, last, offset, inverse):
-    """`upstream` times m + 2 w^2 / tau * m (1 - m), of the numbers from `first` to before `last`."""
+def write_all(piece, pieces, weights, effective, counts, offsets, inverses):
+    """`write_effective` of several tensors, a piece of each."""
+    for i in range(counts.size):
+        write_effective(piece, pieces, weights[i], effective[i], counts[i], offsets[i], inverses[i])
+
+
+@njit(**_HOW)
+def write_slope(piece, pieces, weight, upstream, slope, count, offset, inverse):
+    """`upstream` times m + 2 w^2 / tau * m (1 - m), of one of so many pieces of the `count` numbers."""
+    first, last = _ends(piece, pieces, count)
     source = bits_at(weight + 4 * first, last - first).view(np.float32)
     given = bits_at(upstream + 4 * first, last - first).view(np.float32)
     target = bits_at(slope + 4 * first, last - first).view(np.float32)
-    # A clamped z times an endless cut would be a slope where there is none.
     offset, inverse = np.float32(offset), np.float32(inverse)
+    # A clamped z times an endless cut would be a slope where there is none.
     subtracted = max(offset, _FARTHEST)
     for i in range(last - first):
         w = source[i]
@@ -70,24 +79,8 @@ def write_slope(weight, upstream, slope, first, last, offset, inverse):
         target[i] = given[i] * (mask + _TWO * (z - subtracted) * (mask * (_ONE - mask)))
 
 
-@njit(parallel=True, **_HOW)
-def spread_effective(weight, effective, count, pieces, offset, inverse):
-    """`write_effective` of all numbers in so many pieces, spread over threads."""
-    size = _piece(count, pieces)
-    for piece in prange(pieces):
-        write_effective(weight, effective, min(piece * size, count), min((piece + 1) * size, count), offset, inverse)
-
-
-@njit(parallel=True, **_HOW)
-def spread_slope(weight, upstream, slope, count, pieces, offset, inverse):
-    """`write_slope` of all numbers in so many pieces, spread over threads."""
-    size = _piece(count, pieces)
-    for piece in prange(pieces):
-        first, last = min(piece * size, count), min((piece + 1) * size, count)
-        write_slope(weight, upstream, slope, first, last, offset, inverse)
-
-
 @njit(inline="always")
-def _piece(count, pieces):
-    """Numbers of a piece, whole cache lines of them."""
-    return (count + pieces * 16 - 1) // (pieces * 16) * 16
+def _ends(piece, pieces, count):
+    """Where a piece begins and ends, at whole cache lines."""
+    size = (count + pieces * 16 - 1) // (pieces * 16) * 16
+    return min(piece * size, count), min((piece + 1) * size, count)

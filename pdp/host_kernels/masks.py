@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pdp.host_kernels import masking
-from pdp.host_kernels.threads import call, worth_spreading
+from pdp.host_kernels.parts import parts_of
+from pdp.host_threads import in_pieces
 
 _LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
+Numbers = tuple[float, float]
 
 
 def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
@@ -17,23 +22,44 @@ def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tens
 
     `cut` and `temperature` are single numbers; the weight must lie dense.
     """
+    return differentiable(weight, _numbers(cut, temperature), [])
+
+
+def effective_weights(
+    weights: Sequence[Tensor], cuts: Sequence[Tensor], temperatures: Sequence[Tensor | float]
+) -> Iterator[tuple[Tensor, Numbers, Tensor]]:
+    """The values of `host_prune` for several weights at once: what `differentiable` needs of each to go on from."""
+    numbers = [_numbers(cut, tau) for cut, tau in zip(cuts, temperatures, strict=True)]
+    effective = [torch.empty_like(weight) for weight in weights]
+    offsets, inverses = np.array(numbers, np.float32).T
+    counts = np.array([weight.numel() for weight in weights], np.int64)
+    places = [np.array([one.data_ptr() for one in ones], np.int64) for ones in (weights, effective)]
+    in_pieces(masking.write_all, parts_of(int(counts.sum())), *places, counts, offsets, inverses)
+    return zip(weights, numbers, effective, strict=True)
+
+
+def differentiable(weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Tensor:
+    """The effective weight of these numbers, the one that is `ready` if there is one."""
+    return _HostPrune.apply(weight, numbers, ready)
+
+
+def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
+    """-t^2 / tau, t with its sign, and 1 / tau."""
     t, tau = cut.item(), float(temperature)
     # The numbers that stand first stay where one is NaN.
-    offset = max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST)
-    return _HostPrune.apply(weight, offset, 1 / tau)
+    return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
 
 
 class _HostPrune(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, offset: float, inverse: float) -> Tensor:
-        ctx.numbers = offset, inverse  # type: ignore[attr-defined]
+    def forward(ctx: FunctionCtx, weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Tensor:
+        ctx.numbers = numbers  # type: ignore[attr-defined]
         ctx.save_for_backward(weight)
+        if ready:
+            return ready.pop()
         effective = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
-        if worth_spreading(count):
-            call(masking.spread_effective, *places, count, torch.get_num_threads(), offset, inverse)
-        else:
-            masking.write_effective(*places, 0, count, offset, inverse)
+        in_pieces(masking.write_effective, parts_of(count), *places, count, *numbers)
         return effective
 
     @staticmethod
@@ -44,8 +70,5 @@ class _HostPrune(torch.autograd.Function):
             gradient = torch.empty_like(weight).copy_(gradient)
         slope = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
-        if worth_spreading(count):
-            call(masking.spread_slope, *places, count, torch.get_num_threads(), *ctx.numbers)  # type: ignore[attr-defined]
-        else:
-            masking.write_slope(*places, 0, count, *ctx.numbers)  # type: ignore[attr-defined]
+        in_pieces(masking.write_slope, parts_of(count), *places, count, *ctx.numbers)  # type: ignore[attr-defined]
         return slope, None, None

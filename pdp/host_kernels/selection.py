@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from pdp.host_kernels.memory import bits_at
 
@@ -36,65 +36,39 @@ def _look(address, count, low, high, near, place, room):
 
 
 @njit(**_HOW)
-def gather_piece(piece, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
-    """Of a piece of a layer, what lies between the layer's bounds, and how much lies below."""
-    layer = layers[piece]
-    address, low, high = addresses[layer], lows[layer], highs[layer]
-    first, last, place = firsts[piece], lasts[piece], rooms[piece]
-    whole = first + (last - first) // _BLOCK * _BLOCK
-    total = 0
-    for start in range(first, whole, _BLOCK):
-        count, place = _look(address + 4 * start, _BLOCK, low, high, near, place, rooms[piece + 1])
-        total += count
-    if whole < last:
-        count, place = _look(address + 4 * whole, last - whole, low, high, near, place, rooms[piece + 1])
-        total += count
-    below[piece], inside[piece] = total, place - rooms[piece]
+def gather(part, parts, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
+    """Of the pieces of one of so many parts, what lies between their layers' bounds, and how much lies below."""
+    for piece in range(layers.size * part // parts, layers.size * (part + 1) // parts):
+        layer = layers[piece]
+        address, low, high = addresses[layer], lows[layer], highs[layer]
+        first, last, place = firsts[piece], lasts[piece], rooms[piece]
+        whole = first + (last - first) // _BLOCK * _BLOCK
+        total = 0
+        for start in range(first, whole, _BLOCK):
+            count, place = _look(address + 4 * start, _BLOCK, low, high, near, place, rooms[piece + 1])
+            total += count
+        if whole < last:
+            count, place = _look(address + 4 * whole, last - whole, low, high, near, place, rooms[piece + 1])
+            total += count
+        below[piece], inside[piece] = total, place - rooms[piece]
 
 
 @njit(**_HOW)
-def gather(addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
-    """`gather_piece` of all pieces."""
-    for piece in range(layers.size):
-        gather_piece(piece, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside)
-
-
-@njit(parallel=True, **_HOW)
-def spread_gather(addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
-    """`gather` over the threads."""
-    for piece in prange(layers.size):
-        gather_piece(piece, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside)
-
-
-@njit(**_HOW)
-def select_layer(layer, ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
-    """A layer's largest pruned and smallest kept magnitude, -1 where they do not lie between its bounds."""
-    first, last = pieces[layer], pieces[layer + 1]
-    rank, total, complete = ranks[layer], 0, True
-    for piece in range(first, last):
-        rank -= below[piece]
-        total += inside[piece]
-        complete = complete and inside[piece] <= rooms[piece + 1] - rooms[piece]
-    under[layer] = over[layer] = -1
-    if complete and 0 < rank < total:
-        found = _smallest_with(rank, lows[layer], highs[layer], first, last, rooms, near, inside)
-        under[layer] = found
-        reached = _count(found, first, last, rooms, near, inside)
-        over[layer] = found if reached > rank else _next(found, first, last, rooms, near, inside)
-
-
-@njit(**_HOW)
-def select(ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
-    """`select_layer` of all layers."""
-    for layer in range(ranks.size):
-        select_layer(layer, ranks, lows, highs, pieces, rooms, near, below, inside, under, over)
-
-
-@njit(parallel=True, **_HOW)
-def spread_select(ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
-    """`select` over the threads."""
-    for layer in prange(ranks.size):
-        select_layer(layer, ranks, lows, highs, pieces, rooms, near, below, inside, under, over)
+def select(part, parts, ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
+    """Of a part's layers the largest pruned and the smallest kept magnitude; -1 where one is not between the bounds."""
+    for layer in range(ranks.size * part // parts, ranks.size * (part + 1) // parts):
+        first, last = pieces[layer], pieces[layer + 1]
+        rank, total, complete = ranks[layer], 0, True
+        for piece in range(first, last):
+            rank -= below[piece]
+            total += inside[piece]
+            complete = complete and inside[piece] <= rooms[piece + 1] - rooms[piece]
+        under[layer] = over[layer] = -1
+        if complete and 0 < rank < total:
+            found = _smallest_with(rank, lows[layer], highs[layer], first, last, rooms, near, inside)
+            under[layer] = found
+            reached = _count(found, first, last, rooms, near, inside)
+            over[layer] = found if reached > rank else _next(found, first, last, rooms, near, inside)
 
 
 @njit(inline="always")

@@ -43,7 +43,6 @@ class Pattern(pattern.Pattern):
         self.macs: dict[str, int] = {}
         self._known_tables: dict[tuple, UnitTable] = {}
         self._measured: dict[UnitTable, Tensor] | None = None  # s^2 by table, while the weights stand still
-        self._forwards: list[Forward] = []  # of the whole model, now running
 
     @property
     def target_unit(self) -> str:
@@ -159,11 +158,10 @@ class Pattern(pattern.Pattern):
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        # A forward that was interrupted has not said so, and the masks are about to change.
-        self._forwards.clear()
         self._measured = {}
         try:
-            yield
+            with super().measuring():
+                yield
         finally:
             self._measured = None
 
@@ -215,11 +213,6 @@ class Pattern(pattern.Pattern):
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
         tables = self._tables(layers)
         self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
-
-    def end_forward(self) -> None:
-        # An exception before the beginning was announced ends a forward as well.
-        if self._forwards:
-            self._forwards.pop()
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         if self._forwards and not torch.compiler.is_compiling():

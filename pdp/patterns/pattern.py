@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from pdp.errors import Refusal
 from pdp.layers import Layer, Member
 from pdp.mask import soft_prune
 from pdp.patterns.options import RandomOptions
+from pdp.patterns.weight_forward import Forward
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Pattern:
     def __init__(self, options: RandomOptions):
         self.options = options
         self._finder: Any = None  # of cuts, which remembers where they lay
+        self._forwards: list[Any] = []  # of the whole model, now running
 
     @property
     def label(self) -> str:
@@ -108,9 +110,12 @@ class Pattern:
         """Numbers over units (or their groups), made to broadcast against one of the layer's tensors."""
         return values
 
-    def measuring(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
         """Inside, the weights stand still: what cuts and states are both made of is computed once."""
-        return nullcontext()
+        # A forward that was interrupted has not said so, and the masks are about to change.
+        self._forwards.clear()
+        yield
 
     def soft_states(
         self, layers: Sequence[Layer], cuts: Sequence[Tensor], temperatures: Sequence[Tensor] | float
@@ -120,9 +125,13 @@ class Pattern:
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
         """The whole model's forward begins, in which these layers are masked: they may share what they compute."""
+        self._forwards.append(Forward(layers, temperatures))
 
     def end_forward(self) -> None:
         """The forward that began last has ended, or raised."""
+        # An exception before the beginning was announced ends a forward as well.
+        if self._forwards:
+            self._forwards.pop()
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""
@@ -133,6 +142,9 @@ class Pattern:
 
                 return device_prune(weight, cut, temperature, member.compute_dtype(weight))
             if host_kernels.usable(weight) and cut.is_cpu:
+                made = self._forwards[-1].effective(weight) if self._forwards else None
+                if made is not None:
+                    return made
                 return host_kernels.found().prune(weight, cut, temperature)  # type: ignore[union-attr]
         return soft_prune(weight, self.spread(cut, layer, member, weight), temperature)
 

@@ -1,0 +1,133 @@
+"""Small layers masked together in a forward of the whole model: the same numbers as each by itself."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pdp import Pruner, host_kernels
+from pdp.patterns import weight_forward
+
+pytestmark = pytest.mark.skipif(host_kernels.found() is None, reason="Numba is not installed")
+INPUTS = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """Three layers; `between` may do something before the second, `kind` says how activations are kept."""
+
+    def __init__(self, kind="plain"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.third = nn.Linear(30, 40), nn.Linear(40, 401), nn.Linear(401, 2)
+        self.kind, self.between = kind, lambda: None
+
+    def forward(self, inputs):
+        hidden = self.first(inputs).relu()
+        self.between()
+        if self.kind == "plain":
+            return self.third(self.second(hidden).relu())
+        part = lambda values: self.third(self.second(values).relu())  # noqa: E731
+        return checkpoint(part, hidden, use_reentrant=self.kind == "reentrant")
+
+
+def pruned(kind="plain"):
+    model = Net(kind)
+    pruner = Pruner(model, sparsity=0.5, epochs=4, schedule={"warmup": "0ep", "ramp": "2ep"}, temperature=1e-2)
+    pruner.start_epoch(0)
+    return model, pruner
+
+
+def trained(kind="plain"):
+    """Outputs, gradients and weights of a few steps."""
+    model, pruner = pruned(kind)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    seen = []
+    for epoch in range(3):
+        pruner.start_epoch(epoch)
+        for _ in range(2):
+            output = model(INPUTS)
+            output.square().mean().backward()
+            seen += [output.detach(), *(one.grad.clone() for one in model.parameters())]
+            optimizer.step()
+            pruner.step()
+            optimizer.zero_grad()
+    return [*seen, *(one.detach() for one in model.parameters())]
+
+
+@pytest.mark.parametrize("kind", ["plain", "checkpointed", "reentrant"])
+def test_training_is_the_same_bit_for_bit(kind, monkeypatch):
+    together, made = trained(kind), []
+    masks = host_kernels.found()
+    counting = masks._replace(effective=lambda *given: made.append(len(given[0])) or masks.effective(*given))
+    monkeypatch.setattr(host_kernels, "found", lambda: counting)
+    again = trained(kind)
+    assert made and set(made) == {3}
+    monkeypatch.setattr(weight_forward, "_SMALL", 0)
+    made.clear()
+    alone = trained(kind)
+    assert not made
+    for one, other, third in zip(together, again, alone, strict=True):
+        assert torch.equal(one, other) and torch.equal(one, third)
+
+
+def test_a_weight_that_the_model_changes_in_its_forward_is_masked_as_it_is_then(monkeypatch):
+    model, _ = pruned()
+
+    def double():
+        with torch.no_grad():
+            model.second.weight.mul_(2)
+
+    model.between = double
+    output = model(INPUTS)
+    output.sum().backward()
+    model.between, gradient = (lambda: None), model.second.weight.grad.clone()
+    monkeypatch.setattr(weight_forward, "_SMALL", 0)
+    assert torch.equal(model(INPUTS), output)
+    model.zero_grad()
+    model(INPUTS).sum().backward()
+    assert torch.equal(model.second.weight.grad, gradient)
+
+
+def test_a_copy_in_a_forward_is_masked_by_its_own_weights():
+    model, _ = pruned()
+    twin, seen = copy.deepcopy(model), []
+    with torch.no_grad():
+        twin.first.weight.mul_(3)
+    expected = twin(INPUTS)
+    model.between = lambda: seen.append(twin(INPUTS))
+    before = model(INPUTS)
+    assert torch.equal(seen[0], expected) and not torch.equal(before, expected)
+
+
+def test_a_layer_used_twice_and_one_not_used_have_their_gradients():
+    model, pruner = pruned()
+    first = model.first(INPUTS)
+    found = {}
+    for small in (True, False):
+        model.zero_grad()
+        if not small:
+            pruner.pattern._forwards.clear()
+        else:
+            pruner.pattern.begin_forward(pruner.layers, 1e-2)
+        (model.first(INPUTS) + model.first(2 * INPUTS)).square().sum().backward()
+        found[small] = model.first.weight.grad.clone()
+        assert model.second.weight.grad is None
+        pruner.pattern.end_forward()
+    assert torch.equal(found[True], found[False]) and first.shape == (8, 40)
+
+
+def test_a_forward_that_raises_leaves_nothing_behind():
+    model, pruner = pruned()
+
+    def fail():
+        raise ValueError
+
+    model.between = fail
+    with pytest.raises(ValueError):
+        model(INPUTS)
+    assert pruner.pattern._forwards == []
+    with torch.no_grad():  # one by one, as nothing is kept
+        assert not weight_forward.Forward(pruner.layers, 1e-2).made
+    assert len(weight_forward.Forward(pruner.layers, 1e-2).made) == 3
