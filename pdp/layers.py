@@ -31,7 +31,7 @@ class Member:
     parameter: str  # its name in the model's state dict
     sites: list[Site]
     weighs: bool = True  # a convolution's or linear layer's weight, which counts as prunable
-    units: Tensor | None = None  # the unit of each slice along dimension 0; None: the mask has the tensor's own shape
+    units: Tensor | None = None  # the unit of each of its `rows`; None: the mask has the tensor's own shape
     in_order: bool = False  # whether the units are 0, 1, 2, ...: then a mask over units fits as it is
     turned: bool = False  # units lie along dimension 1, as the outputs of Hugging Face's `Conv1D` do
 

@@ -16,29 +16,28 @@ def load_slim(model: nn.Module, folder: str | Path) -> nn.Module:
     """Gives the dense `model` its slim sizes and weights, in place; raises where it is another model."""
     folder = Path(folder)
     description = json.loads((folder / "slim.json").read_text(encoding="utf-8"))
-    for path, sizes in description["modules"].items():
-        module = model.get_submodule(path)
-        for key, value in sizes.items():
-            setattr(module, key, value)
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for module in model.modules():
-        for key, parameter in module._parameters.items():
-            places.setdefault(id(parameter), []).append((module, key))
     state = load_file(str(folder / "model.safetensors"))
+    known = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+    modules = dict(model.named_modules())
+    stored = {id(known[name]) for name in state if name in known}
+    # A weight that several modules share is stored once.
+    lacking = [name for name in model.state_dict() if id(known.get(name)) not in stored]
+    strange = [name for name in state if name not in known]
+    strange += [path for path in description["modules"] if path not in modules]
+    if lacking or strange:
+        raise ValueError(f"{folder} is of another model: {', '.join([*strange, *lacking])}")
+    for path, sizes in description["modules"].items():
+        for key, value in sizes.items():
+            setattr(modules[path], key, value)
+    new: dict[int, torch.Tensor] = {}
     for name, tensor in state.items():
-        path, _, key = name.rpartition(".")
-        module = model.get_submodule(path)
-        if key in module._parameters:
-            smaller = nn.Parameter(torch.empty_like(tensor))
-            # A weight that several modules share is stored once.
-            for owner, own in places[id(module._parameters[key])]:
-                owner._parameters[own] = smaller
-        else:
-            module._buffers[key] = torch.empty_like(tensor)
-    lacking, unknown = model.load_state_dict(state, strict=False)
-    named = dict(model.named_parameters(remove_duplicate=False))
-    stored = {id(named[name]) for name in state if name in named}
-    wrong = [*unknown, *(name for name in lacking if id(named.get(name)) not in stored)]
-    if wrong:
-        raise ValueError(f"{folder} is of another model: {', '.join(wrong)}")
+        smaller = torch.empty_like(tensor)
+        new[id(known[name])] = nn.Parameter(smaller) if isinstance(known[name], nn.Parameter) else smaller
+    for module in modules.values():
+        for held in (module._parameters, module._buffers):
+            held.update({key: new[id(value)] for key, value in held.items() if id(value) in new})
+    model.load_state_dict(state, strict=False)
     return model

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from test_cut import reference_cut
 from test_mask import reference
 
-from pdp import Pruner, host_kernels, soft_prune
+from pdp import Pruner, host_kernels, mask, soft_prune
 from pdp.cut import count_pruned, magnitude_cuts_at
+from pdp.host_kernels import masking
 from pdp.host_kernels.cuts import Cuts
 from pdp.host_kernels.masks import host_prune
 from pdp.kernels import usable as usable_on_device
@@ -29,13 +30,20 @@ def both(weight, cut, temperature, upstream):
         yield effective.detach(), mine.grad
 
 
+_RANDOM = torch.Generator().manual_seed(0)
+
+
+def randn(*shape):
+    return torch.randn(*shape, generator=_RANDOM)
+
+
 SHAPES = {
-    "one": torch.randn(1),
-    "a few": torch.randn(37) * 0.05,
-    "a matrix": torch.randn(64, 37) * 0.05,
-    "for several threads": torch.randn(260, 230, 3, 3) * 0.05,
-    "odd, for several threads": torch.randn(7, 93773) * 0.05,
-    "channels last": (torch.randn(20, 30, 3, 3) * 0.05).contiguous(memory_format=torch.channels_last),
+    "one": randn(1),
+    "a few": randn(37) * 0.05,
+    "a matrix": randn(64, 37) * 0.05,
+    "for several threads": randn(260, 230, 3, 3) * 0.05,
+    "odd, for several threads": randn(7, 93773) * 0.05,
+    "channels last": (randn(20, 30, 3, 3) * 0.05).contiguous(memory_format=torch.channels_last),
     "zeros": torch.zeros(5),
     "huge": torch.tensor([1e-30, 1e19, 3e38, -3e38, 1e-38]),
 }
@@ -45,7 +53,8 @@ SHAPES = {
 @pytest.mark.parametrize("temperature", [1e-4, 1e-3, 1e-24])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mask_and_gradient_equal_the_definition(shape, cut, temperature):
-    weight = SHAPES[shape]
+    weight = SHAPES[shape].clone()
+    weight[(weight.abs() - cut).abs() < 1e-6 * cut] *= 2  # where the last bit decides at a temperature of nothing
     upstream = torch.randn_like(weight)
     (effective, slope), (found, found_slope) = both(weight, cut, temperature, upstream)
     assert host_kernels.usable(weight)
@@ -86,13 +95,42 @@ def test_what_is_no_number_stays_none():
     assert host_prune(weight, torch.tensor(math.nan), 1e-4).isnan().all()
 
 
+def test_the_constants_are_those_of_the_definition():
+    assert tuple(np.float32(value) for value in (mask.SATURATED, mask.NOTHING, mask.FARTHEST)) == (
+        masking.SATURATED,
+        masking.NOTHING,
+        masking.FARTHEST,
+    )
+
+
+def test_a_weight_that_hooks_bring_back_otherwise_gives_the_same_gradient():
+    weight = randn(40, 30)[:, ::2].contiguous().requires_grad_()
+    found = []
+    for back in (lambda one: one, lambda one: one.double(), lambda one: one.bfloat16(), lambda one: one.T.clone().T):
+        with torch.autograd.graph.saved_tensors_hooks(lambda one: one, back):
+            effective = host_prune(weight, torch.tensor(0.5), 0.1)
+        found += torch.autograd.grad(effective.square().sum(), weight)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[3])
+    torch.testing.assert_close(found[2], found[0], rtol=0.1, atol=0.1)
+
+
+def test_whether_they_run_is_not_decided_by_where_the_question_is_asked():
+    with torch.inference_mode(), torch.device("meta"):
+        assert host_kernels.found.__wrapped__() is not None
+
+
 def test_the_number_of_threads_changes_nothing():
     weight, upstream = torch.randn(1_000_001) * 0.05, torch.randn(1_000_001)
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append((*list(both(weight, 0.06, 1e-4, upstream))[1], Cuts([weight]).find([weight], [900_000])))
+            weights, finder, cuts = [weight, weight[:600_000] * 2], Cuts([weight, weight[:600_000]]), []
+            for _ in range(4):
+                weights = [one * 1.0001 for one in weights]
+                cuts.append(finder.find(weights, [900_000, 100_000]))
+                assert torch.equal(cuts[-1], torch.stack(magnitude_cuts_at(weights, [900_000, 100_000])))
+            found.append((*list(both(weight, 0.06, 1e-4, upstream))[1], *cuts))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -168,8 +206,18 @@ def trained(steps=12):
 
 
 def test_a_training_with_them_is_the_training_without(monkeypatch):
-    assert host_kernels.found()
-    cuts, weights = trained()
+    kernels, used = host_kernels.found(), []
+    counted = {
+        "prune": lambda *given: used.append("prune") or kernels.prune(*given),
+        "effective": lambda *given: used.append("effective") or kernels.effective(*given),
+        "cuts": lambda *given: used.append("cuts") or kernels.cuts(*given),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(host_kernels, "found", lambda: kernels._replace(**counted))
+        cuts, weights = trained()
+    assert (
+        used.count("effective") == 11 and used.count("cuts") > 11
+    )  # as what is counted is no class, one for each step
     monkeypatch.setattr(host_kernels, "found", lambda: None)
     plain_cuts, plain_weights = trained()
     assert len(cuts) > 10

@@ -85,7 +85,12 @@ def test_a_channel_run_and_its_exports(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        ["model=gpt2_tiny", "recipe.gradient_checkpointing=true", "data.context=32", "method.temperature_mode=relative"],
+        [
+            "model=gpt2_tiny",
+            "recipe.gradient_checkpointing=true",
+            "data.context=32",
+            "method.temperature_mode=relative",
+        ],
         ["model=bert_tiny", "recipe.precision=bf16", "prune.target=macs"],
     ],
 )
@@ -95,7 +100,7 @@ def test_a_language_model_loses_heads_and_hidden_units(words, tmp_path, capsys):
     layers = pd.read_csv(run / "layers.csv")
     names = layers[layers.prunable & layers.share.notna()].name
     assert len(names) == 2 * len(set(names.str.extract(r"[.](\d+)[.]")[0]))  # an attention and a hidden layer a block
-    assert record.macs_sparse < 0.75 * record.macs
+    assert record.macs_sparse < 0.8 * record.macs
     assert export(run, "slim", tmp_path / "slim") == 0
     assert f"MACs: {record.macs:,} -> {record.macs_sparse:,} " in capsys.readouterr().out
 

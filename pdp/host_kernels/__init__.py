@@ -59,10 +59,12 @@ def found() -> Kernels | None:
         from pdp.host_kernels.cuts import Cuts
         from pdp.host_kernels.masks import differentiable, effective_weights, host_prune
 
-        with torch.enable_grad():
+        # Whatever the first call finds itself in.
+        with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
             weight = torch.ones(8, requires_grad=True)
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
-        Cuts([weight]).find([weight], [1])
+            list(effective_weights([weight], [torch.tensor(0.5)], [1.0]))
+            Cuts([weight]).find([weight], [1])
     # Numba may not know the processor or this Python, or find no folder to write to: its failures share no class.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -34,7 +34,7 @@ class Cuts:
         self._layers = layers = np.repeat(np.arange(len(weights)), counts)
         numbers = np.arange(len(layers)) - self._pieces[layers]
         # All pieces of a layer of about one size, whole cache lines of them.
-        size = (-(-self._sizes // counts) + 15) // 16 * 16
+        size = (-(-self._sizes // np.maximum(counts, 1)) + 15) // 16 * 16
         self._firsts = np.minimum(numbers * size[layers], self._sizes[layers])
         self._lasts = np.minimum(self._firsts + size[layers], self._sizes[layers])
         self._room = np.where(self._small[layers], self._lasts - self._firsts, size[layers] // _SHARE_NEAR)
@@ -62,8 +62,9 @@ class Cuts:
             weight = weights[layer].detach()
             flat = weight.as_strided((weight.numel(),), (1,)).numpy()
             below[layer], above[layer] = neighbours(flat, pruned[layer], magnitudes=True)
-        cuts = below + (above - below) * 0.5
-        self._moved = np.where(np.isfinite(self._cuts), np.abs(cuts - self._cuts), math.inf)
+        with np.errstate(invalid="ignore"):  # of infinite weights
+            cuts = below + (above - below) * 0.5
+            self._moved = np.where(np.isfinite(self._cuts), np.abs(cuts - self._cuts), math.inf)
         self._cuts, self._below, self._above = cuts, below, above
         endless = np.where(ranks > 0, math.inf, -math.inf)
         return torch.from_numpy(np.where(within, cuts, endless).astype(np.float32))

@@ -12,6 +12,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from pdp.host_kernels import masking
 from pdp.host_kernels.parts import parts_of
 from pdp.host_threads import in_pieces
+from pdp.mask import lies_dense
 
 _LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
 Numbers = tuple[float, float]
@@ -66,7 +67,10 @@ class _HostPrune(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        if gradient.dtype != torch.float32 or gradient.stride() != weight.stride():
+        # Hooks for saved tensors may have brought it back otherwise; and gradients come as they like.
+        if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
+            weight = weight.to("cpu", torch.float32).contiguous()
+        if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:
             gradient = torch.empty_like(weight).copy_(gradient)
         slope = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())

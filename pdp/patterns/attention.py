@@ -55,13 +55,19 @@ def _timm(module: Any) -> Attention | None:
 def _gpt2(module: Any) -> Attention | None:
     if not _has(module, "c_attn", "c_proj", "num_heads", "head_dim", "split_size"):
         return None
-    return Attention("", module.num_heads, module.head_dim, ("c_attn",), 3, "c_proj")
+    # Others of these names keep query, key and value of a head together.
+    return (
+        Attention("", module.num_heads, module.head_dim, ("c_attn",), 3, "c_proj") if is_conv1d(module.c_attn) else None
+    )
 
 
 def _bert(module: Any) -> Attention | None:
     own: Any = getattr(module, "self", None)
     if not _has(own, "query", "key", "value", "num_attention_heads", "attention_head_size", "all_head_size"):
         return None
+    own_parts = {name.partition(".")[0] for name, _ in own.named_parameters()}
+    if own_parts != {"query", "key", "value"} or getattr(own, "has_relative_attention_bias", False):
+        return None  # something else of it has a part for each head
     makers = ("self.query", "self.key", "self.value")
     return Attention("self", own.num_attention_heads, own.attention_head_size, makers, 1, "output.dense")
 

@@ -14,6 +14,9 @@ from pdp.errors import Refusal
 from pdp.patterns.attention import Attention, find_attentions
 from pdp.patterns.traceable import traceable
 
+# What torch-pruning calls the steps at which an attention multiplies channels with channels.
+_PRODUCTS = ("ScaledDotProduct", "BmmBackward", "BaddbmmBackward")
+
 
 @dataclass
 class Part:
@@ -54,23 +57,20 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
             "pip install 'pdp-pruning[export]' (or torch-pruning)"
         ) from None
     training = {module: module.training for module in model.modules()}
+    attentions = list(find_attentions(model))
     try:
         with torch.enable_grad(), torch.random.fork_rng(), traceable(model):
             graph = torch_pruning.DependencyGraph().build_dependency(
-                model,
-                example_inputs=_arguments(example_input),
-                # A language model gives what its next call may go on from as well.
-                output_transform=lambda output: getattr(output, "logits", output),
-                verbose=False,
+                model, example_inputs=_arguments(example_input), verbose=False
             )
-            couplings = [_head_coupling(model, one) for one in find_attentions(model)]
+            couplings = [_head_coupling(model, one) for one in attentions]
             apart = [part.module for one in couplings for part in one.outputs]
             kinds = (_ConvNd, nn.Linear)
             for group in graph.get_all_groups(ignored_layers=apart, root_module_types=kinds):
                 couplings.append(_read(group, model, torch_pruning.ops))
         for part in (part for one in couplings for part in (*one.outputs, *one.norms, *one.inputs)):
             part.module = model.get_submodule(part.name)
-    except (AssertionError, RuntimeError, ValueError, KeyError, AttributeError) as error:
+    except (AssertionError, RuntimeError, ValueError, LookupError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refusal(f"torch-pruning cannot follow this model ({reason}): give prune=random or prune=nm") from error
     finally:
@@ -102,6 +102,8 @@ def _read(group: Any, model: nn.Module, ops: Any) -> Coupling:
             parts.append(("norm", module, list(item.idxs), list(item.root_idxs)))
         elif kind == ops.OPTYPE.OUTPUT:
             refused = "its channels are the model's outputs"
+        elif any(product in item.dep.target.name for product in _PRODUCTS):
+            refused = "its channels are parts of heads, in an attention of a kind that is not known"
         elif isinstance(module, nn.Parameter):
             refused = "its channels meet a parameter of the model's own"
         elif kind in (ops.OPTYPE.LN, ops.OPTYPE.GN, ops.OPTYPE.IN, ops.OPTYPE.MHA, ops.OPTYPE.LSTM, ops.OPTYPE.EMBED):

@@ -16,7 +16,8 @@ def traceable(model: nn.Module) -> Iterator[None]:
     """Inside, a linear layer that computes the same stands wherever the model has a `Conv1D`, and nothing is cached."""
     settings: Any = getattr(model, "config", None)
     cached = getattr(settings, "use_cache", None)
-    found = [(name, module) for name, module in model.named_modules() if is_conv1d(module)]
+    named = model.named_modules(remove_duplicate=False)
+    found = [(name, module) for name, module in named if name and is_conv1d(module)]
     try:
         if cached:
             settings.use_cache = False

@@ -6,13 +6,25 @@ import importlib.util
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+)
 from transformers.pytorch_utils import Conv1D
 
 from pdp import Pruner, count_macs
+from pdp.errors import Refusal
 from pdp.export import Logits, save_program, save_slim
+from pdp.patterns.attention import find_attentions
 from pdp.patterns.coupling import find_couplings
 from pdp.slim import difference, slim
+from pdp.slim_loader import load_slim
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 TOKENS = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
@@ -164,3 +176,51 @@ def test_an_exported_slim_model_opens_by_itself(build, tmp_path):
     save_program(smaller, [TOKENS], tmp_path / "model.pt2")
     program = torch.export.load(tmp_path / "model.pt2").module()
     torch.testing.assert_close(program(TOKENS[:, :5]), smaller(TOKENS[:, :5]))  # another length
+
+
+def test_the_slim_model_loads_into_no_other_and_leaves_missing_biases_alone(tmp_path):
+    def model(bias):
+        return nn.Sequential(nn.Linear(3, 4, bias=bias), nn.ReLU(), nn.Linear(4, 3, bias=False), nn.Linear(3, 2))
+
+    dense = model(True)
+    with torch.no_grad():
+        dense[0].weight[1] = dense[0].bias[1] = 0
+    save_slim(dense, torch.zeros(1, 3), tmp_path, {})
+    loaded = load_slim(model(True), tmp_path)
+    inputs = torch.randn(5, 3)
+    torch.testing.assert_close(loaded(inputs), dense(inputs))
+    assert loaded[2].bias is None and loaded[0].out_features == 3
+    other = model(False)
+    with pytest.raises(ValueError, match="another model: 0.bias"):
+        load_slim(other, tmp_path)
+    assert other[0].out_features == 4 and other[0].bias is None
+
+
+def test_heads_of_an_attention_that_is_not_known_stay():
+    torch.manual_seed(0)
+    model = DistilBertModel(DistilBertConfig(vocab_size=50, dim=24, n_heads=4, n_layers=1, hidden_dim=96))
+    pruner = make(model)
+    assert [layer.name for layer in pruner.layers] == ["transformer.layer.0.ffn.lin1"]
+    assert "parts of heads" in pruner.skipped["transformer.layer.0.attention.q_lin"]
+
+
+def test_what_only_looks_like_gpt2s_attention_is_not_taken_for_it():
+    # Query, key and value of each head lie together.
+    config = GPTBigCodeConfig(vocab_size=50, n_embd=24, n_head=4, n_layer=1, n_inner=96, multi_query=False)
+    model = GPTBigCodeForCausalLM(config)
+    assert not list(find_attentions(model))
+    with pytest.raises(Refusal, match="torch-pruning cannot follow this model"):
+        make(model)
+
+
+def test_cross_attention_is_followed_or_refused_in_one_line():
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_layer=1, n_head=4, add_cross_attention=True)
+    example = {"input_ids": TOKENS[:1], "encoder_hidden_states": torch.randn(1, 4, 24)}
+    try:
+        pruner = Pruner(
+            GPT2LMHeadModel(config), pattern="channel", sparsity=0.4, epochs=2, schedule=NOW, example_input=example
+        )
+    except Refusal as refusal:
+        assert "torch-pruning cannot follow this model" in str(refusal)
+    else:
+        assert "transformer.h.0.mlp.c_fc" in [layer.name for layer in pruner.layers]
