@@ -18,13 +18,24 @@ def threads(count: int) -> ThreadPoolExecutor:
     return _pool[2]
 
 
-def in_pieces(work: Callable[..., Any], pieces: int, *arguments: Any) -> None:
-    """Calls `work(piece, pieces, *arguments)` for every piece, the first of them in this thread."""
-    others = [threads(pieces - 1).submit(work, piece, pieces, *arguments) for piece in range(1, pieces)]
+def in_pieces(work: Callable[..., Any], pieces: int, helpers: int, *arguments: Any) -> None:
+    """Calls `work(piece, pieces, *arguments)` for every piece, in this thread and so many others.
+
+    Each takes the next piece when it has done one. Threads of PyTorch that wait for work in a loop keep a core busy for
+    milliseconds: a helper that has not come by the end is not waited for.
+    """
+    left = iter(range(pieces))
+
+    def take() -> None:
+        for piece in left:
+            work(piece, pieces, *arguments)
+
+    others = [threads(helpers).submit(take) for _ in range(helpers)]
     try:
-        work(0, pieces, *arguments)
+        take()
     finally:
         # They write to memory that the caller may let go of.
-        wait(others)
-    for one in others:
+        came = [one for one in others if not one.cancel()]
+        wait(came)
+    for one in came:
         one.result()

@@ -96,7 +96,7 @@ class Cuts:
         among = (ranks[tried], low, high, pieces, rooms, near, under, inside)
         found = np.empty((2, len(counts)), np.int32)
         parts = parts_of(int(self._sizes[tried].sum()))
-        in_pieces(selection.gather, parts, *seen)
-        in_pieces(selection.select, parts, *among, *found)
+        in_pieces(selection.gather, *parts, *seen)
+        in_pieces(selection.select, *parts, *among, *found)
         values = np.where(found < 0, math.nan, found.view(np.float32).astype(np.float64))
         below[tried], above[tried] = values

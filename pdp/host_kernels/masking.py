@@ -56,9 +56,9 @@ def write_effective(piece, pieces, weight, effective, count, offset, inverse):
 
 @njit(**_HOW)
 def write_all(piece, pieces, weights, effective, counts, offsets, inverses):
-    """`write_effective` of several tensors, a piece of each."""
-    for i in range(counts.size):
-        write_effective(piece, pieces, weights[i], effective[i], counts[i], offsets[i], inverses[i])
+    """`write_effective` of several tensors, those of one of so many pieces as a whole."""
+    for i in range(counts.size * piece // pieces, counts.size * (piece + 1) // pieces):
+        write_effective(0, 1, weights[i], effective[i], counts[i], offsets[i], inverses[i])
 
 
 @njit(**_HOW)

@@ -35,7 +35,7 @@ def effective_weights(
     offsets, inverses = np.array(numbers, np.float32).T
     counts = np.array([weight.numel() for weight in weights], np.int64)
     places = [np.array([one.data_ptr() for one in ones], np.int64) for ones in (weights, effective)]
-    in_pieces(masking.write_all, parts_of(int(counts.sum())), *places, counts, offsets, inverses)
+    in_pieces(masking.write_all, *parts_of(int(counts.sum())), *places, counts, offsets, inverses)
     return zip(weights, numbers, effective, strict=True)
 
 
@@ -60,7 +60,7 @@ class _HostPrune(torch.autograd.Function):
             return ready.pop()
         effective = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
-        in_pieces(masking.write_effective, parts_of(count), *places, count, *numbers)
+        in_pieces(masking.write_effective, *parts_of(count), *places, count, *numbers)
         return effective
 
     @staticmethod
@@ -74,5 +74,5 @@ class _HostPrune(torch.autograd.Function):
             gradient = torch.empty_like(weight).copy_(gradient)
         slope = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
-        in_pieces(masking.write_slope, parts_of(count), *places, count, *ctx.numbers)  # type: ignore[attr-defined]
+        in_pieces(masking.write_slope, *parts_of(count), *places, count, *ctx.numbers)  # type: ignore[attr-defined]
         return slope, None, None

@@ -1,13 +1,14 @@
-"""Into how many parts the kernels' work is cut, one for each thread."""
+"""Into how many pieces the kernels' work is cut, and how many threads help."""
 
 from __future__ import annotations
 
 import torch
 
-_LEAST = 1 << 18  # numbers of a part: with fewer, threads wait for each other longer than they save
-_MOST = 8  # parts, as each has to be handed over by itself
+_PIECE = 1 << 17  # numbers: some tens of microseconds of work
+_MOST = 7  # helpers, as each has to be called by itself
 
 
-def parts_of(numbers: int) -> int:
-    """No more than PyTorch has threads."""
-    return 1 if numbers < 2 * _LEAST else min(torch.get_num_threads(), numbers // _LEAST, _MOST)
+def parts_of(numbers: int) -> tuple[int, int]:
+    """Pieces and helpers, who are no more than PyTorch has threads beside this one."""
+    pieces = max(1, numbers // _PIECE)
+    return pieces, 0 if pieces < 4 else min(torch.get_num_threads() - 1, pieces - 1, _MOST)
