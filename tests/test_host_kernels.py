@@ -180,6 +180,15 @@ def test_a_cut_is_found_in_one_search_where_it_moves_as_before(kept, monkeypatch
     assert cut == magnitude_cuts_at([weight], [100_000 - kept])[0]
 
 
+def test_more_weights_near_the_cut_than_there_is_room_for_are_cut_as_well():
+    weight = 1 + torch.rand(200_000, generator=torch.Generator().manual_seed(0)) * 5e-4
+    finder = Cuts([weight])
+    for _ in range(5):
+        weight = weight * 1.00001
+        for pruned in (20_000, 20_003):
+            assert finder.find([weight], [pruned])[0] == magnitude_cuts_at([weight], [pruned])[0]
+
+
 def test_weights_of_other_kinds_are_left_to_the_definitions():
     dense = torch.randn(8, 8)
     for other in (dense.double(), dense.bfloat16(), torch.randn(8, 9)[:, :8], dense.expand(2, 8, 8)):
