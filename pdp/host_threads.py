@@ -7,30 +7,30 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
-_pool: tuple[int, int, ThreadPoolExecutor] | None = None
+_held: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
-def threads(count: int) -> ThreadPoolExecutor:
+def pool(count: int) -> ThreadPoolExecutor:
     """At least so many threads, the same ones where they suffice; a fork has none of its parent's and gets its own."""
-    global _pool
-    if _pool is None or _pool[0] != os.getpid() or _pool[1] < count:
-        _pool = (os.getpid(), count, ThreadPoolExecutor(count, thread_name_prefix="pdp"))
-    return _pool[2]
+    global _held
+    if _held is None or _held[0] != os.getpid() or _held[1] < count:
+        _held = (os.getpid(), count, ThreadPoolExecutor(count, thread_name_prefix="pdp"))
+    return _held[2]
 
 
-def in_pieces(work: Callable[..., Any], pieces: int, helpers: int, *arguments: Any) -> None:
-    """Calls `work(piece, pieces, *arguments)` for every piece, in this thread and so many others.
+def in_parts(work: Callable[..., Any], parts: int, helpers: int, *arguments: Any) -> None:
+    """Calls `work(part, parts, *arguments)` for every part, in this thread and so many others.
 
-    Each takes the next piece when it has done one. Threads of PyTorch that wait for work in a loop keep a core busy for
+    Each takes the next part when it has done one. Threads of PyTorch that wait for work in a loop keep a core busy for
     milliseconds: a helper that has not come by the end is not waited for.
     """
-    left = iter(range(pieces))
+    left = iter(range(parts))
 
     def take() -> None:
-        for piece in left:
-            work(piece, pieces, *arguments)
+        for part in left:
+            work(part, parts, *arguments)
 
-    others = [threads(helpers).submit(take) for _ in range(helpers)]
+    others = [pool(helpers).submit(take) for _ in range(helpers)]
     try:
         take()
     finally:

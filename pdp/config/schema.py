@@ -155,7 +155,7 @@ class NmPruneConfig(PruneConfig, NmOptions):
 
 @dataclass
 class ChannelPruneConfig(PruneConfig, ChannelOptions):
-    """Whole output channels with all that is coupled to them."""
+    """Whole output channels, in attention heads, with all that is coupled to them."""
 
 
 PRUNE: dict[str, type[PruneConfig]] = {

@@ -26,7 +26,7 @@ _PLAIN = {Tensor, nn.Parameter}
 
 
 class Kernels(NamedTuple):
-    """What calls them."""
+    """The functions that call them."""
 
     prune: Callable[[Tensor, Tensor, Tensor | float], Tensor]
     effective: Callable[..., Iterator[tuple[Tensor, Numbers, Tensor]]]

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from pdp.host_cut import neighbours
 from pdp.host_kernels import selection
-from pdp.host_kernels.parts import parts_of
-from pdp.host_threads import in_pieces
+from pdp.host_kernels.parting import parting
+from pdp.host_threads import in_parts
 
 _WHOLE = 1 << 12  # magnitudes of a layer up to which all are looked at, wherever they lie
-_PIECE = 1 << 16  # magnitudes of a piece, which one thread takes
+_PIECE = 1 << 16  # magnitudes of a piece, the least that a thread takes
 _SHARE_NEAR = 16  # one in so many of a piece's magnitudes may lie between the bounds
 _NARROWEST, _WIDEST = 2.0**-12, 2.0**-4  # of bounds round the last cut, relative to it
 _MOVES = 4  # how many times farther than last time a cut may move and still be found at once
@@ -95,8 +95,8 @@ class Cuts:
         seen = (addresses[tried], low, high, *where, near, under, inside)
         among = (ranks[tried], low, high, pieces, rooms, near, under, inside)
         found = np.empty((2, len(counts)), np.int32)
-        parts = parts_of(int(self._sizes[tried].sum()))
-        in_pieces(selection.gather, *parts, *seen)
-        in_pieces(selection.select, *parts, *among, *found)
+        parts = parting(int(self._sizes[tried].sum()))
+        in_parts(selection.gather, *parts, *seen)
+        in_parts(selection.select, *parts, *among, *found)
         values = np.where(found < 0, math.nan, found.view(np.float32).astype(np.float64))
         below[tried], above[tried] = values

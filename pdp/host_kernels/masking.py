@@ -42,9 +42,9 @@ def _bounded(z):
 
 
 @njit(**_HOW)
-def write_effective(piece, pieces, weight, effective, count, offset, inverse):
-    """m(w) * w of one of so many pieces of the `count` numbers: m = sigmoid(offset + w^2 * inverse)."""
-    first, last = _ends(piece, pieces, count)
+def write_effective(part, parts, weight, effective, count, offset, inverse):
+    """m(w) * w of one of so many parts of the `count` numbers: m = sigmoid(offset + w^2 * inverse)."""
+    first, last = _ends(part, parts, count)
     source = bits_at(weight + 4 * first, last - first).view(np.float32)
     target = bits_at(effective + 4 * first, last - first).view(np.float32)
     offset, inverse = np.float32(offset), np.float32(inverse)
@@ -55,16 +55,16 @@ def write_effective(piece, pieces, weight, effective, count, offset, inverse):
 
 
 @njit(**_HOW)
-def write_all(piece, pieces, weights, effective, counts, offsets, inverses):
-    """`write_effective` of several tensors, those of one of so many pieces as a whole."""
-    for i in range(counts.size * piece // pieces, counts.size * (piece + 1) // pieces):
+def write_all(part, parts, weights, effective, counts, offsets, inverses):
+    """`write_effective` of several tensors, those of one of so many parts as a whole."""
+    for i in range(counts.size * part // parts, counts.size * (part + 1) // parts):
         write_effective(0, 1, weights[i], effective[i], counts[i], offsets[i], inverses[i])
 
 
 @njit(**_HOW)
-def write_slope(piece, pieces, weight, upstream, slope, count, offset, inverse):
-    """`upstream` times m + 2 w^2 / tau * m (1 - m), of one of so many pieces of the `count` numbers."""
-    first, last = _ends(piece, pieces, count)
+def write_slope(part, parts, weight, upstream, slope, count, offset, inverse):
+    """`upstream` times m + 2 w^2 / tau * m (1 - m), of one of so many parts of the `count` numbers."""
+    first, last = _ends(part, parts, count)
     source = bits_at(weight + 4 * first, last - first).view(np.float32)
     given = bits_at(upstream + 4 * first, last - first).view(np.float32)
     target = bits_at(slope + 4 * first, last - first).view(np.float32)
@@ -80,7 +80,7 @@ def write_slope(piece, pieces, weight, upstream, slope, count, offset, inverse):
 
 
 @njit(inline="always")
-def _ends(piece, pieces, count):
-    """Where a piece begins and ends, at whole cache lines."""
-    size = (count + pieces * 16 - 1) // (pieces * 16) * 16
-    return min(piece * size, count), min((piece + 1) * size, count)
+def _ends(part, parts, count):
+    """Where a part begins and ends, at whole cache lines."""
+    size = (count + parts * 16 - 1) // (parts * 16) * 16
+    return min(part * size, count), min((part + 1) * size, count)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pdp.host_kernels import masking
-from pdp.host_kernels.parts import parts_of
-from pdp.host_threads import in_pieces
+from pdp.host_kernels.parting import parting
+from pdp.host_threads import in_parts
 from pdp.mask import lies_dense
 
 _LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
@@ -35,7 +35,7 @@ def effective_weights(
     offsets, inverses = np.array(numbers, np.float32).T
     counts = np.array([weight.numel() for weight in weights], np.int64)
     places = [np.array([one.data_ptr() for one in ones], np.int64) for ones in (weights, effective)]
-    in_pieces(masking.write_all, *parts_of(int(counts.sum())), *places, counts, offsets, inverses)
+    in_parts(masking.write_all, *parting(int(counts.sum())), *places, counts, offsets, inverses)
     return zip(weights, numbers, effective, strict=True)
 
 
@@ -60,7 +60,7 @@ class _HostPrune(torch.autograd.Function):
             return ready.pop()
         effective = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
-        in_pieces(masking.write_effective, *parts_of(count), *places, count, *numbers)
+        in_parts(masking.write_effective, *parting(count), *places, count, *numbers)
         return effective
 
     @staticmethod
@@ -74,5 +74,5 @@ class _HostPrune(torch.autograd.Function):
             gradient = torch.empty_like(weight).copy_(gradient)
         slope = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
-        in_pieces(masking.write_slope, *parts_of(count), *places, count, *ctx.numbers)  # type: ignore[attr-defined]
+        in_parts(masking.write_slope, *parting(count), *places, count, *ctx.numbers)  # type: ignore[attr-defined]
         return slope, None, None

@@ -1,4 +1,4 @@
-"""Channel pruning: a unit is an output channel with everything coupled to it, masked behind its BatchNorm."""
+"""Channel pruning: a unit is an output channel, in attention a head, with all that is coupled to it."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class NmOptions(RandomOptions):
 
 @dataclass
 class ChannelOptions(RandomOptions):
-    """Whole output channels, with all that is coupled to them."""
+    """Whole output channels, in attention heads, with all that is coupled to them."""
 
     saliency: str = "rms"  # root mean square of the channel's weights, l2: their norm, l1: the sum of |w|
     target: str = "channels"  # what sparsity is a share of: channels, or the multiply-adds of the slimmed model (macs)

@@ -41,6 +41,10 @@ def test_channels_have_options_of_their_own():
 def test_a_runs_configuration_is_read_back(overrides):
     config = compose(["model=resnet18", *overrides])
     assert from_yaml(to_yaml(config)) == config
+    with_more = to_yaml(config).replace("  detach_cut: true\n", "  detach_cut: true\n  fused: false\n")
+    assert "fused" in with_more and from_yaml(with_more) == config  # as runs had it for a while
+    with pytest.raises(Refusal, match="fused"):
+        from_yaml(with_more.replace("fused: false", "fused: true"))
 
 
 @pytest.mark.parametrize(
