@@ -34,8 +34,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pdp import Pruner, count_macs
 from pdp.config.schema import ModelConfig
 from pdp.cost import count_parameters
-from pdp.export import ExportedRun, save_onnx
-from pdp.slim import slim
+from pdp.export.formats import ExportedRun, save_onnx
+from pdp.export.slim import slim
 from pdp.tasks.image_models import NAMES, build_model
 
 

@@ -95,9 +95,9 @@ def measure(model: str, batch: int, targets: dict[str, float | None], values: di
     """A row per pattern, all against one dense contender."""
     from rich.progress import Progress
 
-    from pdp.contender import Contender, own_seconds
-    from pdp.step_memory import step_peak, step_peak_apart
-    from pdp.step_timing import in_turn, quartiles
+    from pdp.benchmarks.contender import Contender, own_seconds
+    from pdp.benchmarks.step_memory import step_peak, step_peak_apart
+    from pdp.benchmarks.step_timing import in_turn, quartiles
 
     base, rows = words(model, batch, values), []
     of_pruning = ("method", "sparsity", "prune", "schedule", "allocation")
@@ -166,7 +166,7 @@ def show(results: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pdp.benchmarking import verdict
+    from pdp.benchmarks.benchmarking import verdict
 
     table = Table("model", "pattern", "dense ms", "pruned ms", "ratio", "quartiles", "again", "target", "cut", "mask")
     for head in ("backward", "copy", "extra memory", "target"):
@@ -258,7 +258,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     import torch
 
-    from pdp.benchmarking import machine, write_figures
+    from pdp.benchmarks.benchmarking import machine, write_figures
 
     cuda = torch.cuda.is_available()
     if arguments.device == "cuda" and not cuda:

@@ -54,7 +54,7 @@ def ours(values: dict[str, Any], root: str, output: str) -> Callable[[int], dict
     import torch
 
     from pdp.config.compose import compose
-    from pdp.run import train
+    from pdp.training.run import train
 
     torch.set_num_threads(values["threads"])
     config = compose([*words(values, root), f"output_dir={output}", "rerun=true"])
@@ -182,9 +182,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
     from rich.table import Table
 
-    from pdp.benchmarking import Apart, machine, verdict, write_figures
-    from pdp.made_images import make_image_folder
-    from pdp.step_timing import in_turn, quartiles
+    from pdp.benchmarks.benchmarking import Apart, machine, verdict, write_figures
+    from pdp.benchmarks.made_images import make_image_folder
+    from pdp.benchmarks.step_timing import in_turn, quartiles
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "images")
