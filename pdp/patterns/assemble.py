@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from pdp.layers import is_weighted
 from pdp.patterns.attention import Attention
-from pdp.patterns.coupling import Coupling, Part, Vector
+from pdp.patterns.coupling import Coupling, Part, Vector, row_axis
 from pdp.patterns.walk import Walk
 
 OUTPUTS = "its channels are the model's outputs"
@@ -50,6 +51,7 @@ def assemble(walk: Walk, model: nn.Module) -> list[Coupling]:
                 _add_reader(couplings[index], walk, identity, units, first, kept)
             elif kind == "elements":
                 _add_vector(couplings[index], walk, identity, units, first, masked)
+    couplings += _uncoupled(walk, model)
     for one in couplings:
         for parts in (one.inputs, one.norms):
             parts.sort(key=lambda part: place[part.name])
@@ -66,6 +68,19 @@ def _site(walk: Walk, identity: int) -> Any:
         if site is not None:
             return site
     return owners[0]
+
+
+def _uncoupled(walk: Walk, model: nn.Module) -> list[Coupling]:
+    """Layers whose weight the forward does not read as a layer's, with the reason."""
+    found = []
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or not is_weighted(module) or name in walk.apart or ("rows", id(weight)) in walk.atoms.blocks:
+            continue
+        reason = walk.shared.get(id(weight), "no forward of the example input reads its weight")
+        rows = weight.shape[row_axis(module)]
+        found.append(Coupling(rows, [Part(name, module, list(range(rows)))], refused=reason))
+    return found
 
 
 def _pin_shared(walk: Walk) -> None:

@@ -10,9 +10,7 @@ class Atoms:
 
     def __init__(self) -> None:
         self.count = 0
-        self.blocks: dict[
-            tuple[str, int], tuple[int, int]
-        ] = {}  # first atom and number of atoms, by what of which parameter
+        self.blocks: dict[tuple[str, int], tuple[int, int]] = {}  # first atom and number, by what of which parameter
         self._ties: list[tuple[np.ndarray, np.ndarray]] = []
         self._pins: list[tuple[np.ndarray, str]] = []
 
@@ -33,7 +31,7 @@ class Atoms:
     def pin(self, atoms: np.ndarray, reason: str) -> None:
         """These stay; of several reasons the first holds."""
         if atoms.size:
-            self._pins.append((np.unique(atoms), reason))
+            self._pins.append((atoms, reason))
 
     def classes(self) -> np.ndarray:
         """For each atom the smallest one that it is tied to, over any number of ties."""
@@ -56,8 +54,9 @@ class Atoms:
 
     def reasons(self, classes: np.ndarray) -> dict[int, tuple[int, str]]:
         """By class the first reason to stay and its place among all."""
-        found: dict[int, tuple[int, str]] = {}
-        for place, (atoms, reason) in enumerate(self._pins):
-            for one in np.unique(classes[atoms]).tolist():
-                found.setdefault(one, (place, reason))
-        return found
+        first = np.full(self.count, len(self._pins))
+        for place in reversed(range(len(self._pins))):
+            first[classes[self._pins[place][0]]] = place
+        pinned = np.nonzero(first < len(self._pins))[0]
+        places = first[pinned].tolist()
+        return {one: (place, self._pins[place][1]) for one, place in zip(pinned.tolist(), places, strict=True)}

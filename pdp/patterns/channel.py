@@ -24,7 +24,7 @@ from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
 
-_UNSEEN = "no forward of the example input reads it as a layer's weight"
+_PROJECTION = "the heads of nn.MultiheadAttention stay"
 
 
 class Pattern(pattern.Pattern):
@@ -67,7 +67,7 @@ class Pattern(pattern.Pattern):
             else:
                 dense |= {part.name: reason for part in coupling.outputs if part.name in known}
         masked = {part.name for one in self.couplings.values() for part in one.outputs}
-        dense |= {name: _UNSEEN for name in known if name not in masked and name not in dense}
+        dense |= {name: _PROJECTION for name in known if name not in masked and name not in dense}
         frame = count_macs(model, example_input)
         self.macs = dict(zip(frame.name, (int(one) for one in frame.macs), strict=True))
         return taken, dense

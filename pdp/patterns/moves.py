@@ -95,9 +95,8 @@ def _allowed(walk: Walk, base: str, args: Any, labels: Tensor, along: list[int],
         return True
     if base not in _PARTS or base == "select" and args[1] % dims not in along:
         return True
-    dim = (args[2] if base == "split" and len(args) > 2 else args[1] if base in ("slice", "select") else None) or 0
-    if base == "split_with_sizes":
-        dim = args[2] if len(args) > 2 else 0
+    split = base in ("split", "split_with_sizes")
+    dim = (args[2] if split and len(args) > 2 else args[1] if base in ("slice", "select") else None) or 0
     if base == "unbind":
         dim = args[1] if len(args) > 1 else 0
     dim %= dims
@@ -107,14 +106,17 @@ def _allowed(walk: Walk, base: str, args: Any, labels: Tensor, along: list[int],
         walk.pin(labels, f"{base} of one of its channels ({walk.where}) names them by number")
         return False
     size = labels.shape[dim]
+    if base == "split_with_sizes":
+        walk.pin(labels, f"{base} of its channels ({walk.where}) names their numbers")
+        return False
     if base == "slice":
         start, end = (args[2] if len(args) > 2 else None) or 0, args[3] if len(args) > 3 else None
         start = max(start + size, 0) if start < 0 else min(start, size)
         end = size if end is None else max(end + size, 0) if end < 0 else min(end, size)
-        if len(args) > 4 and args[4] != 1:
-            walk.pin(labels, f"every {args[4]}th of its channels is taken ({walk.where})")
-            return False
         length = end - start
+        if len(args) > 4 and args[4] != 1 or length and (size % length or start % length):
+            walk.pin(labels, f"a part of its channels is taken by their numbers ({walk.where})")
+            return False
     else:
         start, length = 0, results[0].shape[dim]
         if any(one.shape[dim] != length for one in results):

@@ -1,7 +1,7 @@
 """Global response normalisation (ConvNeXt V2), whose mean over channels a smaller module can give again exactly.
 
 y = x + bias + weight * x * g / (mean over channels of g + eps), with g the norm of x over the image. Without zero
-channels the mean is C / C' times as large; weight and eps, both times C' / C, give the same result.
+channels the mean is C / C' times as large; weight and eps, both times C / C', give the same result.
 """
 
 from __future__ import annotations

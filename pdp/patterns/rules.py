@@ -105,7 +105,7 @@ def _per_channel(walk: Walk, values: Tensor, own: list[Any], out: Tensor) -> Non
     """A norm of each channel by itself, along dimension 1; weight and bias are the first of its `own` tensors."""
     labels = walk.labels(values) if walk.mark(values) is not None else None
     if labels is None or not lab.of_data(labels):
-        walk.pin(labels, f"its weight is computed from another tensor in {walk.where} before it is read")
+        walk.pin(labels, f"a parameter is normalised in {walk.where}")
         return
     vector = lab.along(labels, 1, values.shape[1])
     if vector is None:

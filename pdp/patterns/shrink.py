@@ -155,7 +155,7 @@ def _keep_slices(module: Any, vector: Vector, kept: list[int]) -> None:
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(kept)
     elif is_response_norm(module):
-        rescale(module, vector.key, len(kept) / len(vector.units))
+        rescale(module, vector.key, len(vector.units) / len(kept))
 
 
 def _select(module: nn.Module, key: str, kept: list[int], axis: int) -> None:

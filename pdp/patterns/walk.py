@@ -83,8 +83,11 @@ class Walk(TorchDispatchMode):
             return None if mark is None else mark.labels
         identity, axes = mark.source
         own = self.held[identity]
+        if own.dim() > 1 and any(key == "weight" and is_weighted(module) for _, module, key in self.owners[identity]):
+            self.share(identity, f"its weight is computed from another tensor in {self.where} before it is read")
+            return None
         if own.numel() > _MOST_ELEMENTS or not own.is_floating_point():
-            self.share(identity, f"in an operation of {self.where}")
+            self.share(identity, f"it is read as a whole in {self.where}")
             return None
         first = self.atoms.block(("elements", identity), own.numel())
         state = lab.FREE if isinstance(own, nn.Parameter) else lab.KEPT
