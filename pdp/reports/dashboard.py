@@ -33,14 +33,14 @@ def write_page(folder: Path, target: Path, refresh: int | None = None) -> str:
     runs = [read_run(path) for path in find_runs(folder)]
     text = page(str(folder), runs, refresh)
     pages.write(text, target)
-    counts = pd.Series([run.status for run in runs]).value_counts().to_dict()
+    counts = pd.Series([run.state for run in runs]).value_counts().to_dict()
     return ", ".join(f"{number} {status}" for status, number in sorted(counts.items())) or "no runs"
 
 
 def page(title: str, runs: Sequence[StoredRun], refresh: int | None) -> str:
     """The page's text; `refresh` seconds after which a browser reads it again."""
     tables = make_tables(run.path for run in runs if run.status == "finished")
-    parts = [_running([run for run in runs if run.status in ("running", "unfinished")])]
+    parts = [_unfinished([run for run in runs if run.status in ("running", "unfinished")])]
     if len(tables.runs):
         for name, view in (
             ("Accuracy against sparsity", _against("sparsity", "sparsity reached, %")),
@@ -56,9 +56,9 @@ def page(title: str, runs: Sequence[StoredRun], refresh: int | None) -> str:
     return pages.document(title, body, refresh)
 
 
-def _running(runs: Sequence[StoredRun]) -> str:
+def _unfinished(runs: Sequence[StoredRun]) -> str:
     if not runs:
-        return "<h2>Runs in progress</h2><p class=quiet>none</p>"
+        return "<h2>Runs that are not finished</h2><p class=quiet>none</p>"
     rows = []
     for run in sorted(runs, key=lambda run: (run.status != "running", run.id)):
         done, epochs = run.epoch or 0, run.epochs or 0
@@ -66,7 +66,7 @@ def _running(runs: Sequence[StoredRun]) -> str:
         left = seconds_left(run.path, run.epochs) if run.status == "running" else None
         bar = f"<progress max={epochs or 1} value={done}></progress> {done}/{epochs or '?'}"
         sparsity = "" if run.sparsity is None else percent(run.sparsity)
-        words = [run.id, run.model, run.data, run.method, run.pattern, sparsity, run.status]
+        words = [run.id, run.model, run.data, run.method, run.pattern, sparsity, run.state]
         cells = [html.escape(str(word or "?" if word != "" else "")) for word in words]
         rows.append([*cells, bar, html.escape(f"{run.metric_name} {metric}".strip()), in_words(left)])
     head = ["id", "model", "data", "method", "pattern", "sparsity", "state", "epoch", "metric", "left"]
@@ -74,9 +74,8 @@ def _running(runs: Sequence[StoredRun]) -> str:
     histories = {f"{run.id} {run.method}": RunDirectory(run.path).read_history() for run in live}
     drawn = [("metric", "hard validation metric"), ("sparsity", "sparsity")] if histories else []
     figures = "".join(plots.curves(histories, key, name) for key, name in drawn)
-    return (
-        f"<h2>Runs in progress</h2>{pages.table(head, rows, escape=False, sortable=True)}<div class=row>{figures}</div>"
-    )
+    table = pages.table(head, rows, escape=False, sortable=True)
+    return f"<h2>Runs that are not finished</h2>{table}<div class=row>{figures}</div>"
 
 
 def _against(x: str, x_title: str) -> Any:

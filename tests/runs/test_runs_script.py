@@ -168,7 +168,7 @@ def test_keep_refuses_what_it_must(results, call):
     with (results / "figures" / "large.png").open("wb") as file:
         file.truncate(19_999_000)
     code, _, err = call("keep", good, "--study", "s")
-    assert code == 2 and "has 1,000 left of 20,000,000" in err
+    assert code == 2 and "has 1,000 left of 40,000,000" in err
     assert not (results / "records").exists()
 
 
