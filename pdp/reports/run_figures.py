@@ -75,10 +75,10 @@ def _layers(record: Record, layers: Any) -> Figure | None:
         )
         above.set_ylim(0, 102)
         above.set_ylabel("zeros, %")
-        above.legend(loc="lower right")
+        above.legend(loc="lower right", bbox_to_anchor=(1, 1))
         below.bar(places, layers.macs / 1e6, color="#cccccc", label="dense")
         below.bar(places, layers.sparse_macs / 1e6, color="#D55E00", label="without zeros")
         below.set_ylabel("MACs, millions")
-        below.legend()
+        below.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
         below.set_xticks(list(places), list(layers.name), rotation=90, fontsize=5)
     return figure
