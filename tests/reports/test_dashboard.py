@@ -64,7 +64,7 @@ def test_the_page_shows_every_view_and_fetches_nothing(results, tmp_path, capsys
     held.hold()
     assert dashboard.main([str(results / "runs"), "--to", str(target)]) == 0
     held.release()
-    assert "4 finished, 1 running, 1 unfinished" in capsys.readouterr().out
+    assert "1 dead, 4 finished, 1 running" in capsys.readouterr().out
     text = target.read_text()
     page = Page(text)
     assert not page.fetched and "link" not in page.tags  # its one script lies inside
