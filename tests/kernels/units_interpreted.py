@@ -179,7 +179,7 @@ def test_squares_of_units_in_any_order_and_of_weights_that_move(kind):
         for one in tensors_of(count, [shape], order=LAST)
     ]
     units = torch.cat([torch.arange(30), torch.randperm(30), *(torch.randint(0, 30, (one,)) for one in counts[2:])])
-    scales = torch.rand(31, device=DEVICE)
+    scales = torch.rand(31, dtype=torch.float64, device=DEVICE)
     squares = UnitSquares(weights, units.to(DEVICE), scales)
     for change in (lambda one: one, lambda one: one.mul_(2), lambda one: one.clone() * 3):
         weights = [change(one) for one in weights]
@@ -202,7 +202,7 @@ def test_training_goes_as_with_the_readable_mask(order, autocast, announced, mon
     def trained(kernels):
         torch.manual_seed(1)
         if not kernels:
-            for place in ("unit_mask", "patterns.unit_table"):
+            for place in ("masks.units", "patterns.unit_table"):
                 monkeypatch.setattr(f"pdp.{place}.usable", lambda weight: False)
         model = Residual().to(memory_format=order).to(DEVICE)
         pruner = Pruner(
