@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mask import reference
+from mask_formulas import reference
 
 from pdp import Pruner
 from pdp.kernels.gpu import selection, usable
