@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from pdp.config.distill import own_weight, weight_source
 from pdp.config.schema import Config, TeacherConfig
+from pdp.distill.objective import Objective
 from pdp.distill.teacher import Teacher, load_teacher
 from pdp.distill.teacher_cache import LogitsCache
 from pdp.errors import Refusal
+from pdp.runs.checkpoint import random_state, restore_random_state
 from pdp.runs.directory import RunDirectory
 from pdp.tasks.task import Batch, Outputs, Task
-from pdp.training.checkpoint import random_state, restore_random_state
 from pdp.training.display import Display
-from pdp.training.objective import Objective
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -14,8 +14,8 @@ from typing import Any
 
 from pdp.config.check_prune import implied_sparsity, is_dense
 from pdp.config.schema import Config, NmPruneConfig, TensorboardConfig, WandbConfig
-from pdp.config.suggest import one_line
 from pdp.runs.record import Record
+from pdp.wording import one_line
 
 _PREFIXES = {"layer_shares": "share", "layer_revived": "revived"}
 _LONGEST_TAG = 64

@@ -25,13 +25,13 @@ from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.pruner.pruner import Pruner
+from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import Record, read_record, write_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import make_tracker
 from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
-from pdp.training.checkpoint import load_weights, save_weights
 from pdp.training.display import Display
 from pdp.training.preview import preview
 from pdp.training.recalibration import recalibrate

@@ -31,7 +31,15 @@ def transformer():
 
 def conv1d():
     """Weights that lie (in, out), so that a unit's weights are not neighbours."""
-    sizes = {"n_embd": 24, "n_layer": 1, "n_head": 3, "vocab_size": 20, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    sizes = {
+        "n_embd": 24,
+        "n_layer": 1,
+        "n_head": 3,
+        "vocab_size": 20,
+        "n_positions": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     model = GPT2LMHeadModel(GPT2Config(**sizes, attn_implementation="eager"))
     values = {"pattern": "channel", "sparsity": 0.4, "epochs": 4, "schedule": NOW, "allocation": "uniform"}
     return model, Pruner(model, example_input={"input_ids": torch.zeros(1, 8, dtype=torch.long)}, **values)
@@ -117,9 +125,7 @@ def test_units_of_equal_weights_are_equal_to_the_last_bit_and_go_lowest_index_fi
             found = pruner.pattern.saliency(layer)
             assert len(found.unique()) == len(kinds.unique())
             exact = filters(layer)
-            sums = [
-                math.fsum(abs(one) if saliency == "l1" else one * one for one in unit.tolist()) for unit in exact
-            ]
+            sums = [math.fsum(abs(one) if saliency == "l1" else one * one for one in unit.tolist()) for unit in exact]
             if saliency != "l1":
                 sums = [math.sqrt(one / (exact.shape[1] if saliency == "rms" else 1)) for one in sums]
             assert torch.allclose(found.double(), torch.tensor(sums, dtype=torch.float64), rtol=1.2e-7, atol=0)
