@@ -1,4 +1,4 @@
-"""Sums over the weights of each unit, in float64: the last digit of a saliency decides which of two units is smaller."""
+"""Sums over the weights of each unit, in float64: a saliency's last digit decides which of two units is smaller."""
 
 from __future__ import annotations
 
