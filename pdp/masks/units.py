@@ -34,9 +34,9 @@ def mask_units(
 
     `mask` is m(s) = sigmoid((s^2 - t^2) / tau) with s^2 = scale * the sum of squares of the unit's weights, as computed
     from the tensors that weigh; neither it nor `steep`, its `steepness`, may change before backward. `units` are those
-    of a tensor's slices along dimension 0, None where slice i is unit i. `kernels` is `pdp.kernels.gpu.units` where they
-    take these tensors (`pdp.kernels.gpu.unit_kernels` says so). Raises `RuntimeError` in backward where a
-    tensor has been changed in place since.
+    of a tensor's slices along dimension 0, None where slice i is unit i. `kernels` is what
+    `pdp.kernels.gpu.unit_kernels` found for these tensors. Raises `RuntimeError` in backward where a tensor has been
+    changed in place since.
     """
     return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), kernels, *tensors)
 

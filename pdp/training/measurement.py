@@ -17,8 +17,9 @@ from pdp.runs.record import Record, read_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_accelerator, make_model
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display
 from pdp.training.evaluation import measure
+from pdp.wording import percent, score
 
 
 def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:

@@ -23,10 +23,11 @@ from pdp.runs.checkpoint import load_newest, random_state, restore_random_state,
 from pdp.runs.directory import RunDirectory
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display
 from pdp.training.evaluation import measure
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.signals import StopSignals
+from pdp.wording import percent, score
 
 LOOK_SECONDS = 0.5  # between two looks at the loss, each of which waits for the device
 
