@@ -90,7 +90,8 @@ class Pruner:
                 raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
         self.schedule: Schedule | None = None
         if self.method.prunes:
-            self.schedule = place_schedule(schedule, self.method.schedule, epochs, steps_per_epoch)
+            own = {"name": self.method.schedule, "unit": self.method.unit, "ramp": self.method.ramp}
+            self.schedule = place_schedule(schedule, own, epochs, steps_per_epoch)
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None

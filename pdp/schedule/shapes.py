@@ -21,6 +21,7 @@ WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that warm-up and ra
 # AC/DC's phases in a run of 100 epochs: pruned at 10, 20, ... 70, dense again at 15, 25, ... 75, pruned for good at 85.
 _PRUNED = tuple((start, start + 5) for start in range(10, 80, 10)) + ((85, 100),)
 AUTO_EPOCHS = 5  # the paper's automatic start: so many epochs running over half of the metric's upper bound
+DEFAULT_WARMUP = Time(0.16, "run")
 DEFAULT_RAMP = Time(0.4, "run")
 
 
@@ -117,18 +118,23 @@ def make_schedule(
 
 
 def place_schedule(
-    given: Schedule | str | dict[str, Any] | None, own: str, epochs: int, steps_per_epoch: int | None
+    given: Schedule | str | dict[str, Any] | None, own: dict[str, Any], epochs: int, steps_per_epoch: int | None
 ) -> Schedule:
     """A schedule from what a library user gives: a whole one, a name, or `make_schedule`'s arguments.
 
-    What is not said is the method's `own` shape, 16 dense epochs and 0.015 of the target an epoch. Raises `Refusal`.
+    What is not said is the method's `own` name, unit (epochs, where the steps of one are not known) and ramp, 16 dense
+    epochs (0.16 of the run beside a ramp of the method's own) and 0.015 of the target an epoch. Raises `Refusal`.
     """
     if isinstance(given, Schedule):
         return given
     values: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
     if not any(key in values for key in ("ramp", "rate")):
-        values["rate"] = 0.015
-    return make_schedule(values.pop("name", own), epochs, steps_per_epoch=steps_per_epoch, **values)
+        if own["ramp"] is not None:
+            values = {"ramp": own["ramp"], "warmup": DEFAULT_WARMUP} | values
+        else:
+            values["rate"] = 0.015
+    values.setdefault("unit", own["unit"] if steps_per_epoch else "epoch")
+    return make_schedule(values.pop("name", own["name"]), epochs, steps_per_epoch=steps_per_epoch, **values)
 
 
 def starts_after(metrics: Sequence[float], upper_bound: float = 1.0) -> bool:
