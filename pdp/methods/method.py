@@ -148,6 +148,10 @@ class Method(ABC):
         """Optimizer groups of trainable extras; a rate or decay that a group does not name is the recipe's."""
         return []
 
+    def clipped(self) -> list[nn.Parameter]:
+        """Trainable extras whose gradients a recipe's clipping counts and scales with the model's own."""
+        return []
+
     def penalty(self) -> Tensor | None:
         """A term added to the loss, or None."""
         return None

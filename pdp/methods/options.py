@@ -91,9 +91,10 @@ class StrOptions(MethodOptions):
 
 @dataclass
 class OptgOptions(MethodOptions):
-    """OptG (Zhang et al. 2022); its beta of 1 is per hundredth of the run, as an epoch is in the authors' 100."""
+    """OptG (Zhang et al. 2022); a cut every hundredth of the run, as an epoch is in the authors' 100."""
 
     name: str = "optg"
+    update_every: str = "0.01"  # a time
 
 
 @dataclass
@@ -142,7 +143,7 @@ class RiglOptions(MethodOptions):
     name: str = "rigl"
     drop_fraction: float = 0.3
     anneal: str = "constant"  # of the drop fraction: constant (the code's default) or cosine
-    update_every: str = "100it"  # a time
+    update_every: str = "0.003125"  # a time: the authors' 100 of 32,000 steps
     end: str = "0.78"  # a time: 25,000 of 32,000 steps
 
 
