@@ -10,15 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from pdp.cluster.state import in_words, seconds_left
 from pdp.errors import Refusal
 from pdp.reports import page as pages
 from pdp.reports import plots, sweep_table
 from pdp.reports.runs import read_layers
 from pdp.reports.sweep_table import Tables, make_tables, shown
 from pdp.runs.directory import RunDirectory
-from pdp.runs.store import StoredRun, find_runs, read_run
-from pdp.training.display import percent, score
+from pdp.runs.store import StoredRun, find_runs, read_run, seconds_left
+from pdp.wording import duration, percent, score
 
 CURVES = 12  # runs in progress whose curves are drawn
 SHARES = 8  # figures of layers at most, those that hold the most cells
@@ -68,7 +67,9 @@ def _unfinished(runs: Sequence[StoredRun]) -> str:
         sparsity = "" if run.sparsity is None else percent(run.sparsity)
         words = [run.id, run.model, run.data, run.method, run.pattern, sparsity, run.state]
         cells = [html.escape(str(word or "?" if word != "" else "")) for word in words]
-        rows.append([*cells, bar, html.escape(f"{run.metric_name} {metric}".strip()), in_words(left)])
+        rows.append(
+            [*cells, bar, html.escape(f"{run.metric_name} {metric}".strip()), "" if left is None else duration(left)]
+        )
     head = ["id", "model", "data", "method", "pattern", "sparsity", "state", "epoch", "metric", "left"]
     live = [run for run in runs if run.epoch][:CURVES]
     histories = {f"{run.id} {run.method}": RunDirectory(run.path).read_history() for run in live}

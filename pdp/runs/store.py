@@ -19,10 +19,10 @@ from typing import Any
 
 import yaml
 
-from pdp.config.suggest import nearest
 from pdp.errors import Refusal
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD
+from pdp.wording import nearest
 
 LARGEST_RUN = 100_000  # bytes of one kept run
 LARGEST_RESULTS = 40_000_000  # bytes of all that is committed under results/
@@ -170,6 +170,15 @@ def last_line(history: Path) -> dict[str, Any] | None:
         if isinstance(line, dict):
             return line
     return None
+
+
+def seconds_left(run: Path, epochs: int | None) -> float | None:
+    """Seconds of training that are left, at the mean speed of the epochs so far."""
+    line = last_line(run / "history.jsonl")
+    if not line or not epochs or not line.get("seconds"):
+        return None
+    done = line["epoch"] + 1
+    return line["seconds"] / done * (epochs - done)
 
 
 # -------------------------------------------------------------------------------------------------------------- keep

@@ -7,10 +7,11 @@ from pathlib import Path
 from pdp.config.command import command_of
 from pdp.config.identity import dense_cell
 from pdp.config.schema import Config
+from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
-from pdp.runs.dense import dense_run
 from pdp.runs.record import Record, read_record
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display
+from pdp.wording import percent, score
 
 _BYTES = 4  # of a float32
 
