@@ -207,7 +207,7 @@ def test_keep_refuses_what_it_must(results, call):
     assert tree(results) == before
     (results / "figures").mkdir()
     with (results / "figures" / "large.png").open("wb") as file:
-        file.truncate(19_999_000)
+        file.truncate(39_999_000)
     code, _, err = call("keep", good, "--study", "s")
     assert code == 2 and "has 1,000 left of 40,000,000" in err
     assert not (results / "records").exists()
