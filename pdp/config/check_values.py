@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
-from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
 from pdp.patterns.options import SALIENCIES, TARGETS
 from pdp.schedule.shapes import SCHEDULES
+from pdp.wording import did_you_mean
 
 MODELS = ("resnet18", "resnet34", "resnet50", "mobilenet_v1", "mobilenet_v2", "resnet20")
 LANGUAGE_MODELS = (

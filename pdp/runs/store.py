@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
-from pdp.config.suggest import nearest
 from pdp.errors import Refusal
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD
+from pdp.wording import nearest
 
 LARGEST_RUN = 100_000  # bytes of one kept run
 LARGEST_RESULTS = 40_000_000  # bytes of all that is committed under results/
