@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from record_values import record_values
 
-from pdp.config.compose import compose, to_yaml
+from pdp.config.compose import compose
+from pdp.config.stored import to_yaml
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import Record, write_record
 from pdp.runs.store import LARGEST_RUN
