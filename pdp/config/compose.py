@@ -160,7 +160,8 @@ def _unknown_choice(typed: Sequence[Argument], error: MissingConfigException) ->
     for argument in typed:
         if argument.is_group and missing == f"{argument.key}/{argument.value}":
             known = {*choices(argument.key), *(error.options or [])}
-            return Refusal(f"{argument.text}: no such {argument.key}; {did_you_mean(str(argument.value), known)}")
+            own = "; a model of your own is model=<module>.<class or function>" if argument.key == "model" else ""
+            return Refusal(f"{argument.text}: no such {argument.key}; {did_you_mean(str(argument.value), known)}{own}")
     return Refusal(f"the configuration cannot be composed: {one_line(str(error).split('Config search path')[0])}")
 
 

@@ -5,22 +5,23 @@ Needs no torch: what the user's module imports is its own affair.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import io
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pdp.config.suggest import did_you_mean, nearest, one_line
+from pdp.config.suggest import nearest, one_line
 from pdp.errors import Refusal
 
-_SHOWN = 30  # names that a line can hold
+_SHOWN = 10  # names of a module that a line holds
 _imported: dict[str, str] = {}  # the sha256 of a module's file when it was imported here, by the module's name
 
 
@@ -127,10 +128,12 @@ def _is_module(parent: ModuleType, path: str) -> bool:
 
 
 def _import(path: str, name: str, again: bool = False) -> ModuleType:
+    said = io.StringIO()
     try:
-        with _undisturbed():
+        with _undisturbed(), contextlib.redirect_stderr(said):
             importlib.invalidate_caches()
             module = importlib.reload(sys.modules[path]) if again else importlib.import_module(path)
+        sys.stderr.write(said.getvalue())
     except ModuleNotFoundError as error:
         if error.name is not None and (path == error.name or path.startswith(f"{error.name}.")):
             raise Refusal(_no_module(path, name)) from None
@@ -139,8 +142,8 @@ def _import(path: str, name: str, again: bool = False) -> ModuleType:
         place = f"{error.filename}, line {error.lineno}" if error.filename else path
         raise Refusal(f"model={name}: {place} is not Python ({error.msg})") from None
     except (Exception, SystemExit) as error:
-        said = f"{type(error).__name__}: {one_line(error)[:160]}" if str(error) else type(error).__name__
-        raise Refusal(f"model={name}: {path} cannot be imported: {said}{_place(error, path)}") from None
+        reason = f"{type(error).__name__}: {one_line(error)[:160]}" if str(error) else type(error).__name__
+        raise Refusal(f"model={name}: {path} cannot be imported: {reason}{_place(error)}") from None
     _imported[path] = _digest(module)
     return module
 
@@ -153,12 +156,12 @@ def _digest(module: ModuleType | None) -> str:
         return ""
 
 
-def _place(error: BaseException, path: str) -> str:
-    """Where in the user's files it happened."""
+def _place(error: BaseException) -> str:
+    """Where in the user's files it happened: the last line that is no library's."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if not file.startswith("<") and "importlib" not in file and file != __file__:
+        if file.startswith(os.getcwd()) and file != __file__:
             place = f" ({file}, line {trace.tb_lineno})"
         trace = trace.tb_next
     return place
@@ -187,10 +190,14 @@ def _lacks(name: str, module: ModuleType, owner: Any, part: str) -> str:
     place = getattr(module, "__file__", None)
     where = f"{module.__name__}{f' ({place})' if place else ''}" if owner is module else f"{owner!r}"
     known = names_in(owner) if isinstance(owner, ModuleType | type) else []
-    return f"model={name}: {where} has no {part}; {did_you_mean(part, known[:_SHOWN])}"
+    for folder in getattr(owner, "__path__", ()):
+        known += [one for one in _modules_in(Path(folder)) if not one.startswith("_")]
+    near = nearest(part, known)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(known[:_SHOWN]) or 'nothing to call'}"
+    return f"model={name}: {where} has no {part}; {hint}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _working_directory_first() -> Iterator[None]:
     """Inside, modules are looked for in the working directory first; after it, there too, but last.
 
@@ -209,7 +216,7 @@ def _working_directory_first() -> Iterator[None]:
             sys.path.append(here)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
     """A script that is imported must not read our arguments as its own, nor leave the process elsewhere."""
     arguments, here = sys.argv, os.getcwd()

@@ -82,7 +82,7 @@ def note_zeros(config: Config, model: nn.Module, pruner: Pruner) -> list[str]:
     count, total = sum(pruned.values()), sum(weight.numel() for weight in weights.values())
     source = f"run {config.start.run}" if config.start.run else f"model.pretrained={config.model.pretrained}"
     fate = (
-        "they will not stay: every weight is trained"
+        "they will not stay: nothing holds them"
         if not pruner.method.prunes
         else (f"they will not stay as they are: method={config.method.name} chooses its own")
     )
