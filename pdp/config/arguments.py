@@ -15,8 +15,8 @@ from hydra.errors import HydraException
 
 from pdp.config.groups import GROUPS, choices
 from pdp.config.source import dotted, is_dotted
-from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
+from pdp.wording import did_you_mean
 
 _FROM = "from"
 _HOME = re.compile(r"^([\w.+]+=)~(?=/|$)")

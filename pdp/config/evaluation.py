@@ -10,8 +10,8 @@ from pdp.config import arguments
 from pdp.config.arguments import Argument
 from pdp.config.compose import build
 from pdp.config.schema import Config
-from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
+from pdp.wording import did_you_mean
 
 _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
     "recipe.batch_size": ((int,), "a whole number of at least 1"),

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pdp.config.suggest import nearest, one_line
 from pdp.errors import Refusal
+from pdp.wording import nearest, one_line
 
 _SHOWN = 10  # names of a module that a line holds
 _imported: dict[str, str] = {}  # the sha256 of a module's file when it was imported here, by the module's name

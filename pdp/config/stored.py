@@ -7,9 +7,9 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
+from pdp.wording import one_line
 
 
 def to_yaml(config: Config) -> str:

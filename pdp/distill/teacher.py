@@ -18,10 +18,10 @@ from pdp.config.identity import config_hash, dense_cell, run_directory
 from pdp.config.schema import Config, DistillConfig, ModelConfig, TeacherConfig
 from pdp.config.stored import from_yaml
 from pdp.errors import Refusal
+from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import RECORD, Record, read_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
-from pdp.training.checkpoint import load_weights
 
 WEIGHTS = "model.safetensors"
 

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from pdp.config.schema import ModelConfig
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
 from pdp.tasks.image_weights import ANEW, load_weights
 from pdp.tasks.own_model import build_own, check_own, prove
+from pdp.wording import one_line
 
 LIBRARIES = ("pdp", "timm", "import")
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from pdp.config.schema import ModelConfig
 from pdp.config.source import locate, names_in
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
+from pdp.wording import one_line
 
 _COUNT = "num_classes"
 _OTHER_COUNTS = ("n_classes", "nclasses", "classes", "num_class", "n_class", "num_labels", "n_labels", "out_features")

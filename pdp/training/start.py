@@ -10,10 +10,10 @@ from pdp.config.schema import Config
 from pdp.config.start import Start, open_start
 from pdp.layers import is_weighted
 from pdp.pruner.pruner import Pruner
+from pdp.runs.checkpoint import read_tensors
 from pdp.tasks.image_weights import load_weights
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_model
-from pdp.training.checkpoint import read_tensors
 
 _SOME = 0.01  # of a layer: a trained dense one hardly has an exact zero
 
