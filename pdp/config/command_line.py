@@ -42,7 +42,7 @@ def _print(text: str) -> int:
 
 def _guarded(label: str, work: Callable[[], int | None]) -> int:
     """The exit code of `work`, with every way it can fail told on stderr."""
-    from pdp.config.suggest import one_line
+    from pdp.wording import one_line
 
     try:
         return work() or DONE
@@ -118,8 +118,11 @@ def _hand_over(program: str, overrides: Sequence[str], cells: int) -> int:
     import tempfile
     from pathlib import Path
 
+    from pdp.config import arguments
+
     if "hydra/launcher=slurm" in overrides and importlib.util.find_spec("submitit") is None:
         raise Refusal('hydra/launcher=slurm needs submitit: pip install "pdp-pruning[cluster]"')
+    overrides = arguments.spell_out(overrides)
     sweeps = Path("results/runs/.sweeps")
     sweeps.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="codes-", dir=sweeps.resolve())
@@ -150,7 +153,7 @@ def _handed_over_job(program: str, _: object) -> int:
 
     from hydra.core.hydra_config import HydraConfig
 
-    from pdp.cluster.ranks import take_rank
+    from pdp.ranks import take_rank
 
     settings = HydraConfig.get()
     cell, number = list(settings.overrides.task), settings.job.num
@@ -183,7 +186,7 @@ def _hydra_main(program: str, argv: Sequence[str], job: Callable[[object], int])
 
     from pdp.config import compose
     from pdp.config.groups import CONF
-    from pdp.config.suggest import one_line
+    from pdp.wording import one_line
 
     compose.register_schemas()
     before, sys.argv = sys.argv, [f"{program}.py", *argv]

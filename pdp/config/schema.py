@@ -17,8 +17,10 @@ class ModelConfig:
 
     name: str = MISSING
     task: str = MISSING  # images, text_classification or language_modelling: the tasks/ module of model, data and loss
-    library: str = "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model; transformers
-    pretrained: str = "false"  # false, true (the hub's weights) or a file; for transformers a folder
+    library: str = (
+        "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm; transformers; import: your own
+    )
+    pretrained: str = "false"  # false, true (the hub's weights), a file, or a folder as the hub has them
     smallest_input: int = 1  # pixels; smaller images are enlarged to it unless data.image_size says otherwise
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the model's constructor
     architecture: str | None = None  # transformers: its name of the architecture; null: the checkpoint's own
@@ -115,7 +117,7 @@ class RecipeConfig:
     ema: float | None = None  # decay of the averaged weights
     precision: str = "fp32"
     channels_last: bool = False
-    compile: bool = False
+    compile: bool | str = False  # true: torch.compile; graphs: small nets' steps as CUDA graphs, the same numbers
     gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
     recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
@@ -130,6 +132,7 @@ class ScheduleConfig:
     ramp: str | None = None  # a time; null with rate null is 0.4 of the run
     rate: float | None = None  # share of the target per epoch, the other spelling of ramp
     unit: str = "epoch"  # epoch or step
+    phases: list[str] = field(default_factory=list)  # alternating: times of change, pruned first; []: AC/DC's own
 
 
 @dataclass
@@ -138,6 +141,8 @@ class AllocationConfig:
 
     name: str = MISSING  # global, uniform, erk, file
     path: str | None = None  # allocation=file: a CSV of layer,share or a run's directory
+    least_density: float = 0.0  # the least share of its units that each layer keeps, the same for every method
+    ends: str = "pruned"  # pruned, dense (the first and the last layer stay dense) or first_dense
 
 
 @dataclass
@@ -228,6 +233,14 @@ TRACKERS: dict[str, type[TrackerConfig]] = {
 
 
 @dataclass
+class StartConfig:
+    """A finished run that this one goes on from."""
+
+    run: str | None = None  # its directory, results/runs/<run>/seed<k>; `from=` is the short way to give it
+    mask: str = "hold"  # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -240,6 +253,7 @@ class Config:
     prune: PruneConfig = MISSING
     distill: DistillConfig = field(default_factory=DistillConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     sparsity: float | None = None
     seed: int = 0
     resume: bool = True
