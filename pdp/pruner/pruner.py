@@ -22,7 +22,7 @@ from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner.report import layer_report, soft_gap
-from pdp.pruner.shadow import Shadow, WholeForward
+from pdp.pruner.shadow import WholeForward, shadows
 from pdp.pruner.state import load_state, state_of
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
@@ -113,10 +113,8 @@ class Pruner:
     def _hooked(self) -> list[RemovableHandle]:
         # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
         handles = WholeForward(self.model, self.layers, self.method).attach()
-        for layer in self.layers:
-            for member in layer.members:
-                for site in member.sites:
-                    handles += Shadow(layer, member, site, self.method).attach(site.caller)
+        for shadow, caller in shadows(self.layers, self.method):
+            handles += shadow.attach(caller)
         return handles
 
     @property

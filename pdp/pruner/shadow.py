@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pdp.layers import Layer, Member, Site
@@ -18,11 +18,14 @@ from pdp.methods.method import Method
 
 
 class Shadow:
-    """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layer's live state."""
+    """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layers' live state.
 
-    def __init__(self, layer: Layer, member: Member, site: Site, method: Method):
-        self.layer = layer
-        self.member = member
+    `masks` are all layers whose mask acts on the weight there, each with the weight as its member: a convolution has
+    rows of one coupling and may read columns of several.
+    """
+
+    def __init__(self, masks: Sequence[tuple[Layer, Member]], site: Site, method: Method):
+        self.masks = masks
         self.method = method
         # A path instead of the module itself: in a deep copy the hook must act on the copy.
         self.inner = next(name for name, module in site.caller.named_modules() if module is site.module)
@@ -40,23 +43,34 @@ class Shadow:
 
     def put(self, caller: nn.Module, inputs: Any) -> None:
         """Puts the effective weight in the stored one's place."""
-        layer = self.layer
-        if not layer.active:
+        masks = [one for one in self.masks if one[0].active]
+        if not masks:
             return
         module = caller.get_submodule(self.inner) if self.inner else caller
-        # What another coupling's mask has made of it already.
-        weight = module.__dict__.get(self.parameter, module._parameters[self.parameter])
+        weight: Tensor | None = module._parameters[self.parameter]
         assert weight is not None
-        if layer.hard_keep is not None:
-            effective = self.method.hard_weight(layer, weight, layer.hard_keep, self.member)
-        else:
-            effective = self.method.effective_weight(layer, weight, self.member)
-        module.__dict__[self.parameter] = effective
+        for layer, member in masks:
+            if layer.hard_keep is not None:
+                weight = self.method.hard_weight(layer, weight, layer.hard_keep, member)
+            else:
+                weight = self.method.effective_weight(layer, weight, member)
+        module.__dict__[self.parameter] = weight
 
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
         """Takes it out again."""
         module = caller.get_submodule(self.inner) if self.inner else caller
         module.__dict__.pop(self.parameter, None)
+
+
+def shadows(layers: Sequence[Layer], method: Method) -> list[tuple[Shadow, nn.Module]]:
+    """One for each place that uses a tensor of the layers, and the module whose forward reads it there."""
+    places: dict[tuple[int, str, int], tuple[Site, list[tuple[Layer, Member]]]] = {}
+    for layer in layers:
+        for member in layer.members:
+            for site in member.sites:
+                key = (id(site.module), site.parameter, id(site.caller))
+                places.setdefault(key, (site, []))[1].append((layer, member))
+    return [(Shadow(masks, site, method), site.caller) for site, masks in places.values()]
 
 
 class WholeForward:
