@@ -54,7 +54,7 @@ def soft_gap(pruner: Parts) -> pd.DataFrame:
             mask = (effective / stored.float()).abs()
             soft = float(((mask > 0.1) & (mask < 0.9)).float().mean())
         cut = layer.state.get("cut")
-        tau = layer.state.get("temperature", getattr(pruner.method.options, "temperature", None))
+        tau = pruner.method.temperature_of(layer)
         rows.append(
             {
                 "name": layer.name,

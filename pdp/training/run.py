@@ -24,6 +24,7 @@ from pdp.cost import count_macs, count_parameters
 from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.methods.revisions import revision_of
 from pdp.pruner.pruner import Pruner
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
@@ -249,6 +250,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         git_commit=git_commit(),
         versions=versions(),
         finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        method_revision=revision_of(config.method.name, config.prune.pattern),
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",

@@ -158,7 +158,8 @@ class Trainer:
             self.accelerator.unscale_gradients()
         self.pruner.after_backward()
         if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
+            torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
         self.optimizer.step()
         started = time.perf_counter()
         self.pruner.step()
