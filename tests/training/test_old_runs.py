@@ -14,6 +14,8 @@ from pdp.reports.sheet import as_markdown
 from pdp.reports.tables import make_sheets
 from pdp.runs.record import read_record
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 OLD = ROOT / "tests" / "old_runs"
 NAME = "bert_tiny-grammar_nli-pdp-random-0.9-ac1a503c"
