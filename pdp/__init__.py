@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from pdp.errors import Refusal
     from pdp.export.slim import slim
     from pdp.masks.cut import find_cut
-    from pdp.masks.soft import soft_mask, soft_prune
+    from pdp.masks.soft import soft_mask
     from pdp.pruner.pruner import Pruner
 
 __version__ = "0.1.0"
-__all__ = ["Pruner", "Refusal", "count_macs", "find_cut", "slim", "soft_mask", "soft_prune"]
+__all__ = ["Pruner", "Refusal", "count_macs", "find_cut", "slim", "soft_mask"]
 
 _HOMES = {
     "Pruner": "pdp.pruner.pruner",
@@ -23,7 +23,6 @@ _HOMES = {
     "find_cut": "pdp.masks.cut",
     "slim": "pdp.export.slim",
     "soft_mask": "pdp.masks.soft",
-    "soft_prune": "pdp.masks.soft",
 }
 
 
