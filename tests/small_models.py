@@ -12,7 +12,8 @@ CASES = [
     (method, pattern)
     for method in OPTIONS
     for pattern in PATTERNS
-    if method != "dense" and {"2:4": "nm"}.get(pattern, pattern) in PATTERNS_OF.get(method, ("random", "nm", "channel"))
+    if method not in ("dense", "held")
+    and {"2:4": "nm"}.get(pattern, pattern) in PATTERNS_OF.get(method, ("random", "nm", "channel"))
 ]
 # So that three steps an epoch see an update, or scores learn anything in a few of them.
 SHORT_OPTIONS = {

@@ -17,8 +17,10 @@ class ModelConfig:
 
     name: str = MISSING
     task: str = MISSING  # images, text_classification or language_modelling: the tasks/ module of model, data and loss
-    library: str = "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model; transformers
-    pretrained: str = "false"  # false, true (the hub's weights) or a file; for transformers a folder
+    library: str = (
+        "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm; transformers; import: your own
+    )
+    pretrained: str = "false"  # false, true (the hub's weights), a file, or a folder as the hub has them
     smallest_input: int = 1  # pixels; smaller images are enlarged to it unless data.image_size says otherwise
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the model's constructor
     architecture: str | None = None  # transformers: its name of the architecture; null: the checkpoint's own
@@ -231,6 +233,14 @@ TRACKERS: dict[str, type[TrackerConfig]] = {
 
 
 @dataclass
+class StartConfig:
+    """A finished run that this one goes on from."""
+
+    run: str | None = None  # its directory, results/runs/<run>/seed<k>; `from=` is the short way to give it
+    mask: str = "hold"  # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -243,6 +253,7 @@ class Config:
     prune: PruneConfig = MISSING
     distill: DistillConfig = field(default_factory=DistillConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     sparsity: float | None = None
     seed: int = 0
     resume: bool = True

@@ -83,6 +83,11 @@ class Method(ABC):
         """Whether each layer's share can be given (allocation=file), rather than be the method's own to find."""
         return True
 
+    @property
+    def locked(self) -> bool:
+        """Whether the zeros that the model has are its mask, so that no share is shared out."""
+        return False
+
     def refuses(self, layer: Layer) -> str | None:
         """Why the method leaves a layer dense, where it does."""
         return None

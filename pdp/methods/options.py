@@ -32,7 +32,9 @@ class PdpOptions(MethodOptions):
 
     name: str = "pdp"
     temperature: float = PAPERS_TEMPERATURE
-    temperature_mode: str = "auto"  # absolute: temperature holds; relative: kappa does; learned; auto: the pattern's own
+    temperature_mode: str = (
+        "auto"  # absolute: temperature holds; relative: kappa does; learned; auto: the pattern's own
+    )
     kappa: float | None = None  # null: the pattern's own, 0.02 for single weights, 0.002 for channels
     refresh: int = 1  # optimizer steps between two new cuts
     detach_cut: bool = True  # t a constant to autograd, as in the paper; false: its two weights get the gradient of t
@@ -215,6 +217,13 @@ class ChexOptions(MethodOptions):
     end: str = "0.72"  # a time: 180 of 250 epochs
 
 
+@dataclass
+class HeldOptions(MethodOptions):
+    """Training under the zeros that the model has, which stay: fine-tuning of a pruned model."""
+
+    name: str = "held"
+
+
 OPTIONS: dict[str, type[MethodOptions]] = {
     "dense": DenseOptions,
     "pdp": PdpOptions,
@@ -236,4 +245,5 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "sfp": SfpOptions,
     "slimming": SlimmingOptions,
     "chex": ChexOptions,
+    "held": HeldOptions,
 }

@@ -194,7 +194,7 @@ class ImagesTask(Task):
 
     def build_model(self) -> nn.Module:
         """The model for the data's classes, fp32, on the CPU; `notes` says what is not pretrained; raises `Refusal`."""
-        model, notes = build_model(self.config.model, self.classes)
+        model, notes = build_model(self.config.model, self.classes, self.example_input())
         self.notes += [note for note in notes if note not in self.notes]
         return model
 

@@ -14,7 +14,7 @@ from pdp.methods.checks import PATTERNS_OF
 from pdp.methods.options import OPTIONS
 
 EPOCHS = 8
-VARIANTS = [(name, {}) for name in OPTIONS if name != "dense"] + [("movement", {"variant": "soft"})]
+VARIANTS = [(name, {}) for name in OPTIONS if name not in ("dense", "held")] + [("movement", {"variant": "soft"})]
 NM = [one for one in VARIANTS if "nm" in PATTERNS_OF.get(one[0], ("nm",))]
 CHANNEL = [one for one in VARIANTS if "channel" in PATTERNS_OF.get(one[0], ("channel",))]
 SCORED = [("optg", {}), ("movement", {})]
