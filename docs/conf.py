@@ -19,6 +19,7 @@ html_show_sphinx = False
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 default_role = "code"  # docstrings mark code by single backticks
+autodoc_mock_imports = ["safetensors"]  # so that the site is built where only the library is installed
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "separated"
