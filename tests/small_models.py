@@ -18,6 +18,7 @@ CASES = [
 # So that three steps an epoch see an update, or scores learn anything in a few of them.
 SHORT_OPTIONS = {
     "rigl": {"update_every": "2it"},
+    "optg": {"update_every": "2it"},
     "granet": {"update_every": "2it"},
     "movement": {"score_lr": None},
     "str": {"initial": -5.0},
@@ -28,6 +29,9 @@ VARIANTS = {
     "pdp, relative": ("pdp", {"temperature_mode": "relative"}),
     "pdp, every other step": ("pdp", {"refresh": 2}),
     "pdp, a cut with a gradient": ("pdp", {"detach_cut": False}),
+    "pdp, annealed": ("pdp", {"anneal": "linear", "temperature_end": 1e-6, "anneal_from": "2ep"}),
+    "pdp, learned": ("pdp", {"temperature_mode": "learned", "temperature": 1e-2}),
+    "pdp, a moving budget": ("pdp", {"budget": "moving"}),
     "gmp, global": ("gmp", {"allocation": "global"}),
     "gmp, a fixed budget": ("gmp", {"allocation": "global", "budget": "fixed"}),
     "gmp, every four steps": ("gmp", {"update_every": 4, "schedule": {"warmup": "3it", "ramp": "8it", "unit": "step"}}),

@@ -115,6 +115,8 @@ def _check_recipe(config: Config) -> None:
             "recipe.gradient_checkpointing=true is for transformers (model=bert_base, gpt2, huggingface, ...): give "
             "recipe.gradient_checkpointing=false"
         )
+    if isinstance(recipe.compile, str) and recipe.compile != "graphs":
+        raise Refusal(f"recipe.compile={recipe.compile}: no such choice; known: false, true, graphs")
     processes = int(os.environ.get("WORLD_SIZE") or 1)
     parts = processes * recipe.accumulation
     if recipe.batch_size % parts:

@@ -145,7 +145,8 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     """Hardens the model, reads the test set once, and leaves weights, tables and the record."""
     accelerator, pruner, model = trainer.accelerator, trainer.pruner, trainer.model
     name = task.metric_name
-    test = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))
+    batch = task.evaluation_batch(config.recipe.batch_size, accelerator.device.type)
+    test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
     if accelerator.is_main_process:
         trainer.keep_histograms("end")
     soft = trainer.measure(test)
