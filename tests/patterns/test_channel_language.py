@@ -28,6 +28,8 @@ from pdp.export.slim_loader import load_slim
 from pdp.patterns.attention import find_attentions
 from pdp.patterns.find import find_couplings
 
+pytestmark = pytest.mark.language
+
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 TOKENS = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
 
