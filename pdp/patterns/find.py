@@ -29,7 +29,7 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
     apart = {maker for one in attentions for maker in one.makers}
     walk = Walk(model, apart)
     wholes = {name: follow_response_norm for name, module in model.named_modules() if computes_response_norm(module)}
-    with _quiet(model):
+    with quiet(model):
         try:
             with walk.watching(model, wholes):
                 output = call(model, example_input)
@@ -82,7 +82,7 @@ def pin_outputs(walk: Walk, output: Any) -> None:
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, no cache of past keys, no fused attention, and the generators' states kept."""
     settings: Any = getattr(model, "config", None)
     cached = getattr(settings, "use_cache", None)

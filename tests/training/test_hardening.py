@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from pdp.config.compose import compose
 from pdp.runs.record import read_record
 from pdp.training.hardening import gap_note
