@@ -66,10 +66,10 @@ def _apart(name: str, given: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--one", name, "--most", str(given.most)]
     command += ["--no-peer"] if given.no_peer else []
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
         return json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return {"name": name, "result": "hanging", "seconds": 400}
+        return {"name": name, "result": "hanging", "seconds": 1500}
     except (IndexError, json.JSONDecodeError):
         return {"name": name, "result": "killed", "why": done.stderr[-200:]}
 
@@ -88,7 +88,7 @@ def _one(name: str, peer: bool, most: float) -> int:
 def _said(row: dict[str, Any]) -> str:
     left = f"{row['left']:.2f} left" if "left" in row else ""
     peer = f"{row['peer_left']:.2f} torch-pruning" if "peer_left" in row else row.get("peer_why", "")[:60]
-    return f"{row['name']:40} {row['result']:9} {row.get('seconds', 0):5.1f} s  {left:10} {peer:16} {row.get('why', '')[:120]}"
+    return f"{row['name']:40} {row['result']:9} {row.get('seconds', 0):5.1f} s  {left:10} {peer:16} {row.get('why', '')[:90]}"
 
 
 if __name__ == "__main__":
