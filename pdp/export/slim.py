@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from pdp.errors import Refusal
@@ -132,15 +132,3 @@ def _select(module: nn.Module, keys: tuple[str, ...], kept: list[int], dim: int)
                 if isinstance(tensor, nn.Parameter):
                     smaller = nn.Parameter(smaller, requires_grad=tensor.requires_grad)
                 table[key] = smaller
-
-
-def difference(one: nn.Module, other: nn.Module, *inputs: Tensor) -> float:
-    """The largest difference of two models' outputs in evaluation mode, over the largest output."""
-    modes = [(module, module.training) for model in (one, other) for module in model.modules()]
-    try:
-        with torch.no_grad():
-            first, second = one.eval()(*inputs), other.eval()(*inputs)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    return float((first - second).abs().max() / first.abs().max().clamp(min=1e-30))

@@ -17,10 +17,10 @@ from pdp.config.compose import compose
 from pdp.distill.distillation import Distilled
 from pdp.distill.teacher import Teacher, load_teacher, weights_digest
 from pdp.errors import Refusal
-from pdp.export.formats import ExportedRun, export
 from pdp.runs.record import read_record
 from pdp.tasks import build_task
 from pdp.training.assembly import make_accelerator, make_model
+from pdp.training.export_run import ExportedRun, export
 
 BERT = [
     "model=bert_tiny",

@@ -14,8 +14,11 @@ from torchvision.models import mobilenet_v2, resnet18, resnet50
 from pdp import Pruner, count_macs
 from pdp.config.schema import ModelConfig
 from pdp.errors import Refusal
-from pdp.export.formats import check_nm, refuse_without_semi_structured, save_onnx, save_program, save_slim
-from pdp.export.slim import difference
+from pdp.export.compare import difference
+from pdp.export.onnx import save_onnx
+from pdp.export.program import save_program
+from pdp.export.semi_structured import check_nm, refuse_without_semi_structured
+from pdp.export.slim_folder import save_slim
 from pdp.tasks.image_models import build_model
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}

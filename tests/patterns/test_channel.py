@@ -15,7 +15,8 @@ from torchvision.models import resnet18
 
 from pdp import Pruner, count_macs
 from pdp.errors import Refusal
-from pdp.export.slim import difference, slim
+from pdp.export.compare import difference
+from pdp.export.slim import slim
 from pdp.patterns.coupling import find_couplings
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}

@@ -20,8 +20,11 @@ from transformers.pytorch_utils import Conv1D
 
 from pdp import Pruner, count_macs
 from pdp.errors import Refusal
-from pdp.export.formats import Logits, save_program, save_slim
-from pdp.export.slim import difference, slim
+from pdp.export.compare import difference
+from pdp.export.inputs import Logits
+from pdp.export.program import save_program
+from pdp.export.slim import slim
+from pdp.export.slim_folder import save_slim
 from pdp.export.slim_loader import load_slim
 from pdp.patterns.attention import find_attentions
 from pdp.patterns.coupling import find_couplings

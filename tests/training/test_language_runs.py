@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from pdp.config.command_line import main
-from pdp.export.formats import ExportedRun, export
 from pdp.training.evaluation import measure
+from pdp.training.export_run import ExportedRun, export
 from pdp.training.optimizers import make_optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
