@@ -72,7 +72,7 @@ def build(typed: Sequence[Argument]) -> Config:
     config.data.unasked = not names_data
     if config.data.name == "imagenet" and config.data.root is None:
         config.data.root = arguments.imagenet_dir()
-    check(config, keys)
+    check(config, keys, [argument.text for argument in typed])
     normalise(config, keys)
     return config
 
@@ -101,6 +101,9 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
             elif not names_data and _names_imagenet_root(typed):
                 lines, names_data = [*lines, "data=imagenet"], True
             tree = hydra_compose("config", lines)
+            if _starts_random_on_a_table(typed, tree):
+                lines = [*lines, "recipe=own_texts"]
+                tree = hydra_compose("config", lines)
     except MissingConfigException as error:
         raise _unknown_choice(typed, error) from error
     except _FAILURES as error:
@@ -108,6 +111,16 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
     _compare_with_schema(tree)
     _fill_task(tree)
     return tree, lines, names_data
+
+
+def _starts_random_on_a_table(typed: Sequence[Argument], tree: DictConfig) -> bool:
+    """Whether own texts meet a model without pretrained weights, and nobody named a recipe: fine-tuning's would not do."""
+    if any(argument.key in ("recipe", "experiment") for argument in typed):
+        return False
+    data, model = tree.get("data", None), tree.get("model", None)
+    if data is None or model is None or data.get("source", None) != "table":
+        return False
+    return str(model.get("pretrained", "")).lower() == "false"
 
 
 def _choosing(typed: Sequence[Argument]) -> list[Argument]:
@@ -255,6 +268,8 @@ def from_yaml(text: str) -> Config:
         values: Any = OmegaConf.create(text)
         if values.method.get("fused") is False:  # an option that runs had for a while; left at that, it changed nothing
             del values.method["fused"]
+        if values.data.get("validation_files") == ["valid*.*"]:  # once data=text's own; null says the same
+            values.data.validation_files = None
         schema = OmegaConf.structured(Config)
         schema.data = DATA_SCHEMAS[values.model.task]
         schema.method = OPTIONS[values.method.name]

@@ -6,13 +6,14 @@ from pdp.config.schema import Config, data_label
 from pdp.cost import count_macs, count_parameters
 from pdp.distill.teacher import describe
 from pdp.tasks.task import Task
-from pdp.training.assembly import make_model, make_pruner, steps_in_epoch
+from pdp.training.assembly import check_times, make_model, make_pruner, steps_in_epoch
 from pdp.training.display import Display, percent
 
 
 def preview(config: Config, task: Task) -> None:
     """A dry run: model, prunable layers, budget preview, MACs and schedule; trains nothing, writes nothing."""
     display = Display()
+    check_times(config, steps_in_epoch(config, task))
     model = make_model(config, task)
     pruner = make_pruner(config, task, model, steps_in_epoch(config, task))
     frame = count_macs(model, task.example_input())

@@ -30,7 +30,7 @@ from pdp.runs.record import Record, read_record, write_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import make_tracker
-from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
+from pdp.training.assembly import check_times, make_accelerator, make_model, make_pruner, steps_in_epoch
 from pdp.training.checkpoint import load_weights, save_weights
 from pdp.training.display import Display
 from pdp.training.preview import preview
@@ -57,6 +57,7 @@ def train(config: Config) -> None:
     model = make_model(config, task).to(accelerator.device)
     objective = make_objective(config, task, model, accelerator)
     steps = steps_in_epoch(config, task)
+    check_times(config, steps)
     pruner = make_pruner(config, task, model, steps)
     run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
     tracker = make_tracker(config, directory.path, run_id, display.say, accelerator.is_main_process)
