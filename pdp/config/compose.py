@@ -114,7 +114,7 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
 
 
 def _starts_random_on_a_table(typed: Sequence[Argument], tree: DictConfig) -> bool:
-    """Whether own texts meet a model without pretrained weights, and nobody named a recipe: fine-tuning's would not do."""
+    """Whether own texts meet random weights and nobody named a recipe: that of fine-tuning would not do."""
     if any(argument.key in ("recipe", "experiment") for argument in typed):
         return False
     data, model = tree.get("data", None), tree.get("model", None)

@@ -107,7 +107,9 @@ def make_schedule(
     if name in ("constant", "oneshot"):
         length, speed = 1, 1.0
     start = None if warmup == "auto" else 0 if name == "constant" else place(warmup, "schedule.warmup")
-    asked = [0.0 if time in (None, "auto") else _exact(time, epochs, moments, steps_per_epoch) for time in (warmup, ramp)]
+    asked = [
+        0.0 if time in (None, "auto") else _exact(time, epochs, moments, steps_per_epoch) for time in (warmup, ramp)
+    ]
     if rate is None and name not in ("constant", "oneshot") and (start or 0) + length > moments:
         exact = asked[0] + (asked[1] if ramp is not None else DEFAULT_RAMP.value * moments)
         if exact <= moments + 1e-9:  # it fits, and only both rounded up are one too many

@@ -42,10 +42,17 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def stratified_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions (kept, held out): floor(share * n + 0.5) held out, every class in proportion to within one."""
+    """Sorted positions (kept, held out): floor(share * n + 0.5) held out, every class in proportion to within one.
+
+    A class of which nothing would be kept keeps one, so that it can be learnt: fewer are held out then.
+    """
     order = np.lexsort((hashed(SPLIT_SEED, _SPLIT, salt, np.arange(len(labels))), labels))
     marks = np.floor(np.arange(len(labels) + 1) * share + 0.5)
     chosen = np.diff(marks) > 0
+    if share < 1 and len(labels):
+        first = np.r_[True, np.diff(labels[order]) != 0]
+        emptied = np.logical_and.reduceat(chosen, np.flatnonzero(first))
+        chosen[np.flatnonzero(first)[emptied]] = False
     return np.sort(order[~chosen]), np.sort(order[chosen])
 
 
@@ -58,6 +65,13 @@ def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:
     starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1]
     turn = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
     return np.sort(order[np.lexsort((words[order], turn))][:limit])
+
+
+def drawn_limit(count: int, limit: int | None) -> np.ndarray:
+    """Sorted positions of at most `limit` of `count` samples, drawn as they come: classes keep their shares."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.argsort(hashed(SPLIT_SEED, _LIMIT, np.arange(count)), kind="stable")[:limit])
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
