@@ -70,7 +70,7 @@ def show(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pdp.training.display import percent, score
+    from pdp.wording import percent, score
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")

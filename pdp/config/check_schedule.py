@@ -13,7 +13,7 @@ import yaml
 from pdp.config.groups import CONF, choices
 from pdp.config.schema import Config
 from pdp.errors import Refusal
-from pdp.schedule.shapes import AUTO_EPOCHS, DEFAULT_RAMP, WHOLE_RUN, make_schedule
+from pdp.schedule.shapes import AUTO_EPOCHS, DEFAULT_RAMP, WHOLE_RUN, make_schedule, place_phases
 from pdp.schedule.time import Time
 
 _FRACTIONS = {"recipe.lr_warmup": 0.05, "schedule.warmup": 0.16, "schedule.ramp": 0.4}
@@ -33,6 +33,8 @@ def check_schedule(config: Config, words: Sequence[str] = (), steps: int | None 
             f"schedule.ramp={schedule.ramp} and schedule.rate={schedule.rate} are two spellings of one thing: set "
             "schedule.ramp=null or schedule.rate=null"
         )
+    if config.method.name != "dense":
+        place_phases(schedule.name, schedule.phases, config.recipe.epochs, None)
     found = misfits(config, steps)
     if not found:
         return

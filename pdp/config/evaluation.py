@@ -10,13 +10,16 @@ from pdp.config import arguments
 from pdp.config.arguments import Argument
 from pdp.config.compose import build
 from pdp.config.schema import Config
-from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
+from pdp.wording import did_you_mean
 
 _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
     "recipe.batch_size": ((int,), "a whole number of at least 1"),
     "device": ((str,), "auto, cpu or cuda"),
     "data.root": ((str,), "a folder"),
+    "data.train": ((str,), "the file of the training rows"),
+    "data.validation_file": ((str,), "a file of rows"),
+    "data.test": ((str,), "a file of rows"),
     "data.workers": ((int,), "a whole number of at least 0"),
 }
 _FILES = ("config.yaml", "model.safetensors")
@@ -53,7 +56,7 @@ def of_run(typed: Sequence[Argument]) -> tuple[Path, dict[str, Any]]:
 def _fits(key: str, value: Any) -> bool:
     if key == "device":
         return value in ("auto", "cpu", "cuda")
-    if key == "data.root":
+    if key.startswith("data.") and key != "data.workers":
         return bool(value)
     return value >= (1 if key == "recipe.batch_size" else 0)
 

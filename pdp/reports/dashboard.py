@@ -18,7 +18,7 @@ from pdp.reports.runs import read_layers
 from pdp.reports.sweep_table import Tables, make_tables, shown
 from pdp.runs.directory import RunDirectory
 from pdp.runs.store import StoredRun, find_runs, read_run
-from pdp.training.display import percent, score
+from pdp.wording import percent, score
 
 CURVES = 12  # runs in progress whose curves are drawn
 SHARES = 8  # figures of layers at most, those that hold the most cells

@@ -18,13 +18,13 @@ from typing import Any
 
 import yaml
 
-from pdp.config.suggest import nearest
 from pdp.errors import Refusal
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD
+from pdp.wording import nearest
 
 LARGEST_RUN = 100_000  # bytes of one kept run
-LARGEST_RESULTS = 20_000_000  # bytes of all that is committed under results/
+LARGEST_RESULTS = 40_000_000  # bytes of all that is committed under results/
 NOT_COMMITTED = ("runs", "report.html", "dashboard.html")  # under results/
 _TAIL = 1 << 16  # bytes; longer than a history's line
 _ID = re.compile(r"([0-9a-f]{8})(?:-(\d.*))?")

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.tasks.examples import Examples, make_examples
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
 from pdp.tasks.tables import Table, read_table, texts_of
+from pdp.wording import one_line
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 HUB = "nyu-mll/glue"

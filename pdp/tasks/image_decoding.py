@@ -1,4 +1,4 @@
-"""Any image file as 8-bit RGB, as a viewer shows it: sixteen bits and floats scaled, clear parts white, turned by EXIF."""
+"""Any image file as 8-bit RGB, as viewers show it: sixteen bits and floats scaled, clear parts white, EXIF turns."""
 
 from __future__ import annotations
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.tasks.image_decoding import EXTENSIONS
 from pdp.tasks.image_parts import ImageFiles, ImagePart
 from pdp.tasks.image_shards import Shards, read_parquet_shards, read_tar_shards
+from pdp.wording import one_line
 
 PARTS = {
     "train": ("train", "training"),
@@ -68,7 +68,9 @@ def scan(root: str, place: str, part: str) -> ImagePart:
     shown, prefix = (f"{place}/", f"{place}/") if place else ("it", "")
     classes = _class_folders(base)
     if not classes:
-        raise Refusal(f"data.root={root}: {shown} has no class folders; it needs {prefix}<class>/<image>; set data.root")
+        raise Refusal(
+            f"data.root={root}: {shown} has no class folders; it needs {prefix}<class>/<image>; set data.root"
+        )
     paths: list[bytes] = []
     labels: list[int] = []
     sizes: list[int] = []
@@ -151,7 +153,9 @@ def _part_of(stem: str) -> str | None:
     return next((part for part, names in PARTS.items() if any(name in words for name in names)), None)
 
 
-def _read_shards(root: str, shards: dict[str, list[Path]], reader: Callable[[str, list[Path]], Shards]) -> dict[str, ImagePart]:
+def _read_shards(
+    root: str, shards: dict[str, list[Path]], reader: Callable[[str, list[Path]], Shards]
+) -> dict[str, ImagePart]:
     read = {part: reader(root, paths) for part, paths in shards.items()}
     # The hub's test parts often have no labels; they say -1.
     blind = [part for part, one in read.items() if one.numbers is not None and (one.numbers < 0).all()]
@@ -160,7 +164,9 @@ def _read_shards(root: str, shards: dict[str, list[Path]], reader: Callable[[str
         raise Refusal(f"data.root={root}: no part has labels; set data.root")
     for part, one in read.items():
         if one.numbers is not None and (one.numbers < 0).any():
-            raise Refusal(f"data.root={root}: {int((one.numbers < 0).sum())} images of {part} have no label; set data.root")
+            raise Refusal(
+                f"data.root={root}: {int((one.numbers < 0).sum())} images of {part} have no label; set data.root"
+            )
     numbered = [one.numbers is not None for one in read.values()]
     if any(numbered) and not all(numbered):
         raise Refusal(f"data.root={root}: some parts have numbers for labels and others names; set data.root")

@@ -108,7 +108,7 @@ def _inspect(parts: Sequence[ImagePart]) -> tuple[bytes, dict[str, dict[int, str
             return len(content).to_bytes(8, "big") + content[:_HEAD], None
         return content, _fault(content)
 
-    with ThreadPoolExecutor(max(1, min(8, len(os.sched_getaffinity(0))))) as pool:
+    with ThreadPoolExecutor(min(8, processors())) as pool:
         for part in parts:
             digest.update(f"{part.name} {len(part)}\n".encode() + part.labels.astype("<i8").tobytes())
             positions = np.arange(len(part))
@@ -145,3 +145,8 @@ def refuse_damaged(root: str, parts: Sequence[ImagePart], damaged: dict[str, dic
                 f"{os.path.join(root, part.source.name(int(part.rows[position])))} cannot be read as an image ({fault})"
                 f"{others}; repair or remove what is damaged, or leave such images out: data.unreadable=skip"
             )
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -15,10 +15,10 @@ from typing import IO, Any
 import numpy as np
 from rich.progress import track
 
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.tasks.image_decoding import EXTENSIONS
 from pdp.tasks.image_parts import ImageSource
+from pdp.wording import one_line
 
 _LABELS = ("label", "labels", "class", "cls", "fine_label", "class_name")
 _MANY = 20  # shards from which on progress is shown
@@ -136,8 +136,10 @@ def _columns(root: str, path: Path, schema: Any, features: Any) -> tuple[str, st
 
     def has_bytes(name: str) -> bool:
         kind = schema.field(name).type
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or (
-            pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        return (
+            pa.types.is_binary(kind)
+            or pa.types.is_large_binary(kind)
+            or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
         )
 
     images = [name for name in schema.names if isinstance(features[name], Image) or has_bytes(name)]

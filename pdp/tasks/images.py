@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,14 +15,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from pdp.config.schema import Config
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal, Stopped
 from pdp.tasks import image_data as memory
-from pdp.tasks import image_layouts as layouts
 from pdp.tasks.folder_images import FolderImages
 from pdp.tasks.image_augmentation import check_augmentation
 from pdp.tasks.image_models import build_model, check_name
-from pdp.tasks.image_parts import inspect, refuse_damaged
+from pdp.tasks.image_parts import processors
+from pdp.tasks.own_images import read_images, say_classes
 from pdp.tasks.sampling import (
     EpochBatchSampler,
     balanced_limit,
@@ -33,9 +31,8 @@ from pdp.tasks.sampling import (
     training_loader,
 )
 from pdp.tasks.task import Batch, Outputs, Task, say_limit
+from pdp.wording import one_line
 
-TEST_SHARE = 0.2  # of own images that come without a split
-_SHOWN = 10  # names of classes in the banner
 _OWN_RECIPE = " Recipe own_images, its times as fractions of the run; recipe=imagenet is ImageNet's."
 _UNASKED = (
     "No ImageNet was named (data.root= or IMAGENET_DIR), so this trains on scikit-learn's handwritten digits:"
@@ -88,7 +85,8 @@ class ImagesTask(Task):
         elif self._noise:
             note = f"Noise in the shape of {known.title} ({self.classes} classes), because the data is not at hand."
         else:
-            note = f"{known.title}: {self.classes} classes{self._said_classes()}."
+            shown = f" ({say_classes(self._names)})" if self._names and self.data_name != "imagenet" else ""
+            note = f"{known.title}: {self.classes} classes{shown}."
         recipe = _OWN_RECIPE if self.config.recipe.name == "own_images" else ""
         if not self._parts:
             return f"{note} Images enter at {size}.{recipe}"
@@ -99,12 +97,6 @@ class ImagesTask(Task):
             said.append(f"{self._damaged:,} cannot be read and are left out")
         said.append(say_limit(self.config.data.limit, "images"))
         return f"{note} {'; '.join(filter(None, said))}.{recipe}"
-
-    def _said_classes(self) -> str:
-        if not self._names or self.data_name == "imagenet":
-            return ""
-        shown = [one_line(name) for name in self._names[:_SHOWN]] + ["..."] * (len(self._names) > _SHOWN)
-        return f" ({', '.join(shown)})"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -167,54 +159,26 @@ class ImagesTask(Task):
 
     def _open_folder(self) -> None:
         data: Any = self.config.data
-        imagenet = self.data_name == "imagenet"
-        layout = "train/<class>/ and val/<class>/" + ("" if imagenet else " (or test/<class>/), or a folder per class")
-        if data.root is None:
-            variable = " or IMAGENET_DIR" if imagenet else ""
-            raise Refusal(f"data.root{variable} is not set; data={self.data_name} needs data.root=<folder of {layout}>")
-        memory.check_root(data.root, layout)
-        found, self._layout = layouts.find_parts(data.root, whole=not imagenet)
-        whole = found.pop("all", None)
-        if whole is not None:
-            kept, held = stratified_split(whole.labels, TEST_SHARE, salt=1)
-            if not (len(kept) and len(held)):
-                raise Refusal(
-                    f"data.root={data.root} holds {len(whole)} image(s), too few to hold out a test set: give more, or "
-                    "train/<class>/ and test/<class>/"
-                )
-            found = {"train": replace(whole.subset(kept), name="train"), "test": replace(whole.subset(held), name="test")}
-            self._layout += f", {TEST_SHARE * 100:g} % of each class held out as the test set by a fixed split"
-        train, val = found.get("train"), found.get("val")
-        test = found.get("test") if not imagenet else None
-        test, val = (test, val) if test is not None else (val, None)
-        if test is None:
-            cure = ""
-            if train is not None and not imagenet:
-                cure = f"; to hold out a share of train/ give data.root={os.path.join(data.root, 'train')}"
-            raise Refusal(f"data.root={data.root} has nothing to test on; it must hold {layout}{cure}; set data.root")
-        ordered = [part for part in (train, val, test) if part is not None]
-        for part in ordered[1:]:
-            layouts.check_same_classes(data.root, ordered[0], part)
-        self._take_classes(ordered[0].classes)
-        content, damaged = inspect(ordered)
-        skip = data.unreadable == "skip"
-        if not skip:
-            refuse_damaged(data.root, ordered, damaged)
-        self._damaged = sum(map(len, damaged.values()))
-        self._fingerprint = self._identify(content)
-        parts = {"test": test}
-        if train is not None:
-            # A val/ beside test/ is the validation set; else a share of train is held out.
-            kept, held = self._split(train.labels) if val is None else (np.arange(len(train)), np.arange(0))
-            parts["train"] = train.subset(kept)
-            if data.validation and val is None:
-                parts["validation"] = train.subset(held)
-        if data.validation and val is not None:
-            parts["validation"] = val
+        found = read_images(data)
+        self._take_classes(found.classes)
+        self._layout, self._damaged = found.layout, found.damaged
+        self._fingerprint = self._identify(found.content)
+        parts = {"test": found.test}
+        if found.train is not None:
+            parts["train"] = found.train
+            if found.validation is None:  # a val/ beside test/ is the validation set; else a share of train is held out
+                kept, held = self._split(found.train.labels)
+                parts["train"] = found.train.subset(kept)
+                if data.validation:
+                    parts["validation"] = found.train.subset(held)
+        if data.validation and found.validation is not None:
+            parts["validation"] = found.validation
         self._parts = {}
         for name, part in parts.items():
             chosen = part.subset(self._limited(name, part.labels))
-            self._parts[name] = FolderImages(data.root, chosen, self.image_size, skip, turned=not imagenet)
+            # Models of ImageNet were trained without its few EXIF turns.
+            turned = self.data_name != "imagenet"
+            self._parts[name] = FolderImages(data.root, chosen, self.image_size, data.unreadable == "skip", turned)
 
     def _take_classes(self, names: Sequence[str]) -> None:
         if self.data_name == "imagenet" and len(names) != self.image_set.classes:
@@ -223,7 +187,7 @@ class ImagesTask(Task):
         self._names, self.classes = tuple(names), len(names)
 
     def _limited(self, name: str, labels: np.ndarray) -> np.ndarray:
-        """Positions that data.limit leaves: the test set and what stands for it in training keep their classes' shares."""
+        """Positions that data.limit leaves: the test set, and what stands for it, keep their classes' shares."""
         limit = self.config.data.limit
         return balanced_limit(labels, limit) if name == "train" else drawn_limit(len(labels), limit)
 
@@ -255,8 +219,8 @@ class ImagesTask(Task):
         """The model for the data's classes, fp32, on the CPU; `notes` says what is not pretrained; raises `Refusal`."""
         if self.classes < 2 and "train" in self._parts:
             raise Refusal(
-                f"data.root={self.config.data.root} has one class, {one_line(self._names[0])}, and two are needed to train: "
-                "set data.root to the folder that holds the class folders, or their train/ and val/"
+                f"data.root={self.config.data.root} has one class, {one_line(self._names[0])}, and two are needed to "
+                "train: set data.root to the folder that holds the class folders, or their train/ and val/"
             )
         model, notes = build_model(self.config.model, self.classes)
         self.notes += [note for note in notes if note not in self.notes]
@@ -290,7 +254,7 @@ class ImagesTask(Task):
 
     def _useful(self, workers: int, batches: int) -> int:
         """Loader processes that have something to do: own images are often few."""
-        return min(workers, batches - 1, available()) if self.data_name == "image_folder" else workers
+        return max(0, min(workers, batches - 1, processors())) if self.data_name == "image_folder" else workers
 
     def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
         """The logits in float32; images have no hidden states that would be compared."""

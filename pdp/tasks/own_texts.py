@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.tasks.examples import Examples, make_examples
 from pdp.tasks.sampling import stratified_split
 from pdp.tasks.tables import read_table
+from pdp.wording import one_line
 
 TEST_SHARE = 0.2  # of the training rows where no test file is named
 _MANY = 20  # classes from which on a column looks like one that has another value in each row

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pdp.config.suggest import nearest, one_line
 from pdp.errors import Refusal
+from pdp.wording import nearest, one_line
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 _DELIMITERS = (",", ";", "\t", "|")

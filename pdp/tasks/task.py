@@ -35,6 +35,14 @@ def say_limit(limit: int | None, what: str) -> str:
     )
 
 
+def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether classes are the same in the same order, as far as is known: shards may have but numbers for them."""
+    plain = [str(number) for number in range(len(first))]
+    if not first or not second or (len(first) == len(second) and plain in (list(first), list(second))):
+        return True
+    return list(first) == list(second)
+
+
 class Task(ABC):
     """Model, data, loss and metric of one kind of problem; the trainer knows nothing else of any of them."""
 

@@ -14,7 +14,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 from pdp.config.schema import Config
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.tasks import text_loading as loading
 from pdp.tasks.examples import Examples, say_left_out
@@ -26,6 +25,7 @@ from pdp.tasks.sampling import SPLIT_SEED, balanced_limit, drawn_limit, evaluati
 from pdp.tasks.task import Batch, Outputs, say_limit
 from pdp.tasks.text_task import TextTask
 from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_word_pieces
+from pdp.wording import one_line
 
 _SHOWN = 10  # names of classes in the banner
 _GROUPS, _TEST_GROUPS = 2600, 200  # of the grammar: hypotheses with three premises each

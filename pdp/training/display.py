@@ -11,16 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pdp.runs.record import Record
-
-
-def percent(share: float) -> str:
-    """A fraction as people read it."""
-    return f"{100 * share:.2f} %"
-
-
-def score(name: str, value: float) -> str:
-    """A metric: fractions in percent, perplexity raw."""
-    return f"{value:.3f}" if name.startswith("perplexity") else percent(value)
+from pdp.wording import percent, score
 
 
 class Display:

@@ -24,14 +24,15 @@ from pdp.cost import count_macs, count_parameters
 from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.methods.revisions import revision_of
 from pdp.pruner.pruner import Pruner
+from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import Record, read_record, write_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
-from pdp.tracking.tracker import make_tracker
+from pdp.tracking.making import make_tracker
 from pdp.training.assembly import check_times, make_accelerator, make_model, make_pruner, steps_in_epoch
-from pdp.training.checkpoint import load_weights, save_weights
 from pdp.training.display import Display
 from pdp.training.preview import preview
 from pdp.training.recalibration import recalibrate
@@ -70,7 +71,7 @@ def train(config: Config) -> None:
                 display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
             elif accelerator.is_main_process:
                 directory.cut_history(0)
-            objective.prepare(directory, display)
+            objective.prepare(directory, display.say)
             tracker.start(trainer.step)
             trainer.fit()
             finish(config, task, trainer, directory, display)
@@ -250,8 +251,10 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         git_commit=git_commit(),
         versions=versions(),
         finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        method_revision=revision_of(config.method.name, config.prune.pattern),
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
+        classes=list(task.class_names),
         notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
     )

@@ -14,19 +14,20 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pdp.config.schema import Config
+from pdp.distill.objective import Objective
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
+from pdp.runs.checkpoint import load_newest, random_state, restore_random_state, save_checkpoint, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
-from pdp.training.checkpoint import load_newest, random_state, restore_random_state, save_checkpoint, save_weights
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display
 from pdp.training.evaluation import measure
-from pdp.training.objective import Objective
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.signals import StopSignals
+from pdp.wording import percent, score
 
 LOOK_SECONDS = 0.5  # between two looks at the loss, each of which waits for the device
 
@@ -157,7 +158,8 @@ class Trainer:
             self.accelerator.unscale_gradients()
         self.pruner.after_backward()
         if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
+            torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
         self.optimizer.step()
         started = time.perf_counter()
         self.pruner.step()

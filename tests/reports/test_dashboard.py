@@ -11,7 +11,7 @@ import sys
 import pandas as pd
 import pytest
 from record_values import record_values
-from test_runs_script import make_run
+from stored_runs import make_run
 
 from pdp.errors import Refusal
 from pdp.reports.sweep_table import make_tables, write_tables
