@@ -41,7 +41,10 @@ def to_rgb(image: Any) -> Any:
 
     mode = image.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(np.asarray(image), sixteen=mode.startswith("I;16"))).convert("RGB")
+        pixels = np.asarray(image)
+        if mode == "I" and getattr(image, "tag_v2", {}).get(339, (1,))[0] == 1:  # PIL knows no unsigned 32 bits of TIFF
+            pixels = pixels.view(np.uint32)
+        return Image.fromarray(_eight_bits(pixels, sixteen=mode.startswith("I;16"))).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         shown = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")

@@ -27,6 +27,7 @@ from pdp.tasks.sampling import (
     balanced_limit,
     drawn_limit,
     evaluation_loader,
+    keeping_split,
     stratified_split,
     training_loader,
 )
@@ -193,7 +194,8 @@ class ImagesTask(Task):
 
     def _split(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share = self.config.data.validation
-        kept, held = stratified_split(labels, share)
+        split = keeping_split if self._names else stratified_split
+        kept, held = split(labels, share)
         if share and not (len(held) and len(kept)):
             raise Refusal(f"data.validation={share} of {len(labels)} training images leaves a part empty; change it")
         return kept, held

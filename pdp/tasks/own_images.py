@@ -11,7 +11,7 @@ from pdp.errors import Refusal
 from pdp.tasks import image_data as memory
 from pdp.tasks.image_layouts import check_same_classes, find_parts
 from pdp.tasks.image_parts import ImagePart, inspect, refuse_damaged
-from pdp.tasks.sampling import stratified_split
+from pdp.tasks.sampling import keeping_split
 from pdp.wording import one_line
 
 TEST_SHARE = 0.2  # of own images that come without a split
@@ -61,7 +61,7 @@ def read_images(data: Any) -> FoundImages:
 
 
 def _hold_out(root: str, whole: ImagePart) -> dict[str, ImagePart]:
-    kept, held = stratified_split(whole.labels, TEST_SHARE, salt=1)
+    kept, held = keeping_split(whole.labels, TEST_SHARE, salt=1)
     if not (len(kept) and len(held)):
         raise Refusal(
             f"data.root={root} holds {len(whole)} image(s), too few to hold out a test set: give more, or "

@@ -15,7 +15,7 @@ import numpy as np
 
 from pdp.errors import Refusal
 from pdp.tasks.examples import Examples, make_examples
-from pdp.tasks.sampling import stratified_split
+from pdp.tasks.sampling import keeping_split
 from pdp.tasks.tables import read_table
 from pdp.wording import one_line
 
@@ -185,7 +185,7 @@ def _check_known(
 
 def _hold_out(train: Examples, name: str) -> tuple[Examples, Examples]:
     """Test and what is left; raises `Refusal` where there are too few rows."""
-    kept, held = stratified_split(train.classes, TEST_SHARE, salt=1)
+    kept, held = keeping_split(train.classes, TEST_SHARE, salt=1)
     if not (len(kept) and len(held)):
         raise Refusal(
             f"data.train={name} has {len(train)} usable row(s), too few to hold out a test set: give data.test"

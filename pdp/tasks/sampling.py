@@ -42,18 +42,19 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
 
 
 def stratified_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions (kept, held out): floor(share * n + 0.5) held out, every class in proportion to within one.
-
-    A class of which nothing would be kept keeps one, so that it can be learnt: fewer are held out then.
-    """
+    """Sorted positions (kept, held out): floor(share * n + 0.5) held out, every class in proportion to within one."""
     order = np.lexsort((hashed(SPLIT_SEED, _SPLIT, salt, np.arange(len(labels))), labels))
     marks = np.floor(np.arange(len(labels) + 1) * share + 0.5)
     chosen = np.diff(marks) > 0
-    if share < 1 and len(labels):
-        first = np.r_[True, np.diff(labels[order]) != 0]
-        emptied = np.logical_and.reduceat(chosen, np.flatnonzero(first))
-        chosen[np.flatnonzero(first)[emptied]] = False
     return np.sort(order[~chosen]), np.sort(order[chosen])
+
+
+def keeping_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Like `stratified_split`, but a class of which nothing would be kept keeps one, so that own data can be learnt."""
+    kept, held = stratified_split(labels, share, salt)
+    lost = np.setdiff1d(labels[held], labels[kept])
+    back = [held[np.argmax(labels[held] == one)] for one in lost]
+    return np.sort(np.r_[kept, back].astype(np.int64)), np.setdiff1d(held, back)
 
 
 def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:

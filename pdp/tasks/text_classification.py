@@ -21,7 +21,14 @@ from pdp.tasks.glue import GLUE, NLI_LABELS, read_glue, read_tsv_folder
 from pdp.tasks.glue_metrics import measure, names_of
 from pdp.tasks.grammar_nli import LABELS, generate
 from pdp.tasks.own_texts import read_own_texts
-from pdp.tasks.sampling import SPLIT_SEED, balanced_limit, drawn_limit, evaluation_loader, stratified_split
+from pdp.tasks.sampling import (
+    SPLIT_SEED,
+    balanced_limit,
+    drawn_limit,
+    evaluation_loader,
+    keeping_split,
+    stratified_split,
+)
 from pdp.tasks.task import Batch, Outputs, say_limit
 from pdp.tasks.text_task import TextTask
 from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_word_pieces
@@ -121,6 +128,7 @@ class TextClassificationTask(TextTask):
 
     def open_data(self) -> None:
         """Reads and tokenizes the data; raises `Refusal`. A folder without a train part can be measured."""
+        source = self.data.source
         train, validation, measured = self._read()
         everything = [part for part in (train, validation, *measured) if part is not None]
         self._reasons = sum((part.reasons for part in everything), Counter())
@@ -132,7 +140,8 @@ class TextClassificationTask(TextTask):
         self.tokenizer, self._tokenizer_note = find_tokenizer(self.data.tokenizer, self.checkpoint, train_tokenizer)
         limit, share = self.data.limit, self.data.validation
         if train is not None and validation is None and share:
-            kept, held = stratified_split(train.classes, share)
+            split = keeping_split if source == "table" else stratified_split
+            kept, held = split(train.classes, share)
             if not (len(held) and len(kept)):
                 raise Refusal(f"data.validation={share} of {len(train)} training texts leaves a part empty; change it")
             train, validation = train.chosen(kept), train.chosen(held)
