@@ -80,7 +80,8 @@ def check_data(config: Config) -> None:
         )
     if data.name in NEED_ROOT and not data.root and not (config.dry_run or data.noise_if_absent):
         environment = ", or set IMAGENET_DIR" if data.name == "imagenet" else ""
-        raise Refusal(f"data={data.name} needs data.root: give data.root=<folder with train/ and val/>{environment}")
+        besides = "" if data.name == "imagenet" else ", or a folder for each class"
+        raise Refusal(f"data={data.name} needs data.root: give data.root=<folder with train/ and val/{besides}>{environment}")
 
 
 def _check_table(data: Any, opened: bool) -> None:

@@ -44,8 +44,11 @@ _OPTIONS = {
     "data.root": "folder of the data; ImageNet's may come from IMAGENET_DIR",
     "data.validation": "share of train held out for every choice",
     "data.workers": "loader processes",
-    "data.limit": "at most so many samples",
+    "data.limit": "at most so many samples: of train as many of each class, of the others as they come",
     "data.task": "data=glue: mnli, qqp, qnli, sst2, rte, mrpc, cola, stsb or wnli",
+    "data.train": "data=table: a .csv, .tsv, .jsonl or .parquet file; data.validation_file and data.test likewise",
+    "data.text": "data=table: the column of the texts, or [first,second] of pairs",
+    "data.label": "data=table: the column of the classes; in its place data.score, that of a score",
     "data.tokenizer": "texts: a folder or a hub's name; null: the checkpoint's own, else trained on the spot",
     "data.max_length": "classified texts: tokens of the longest",
     "data.context": "running text: tokens of a window",
@@ -104,6 +107,8 @@ Examples:
   python train.py -m model=resnet18 method=pdp,gmp sparsity=0.8,0.9 seed=0,1,2   every combination
   python train.py model=bert_tiny sparsity=0.9                             text, without network
   python train.py model=bert_base data=glue data.task=mnli sparsity=0.9
+  python train.py model=timm model.name=resnet10t data=image_folder data.root=photos sparsity=0.8
+  python train.py model=bert_tiny data=table data.train=mine.csv data.text=[review] data.label=stars sparsity=0.9
   python train.py experiment=imagenet/mobilenet_v1_random_866 dry_run=true
   python train.py debug=smoke experiment=imagenet/resnet50_random_90       any experiment in seconds
 

@@ -103,7 +103,7 @@ def _inspect(parts: Sequence[ImagePart]) -> tuple[bytes, dict[str, dict[int, str
         try:
             content = part.source.read(int(part.rows[position]))
         except OSError as error:
-            return b"", error.strerror or type(error).__name__
+            return b"", error.strerror or str(error) or type(error).__name__
         if not whole:
             return len(content).to_bytes(8, "big") + content[:_HEAD], None
         return content, _fault(content)
