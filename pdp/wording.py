@@ -38,3 +38,15 @@ def percent(share: float) -> str:
 def score(name: str, value: float) -> str:
     """A metric: fractions in percent, perplexity raw."""
     return f"{value:.3f}" if name.startswith("perplexity") else percent(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3 min 20 s, 5 h 07 min, 2 days 3 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} days {whole % 86400 // 3600} h"

@@ -75,7 +75,14 @@ def run(arguments: argparse.Namespace) -> int:
 def run_trials(study, cells: list, arguments: argparse.Namespace) -> int:
     """Runs the trials that are drawn; returns how many failed."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     from pdp.studies.runs import run_cells
 

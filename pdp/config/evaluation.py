@@ -15,7 +15,7 @@ from pdp.wording import did_you_mean
 
 _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
     "recipe.batch_size": ((int,), "a whole number of at least 1"),
-    "device": ((str,), "auto, cpu or cuda"),
+    "device": ((str,), "auto, cpu, cuda or gpu"),
     "data.root": ((str,), "a folder"),
     "data.train": ((str,), "the file of the training rows"),
     "data.validation_file": ((str,), "a file of rows"),
@@ -23,7 +23,7 @@ _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
     "data.workers": ((int,), "a whole number of at least 0"),
 }
 _FILES = ("config.yaml", "model.safetensors")
-_PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "distill")
+_PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "distill", "start")
 
 
 def of_run(typed: Sequence[Argument]) -> tuple[Path, dict[str, Any]]:
@@ -50,12 +50,14 @@ def of_run(typed: Sequence[Argument]) -> tuple[Path, dict[str, Any]]:
         kinds, words = _OF_RUN[key]
         if type(value) not in kinds or not _fits(key, value):
             raise Refusal(f"{key}={value} is not {words}: give {key}=<{words}>")
+    if values.get("device") == "gpu":
+        values["device"] = "cuda"
     return directory, values
 
 
 def _fits(key: str, value: Any) -> bool:
     if key == "device":
-        return value in ("auto", "cpu", "cuda")
+        return value in ("auto", "cpu", "cuda", "gpu")
     if key.startswith("data.") and key != "data.workers":
         return bool(value)
     return value >= (1 if key == "recipe.batch_size" else 0)

@@ -180,9 +180,9 @@ def _read_shards(
             labels = one.numbers
         else:
             assert one.class_of is not None
-            classes, inverse = np.unique(np.array(one.class_of, dtype=object), return_inverse=True)
-            classes, labels = [str(name) for name in classes], inverse.astype(np.int64)
-        found[part] = ImagePart(part, classes, labels, np.arange(len(labels)), one.source)
+            found_names, labels = np.unique(np.array(one.class_of, dtype=object), return_inverse=True)
+            classes = [str(name) for name in found_names]
+        found[part] = ImagePart(part, classes, labels.astype(np.int64), np.arange(len(labels)), one.source)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ class ImagesTask(Task):
     def __init__(self, config: Config):
         self.config = config
         data: Any = config.data
-        self._check(data)
+        memory.check_data(data)
         check_name(config.model)
         self.image_set = memory.IMAGE_SETS[data.name]
         self.data_name = data.name
@@ -62,20 +61,6 @@ class ImagesTask(Task):
         self._layout, self._damaged = "", 0
         self._fingerprint: str | None = None
         self._parts: dict[str, memory.ImageDataset] = {}
-
-    @staticmethod
-    def _check(data: Any) -> None:
-        if data.name not in memory.IMAGE_SETS:
-            near = difflib.get_close_matches(str(data.name), memory.IMAGE_SETS, 3, 0.4) or memory.IMAGE_SETS
-            raise Refusal(f"data.name={data.name} is unknown for images; near it: {', '.join(near)}; set data")
-        if not 0 <= data.validation < 1:
-            raise Refusal(f"data.validation={data.validation} must be a share of train, at least 0 and below 1")
-        if data.limit is not None and data.limit < 1:
-            raise Refusal(f"data.limit={data.limit} must be at least 1, or null")
-        if data.image_size is not None and data.image_size < 1:
-            raise Refusal(f"data.image_size={data.image_size} must be at least 1 pixel, or null for the data's own")
-        if data.unreadable not in ("stop", "skip"):
-            raise Refusal(f"data.unreadable={data.unreadable} is unknown; it can be stop, skip")
 
     @property
     def data_note(self) -> str:
@@ -224,7 +209,7 @@ class ImagesTask(Task):
                 f"data.root={self.config.data.root} has one class, {one_line(self._names[0])}, and two are needed to "
                 "train: set data.root to the folder that holds the class folders, or their train/ and val/"
             )
-        model, notes = build_model(self.config.model, self.classes)
+        model, notes = build_model(self.config.model, self.classes, self.example_input())
         self.notes += [note for note in notes if note not in self.notes]
         return model
 
@@ -257,6 +242,10 @@ class ImagesTask(Task):
     def _useful(self, workers: int, batches: int) -> int:
         """Loader processes that have something to do: own images are often few."""
         return max(0, min(workers, batches - 1, processors())) if self.data_name == "image_folder" else workers
+
+    def evaluation_batch(self, batch_size: int, device: str) -> int:
+        """Small images by the thousand on a GPU, which would wait for the host otherwise."""
+        return max(batch_size, 1024) if device != "cpu" and self.image_size <= 64 else batch_size
 
     def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
         """The logits in float32; images have no hidden states that would be compared."""

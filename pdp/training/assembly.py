@@ -59,6 +59,8 @@ def make_model(config: Config, task: Task) -> nn.Module:
 
 def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: int | None) -> Pruner:
     """The configured method on `model`."""
+    if steps_per_epoch:
+        _check_times(config, steps_per_epoch)
     if config.schedule.warmup == "auto" and task.upper_bound is None:
         raise Refusal(
             f"schedule.warmup=auto needs a metric with an upper bound, {task.metric_name} has none: give a time"
@@ -90,7 +92,7 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
     )
 
 
-def check_times(config: Config, steps_per_epoch: int) -> None:
+def _check_times(config: Config, steps_per_epoch: int) -> None:
     """Raises `Refusal`, with a command that would do, where times in optimizer steps do not fit into the run."""
     if misfits(config, steps_per_epoch):
         check_schedule(config, shlex.split(command_of(config))[2:], steps_per_epoch)
