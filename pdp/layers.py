@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 
@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from pdp.errors import Refusal
 from pdp.masks.host_cut import Trail
+from pdp.reading_mode import reads_for_any_use
 
 
 @dataclass(eq=False)
@@ -67,6 +68,8 @@ class Layer:
     state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
     hard_keep: Tensor | None = None  # set while the hard model is evaluated
     trail: Trail = field(default_factory=Trail)  # where its cuts lay
+    was_read: bool = False  # whether the model has computed with its effective weight since the last step
+    last_gradient: tuple[int, int] | None = None  # which one the stored weight had then, and its version
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -77,6 +80,14 @@ class Layer:
         """The stored weight, in its dense shape."""
         site = self.sites[0]
         return site.module._parameters[site.parameter]  # type: ignore[return-value]
+
+    def beside(self, weight: Tensor) -> Layer:
+        """The layer with its state on the device of `weight`: the model, or a replica of it, may have moved."""
+        device = weight.device
+        if all(value.device == device for value in self.state.values()):
+            return self
+        state = {key: value.to(device) for key, value in self.state.items()}
+        return replace(self, state=state, hard_keep=None if self.hard_keep is None else self.hard_keep.to(device))
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -96,6 +107,8 @@ def compute_dtype(site: Site, weight: Tensor) -> torch.dtype:
     """
     device = weight.device.type
     if torch.compiler.is_compiling() or weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return weight.dtype
+    if reads_for_any_use():
         return weight.dtype
     read_by_itself = site.caller is site.module and site.parameter in ("weight", "bias")
     return torch.get_autocast_dtype(device) if read_by_itself and _casts_by_autocast(site.module) else weight.dtype

@@ -165,6 +165,10 @@ class Pattern(pattern.Pattern):
         finally:
             self._measured = None
 
+    def forget(self) -> None:
+        super().forget()
+        self._known_tables.clear()
+
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         if self.options.saliency == "l1":
             return [cut_at(self.saliency(layer), layer.pruned).to(layer.weight.device) for layer in layers]

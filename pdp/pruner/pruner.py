@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,8 +22,9 @@ from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
+from pdp.pruner.guard import Guard, refuse_second_pruner
 from pdp.pruner.report import layer_report, soft_gap
-from pdp.pruner.shadow import Shadow, WholeForward
+from pdp.pruner.shadow import hook, strip, unhook
 from pdp.pruner.state import load_state, state_of
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
 
@@ -97,17 +99,12 @@ class Pruner:
         self.fraction = 0.0
         self.finished = False
         self.metrics: list[float] = []
+        if self.method.prunes:
+            refuse_second_pruner(model, self.layers)
+            self.guard = Guard(model, self.layers)
+            self.guard.check_numbers()
         self.method.begin(self.layers, Plan(self.target, self.allocation, epochs, steps_per_epoch, seed, self._budget))
-        self._handles = self._hooked() if self.method.prunes else []
-
-    def _hooked(self) -> list[RemovableHandle]:
-        # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
-        handles = WholeForward(self.model, self.layers, self.method).attach()
-        for layer in self.layers:
-            for member in layer.members:
-                for site in member.sites:
-                    handles += Shadow(layer, member, site, self.method).attach(site.caller)
-        return handles
+        self._handles = hook(model, self.layers, self.method) if self.method.prunes else []
 
     @property
     def phase(self) -> str:
@@ -140,6 +137,9 @@ class Pruner:
         `metric` is the last validation's, which schedule.warmup=auto waits for.
         """
         self._alive()
+        if self.method.prunes:
+            self.guard.check_places()
+            self.guard.check_numbers()
         self.epoch = epoch
         if metric is not None:
             self.metrics.append(float(metric))
@@ -156,6 +156,7 @@ class Pruner:
                 )
             self.start = moment
         self._advance(moment, self._moment(epoch_start=True))
+        self.guard.note_gradients()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Adds the method's trainable extras to the optimizer, in groups of their own."""
@@ -179,6 +180,7 @@ class Pruner:
                         torch.distributed.all_reduce(extra.grad)
                         extra.grad /= torch.distributed.get_world_size()
         if self.schedule is not None:
+            self.guard.check_gradients()
             self.method.after_backward(self.layers, self._moment())
 
     def step(self) -> None:
@@ -191,10 +193,13 @@ class Pruner:
         self.steps += 1
         if self.schedule is None:
             return
+        self.guard.check_places()
+        self.guard.check_gradients()
         if self.schedule.unit == "step":
             self._advance(self.steps, self._moment())
         else:
             self._update(self._moment())
+        self.guard.note_gradients()
 
     def _moment(self, **values: Any) -> Moment:
         return Moment(self.epoch or 0, self.steps, self.fraction, **values)
@@ -237,6 +242,9 @@ class Pruner:
     @contextmanager
     def hard(self) -> Iterator[None]:
         """Inside, the model computes with exact zeros at the shares that hold now: what is measured and shipped."""
+        if self.method.prunes and not self.finished:
+            self.guard.check_places()
+            self.guard.check_numbers()
         with torch.no_grad():
             self.method.settle(self.layers)
             for layer in self.layers:
@@ -272,6 +280,8 @@ class Pruner:
         """Bakes exact zeros at the target into the model and removes every hook; warns where the ramp has not ended."""
         self._alive()
         if self.method.prunes:
+            self.guard.check_places()
+            self.guard.check_numbers()
             if self.fraction < 1:
                 warnings.warn(
                     f"finalize() at {self.fraction:.0%} of the target: the rest is pruned now, untrained", stacklevel=2
@@ -288,9 +298,12 @@ class Pruner:
                     member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
             for layer, keep in keeps:
                 self.pattern.finish(self.model, layer, keep)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        unhook(self.layers, self._handles)
+        self.finished = True
+
+    def remove(self) -> None:
+        """Takes every hook off the model and leaves its weights as they are; pruning cannot go on."""
+        unhook(self.layers, self._handles)
         self.finished = True
 
     def report(self) -> pd.DataFrame:
@@ -321,10 +334,24 @@ class Pruner:
         """Takes back `state_dict`; raises `Refusal` if it is of another model, method or pattern."""
         load_state(self, state)
         if self.finished:
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            unhook(self.layers, self._handles)
 
     def _alive(self) -> None:
         if self.finished:
             raise RuntimeError("the model is hard: finalize() was called, and pruning cannot go on")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
+        """A pruner of a copy of the model, its own in everything; the model itself may be copied along with it."""
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        hooked, handles, self._handles = bool(self._handles), self._handles, []
+        try:
+            for key, value in vars(self).items():
+                setattr(twin, key, copy.deepcopy(value, memo))
+        finally:
+            self._handles = handles
+        twin.pattern.forget()
+        if hooked:
+            strip(twin.model)
+            twin.guard = Guard(twin.model, twin.layers)
+            twin._handles = hook(twin.model, twin.layers, twin.method)
+        return twin

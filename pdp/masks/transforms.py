@@ -1,0 +1,36 @@
+"""Masks under `torch.func` and derivatives of derivatives: what the fast functions for one gradient cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def in_transform() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work, which need plain operations."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+
+
+def gradients_with_a_graph(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], tensors: Sequence[Tensor], upstream: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients that `function` of `tensors` passes on, themselves differentiable in `tensors` and `upstream`."""
+    with torch.enable_grad():
+        made = function(*tensors)
+        outputs = made if isinstance(made, tuple) else (made,)
+        pairs = [(one, given) for one, given in zip(outputs, upstream, strict=True) if given is not None]
+        wanted = [one for one in tensors if one.requires_grad]
+        if not pairs or not wanted:
+            return [None for _ in tensors]
+        found = torch.autograd.grad(
+            [one for one, _ in pairs],
+            wanted,
+            [given.to(one.dtype) for one, given in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    by_tensor = dict(zip(map(id, wanted), found, strict=True))
+    return [by_tensor.get(id(one)) for one in tensors]
