@@ -43,7 +43,7 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
     """Seconds of one pass over layers of these sizes, each a little after the one before, as a step leaves weights."""
     import torch
 
-    from pdp.layers import find_layers
+    from pdp.survey import find_layers
     from pdp.masks.cut import count_pruned
     from pdp.patterns import make_pattern
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pdp.errors import Refusal
-from pdp.layers import find_layers
+from pdp.survey import find_layers
 from pdp.patterns.nm import obeys
 
 

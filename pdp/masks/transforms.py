@@ -14,6 +14,11 @@ def in_transform() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
 
 
+def wants_a_graph() -> bool:
+    """Whether a backward that runs now is to be differentiated itself (create_graph=True)."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
 def gradients_with_a_graph(
     function: Callable[..., Tensor | tuple[Tensor, ...]], tensors: Sequence[Tensor], upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:

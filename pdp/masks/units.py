@@ -6,14 +6,17 @@ What is written here in plain operations defines it; on a GPU `pdp.kernels.gpu.u
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pdp.kernels.gpu import usable
 from pdp.masks.soft import exact
+from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
+
+_FLAT = 1e-7  # m (1 - m) below which a mask does not move
 
 
 def steepness(mask: Tensor, factor: Tensor) -> Tensor:
@@ -36,12 +39,49 @@ def mask_units(
     of a tensor's slices along dimension 0, None where slice i is unit i. Raises `RuntimeError` in backward where a
     tensor has been changed in place since.
     """
+    if in_transform():
+        return _plain(mask, steep, tensors, units, weighs, dtypes)
     return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), *tensors)
+
+
+def _plain(
+    mask: Tensor,
+    steep: Tensor,
+    tensors: Sequence[Tensor],
+    units: Sequence[Tensor | None],
+    weighs: Sequence[bool],
+    dtypes: Sequence[torch.dtype | None],
+) -> tuple[Tensor, ...]:
+    """`mask_units` in plain operations, which differentiate any number of times in any mode.
+
+    The mask is moved by what the squares of its weights move: as a number it stays what it was given as.
+    """
+    squares = torch.zeros_like(mask)
+    for tensor, own, weigh in zip(tensors, units, weighs, strict=True):
+        if weigh:
+            sums = _row_sums(exact(tensor) ** 2).to(mask.dtype)
+            squares = squares + (sums if own is None else torch.zeros_like(mask).index_add(0, own, sums))
+    slope = mask * (1 - mask)
+    some = slope > _FLAT
+    # d m / d s^2 = m (1 - m) factor / 2: a logit that moves by as much.
+    factor = torch.where(some, steep / slope.clamp(min=_FLAT), torch.zeros_like(mask)).detach()
+    logit = torch.logit(mask.clamp(_FLAT, 1 - _FLAT)).detach()
+    moving = torch.sigmoid(logit + (squares - squares.detach()) * factor * 0.5)
+    live = mask.detach() + (moving - moving.detach())
+    return tuple(
+        (exact(tensor) * along(live, own, tensor)).to(dtype)
+        for tensor, own, dtype in zip(tensors, units, dtypes, strict=True)
+        if dtype is not None
+    )
 
 
 def along(values: Tensor, units: Tensor | None, tensor: Tensor) -> Tensor:
     """Numbers over units, made to broadcast against `tensor`, whose slices along dimension 0 belong to `units`."""
     return (values if units is None else values[units]).reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+def _plain_of(mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, *tensors: Tensor):
+    return _plain(mask, steep, tensors, units, weighs, dtypes)
 
 
 class _MaskUnits(torch.autograd.Function):
@@ -73,10 +113,12 @@ class _MaskUnits(torch.autograd.Function):
         return tuple(made[place] for place in wanted)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None):
         units, weighs = ctx.units, ctx.weighs
         mask, steep, *tensors = _kept(ctx)
+        if wants_a_graph():
+            plain = partial(_plain_of, mask, steep, units, weighs, ctx.dtypes)
+            return None, None, None, None, None, *gradients_with_a_graph(plain, tensors, gradients)
         wanted = [place for place, dtype in enumerate(ctx.dtypes) if dtype is not None]
         upstream = {place: one for place, one in zip(wanted, gradients, strict=True) if one is not None}
         if ctx.by_kernels:

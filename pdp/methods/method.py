@@ -142,6 +142,10 @@ class Method(ABC):
         """Optimizer groups of trainable extras; a rate or decay that a group does not name is the recipe's."""
         return []
 
+    def extra(self, layer: Layer, weight: Tensor) -> Tensor:
+        """The layer's trainable extra on the device of `weight`: the model, or a replica of it, may have moved."""
+        return self.extras[layer.name].to(weight.device)
+
     def penalty(self) -> Tensor | None:
         """A term added to the loss, or None."""
         return None

@@ -14,6 +14,7 @@ from pdp.cost import count_macs
 from pdp.errors import Refusal
 from pdp.layers import Layer, Member, Site, first_convolution, is_conv1d
 from pdp.masks.cut import cut_at
+from pdp.masks.transforms import in_transform
 from pdp.masks.units import along
 from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, batch_norm, find_couplings, input_columns, slim_densities
@@ -219,7 +220,7 @@ class Pattern(pattern.Pattern):
         self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
-        if self._forwards and not torch.compiler.is_compiling():
+        if self._forwards and not torch.compiler.is_compiling() and not in_transform():
             shared = self._forwards[-1].effective(member, weight)
             if shared is not None:
                 return shared

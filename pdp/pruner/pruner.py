@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pdp.errors import Refusal
-from pdp.layers import find_layers
 from pdp.methods import make_method
 from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner.guard import Guard, refuse_second_pruner
+from pdp.pruner.ranks import average_gradients
 from pdp.pruner.report import layer_report, soft_gap
 from pdp.pruner.shadow import hook, strip, unhook
 from pdp.pruner.state import load_state, state_of
+from pdp.pruner.gather import gather
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
+from pdp.survey import count_weights, nothing_to_prune, survey
 
 
 class Pruner:
@@ -64,16 +66,11 @@ class Pruner:
         self.model = model
         self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
-        # `skipped` says of layers that the pattern leaves dense why.
-        self.layers, self.skipped = self.pattern.gather(model, find_layers(model, exclude, own_exclude), example_input)
-        refused = {layer.name: reason for layer in self.layers if (reason := self.method.refuses(layer))}
-        self.skipped |= refused
-        self.layers = [layer for layer in self.layers if layer.name not in refused]
+        found, others = survey(model, exclude, own_exclude)
+        # `skipped` says of every other weight of the model why it stays dense.
+        self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
         if not self.layers:
-            raise Refusal(
-                f"pattern {self.pattern.label} has no layer to prune: "
-                + "; ".join(f"{name} ({reason})" for name, reason in list(self.skipped.items())[:3])
-            )
+            raise Refusal(nothing_to_prune(f"with pattern {self.pattern.label} the model", self.skipped))
         self.target = self.pattern.target_of(sparsity)
         implied = self.pattern.implied_share is not None and allocation != "file"
         self.allocation = "implied" if implied else allocation or self.method.allocation
@@ -173,12 +170,7 @@ class Pruner:
 
         The trainable extras are no part of a wrapped model: their gradients are averaged over the processes here.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for group in self.method.parameter_groups():
-                for extra in group["params"]:
-                    if extra.grad is not None:
-                        torch.distributed.all_reduce(extra.grad)
-                        extra.grad /= torch.distributed.get_world_size()
+        average_gradients([extra for group in self.method.parameter_groups() for extra in group["params"]])
         if self.schedule is not None:
             self.guard.check_gradients()
             self.method.after_backward(self.layers, self._moment())
@@ -310,6 +302,7 @@ class Pruner:
         """One row per prunable layer: name, type, weights, units, pruned, share, target_share, nonzero, density.
 
         `nonzero` counts the hard weight's numbers, before `finalize` those of the mask that holds now.
+        `frame.attrs["prunable_share"]` is `prunable_share`.
         """
         return layer_report(self)
 
@@ -317,6 +310,11 @@ class Pruner:
     def prunable_weights(self) -> dict[str, Tensor]:
         """Every convolution and linear weight that pruning reaches, by module name."""
         return {name: weight for layer in self.layers for name, weight in self.pattern.weights(layer).items()}
+
+    @property
+    def prunable_share(self) -> float:
+        """The share of all weights (parameters of two or more dimensions) that pruning reaches."""
+        return sum(one.numel() for one in self.prunable_weights.values()) / max(1, count_weights(self.model))
 
     def soft_gap(self) -> pd.DataFrame:
         """How far the soft model is from the hard one: name, cut, temperature, gap, soft_mask (one row per layer).

@@ -34,6 +34,7 @@ class Place:
         self.layer = layer
         self.member = member
         self.method = method
+        self.outside = False  # whether something else than its module may read it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Place:
         return self  # a copy of the model is masked by the live state
@@ -144,6 +145,7 @@ def _in_forward(own: nn.Module, frame: Any) -> bool:
 
 
 def _handed_out(place: Place, stored: Tensor) -> Tensor:
+    place.outside = True
     effective = given_before(stored)
     if effective is None:
         with for_any_use():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pdp.layers import Layer, Member, Site
+from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner import reading
 from pdp.pruner.reading import Place, Watched
@@ -27,11 +28,12 @@ from pdp.reading_mode import reads_stored
 class Shadow:
     """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layer's live state."""
 
-    def __init__(self, layer: Layer, member: Member, site: Site, method: Method):
+    def __init__(self, layer: Layer, member: Member, site: Site, method: Method, key: str):
         self.place = Place(layer, member, method)
         # A path instead of the module itself: in a deep copy the hook must act on the copy.
         self.inner = _path(site.caller, site.module)
         self.parameter = site.parameter
+        self.key = key  # what the module is called by the one that holds it
         self.around = f"{site.parameter} around"  # the key in the module's `__dict__` that says who put it there
         self.inside: list[int] = []  # threads in the forward now
 
@@ -86,8 +88,8 @@ class Shadow:
 class Around:
     """The pair of hooks of a module whose forward may read weights of the modules in it.
 
-    In a compiled graph, where no look-up is answered, and in a replica of `nn.DataParallel` the effective weights of
-    all of them lie in place for its whole forward; a compiler leaves out those that nothing reads.
+    In a compiled graph, where no look-up is answered, and in a replica of `nn.DataParallel` the effective weights that
+    something else than their module reads, as the code says or a look-up has shown, lie in place for its whole forward.
     """
 
     def __init__(self, model: nn.Module, shadows: Sequence[tuple[Shadow, nn.Module]]):
@@ -110,7 +112,7 @@ class Around:
             return
         for shadow, path in self.inner:
             held = (model.get_submodule(path) if path else model).__dict__
-            if not shadow.place.layer.active or shadow.around in held:
+            if not shadow.place.layer.active or not shadow.place.outside or shadow.around in held:
                 continue
             weight = held["_parameters"].get(shadow.parameter)
             if weight is None:
@@ -153,7 +155,7 @@ class WholeForward:
     def begin(self, model: nn.Module, inputs: Any) -> None:
         """A forward of the model begins."""
         # In a compiled one each place computes for itself: what is kept beside the graph would be an output of it.
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or in_transform():
             return
         reading.begin_forward()
         if model is self.model:
@@ -161,7 +163,7 @@ class WholeForward:
 
     def end(self, model: nn.Module, inputs: Any, output: Any) -> None:
         """It has ended."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or in_transform():
             return
         if model is self.model:
             self.method.end_forward()
@@ -173,14 +175,16 @@ def hook(model: nn.Module, layers: Sequence[Layer], method: Method) -> list[Remo
     # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
     handles = WholeForward(model, layers, method).attach()
     places = [(layer, member, site) for layer in layers for member in layer.members for site in member.sites]
-    shadows = [(Shadow(layer, member, site, method), site) for layer, member, site in places]
-    handles += Around(model, [(shadow, site.module) for shadow, site in shadows]).attach(model)
-    parents = [module for module in model.modules() if module is not model and _may_read(type(module))]
-    for parent in parents:
-        within = set(map(id, parent.modules())) - {id(parent)}
+    keys = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
+    shadows = [(Shadow(*one, site, method, keys[id(site.module)]), site) for *one, site in places]
+    for module in model.modules():
+        within = set(map(id, module.modules())) - {id(module)}
         below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
-        if below:
-            handles += Around(parent, below).attach(parent)
+        read = [(shadow, inner) for shadow, inner in below if _may_read(type(module), shadow.key)]
+        for shadow, _ in read:
+            shadow.place.outside = True
+        if module is model or read:
+            handles += Around(module, below if module is model else read).attach(module)
     watched: dict[int, tuple[nn.Module, dict[str, Place]]] = {}
     for shadow, site in shadows:
         handles += shadow.attach(site.caller)
@@ -207,11 +211,17 @@ def _path(caller: nn.Module, inner: nn.Module) -> str:
 
 
 @cache
-def _may_read(kind: type[nn.Module]) -> bool:
-    """Whether the class's own code asks anything for a `weight`, as a parent does that multiplies by a child's."""
+def _may_read(kind: type[nn.Module], key: str) -> bool:
+    """Whether the class's own code asks a child of that name for a `weight`, as a parent does that multiplies by it."""
     own = [one for one in kind.__mro__ if not one.__module__.startswith("torch.nn.")]
-    functions = [function for one in own for function in vars(one).values() if hasattr(function, "__code__")]
-    return any("weight" in code.co_names for function in functions for code in _codes(function.__code__))
+    functions = [
+        function
+        for one in own
+        for name, function in vars(one).items()
+        if hasattr(function, "__code__") and not any(word in name for word in ("init", "reset", "tie", "load"))
+    ]
+    codes = (code for function in functions for code in _codes(function.__code__))
+    return any("weight" in code.co_names and (key.isdigit() or key in code.co_names) for code in codes)
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pdp import Pruner, count_macs, soft_prune
 from pdp.errors import Refusal
-from pdp.layers import find_layers
+from pdp.survey import find_layers
 from pdp.methods.method import Moment
 from pdp.patterns import make_pattern
 from pdp.patterns.nm import merge_exchanges, obeys, sorted_columns

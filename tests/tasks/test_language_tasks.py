@@ -15,7 +15,7 @@ from torch.nn import functional
 from pdp.config.compose import compose
 from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal
-from pdp.layers import find_layers
+from pdp.survey import find_layers
 from pdp.patterns.nm import input_dim
 from pdp.tasks import build_task
 from pdp.tasks.text_loading import LengthGroupedSampler, measured_windows, training_windows
