@@ -50,6 +50,8 @@ def normalise(config: Config, typed: Set[str] = frozenset()) -> None:
         config.model.pretrained = config.model.pretrained.lower()
     else:
         config.model.pretrained = os.path.expanduser(config.model.pretrained)
+    if config.device == "gpu":
+        config.device = "cuda"
     if config.data.root is not None:
         config.data.root = os.path.expanduser(config.data.root)
     if isinstance(config.data, TextDataConfig) and config.data.tokenizer is not None:

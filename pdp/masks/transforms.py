@@ -11,7 +11,9 @@ from torch.autograd import forward_ad
 
 def in_transform() -> bool:
     """Whether `torch.func` or forward-mode differentiation is at work, which need plain operations."""
-    return torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def wants_a_graph() -> bool:

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pdp.errors import Refusal
 from pdp.methods import make_method
@@ -21,12 +20,13 @@ from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
+from pdp.pruner.averaging import average_gradients
+from pdp.pruner.gather import gather
 from pdp.pruner.guard import Guard, refuse_second_pruner
-from pdp.pruner.ranks import average_gradients
 from pdp.pruner.report import layer_report, soft_gap
 from pdp.pruner.shadow import hook, strip, unhook
 from pdp.pruner.state import load_state, state_of
-from pdp.pruner.gather import gather
+from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
 from pdp.survey import count_weights, nothing_to_prune, survey
 
@@ -37,7 +37,8 @@ class Pruner:
     Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
     share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: 16
     epochs dense, then 0.015 of the target an epoch, in the method's own shape), `allocation` global, uniform, erk, file
-    (then `allocation_path`) or None for the method's own, `exclude` fnmatch patterns on module names. `pattern` is
+    (then `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer
+    keeps, `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module names. `pattern` is
     random, "2:4" (then the target is implied) or channel, which follows the model through `example_input` (a tensor,
     a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
@@ -54,6 +55,8 @@ class Pruner:
         schedule: Schedule | str | dict[str, Any] | None = None,
         allocation: str | None = None,
         allocation_path: str | Path | None = None,
+        least_density: float = 0.0,
+        ends: str = "pruned",
         exclude: Sequence[str] = (),
         own_exclude: Sequence[str] = (),
         steps_per_epoch: int | None = None,
@@ -71,6 +74,8 @@ class Pruner:
         self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
         if not self.layers:
             raise Refusal(nothing_to_prune(f"with pattern {self.pattern.label} the model", self.skipped))
+        for layer, least in zip(self.layers, least_units(self.layers, least_density, ends), strict=True):
+            layer.least = least
         self.target = self.pattern.target_of(sparsity)
         implied = self.pattern.implied_share is not None and allocation != "file"
         self.allocation = "implied" if implied else allocation or self.method.allocation
@@ -89,7 +94,8 @@ class Pruner:
                 raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
         self.schedule: Schedule | None = None
         if self.method.prunes:
-            self.schedule = place_schedule(schedule, self.method.schedule, epochs, steps_per_epoch)
+            own = {"name": self.method.schedule, "unit": self.method.unit, "ramp": self.method.ramp}
+            self.schedule = place_schedule(schedule, own, epochs, steps_per_epoch)
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None

@@ -65,6 +65,7 @@ class Record:
     distillation: dict[str, Any] = field(default_factory=dict)  # empty: no teacher
     validation: str = "held out"  # or "test": the data's labelled set served every choice too
     notes: list[str] = field(default_factory=list)
+    method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -14,17 +14,17 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pdp.config.schema import Config
+from pdp.distill.objective import Objective
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
+from pdp.runs.checkpoint import load_newest, random_state, restore_random_state, save_checkpoint, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
-from pdp.training.checkpoint import load_newest, random_state, restore_random_state, save_checkpoint, save_weights
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display, Look, stage
 from pdp.training.evaluation import measure
-from pdp.training.objective import Objective
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.signals import StopSignals
 
@@ -74,6 +74,8 @@ class Trainer:
         self.step_ms: deque[float] = deque(maxlen=2000)
         self.mask_ms: deque[float] = deque(maxlen=2000)
         self.histograms: dict[str, np.ndarray] = {}
+        self._begun = self._shown = (0, time.perf_counter())  # step and time of this start, and of the last look
+        self._speed = 0.0  # steps a second
 
     # ---------------------------------------------------------------- the loop
 
@@ -82,6 +84,7 @@ class Trainer:
         total = self.recipe.epochs * self.steps_per_epoch
         with StopSignals() as signals, self.display:
             self.display.start(total, self.step)
+            self._begun = self._shown = (self.step, time.perf_counter())
             for epoch in range(self.epoch, self.recipe.epochs):
                 if self.batch == 0:
                     self._start_epoch(epoch)
@@ -157,7 +160,8 @@ class Trainer:
             self.accelerator.unscale_gradients()
         self.pruner.after_backward()
         if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
+            torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
         self.optimizer.step()
         started = time.perf_counter()
         self.pruner.step()
@@ -176,9 +180,37 @@ class Trainer:
                 f"the loss is {mean} in epoch {epoch + 1} at step {self.step}: lower recipe.lr={self.recipe.lr}, "
                 "give recipe.clip=1.0 or a longer recipe.lr_warmup"
             )
-        metric = "" if self.metric is None else f" {self.task.metric_name} {score(self.task.metric_name, self.metric)}"
-        state = f"loss {mean:.3f}{metric} sparsity {percent(self.pruner.share)}"
-        self.display.step(self.step, epoch, self.recipe.epochs, state)
+        self._show(mean, epoch)
+
+    def _show(self, loss: float, epoch: int, ends: bool = False) -> None:
+        total = self.recipe.epochs * self.steps_per_epoch
+        now = time.perf_counter()
+        step, when = self._shown
+        speed = (self.step - step) / max(now - when, 1e-9)
+        # A look soon after another says little of the speed.
+        if now - when > LOOK_SECONDS and self.step > step:
+            self._shown, self._speed = (self.step, now), speed
+        begun_step, begun = self._begun
+        left = (now - begun) / max(1, self.step - begun_step) * (total - self.step)
+        self.display.step(
+            Look(
+                step=self.step,
+                steps=total,
+                epoch=epoch,
+                epochs=self.recipe.epochs,
+                loss=loss,
+                rate=self.optimizer.param_groups[0]["lr"],
+                sparsity=self.pruner.share,
+                stage=stage(self.pruner.phase, self.pruner.fraction),
+                samples_per_second=(self._speed or speed) * self.recipe.batch_size,
+                samples="images" if self.config.model.task == "images" else "texts",
+                seconds_left=left,
+                metric_name=self.task.metric_name,
+                metric=self.metric,
+                pruned=self.pruner.method.prunes,
+            ),
+            ends,
+        )
 
     # ---------------------------------------------------------------- between epochs
 
@@ -211,7 +243,7 @@ class Trainer:
             self.directory.write_history(line)
             self.tracker.log(line)
         self.save()
-        self.display.epoch(line, self.recipe.epochs, self.task.metric_name)
+        self._show(line["loss"], epoch, ends=last)
 
     def measure(self, loader: Any) -> dict[str, float]:
         """Metrics of the model, or of its running average where there is one."""

@@ -12,9 +12,9 @@ from torch.autograd.function import FunctionCtx
 
 from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.parting import parting
-from pdp.kernels.cpu.threads import in_parts
 from pdp.masks.soft import NOTHING, SATURATED, lies_dense
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
+from pdp.threads import in_parts
 
 _LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
 Numbers = tuple[float, float]
