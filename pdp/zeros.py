@@ -59,8 +59,10 @@ def why_zeros_are_lost(module: nn.Module) -> str | None:
             one.training = True
     lost, count = zeros.to(weight.device), int(zeros.sum())
     for one in operands.found:
-        same = one.shape == weight.shape
-        if bool((one[lost] == 0).all()) if same else int((one == 0).sum()) >= count:
+        # A square one may lie transposed.
+        views = [view for view in (one, one.mT) if view.shape == weight.shape]
+        kept = any(bool((view[lost] == 0).all()) for view in views) if views else int((one == 0).sum()) >= count
+        if kept:
             return None
     return f"{kind} changes its weight before it multiplies: stored zeros would be none there"
 

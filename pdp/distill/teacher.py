@@ -17,9 +17,9 @@ from pdp.config.compose import from_yaml
 from pdp.config.distill import HUB, is_run
 from pdp.config.identity import dense_cell
 from pdp.config.schema import Config, DistillConfig, ModelConfig, TeacherConfig
-from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
 from pdp.runs.checkpoint import load_weights
+from pdp.distill.dense import dense_run
 from pdp.runs.record import Record, read_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task

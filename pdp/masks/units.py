@@ -43,6 +43,8 @@ def mask_units(
     """
     if in_transform():
         return _plain(mask, steep, tensors, units, weighs, dtypes)
+    if not torch.is_grad_enabled():
+        return _masked(mask, tensors, units, dtypes, kernels)
     return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), kernels, *tensors)
 
 
@@ -86,6 +88,21 @@ def _plain_of(mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: li
     return _plain(mask, steep, tensors, units, weighs, dtypes)
 
 
+def _masked(
+    mask: Tensor, tensors: Sequence[Tensor], units: Sequence, dtypes: Sequence, kernels: Any
+) -> tuple[Tensor, ...]:
+    if kernels:
+        return tuple(kernels.masked(mask, tensors, dtypes))
+    wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
+    vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
+    made = dict(zip(vectors, _multiplied([tensors[place] for place in vectors], mask), strict=True))
+    for place in wanted:
+        if place not in made:
+            tensor = tensors[place]
+            made[place] = _scaled(tensor, along(mask, units[place], tensor), dtypes[place])
+    return tuple(made[place] for place in wanted)
+
+
 class _MaskUnits(torch.autograd.Function):
     """One node for a whole layer: autograd would add up full-size gradients for each tensor that the mask scales."""
 
@@ -101,16 +118,7 @@ class _MaskUnits(torch.autograd.Function):
             ctx.versions = _versions(tensors)
             ctx.set_materialize_grads(False)
         ctx.kernels = kernels
-        if kernels:
-            return tuple(kernels.masked(mask, tensors, dtypes))
-        wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
-        vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
-        made = dict(zip(vectors, _multiplied([tensors[place] for place in vectors], mask), strict=True))
-        for place in wanted:
-            if place not in made:
-                tensor = tensors[place]
-                made[place] = _scaled(tensor, along(mask, units[place], tensor), dtypes[place])
-        return tuple(made[place] for place in wanted)
+        return _masked(mask, tensors, units, dtypes, kernels)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None):

@@ -32,9 +32,7 @@ class PdpOptions(MethodOptions):
 
     name: str = "pdp"
     temperature: float = PAPERS_TEMPERATURE
-    temperature_mode: str = (
-        "auto"  # absolute: temperature holds; relative: kappa does; learned; auto: the pattern's own
-    )
+    temperature_mode: str = "auto"  # absolute: temperature holds; relative: kappa does; learned; auto: the pattern's own
     kappa: float | None = None  # null: the pattern's own, 0.02 for single weights, 0.002 for channels
     refresh: int = 1  # optimizer steps between two new cuts
     detach_cut: bool = True  # t a constant to autograd, as in the paper; false: its two weights get the gradient of t

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pdp.errors import Refusal, Stopped
 from pdp.layers import Layer
@@ -18,6 +19,9 @@ class Guard:
     def __init__(self, model: nn.Module, layers: Sequence[Layer]):
         self.model = model
         self.layers = list(layers)
+        # DDP brings other processes' gradients to layers that this one has not used: there only its own count.
+        self.own_gradients: set[str] | None = set() if _distributed() else None
+        self.handles = [self._watch(layer) for layer in self.layers] if _distributed() else []
         names = {id(module): name for name, module in model.named_modules()}
         self.places: list[tuple[str, dict, str, nn.Module]] = []  # a name, where the module hangs, its key, itself
         seen: set[int] = set()
@@ -70,16 +74,30 @@ class Guard:
             "and no cut can be found"
         )
 
+    def _watch(self, layer: Layer) -> RemovableHandle:
+        return layer.weight.register_post_accumulate_grad_hook(lambda _: self.own_gradients.add(layer.name))  # type: ignore[union-attr]
+
+    def remove(self) -> None:
+        """Takes its hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
     def note_gradients(self) -> None:
         """A step ended: what has a gradient now is not from the next one."""
+        if self.own_gradients:
+            self.own_gradients.clear()
         for layer in self.layers:
             layer.was_read = False
             layer.last_gradient = _version(layer) if layer.active else None
 
     def check_gradients(self) -> None:
         """Raises `Stopped` where a stored weight got a gradient without its effective one having been computed with."""
+        if _distributed() and self.own_gradients is None:
+            return
         for layer in self.layers:
             if layer.was_read or not layer.active:
+                continue
+            if self.own_gradients is not None and layer.name not in self.own_gradients:
                 continue
             found = _version(layer)
             if found is None or found == layer.last_gradient:
@@ -90,6 +108,11 @@ class Guard:
                     f"module (from a list, a closure or a compiled part of the model); read module.weight in the "
                     f'forward, or leave the layer out: exclude=["{layer.name}"]'
                 )
+
+
+def _distributed() -> bool:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1
 
 
 def _version(layer: Layer) -> tuple[int, int] | None:

@@ -162,9 +162,20 @@ class Pruner:
         self.guard.note_gradients()
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Adds the method's trainable extras to the optimizer, in groups of their own."""
-        for group in self.method.parameter_groups():
-            optimizer.add_param_group(group)
+        """Adds the method's trainable extras to the optimizer, in groups of their own.
+
+        Call it before a learning-rate scheduler of this optimizer is made; raises `Refusal` after.
+        """
+        groups = self.method.parameter_groups()
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if any(id(extra) not in known for group in groups for extra in group["params"]):
+            if any("initial_lr" in group for group in optimizer.param_groups):
+                raise Refusal(
+                    f"method={self.method.options.name} adds parameters to the optimizer, and a learning-rate scheduler "
+                    "knows it already: call pruner.attach(optimizer) first, then make the scheduler"
+                )
+            for group in groups:
+                optimizer.add_param_group(group)
         self.method.optimizer = optimizer
 
     def penalty(self) -> Tensor | None:
@@ -296,12 +307,12 @@ class Pruner:
                     member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
             for layer, keep in keeps:
                 self.pattern.finish(self.model, layer, keep)
-        unhook(self.layers, self._handles)
+        self._unhook()
         self.finished = True
 
     def remove(self) -> None:
         """Takes every hook off the model and leaves its weights as they are; pruning cannot go on."""
-        unhook(self.layers, self._handles)
+        self._unhook()
         self.finished = True
 
     def report(self) -> pd.DataFrame:
@@ -338,7 +349,12 @@ class Pruner:
         """Takes back `state_dict`; raises `Refusal` if it is of another model, method or pattern."""
         load_state(self, state)
         if self.finished:
-            unhook(self.layers, self._handles)
+            self._unhook()
+
+    def _unhook(self) -> None:
+        unhook(self.layers, self._handles)
+        if self.method.prunes:
+            self.guard.remove()
 
     def _alive(self) -> None:
         if self.finished:
@@ -350,12 +366,14 @@ class Pruner:
         hooked, handles, self._handles = bool(self._handles), self._handles, []
         try:
             for key, value in vars(self).items():
-                setattr(twin, key, copy.deepcopy(value, memo))
+                if key != "guard":
+                    setattr(twin, key, copy.deepcopy(value, memo))
         finally:
             self._handles = handles
         twin.pattern.forget()
+        if self.method.prunes:
+            twin.guard = Guard(twin.model, twin.layers)
         if hooked:
             strip(twin.model)
-            twin.guard = Guard(twin.model, twin.layers)
             twin._handles = hook(twin.model, twin.layers, twin.method)
         return twin
