@@ -49,11 +49,17 @@ def main() -> int:
     if given.some is not None:
         models = random.Random(given.seed).sample(models, min(given.some, len(models)))
     if given.again and path.is_file():
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if not any(f'"model": "{name}"' in line for name in models)]
+        kept = [
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if not any(f'"model": "{name}"' in line for name in models)
+        ]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     done = run(part, models, path, given.limit, given.workers, print)
     bad = [name for name in models if done[name]["status"] not in ("works", "refused")]
-    print(f"{len(models) - len(bad)} of {len(models)} work or are refused" + (f"; not: {', '.join(bad)}" if bad else ""))
+    print(
+        f"{len(models) - len(bad)} of {len(models)} work or are refused" + (f"; not: {', '.join(bad)}" if bad else "")
+    )
     return int(bool(bad))
 
 

@@ -79,6 +79,9 @@ class Method(method.Method):
         sums = self.pattern.ungroup(scores @ self.candidates, layer)
         return (weight * (keep + (sums - sums.detach()))).to(weight.dtype)
 
+    def recorded_with(self) -> int:
+        return self.left
+
     def keep(self, layer: Layer) -> Tensor:
         return layer.state["keep"]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,24 +29,32 @@ _CALLED = nn.Module._call_impl.__code__
 
 
 class Place:
-    """One of a layer's tensors and the method that masks it."""
+    """A parameter of a module and the masks that act on it, one after the other where several have parts of it."""
 
-    def __init__(self, layer: Layer, member: Member, method: Method):
-        self.layer = layer
-        self.member = member
+    def __init__(self, masks: Sequence[tuple[Layer, Member]], method: Method):
+        self.masks = list(masks)
         self.method = method
         self.outside = False  # whether something else than its module may read it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Place:
         return self  # a copy of the model is masked by the live state
 
+    @property
+    def active(self) -> bool:
+        """Whether the effective weight differs from the stored one."""
+        return any(layer.active for layer, _ in self.masks)
+
     def effective(self, weight: Tensor) -> Tensor:
         """What the model computes with now in place of `weight`."""
-        self.layer.was_read = True
-        layer = self.layer.beside(weight)
-        if layer.hard_keep is not None:
-            return self.method.hard_weight(layer, weight, layer.hard_keep, self.member)
-        return self.method.effective_weight(layer, weight, self.member)
+        for own, member in self.masks:
+            own.was_read = True
+            if own.active:
+                layer = own.beside(weight)
+                if layer.hard_keep is not None:
+                    weight = self.method.hard_weight(layer, weight, layer.hard_keep, member)
+                else:
+                    weight = self.method.effective_weight(layer, weight, member)
+        return weight
 
 
 class _Given:
@@ -109,7 +118,7 @@ class Watched(dict):
     def __getitem__(self, name: str) -> Any:
         stored = super().__getitem__(name)
         place = self.places.get(name)
-        if place is None or torch.compiler.is_compiling() or not place.layer.active or stored is None:
+        if place is None or torch.compiler.is_compiling() or not place.active or stored is None:
             return stored
         asking = sys._getframe(1)
         if asking.f_code is not _ASKED or reads_stored():

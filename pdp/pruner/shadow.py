@@ -28,8 +28,8 @@ from pdp.reading_mode import reads_stored
 class Shadow:
     """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layer's live state."""
 
-    def __init__(self, layer: Layer, member: Member, site: Site, method: Method, key: str):
-        self.place = Place(layer, member, method)
+    def __init__(self, masks: Sequence[tuple[Layer, Member]], site: Site, method: Method, key: str):
+        self.place = Place(masks, method)
         # A path instead of the module itself: in a deep copy the hook must act on the copy.
         self.inner = _path(site.caller, site.module)
         self.parameter = site.parameter
@@ -49,7 +49,7 @@ class Shadow:
 
     def put(self, caller: nn.Module, inputs: Any) -> None:
         """Puts the effective weight in the stored one's place."""
-        if not self.place.layer.active:
+        if not self.place.active:
             return
         module = caller.get_submodule(self.inner) if self.inner else caller
         held = module.__dict__
@@ -112,7 +112,7 @@ class Around:
             return
         for shadow, path in self.inner:
             held = (model.get_submodule(path) if path else model).__dict__
-            if not shadow.place.layer.active or not shadow.place.outside or shadow.around in held:
+            if not shadow.place.active or not shadow.place.outside or shadow.around in held:
                 continue
             weight = held["_parameters"].get(shadow.parameter)
             if weight is None:
@@ -174,17 +174,15 @@ def hook(model: nn.Module, layers: Sequence[Layer], method: Method) -> list[Remo
     """Registers all hooks of these layers and answers look-ups of their weights."""
     # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
     handles = WholeForward(model, layers, method).attach()
-    places = [(layer, member, site) for layer in layers for member in layer.members for site in member.sites]
+    places: dict[tuple[int, int, str], tuple[Site, list[tuple[Layer, Member]]]] = {}
+    for layer in layers:
+        for member in layer.members:
+            for site in member.sites:
+                key = (id(site.caller), id(site.module), site.parameter)
+                places.setdefault(key, (site, []))[1].append((layer, member))
     keys = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
-    shadows = [(Shadow(*one, site, method, keys[id(site.module)]), site) for *one, site in places]
-    for module in model.modules():
-        within = set(map(id, module.modules())) - {id(module)}
-        below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
-        read = [(shadow, inner) for shadow, inner in below if _may_read(type(module), shadow.key)]
-        for shadow, _ in read:
-            shadow.place.outside = True
-        if module is model or read:
-            handles += Around(module, below if module is model else read).attach(module)
+    shadows = [(Shadow(masks, site, method, keys[id(site.module)]), site) for site, masks in places.values()]
+    handles += Around(module, below if module is model else read).attach(module)
     watched: dict[int, tuple[nn.Module, dict[str, Place]]] = {}
     for shadow, site in shadows:
         handles += shadow.attach(site.caller)

@@ -71,5 +71,8 @@ def _checked(part: str, name: str, answers: Any) -> None:
     except Exception as error:  # a model of somebody else's may raise anything: that is what is looked for
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(str(error).split())[:200]
-        result = {"status": "crashed", "wrong": [f"{type(error).__name__}: {said} ({Path(last.filename).name}:{last.lineno})"]}
+        result = {
+            "status": "crashed",
+            "wrong": [f"{type(error).__name__}: {said} ({Path(last.filename).name}:{last.lineno})"],
+        }
     answers.send(result)

@@ -9,8 +9,40 @@ import torch
 from torch import Tensor, nn
 
 # Words of a name by size, smallest first; a model without any lies in the middle.
-_SIZES = ("test", "atto", "femto", "zepto", "pico", "nano", "xxs", "xxt", "xs", "mini", "tiny", "lite", "small", "s", "b0")
-_LARGE = ("m", "l", "medium", "base", "large", "xlarge", "huge", "giant", "gigantic", "enormous", "xl", "xxl", "so400m", "so150m2", "so150m")
+_SIZES = (
+    "test",
+    "atto",
+    "femto",
+    "zepto",
+    "pico",
+    "nano",
+    "xxs",
+    "xxt",
+    "xs",
+    "mini",
+    "tiny",
+    "lite",
+    "small",
+    "s",
+    "b0",
+)
+_LARGE = (
+    "m",
+    "l",
+    "medium",
+    "base",
+    "large",
+    "xlarge",
+    "huge",
+    "giant",
+    "gigantic",
+    "enormous",
+    "xl",
+    "xxl",
+    "so400m",
+    "so150m2",
+    "so150m",
+)
 _SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384)
 
 
