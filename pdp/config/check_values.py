@@ -40,7 +40,7 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "model.task": tuple(DATA_SCHEMAS),
-    "model.library": ("pdp", "timm", "transformers"),
+    "model.library": ("pdp", "timm", "transformers", "import"),
     "data.source": tuple(TEXT_SOURCES),
     "data.task": GLUE_TASKS,
     "data.unreadable": ("stop", "skip"),
@@ -60,6 +60,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),
     "tracker.mode": ("auto", "online", "offline"),
+    "start.mask": ("hold", "free"),
     "device": ("auto", "cpu", "cuda"),
 }
 

@@ -118,8 +118,11 @@ def _hand_over(program: str, overrides: Sequence[str], cells: int) -> int:
     import tempfile
     from pathlib import Path
 
+    from pdp.config import arguments
+
     if "hydra/launcher=slurm" in overrides and importlib.util.find_spec("submitit") is None:
         raise Refusal('hydra/launcher=slurm needs submitit: pip install "pdp-pruning[cluster]"')
+    overrides = arguments.spell_out(overrides)
     sweeps = Path("results/runs/.sweeps")
     sweeps.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="codes-", dir=sweeps.resolve())

@@ -20,7 +20,7 @@ _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
     "data.workers": ((int,), "a whole number of at least 0"),
 }
 _FILES = ("config.yaml", "model.safetensors")
-_PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "distill")
+_PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "distill", "start")
 
 
 def of_run(typed: Sequence[Argument]) -> tuple[Path, dict[str, Any]]:

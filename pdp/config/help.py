@@ -32,6 +32,7 @@ _NODES: dict[str, Any] = {
     "schedule": schema.ScheduleConfig,
     "distill": schema.TeacherConfig,
     "tracker": schema.WandbConfig,
+    "start": schema.StartConfig,
 }
 _OPTIONS = {
     "sparsity": "fraction of the prunable weights to prune, such as 0.866; implied by nm and none",
@@ -50,8 +51,11 @@ _OPTIONS = {
     "data.max_length": "classified texts: tokens of the longest",
     "data.context": "running text: tokens of a window",
     "data.stride": "running text: tokens between two measured windows; null: context - 1",
+    "start.run": "a finished run to go on from, its zeros held; from=<run> is the short way to say it",
+    "start.mask": "hold: its zeros stay; free: its weights alone, and whatever method is chosen",
     "model.name": "with model=timm: any timm model; with model=huggingface: any encoder or causal model",
-    "model.pretrained": "false, true (the hub's weights), a file, or for transformers a folder",
+    "model.pretrained": "false, true (the hub's weights), a file, or a folder as the hub has them",
+    "model.arguments": "what the model's constructor is called with: model.arguments.depth=3",
     "recipe.epochs": "length of the run",
     "recipe.batch_size": "global: processes x accumulation x micro-batch",
     "recipe.lr": "peak learning rate",
@@ -104,6 +108,8 @@ Examples:
   python train.py -m model=resnet18 method=pdp,gmp sparsity=0.8,0.9 seed=0,1,2   every combination
   python train.py model=bert_tiny sparsity=0.9                             text, without network
   python train.py model=bert_base data=glue data.task=mnli sparsity=0.9
+  python train.py model=mypackage.models.MyNet data=image_folder data.root=photos sparsity=0.8   a model of your own
+  python train.py from=results/runs/<run>/seed0 recipe.epochs=5 recipe.lr=0.001   go on under a run's zeros
   python train.py experiment=imagenet/mobilenet_v1_random_866 dry_run=true
   python train.py debug=smoke experiment=imagenet/resnet50_random_90       any experiment in seconds
 

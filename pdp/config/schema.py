@@ -20,8 +20,9 @@ class ModelConfig:
 
     name: str = MISSING  # of the architecture, as `library` knows it
     task: str = MISSING  # images, text_classification or language_modelling: the tasks/ module of model, data and loss
-    library: str = "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model; transformers
-    pretrained: str = "false"  # false, true (the hub's weights) or a file; for transformers a folder
+    # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model; transformers; import: your own
+    library: str = "pdp"
+    pretrained: str = "false"  # false, true (the hub's weights), a file, or a folder as the hub has them
     smallest_input: int = 1  # pixels; smaller images are enlarged to it unless data.image_size says otherwise
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the model's constructor
     architecture: str | None = None  # transformers: its name of the architecture; null: the checkpoint's own
@@ -118,7 +119,7 @@ class RecipeConfig:
     ema: float | None = None  # decay of the averaged weights
     precision: str = "fp32"  # fp32, bf16 or fp16 (autocast)
     channels_last: bool = False  # memory layout of images and convolution weights
-    compile: bool = False  # whether torch.compile compiles the model
+    compile: bool | str = False  # true: torch.compile; graphs: small nets' steps as CUDA graphs, the same numbers
     gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
     recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
@@ -234,6 +235,14 @@ TRACKERS: dict[str, type[TrackerConfig]] = {
 
 
 @dataclass
+class StartConfig:
+    """A finished run that this one goes on from."""
+
+    run: str | None = None  # its directory, results/runs/<run>/seed<k>; `from=` is the short way to give it
+    mask: str = "hold"  # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -246,6 +255,7 @@ class Config:
     prune: PruneConfig = MISSING
     distill: DistillConfig = field(default_factory=DistillConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    start: StartConfig = field(default_factory=StartConfig)
     sparsity: float | None = None  # fraction of the prunable weights to prune, such as 0.866; implied by nm and none
     seed: int = 0  # of everything random
     resume: bool = True  # go on with an unfinished run of the same configuration; false refuses one

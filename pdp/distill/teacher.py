@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pdp.config.command import command_of
-from pdp.config.compose import from_yaml
 from pdp.config.distill import HUB, is_run
 from pdp.config.identity import dense_cell
 from pdp.config.schema import Config, DistillConfig, ModelConfig, TeacherConfig
+from pdp.config.stored import from_yaml
 from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
 from pdp.runs.checkpoint import load_weights
@@ -161,9 +161,10 @@ def _pretrained(config: Config, task: Task, pretrained: str) -> nn.Module:
         model, notes = _build(config, task, replace(config.model, pretrained=pretrained))
     except Refusal as refusal:
         raise Refusal(f"distill.teacher={named} cannot be the teacher: {refusal}") from None
-    if notes:
+    random = [note for note in notes if "random" in note]
+    if random:
         raise Refusal(
-            f"distill.teacher={named} cannot be the teacher: {notes[0]}; give a distill.teacher for this data"
+            f"distill.teacher={named} cannot be the teacher: {random[0]}; give a distill.teacher for this data"
         )
     return model
 

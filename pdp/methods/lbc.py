@@ -79,6 +79,9 @@ class Method(method.Method):
         sums = self.pattern.ungroup(scores @ self.candidates, layer)
         return weight * (keep + (sums - sums.detach()))
 
+    def recorded_with(self) -> int:
+        return self.left
+
     def keep(self, layer: Layer) -> Tensor:
         return layer.state["keep"]
 

@@ -235,6 +235,13 @@ class ChexOptions(MethodOptions):
     end: str = "0.72"  # a time, from which the masks stay [the authors', 180 of 250 epochs]
 
 
+@dataclass
+class HeldOptions(MethodOptions):
+    """Training under the zeros that the model has, which stay: fine-tuning of a pruned model."""
+
+    name: str = "held"
+
+
 OPTIONS: dict[str, type[MethodOptions]] = {
     "dense": DenseOptions,
     "pdp": PdpOptions,
@@ -256,4 +263,5 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "sfp": SfpOptions,
     "slimming": SlimmingOptions,
     "chex": ChexOptions,
+    "held": HeldOptions,
 }

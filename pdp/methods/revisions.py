@@ -6,7 +6,7 @@ A run's identity holds the revision where it is above 1, and its record names it
 from __future__ import annotations
 
 # By method, and by method and pattern where not all patterns changed; what is not named is at its first revision.
-# What changed with each revision is told in docs/methods.md.
+# What changed with each revision is told by CHANGES, and on the card of each method.
 REVISIONS: dict[str, int] = {
     "optg": 2,
     "rigl": 2,

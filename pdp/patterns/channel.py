@@ -159,6 +159,16 @@ class Pattern(pattern.Pattern):
             return self._sums(layer, Tensor.abs).float()
         return self._square(layer).sqrt()
 
+    def alive(self, layer: Layer) -> Tensor:
+        """A unit is zero with all that is coupled to it: filters, biases, norms."""
+        some = torch.zeros(layer.units, device=layer.weight.device)
+        for member in layer.members:
+            rows = member.rows(member.tensor.detach())
+            counts = (rows != 0).reshape(len(rows), -1).sum(1).float()
+            units = units_of(member, some)
+            some = some + counts if units is None else some.index_add(0, units, counts)
+        return some > 0
+
     @contextmanager
     def measuring(self) -> Iterator[None]:
         self._measured = {}

@@ -78,9 +78,12 @@ class Pruner:
             )
         for layer, least in zip(self.layers, least_units(self.layers, least_density, ends), strict=True):
             layer.least = least
-        self.target = self.pattern.target_of(sparsity)
+        # Where the model's own zeros are held, what was asked for when they were made does not share anything out.
+        self.target = None if self.method.locked else self.pattern.target_of(sparsity)
         implied = self.pattern.implied_share is not None and allocation != "file"
         self.allocation = "implied" if implied else allocation or self.method.allocation
+        if self.method.locked and allocation != "file":
+            self.allocation = "held"
         self.allocation_path = allocation_path
         self.upper_bound = upper_bound
         if self.method.prunes:

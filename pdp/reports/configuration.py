@@ -56,6 +56,8 @@ _COLUMNS = ("key", "type", "default", "meaning")
 def configuration_page() -> str:
     """The whole page."""
     parts = [_INTRODUCTION, "## The run\n", table(_COLUMNS, _rows("", _of_the_run()))]
+    parts += ["## `start.`\n", "A finished run that this one goes on from; `from=<directory>` is the short way.\n"]
+    parts.append(table(_COLUMNS, _rows("start.", meanings(schema.StartConfig))))
     chosen = default_choices()
     for group, words in GROUPS.items():
         names = [f"`{name}`" for name in choices(group)]
@@ -75,7 +77,7 @@ def configuration_page() -> str:
 
 
 def _of_the_run() -> list[Meaning]:
-    return [one for one in meanings(schema.Config) if one.name not in GROUPS]
+    return [one for one in meanings(schema.Config) if one.name not in (*GROUPS, "start")]
 
 
 def _named(label: str) -> str:

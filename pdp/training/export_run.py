@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from pdp.config.compose import from_yaml
 from pdp.config.schema import Config
+from pdp.config.stored import from_yaml
 from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
 from pdp.export.compare import TOLERANCE, difference

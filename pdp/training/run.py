@@ -17,9 +17,10 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pdp.config.compose import to_yaml
 from pdp.config.identity import config_hash, pretrained_label, run_directory
 from pdp.config.schema import Config, data_label
+from pdp.config.source import source_digest
+from pdp.config.stored import to_yaml
 from pdp.cost import count_macs, count_parameters
 from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
@@ -32,34 +33,40 @@ from pdp.runs.record import Record, read_record, write_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.making import make_tracker
-from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
+from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
 from pdp.training.closing import close
 from pdp.training.display import Display
 from pdp.training.preview import preview
 from pdp.training.recalibration import recalibrate
+from pdp.training.start import make_first_model, note_zeros, start_of
 from pdp.training.trainer import Trainer
 
 
-def train(config: Config) -> None:
-    """Trains, prunes, measures and records one run; says what it did and where it lies."""
+def train(config: Config, shown: bool = True) -> Record | None:
+    """Trains, prunes, measures and records one run, and returns its record; None of a dry run.
+
+    `shown` says what it did and where it lies.
+    """
     task = build_task(config)
     if config.dry_run:
         preview(config, task)
-        return
+        return None
     task.open_data()
     directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
     accelerator = make_accelerator(config)
-    display = Display(accelerator.is_main_process)
+    display = Display(shown and accelerator.is_main_process)
     display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
     if directory.finished and not config.rerun:
-        close(display, config, read_record(directory.path), directory.path)
+        record = read_record(directory.path)
+        close(display, config, record, directory.path)
         display.say("this run is finished; rerun=true moves it aside and starts over")
-        return
+        return record
     # Whatever can be refused is refused before anything is written.
-    model = make_model(config, task).to(accelerator.device)
+    model = make_first_model(config, task).to(accelerator.device)
     objective = make_objective(config, task, model, accelerator)
     steps = steps_in_epoch(config, task)
     pruner = make_pruner(config, task, model, steps)
+    task.notes += note_zeros(config, model, pruner)
     run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
     tracker = make_tracker(config, directory.path, run_id, display.say, accelerator.is_main_process)
     try:
@@ -75,6 +82,8 @@ def train(config: Config) -> None:
             tracker.start(trainer.step)
             trainer.fit()
             finish(config, task, trainer, directory, display)
+            accelerator.wait_for_everyone()  # the main process has written the record
+            return read_record(directory.path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -136,7 +145,8 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     """Hardens the model, reads the test set once, and leaves weights, tables and the record."""
     accelerator, pruner, model = trainer.accelerator, trainer.pruner, trainer.model
     name = task.metric_name
-    test = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))
+    batch = task.evaluation_batch(config.recipe.batch_size, accelerator.device.type)
+    test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
     if accelerator.is_main_process:
         trainer.keep_histograms("end")
     soft = trainer.measure(test)
@@ -281,5 +291,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
+        model_source=source_digest(config.model.name) if config.model.library == "import" else "",
+        start=start_of(config),
         notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
     )

@@ -25,6 +25,7 @@ from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
 from pdp.training.display import Display, Look, stage
 from pdp.training.evaluation import measure
+from pdp.training.graphs import StepGraphs, usable
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.signals import StopSignals
 
@@ -60,10 +61,18 @@ class Trainer:
             recipe.batch_size // recipe.accumulation, config.seed, recipe.augmentation, config.data.workers
         )
         self.sampler: Any = loader.batch_sampler
-        trained = torch.compile(model) if recipe.compile else model
+        trained = torch.compile(model) if recipe.compile is True else model
         self.trained, self.optimizer, self.loader = accelerator.prepare(trained, optimizer, loader)
         self.validation = accelerator.prepare(
-            task.evaluation_loader("validation", recipe.batch_size, config.data.workers)
+            task.evaluation_loader(
+                "validation", task.evaluation_batch(recipe.batch_size, accelerator.device.type), config.data.workers
+            )
+        )
+        plain = type(self.objective) is Objective
+        self.graphs = (
+            StepGraphs(self.trained, self.optimizer, pruner, self.objective.loss)
+            if usable(config, accelerator, pruner, plain)
+            else None
         )
         self.average = make_average(model, recipe)
         self.epoch, self.batch, self.step = 0, 0, 0
@@ -127,10 +136,7 @@ class Trainer:
             if self.batch >= micro_batches:
                 continue  # too few are left for one more optimizer step; leaving early would leave the loader open
             with self.accelerator.accumulate(self.trained):
-                loss = self.objective.loss(self.trained, batch)
-                penalty = self.pruner.penalty()
-                self.accelerator.backward(loss if penalty is None else loss + penalty)
-                loss_sum += loss.detach()
+                loss_sum += self._backward(batch)
                 self.loss_count += 1
                 self.batch += 1
                 if not self.accelerator.sync_gradients:
@@ -152,6 +158,23 @@ class Trainer:
         self.loss_sum = float(loss_sum)
         self.batch = 0
         self.epoch = epoch + 1
+
+    def _backward(self, batch: Any) -> torch.Tensor:
+        """The loss of a micro-batch, without its penalty; its gradients are in the parameters."""
+        if self.graphs is not None:
+            try:
+                return self.graphs.backward(batch)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # an operation that waits for the device, say
+                self.graphs = None
+                self.optimizer.zero_grad()
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                self.display.say(f"recipe.compile=graphs: steps cannot be recorded, training goes on without: {reason}")
+        loss = self.objective.loss(self.trained, batch)
+        penalty = self.pruner.penalty()
+        self.accelerator.backward(loss if penalty is None else loss + penalty)
+        return loss.detach()
 
     def _optimizer_step(self) -> None:
         before = self.pruner.fraction

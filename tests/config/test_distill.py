@@ -7,10 +7,11 @@ import shlex
 import pytest
 
 from pdp.config.command import command_of, flat
-from pdp.config.compose import compose, from_yaml, to_yaml
+from pdp.config.compose import compose
 from pdp.config.help import help_text
 from pdp.config.identity import config_hash, dense_cell, run_directory
 from pdp.config.schema import TeacherConfig
+from pdp.config.stored import from_yaml, to_yaml
 from pdp.errors import Refusal
 
 BASE = ["model=resnet20", "sparsity=0.5"]

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from record_values import record_values
 
-from pdp.config.compose import compose, from_yaml, to_yaml
+from pdp.config.compose import compose
 from pdp.config.identity import config_hash
 from pdp.config.schema import TensorboardConfig, TrackerConfig, WandbConfig
+from pdp.config.stored import from_yaml, to_yaml
 from pdp.errors import Refusal
 from pdp.runs.record import Record
 from pdp.tracking.making import make_tracker
