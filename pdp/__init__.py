@@ -15,17 +15,7 @@ if TYPE_CHECKING:
     from pdp.pruner.pruner import Pruner
 
 __version__ = "0.1.0"
-__all__ = [
-    "Pruner",
-    "Refusal",
-    "compose",
-    "count_macs",
-    "find_cut",
-    "run",
-    "slim",
-    "soft_mask",
-    "sweep",
-]
+__all__ = ["Pruner", "Refusal", "compose", "count_macs", "find_cut", "run", "slim", "soft_mask", "sweep"]
 
 _HOMES = {
     "Pruner": "pdp.pruner.pruner",

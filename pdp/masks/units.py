@@ -34,16 +34,25 @@ def mask_units(
 
     `mask` is m(s) = sigmoid((s^2 - t^2) / tau) with s^2 = scale * the sum of squares of the unit's weights, as computed
     from the tensors that weigh; neither it nor `steep`, its `steepness`, may change before backward. `units` are those
-    of a tensor's slices along dimension 0, None where slice i is unit i. `kernels` is what
-    `pdp.kernels.gpu.unit_kernels` found for these tensors. Raises `RuntimeError` in backward where a tensor has been
-    changed in place since.
+    of a tensor's slices along dimension 0, None where slice i is unit i; a slice of no unit has the number behind the
+    last and stays as it is. `kernels` is what `pdp.kernels.gpu.unit_kernels` found for these tensors. Raises
+    `RuntimeError` in backward where a tensor has been changed in place since.
     """
     return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), kernels, *tensors)
 
 
-def along(values: Tensor, units: Tensor | None, tensor: Tensor) -> Tensor:
-    """Numbers over units, made to broadcast against `tensor`, whose slices along dimension 0 belong to `units`."""
-    return (values if units is None else values[units]).reshape(-1, *[1] * (tensor.dim() - 1))
+def along(values: Tensor, units: Tensor | None, tensor: Tensor, rest: float = 1.0) -> Tensor:
+    """Numbers over units, made to broadcast against `tensor`, whose slices along dimension 0 belong to `units`.
+
+    `rest` is the number of slices of the unit behind the last, which is none.
+    """
+    of_slices = values if units is None else with_rest(values, rest)[units]
+    return of_slices.reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+def with_rest(values: Tensor, rest: float = 1.0) -> Tensor:
+    """Numbers over units and, behind them, the one of slices that belong to none."""
+    return torch.cat([values, values.new_full((1,), rest)])
 
 
 class _MaskUnits(torch.autograd.Function):
@@ -96,13 +105,15 @@ class _MaskUnits(torch.autograd.Function):
                 # Laid out as the weight is: it is the buffer of the weight's gradient as well.
                 found[place] = exact(tensor) * gradient
                 rows = _row_sums(found[place]).to(mask.dtype)
-                sums.append(rows if units[place] is None else torch.zeros_like(mask).index_add_(0, units[place], rows))
+                if units[place] is not None:
+                    rows = with_rest(torch.zeros_like(mask), 0.0).index_add_(0, units[place], rows)[:-1]
+                sums.append(rows)
         slope = (torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]) * steep
         for place, tensor in enumerate(tensors):
             if place in upstream and place not in vectors:
                 torch.mul(upstream[place], along(mask, units[place], tensor), out=found[place])
             if weighs[place]:
-                slopes = along(slope, units[place], tensor).to(exact(tensor).dtype)
+                slopes = along(slope, units[place], tensor, 0.0).to(exact(tensor).dtype)
                 if place in found:
                     found[place].addcmul_(exact(tensor), slopes)
                 else:

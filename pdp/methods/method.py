@@ -133,6 +133,13 @@ class Method(ABC):
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         """What the layer computes with in training in place of `weight`, one of its members; differentiable."""
 
+    def slope(self, layer: Layer) -> Tensor:
+        """d(effective) / d(stored) of each weight as it is now: what of its gradient reaches a weight."""
+        weight = layer.weight.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.effective_weight(layer, weight).sum(), weight, allow_unused=True)
+        return torch.zeros_like(layer.weight) if slope is None else slope
+
     def saliency(self, layer: Layer) -> Tensor:
         """One number per unit, from the stored weight; what is smallest is pruned."""
         return self.pattern.saliency(layer)

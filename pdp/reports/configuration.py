@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pdp.config import schema
 from pdp.config.groups import GROUPS, choices, default_choices
+from pdp.config.keys import NODES, of_the_run
 from pdp.config.meanings import Meaning, meanings
-from pdp.methods.options import OPTIONS
 from pdp.reports.blocks import table
 
 PAGE = Path("docs/configuration.md")
@@ -24,47 +23,19 @@ run's identity holds only what differs from these defaults.
 This page is written by `python scripts/cards.py` from the comments in `pdp/config/schema.py`,
 `pdp/methods/options.py` and `pdp/patterns/options.py`; a test holds it equal to them.
 """
-# By group, which options there are: what all its choices have, then what some have besides.
-_NODES: dict[str, list[tuple[str, type]]] = {
-    "model": [("", schema.ModelConfig)],
-    "data": [
-        ("", schema.DataConfig),
-        ("images", schema.ImagesDataConfig),
-        ("every text", schema.TextDataConfig),
-        ("classified text", schema.TextClassificationDataConfig),
-        ("running text", schema.LanguageModellingDataConfig),
-    ],
-    "recipe": [("", schema.RecipeConfig)],
-    "prune": [
-        ("", schema.PruneConfig),
-        ("prune=nm", schema.NmPruneConfig),
-        ("prune=channel", schema.ChannelPruneConfig),
-    ],
-    "allocation": [("", schema.AllocationConfig)],
-    "schedule": [("", schema.ScheduleConfig)],
-    "distill": [("", schema.DistillConfig), ("distill=teacher", schema.TeacherConfig)],
-    "tracker": [
-        ("", schema.TrackerConfig),
-        ("tracker=wandb", schema.WandbConfig),
-        ("tracker=tensorboard", schema.TensorboardConfig),
-    ],
-    "method": [(f"method={name}", options) for name, options in OPTIONS.items()],
-}
 _COLUMNS = ("key", "type", "default", "meaning")
 
 
 def configuration_page() -> str:
     """The whole page."""
-    parts = [_INTRODUCTION, "## The run\n", table(_COLUMNS, _rows("", _of_the_run()))]
-    parts += ["## `start.`\n", "A finished run that this one goes on from; `from=<directory>` is the short way.\n"]
-    parts.append(table(_COLUMNS, _rows("start.", meanings(schema.StartConfig))))
+    parts = [_INTRODUCTION, "## The run\n", table(_COLUMNS, _rows("", of_the_run()))]
     chosen = default_choices()
     for group, words in GROUPS.items():
         names = [f"`{name}`" for name in choices(group)]
         default = f" Where nothing asks for another: `{chosen[group]}`." if group in chosen else ""
         parts += [f"## `{group}=`\n", f"{words[0].upper()}{words[1:]}. Choices: {', '.join(names)}.{default}\n"]
         seen = {"name"} if group == "method" else set()
-        for label, options in _NODES.get(group, []):
+        for label, options in NODES.get(group, []):
             own = [one for one in meanings(options) if one.name not in seen]
             if group != "method":
                 seen |= {one.name for one in own}
@@ -74,10 +45,6 @@ def configuration_page() -> str:
                 parts.append(f"[Its card](methods/{label.removeprefix('method=')}.md).\n")
             parts.append(table(_COLUMNS, _rows(f"{group}.", own)) if own else "No option of its own.\n")
     return "\n".join(parts)
-
-
-def _of_the_run() -> list[Meaning]:
-    return [one for one in meanings(schema.Config) if one.name not in (*GROUPS, "start")]
 
 
 def _named(label: str) -> str:

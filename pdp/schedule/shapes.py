@@ -149,7 +149,9 @@ def place_phases(
             f"schedule.phases=[{given}] must grow and lie within the run of {epochs} epochs: each is the time of a change"
         )
     if len(times) % 2 == 0:
-        raise Refusal(f"schedule.phases=[{given}] would end dense: give an odd number of changes, pruned from the first")
+        raise Refusal(
+            f"schedule.phases=[{given}] would end dense: give an odd number of changes, pruned from the first"
+        )
     return tuple(placed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pdp.config.command import command_of
@@ -9,6 +10,7 @@ from pdp.config.identity import dense_cell
 from pdp.config.schema import Config
 from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
+from pdp.reports.sweep_table import make_tables, print_table
 from pdp.runs.record import Record, read_record
 from pdp.training.display import Display
 from pdp.wording import percent, score
@@ -26,6 +28,11 @@ def close(display: Display, config: Config, record: Record, directory: Path) -> 
     if missing:
         display.say(missing)
     display.say(f"run: {directory}")
+
+
+def close_sweep(directories: Sequence[Path], cells: int) -> None:
+    """Prints one table of a sweep's finished runs, a row a configuration over its seeds."""
+    print_table(make_tables(directories), f"the sweep ({len(directories)} of {cells} finished)")
 
 
 def _dense(config: Config, record: Record) -> tuple[Record | None, str]:
@@ -89,7 +96,7 @@ def _pruning_began(record: Record) -> str:
     start, unit = record.schedule.get("start"), record.schedule.get("unit", "epoch")
     if start is None or not start:
         return ""  # pruned from the first step on: there is no model before it
-    return f"after {start} {unit}s"
+    return f"after {start} {unit}{'' if start == 1 else 's'}"
 
 
 def size(count: float) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from pdp.config.schema import Config
 from pdp.distill.objective import Objective
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.pruner.alive import live_share
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
@@ -262,7 +263,7 @@ class Trainer:
             "seconds": self.seconds,
         }
         if self.accelerator.is_main_process:
-            line |= self.revived.look(self.pruner)
+            line |= self.revived.look(self.pruner) | live_share(self.pruner)
             self.directory.write_history(line)
             self.tracker.log(line)
         self.save()
