@@ -78,7 +78,7 @@ class Method(LearnedMethod):
     def margin(self, layer: Layer) -> Tensor:
         return self.extras[layer.name].detach()
 
-    def shift(self, layer: Layer, by: float) -> None:
+    def shift(self, layer: Layer, by: float | Tensor) -> None:
         with torch.no_grad():
             self.extras[layer.name].sub_(by)
 

@@ -57,7 +57,7 @@ class Method(LearnedMethod):
                     self.optimizer.state[extra]["momentum_buffer"].zero_()
         super().steer(layers, share)
 
-    def shift(self, layer: Layer, by: float) -> None:
+    def shift(self, layer: Layer, by: float | Tensor) -> None:
         with torch.no_grad():
             self.extras[layer.name].add_(by)
 

@@ -15,7 +15,7 @@ from pdp.errors import Refusal
 from pdp.layers import Layer, Member, Site, first_convolution
 from pdp.masks.cut import cut_at
 from pdp.masks.sums import row_sums
-from pdp.masks.units import along
+from pdp.masks.units import along, with_rest
 from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, input_columns, row_axis, slim_densities
 from pdp.patterns.find import find_couplings
@@ -169,7 +169,10 @@ class Pattern(pattern.Pattern):
             rows = member.rows(member.tensor.detach())
             counts = (rows != 0).reshape(len(rows), -1).sum(1).float()
             units = units_of(member, some)
-            some = some + counts if units is None else some.index_add(0, units, counts)
+            if units is None:
+                some = some + counts
+            else:
+                some = some + with_rest(torch.zeros_like(some), 0.0).index_add(0, units, counts)[:-1]
         return some > 0
 
     @contextmanager

@@ -68,6 +68,8 @@ class Record:
     start: dict[str, Any] = field(default_factory=dict)  # the run it went on from, empty: none
     notes: list[str] = field(default_factory=list)
     method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
+    least_density: float = 0.0  # the least share of its units that each layer had to keep
+    allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
 
     @property
     def directory(self) -> Path | None:
