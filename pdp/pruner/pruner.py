@@ -35,10 +35,11 @@ class Pruner:
     """Prunes `model` in place during training.
 
     Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
-    share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: 16
-    epochs dense, then 0.015 of the target an epoch, in the method's own shape), `allocation` global, uniform, erk, file
-    (then `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer
-    keeps, `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module names. `pattern` is
+    share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: the
+    paper's relative to the run, of 100 epochs 16 dense, then 0.015 of the target an epoch, in the method's own shape),
+    `allocation` global, uniform, erk, file (then `allocation_path`) or None for the method's own, `least_density` the
+    least share of its units that each layer keeps, `ends` whether the first and last layer are pruned, dense or
+    first_dense, `exclude` fnmatch patterns on module names. `pattern` is
     random, "2:4" (then the target is implied) or channel, which follows the model through `example_input` (a tensor,
     a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.

@@ -39,6 +39,7 @@ class ExportedRun:
         self.record: Record = read_record(path)
         self.config: Config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
         self.task: Task = build_task(self.config)
+        self.task.recall(self.record.classes)
         self.config.model.pretrained = "false"
         self.batch, self.inputs_note = self._real_inputs()
         self.inputs: Tensor = self.batch["image" if "image" in self.batch else "input_ids"]
