@@ -182,7 +182,14 @@ def hook(model: nn.Module, layers: Sequence[Layer], method: Method) -> list[Remo
                 places.setdefault(key, (site, []))[1].append((layer, member))
     keys = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
     shadows = [(Shadow(masks, site, method, keys[id(site.module)]), site) for site, masks in places.values()]
-    handles += Around(module, below if module is model else read).attach(module)
+    for module in model.modules():
+        within = set(map(id, module.modules())) - {id(module)}
+        below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
+        read = [(shadow, inner) for shadow, inner in below if _may_read(type(module), shadow.key)]
+        for shadow, _ in read:
+            shadow.place.outside = True
+        if module is model or read:
+            handles += Around(module, below if module is model else read).attach(module)
     watched: dict[int, tuple[nn.Module, dict[str, Place]]] = {}
     for shadow, site in shadows:
         handles += shadow.attach(site.caller)
