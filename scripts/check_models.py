@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pdp.benchmarks.model_checks import PARTS  # noqa: E402
-from pdp.benchmarks.model_checks.running import read, run  # noqa: E402
+from pdp.benchmarks.model_checks.running import forget, read, run  # noqa: E402
 from pdp.benchmarks.model_checks.table import write_table  # noqa: E402
 
 

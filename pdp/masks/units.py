@@ -95,6 +95,11 @@ def with_rest(values: Tensor, rest: float = 1.0) -> Tensor:
     return torch.cat([values, values.new_full((1,), rest)])
 
 
+def _gathered(mask: Tensor, units: Tensor, sums: Tensor) -> Tensor:
+    """Sums of slices added up by unit; those of no unit are dropped."""
+    return with_rest(torch.zeros_like(mask)).index_add(0, units, sums)[:-1]
+
+
 def _plain_of(mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, *tensors: Tensor):
     return _plain(mask, steep, tensors, units, weighs, dtypes)
 

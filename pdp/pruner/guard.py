@@ -46,7 +46,7 @@ class Guard:
                 tensors = {id(site.module._parameters.get(site.parameter)) for site in member.sites}
                 if member.sites[0].module._parameters.get(member.sites[0].parameter) is None:
                     raise Refusal(
-                        f"{member.parameter} is no longer a parameter of its module: parametrize it before Pruner(model)"
+                        f"{member.parameter} is no longer a parameter of its module: parametrize before Pruner(model)"
                     )
                 if len(tensors) > 1:
                     raise Refusal(
@@ -70,8 +70,8 @@ class Guard:
             return
         wrong = next((name, tensor) for name, tensor in tensors if bool(torch.isnan(tensor).any()))
         raise Stopped(
-            f"{wrong[0]} holds {int(torch.isnan(wrong[1]).sum())} NaN of {wrong[1].numel()} weights: training diverged, "
-            "and no cut can be found"
+            f"{wrong[0]} holds {int(torch.isnan(wrong[1]).sum())} NaN of {wrong[1].numel()} weights: training "
+            "diverged, and no cut can be found"
         )
 
     def _watch(self, layer: Layer) -> RemovableHandle:
@@ -104,8 +104,8 @@ class Guard:
                 continue
             if bool(layer.weight.grad.any()):  # type: ignore[union-attr]
                 raise Stopped(
-                    f"{layer.parameter} got a gradient, but the model never read its masked weight: it is read past its "
-                    f"module (from a list, a closure or a compiled part of the model); read module.weight in the "
+                    f"{layer.parameter} got a gradient, but the model never read its masked weight: it is read past "
+                    f"its module (from a list, a closure or a compiled part of the model); read module.weight in the "
                     f'forward, or leave the layer out: exclude=["{layer.name}"]'
                 )
 
@@ -126,6 +126,6 @@ def refuse_second_pruner(model: nn.Module, layers: Sequence[Layer]) -> None:
         for site in (site for member in layer.members for site in member.sites):
             if isinstance(site.module._parameters, Watched):
                 raise Refusal(
-                    f"{layer.name or 'the model'} has a pruner already, and one weight cannot have two masks: call that "
-                    "one's finalize(), or its remove(), before another Pruner(model)"
+                    f"{layer.name or 'the model'} has a pruner already, and one weight cannot have two masks: call "
+                    "that one's finalize(), or its remove(), before another Pruner(model)"
                 )

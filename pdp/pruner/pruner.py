@@ -175,8 +175,8 @@ class Pruner:
         if any(id(extra) not in known for group in groups for extra in group["params"]):
             if any("initial_lr" in group for group in optimizer.param_groups):
                 raise Refusal(
-                    f"method={self.method.options.name} adds parameters to the optimizer, and a learning-rate scheduler "
-                    "knows it already: call pruner.attach(optimizer) first, then make the scheduler"
+                    f"method={self.method.options.name} adds parameters to the optimizer, and a learning-rate "
+                    "scheduler knows it already: call pruner.attach(optimizer) first, then make the scheduler"
                 )
             for group in groups:
                 optimizer.add_param_group(group)

@@ -28,9 +28,8 @@ class Readable(Tensor):
             if type(first) is Readable:
                 name = getattr(func, "__name__", "")
                 attribute = getattr(func, "__self__", None)
-                if attribute is Tensor.data or name == "detach":
-                    if name in ("__get__", "detach"):
-                        return readable(func(first.effective), func(first.stored), first.written)
+                if name == "detach" or (attribute is Tensor.data and name == "__get__"):
+                    return readable(func(first.effective), func(first.stored), first.written)
                 if attribute is Tensor.grad:
                     args = (first.stored, *args[1:])
                 elif _writes(name):

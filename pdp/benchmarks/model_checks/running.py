@@ -22,6 +22,12 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
     return {line["model"]: line for line in lines}
 
 
+def forget(path: Path, models: Sequence[str]) -> None:
+    """Drops the lines of these models."""
+    kept = [line for name, line in read(path).items() if name not in models]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
 def run(
     part: str, models: Sequence[str], path: Path, limit: float, workers: int, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:

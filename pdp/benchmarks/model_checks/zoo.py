@@ -52,7 +52,7 @@ def names() -> list[str]:
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
-    """The model with random weights in evaluation mode, and two images of the smallest size that it takes."""
+    """The model with random weights in evaluation mode, and an image of the smallest size that it takes."""
     library, _, model = name.partition("/")
     torch.manual_seed(0)
     if library == "timm":
@@ -75,7 +75,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
     built.eval()
     failure: Exception | None = None
     for side in sides:
-        images = torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(1))
+        images = torch.randn(1, channels, side, side, generator=torch.Generator().manual_seed(1))
         try:
             with torch.no_grad():
                 built(images)
