@@ -96,9 +96,16 @@ def changed_values(config: Config) -> dict[str, Any]:
     values: dict[str, Any] = {}
     _collect(config, "", values)
     values["method.name"] = config.method.name
-    if (revision := revision_of(config.method.name, config.prune.pattern)) > 1:
+    if (revision := method_revision(config)) > 1:
         values["method.revision"] = revision
     return values
+
+
+def method_revision(config: Config) -> int:
+    """The revision of the method as this run has it."""
+    allocation = config.allocation
+    floored = allocation.least_density > 0 or allocation.ends != "pruned"
+    return revision_of(config.method.name, config.prune.pattern, floored)
 
 
 def _collect(node: Any, path: str, values: dict[str, Any]) -> None:

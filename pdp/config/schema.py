@@ -20,7 +20,7 @@ class ModelConfig:
 
     name: str = MISSING  # of the architecture, as `library` knows it
     task: str = MISSING  # images, text_classification or language_modelling: the tasks/ module of model, data and loss
-    # pdp: a name this project knows (pdp.tasks.image_models); timm; transformers; import: your own
+    # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model; transformers; import: your own
     library: str = "pdp"
     pretrained: str = "false"  # false, true (the hub's weights), a file, or a folder as the hub has them
     smallest_input: int = 1  # pixels; smaller images are enlarged to it unless data.image_size says otherwise

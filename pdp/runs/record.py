@@ -69,6 +69,8 @@ class Record:
     notes: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)  # of own data, by their numbers
     method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
+    least_density: float = 0.0  # the least share of its units that each layer had to keep
+    allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
 
     @property
     def directory(self) -> Path | None:

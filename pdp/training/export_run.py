@@ -116,8 +116,7 @@ def _nm(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     if n is None or m is None:
         raise Refusal(f"run={run.path} was pruned with prune={prune.pattern}: format=nm is for prune=nm")
     pruner = make_pruner(run.config, run.task, run.model, steps_per_epoch=1)
-    for handle in pruner._handles:
-        handle.remove()
+    pruner.remove()
     names = {layer.name for layer in pruner.layers}
     wrong = check_nm(run.model, n, m, names)
     if wrong:

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pdp.config.identity import config_hash, pretrained_label, run_directory
+from pdp.config.identity import config_hash, method_revision, pretrained_label, run_directory
 from pdp.config.schema import Config, data_label
 from pdp.config.source import source_digest
 from pdp.config.stored import to_yaml
@@ -25,7 +25,6 @@ from pdp.cost import count_macs, count_parameters
 from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
-from pdp.methods.revisions import revision_of
 from pdp.pruner.pruner import Pruner
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
@@ -36,6 +35,7 @@ from pdp.tracking.making import make_tracker
 from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
 from pdp.training.closing import close
 from pdp.training.display import Display
+from pdp.training.hardening import note_gap
 from pdp.training.preview import preview
 from pdp.training.recalibration import recalibrate
 from pdp.training.start import make_first_model, note_zeros, start_of
@@ -182,6 +182,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
     record.metric_before_pruning = elsewhere.get("before", metrics[name])
     record.metric_best = elsewhere.get("best", metrics[name])
+    note_gap(record, config, task.higher_is_better, display.say)
     write_record(record, directory.path)
     _draw(directory, display)
     trainer.tracker.finish(record)
@@ -287,7 +288,9 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         git_commit=git_commit(),
         versions=versions(),
         finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        method_revision=revision_of(config.method.name, config.prune.pattern),
+        method_revision=method_revision(config),
+        least_density=config.allocation.least_density if prunes else 0.0,
+        allocation_ends=config.allocation.ends if prunes else "pruned",
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
