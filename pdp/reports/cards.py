@@ -61,6 +61,8 @@ def schedule_table(method: str) -> str:
     """When the method prunes in runs of several lengths, by the schedule and allocation of its configuration."""
     if method == "dense":
         return "Nothing is pruned.\n"
+    if method == "held":  # which a configuration has with a run to go on from alone
+        return "The zeros are there from the first step to the last; `schedule` and `allocation` have no effect.\n"
     words = _WORDS[PATTERNS_OF.get(method, ("random",))[0]]
     config = _composed(method, words, "data=digits")
     rows = [_row(config, epochs, str(epochs)) for epochs in LENGTHS]
