@@ -79,5 +79,7 @@ def report(study: Study, results: Path) -> str:
             words = " ".join(setting) or "its own"
             value = "" if score is None else f"{abs(score):.4f}"
             mark = "**" if number == best else ""
-            lines.append(f"| {method} | {'' if sparsity is None else f'{sparsity:g}'} | {mark}{value}{mark} | {words} |")
+            lines.append(
+                f"| {method} | {'' if sparsity is None else f'{sparsity:g}'} | {mark}{value}{mark} | {words} |"
+            )
     return "\n".join(lines) + "\n"

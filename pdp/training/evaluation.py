@@ -14,7 +14,6 @@ from torch import nn
 from pdp.errors import Stopped
 from pdp.tasks.task import Task
 
-
 _HELD = 64  # batches whose observations stay on the device: each fetch waits for it
 
 

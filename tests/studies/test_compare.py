@@ -18,6 +18,8 @@ from pdp.reports.study_table import markdown, read_study, study_table
 from pdp.runs.record import Record, write_record
 from pdp.studies.study import read_study as read_study_file
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = """
 common: [model=resnet20, data=digits, prune=random, debug=smoke, device=cpu]

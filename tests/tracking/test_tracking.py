@@ -20,6 +20,8 @@ from pdp.runs.record import Record
 from pdp.tracking.making import make_tracker
 from pdp.tracking.tracker import Tracker, flat
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).resolve().parents[1]
 BASE = ["model=resnet20", "sparsity=0.866", "seed=3"]
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the right form, nobody's
