@@ -1,95 +1,68 @@
-"""Tries the library on every classification model of torchvision and a small one of each of timm's families.
+"""Checks whole models of torchvision and timm: is each pruned as pdp says, or left with a reason?
 
-    python scripts/check_models.py --channel                          # all, a line each; goes on where it was stopped
-    python scripts/check_models.py --channel --models torchvision/resnet18 timm/convnext_atto
-    python scripts/check_models.py --channel --table docs/models.md   # writes the page from what was found
-
-Weights are random, images as small as the model takes. Exit code 1 where any is wrong, crashed or hanging.
+python scripts/check_models.py                    single weights and 2:4 of about 180 models; goes on where it was
+python scripts/check_models.py --channel          whole channels, beside torch-pruning's own pruner
+python scripts/check_models.py resnet swin        those whose names have one of these words in them
+python scripts/check_models.py --some 3 --seed 7  three models drawn by that number, as the tests do
+python scripts/check_models.py --table            writes docs/models.md from the results, checks nothing
+Exits with 1 while a model is wrong or crashed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import importlib
+import random
 import sys
-import warnings
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-BAD = ("wrong", "crashed", "hanging", "killed")
+from pdp.benchmarks.model_checks import PARTS  # noqa: E402
+from pdp.benchmarks.model_checks.running import read, run  # noqa: E402
+from pdp.benchmarks.model_checks.table import write_table  # noqa: E402
 
 
-def main(arguments: list[str]) -> int:
-    """Checks what is not yet in the file; gives the exit code."""
+def main() -> int:
+    """Parses the command line and runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channel", action="store_true", help="channel pruning, beside torch-pruning's own pruner")
-    parser.add_argument("--models", nargs="*", help="names, as torchvision/resnet18; default: all")
-    parser.add_argument("--results", type=Path, default=Path("results/benchmarks/models_channel.jsonl"))
-    parser.add_argument("--most", type=float, default=100e6, help="parameters; larger models are left out")
-    parser.add_argument("--no-peer", action="store_true", help="without torch-pruning's own pruner")
-    parser.add_argument("--table", type=Path, help="write the page from the results instead")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
-    given = parser.parse_args(arguments)
-    if given.one:
-        return _one(given.one, not given.no_peer, given.most)
+    parser.add_argument("words", nargs="*", help="only models whose names hold one of these")
+    for part in PARTS:
+        parser.add_argument(f"--{part}", dest="part", action="store_const", const=part, help=f"the part {part}")
+    parser.add_argument("--results", type=Path, default=ROOT / "results" / "models", help="where the lines lie")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "models.md", help="the table's page")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for each model")
+    parser.add_argument("--workers", type=int, default=1, help="models at once")
+    parser.add_argument("--some", type=int, help="so many, drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--again", action="store_true", help="check models that have a line too")
+    parser.add_argument("--table", action="store_true", help="write the page from the lines, check nothing")
+    given = parser.parse_args()
+    part = given.part or "weights"
+    path = given.results / f"{part}.jsonl"
     if given.table:
-        from pdp.benchmarks.model_page import page
-
-        rows = [json.loads(line) for line in given.results.read_text(encoding="utf-8").splitlines()]
-        given.table.write_text(page(rows), encoding="utf-8")
+        write_table({name: read(given.results / f"{name}.jsonl") for name in PARTS}, given.page)
         return 0
-    if not given.channel:
-        parser.error("give --channel")
-    from pdp.benchmarks.model_zoo import timm_names, torchvision_names
-
-    names = given.models or [*torchvision_names(), *timm_names()]
-    given.results.parent.mkdir(parents=True, exist_ok=True)
-    known = given.results.read_text(encoding="utf-8") if given.results.exists() else ""
-    done = {json.loads(line)["name"] for line in known.splitlines()}
-    bad = 0
-    for name in names:
-        if name in done and not given.models:
-            continue
-        row = _apart(name, given)
-        bad += row["result"] in BAD
-        with given.results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-        print(_said(row), flush=True)
-    return int(bad > 0)
-
-
-def _apart(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """A process each: what one model does to memory or the interpreter is no other's."""
-    command = [sys.executable, __file__, "--one", name, "--most", str(given.most)]
-    command += ["--no-peer"] if given.no_peer else []
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1500)
-        return json.loads(done.stdout.strip().splitlines()[-1])
-    except subprocess.TimeoutExpired:
-        return {"name": name, "result": "hanging", "seconds": 1500}
-    except (IndexError, json.JSONDecodeError):
-        return {"name": name, "result": "killed", "why": done.stderr[-200:]}
-
-
-def _one(name: str, peer: bool, most: float) -> int:
-    import torch
-
-    from pdp.benchmarks.channel_check import check
-
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    print(json.dumps(check(name, peer=peer, most=most)))
-    return 0
-
-
-def _said(row: dict[str, Any]) -> str:
-    left = f"{row['left']:.2f} left" if "left" in row else ""
-    peer = f"{row['peer_left']:.2f} torch-pruning" if "peer_left" in row else row.get("peer_why", "")[:60]
-    return f"{row['name']:40} {row['result']:9} {row.get('seconds', 0):5.1f} s  {left:10} {peer:16} {row.get('why', '')[:90]}"
+    models = importlib.import_module(PARTS[part]).names()
+    if given.words:
+        models = [name for name in models if any(word in name for word in given.words)]
+    if given.some is not None:
+        models = random.Random(given.seed).sample(models, min(given.some, len(models)))
+    if given.again and path.is_file():
+        kept = [
+            line
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if not any(f'"model": "{name}"' in line for name in models)
+        ]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    done = run(part, models, path, given.limit, given.workers, print)
+    bad = [name for name in models if done[name]["status"] not in ("works", "refused")]
+    print(
+        f"{len(models) - len(bad)} of {len(models)} work or are refused" + (f"; not: {', '.join(bad)}" if bad else "")
+    )
+    return int(bool(bad))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -15,6 +15,7 @@ from pdp.patterns.attention import find_attentions
 from pdp.patterns.coupling import Coupling, describe
 from pdp.patterns.proof import prove
 from pdp.patterns.response_norm import computes_response_norm, follow_response_norm
+from pdp.patterns.rules import follow
 from pdp.patterns.walk import Walk
 
 
@@ -27,7 +28,7 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
     """
     attentions = list(find_attentions(model))
     apart = {maker for one in attentions for maker in one.makers}
-    walk = Walk(model, apart)
+    walk = Walk(model, apart, follow)
     wholes = {name: follow_response_norm for name, module in model.named_modules() if computes_response_norm(module)}
     with quiet(model):
         try:

@@ -23,6 +23,10 @@ LENGTHS = (3, 12, 30, 100)  # epochs
 _ORDER = ["study", "model", "data", "pattern", "target_sparsity"]
 _STEPS = 100  # of an epoch, where a schedule counts steps
 _WORDS = {"random": "sparsity=0.9", "nm": "prune=nm", "channel": "prune=channel sparsity=0.5"}
+_UNSCHEDULED = {
+    "dense": "Nothing is pruned.",
+    "held": "The zeros that the model came with are its mask throughout; each layer's share is what they are.",
+}
 _TRAINED = {"asp": "model.pretrained=true"}  # what else a method must be given
 
 
@@ -59,8 +63,8 @@ def options_table(method: str) -> str:
 
 def schedule_table(method: str) -> str:
     """When the method prunes in runs of several lengths, by the schedule and allocation of its configuration."""
-    if method == "dense":
-        return "Nothing is pruned.\n"
+    if method in _UNSCHEDULED:
+        return f"{_UNSCHEDULED[method]}\n"
     words = _WORDS[PATTERNS_OF.get(method, ("random",))[0]]
     config = _composed(method, words, "data=digits")
     rows = [_row(config, epochs, str(epochs)) for epochs in LENGTHS]
