@@ -76,7 +76,7 @@ def seconds_left(run: Path, epochs: int | None) -> float | None:
     line = last_line(run / "history.jsonl")
     if not line or not epochs or not line.get("seconds"):
         return None
-    done = line["epoch"] + 1
+    done = line.get("epochs_done", line["epoch"] + 1)
     return line["seconds"] / done * (epochs - done)
 
 

@@ -22,7 +22,8 @@ def check_schedule(config: Config) -> None:
         )
     if config.method.name == "dense" or schedule.name in WHOLE_RUN:
         return
-    start, length = _start(warmup, schedule, epochs), _length(ramp, schedule, epochs)
+    start = _start(warmup, schedule, epochs, config.recipe.evaluate_every)
+    length = _length(ramp, schedule, epochs)
     if start is None or length is None:
         return  # in steps: known when the data are
     if start + length > epochs + 1e-9:
@@ -34,10 +35,15 @@ def check_schedule(config: Config) -> None:
         )
 
 
-def _start(warmup: Time | None, schedule: ScheduleConfig, epochs: int) -> float | None:
+def _start(warmup: Time | None, schedule: ScheduleConfig, epochs: int, measured: str | None) -> float | None:
     """Epochs before the ramp, at the earliest; None where only the number of steps per epoch would tell."""
     if warmup is None:
-        return AUTO_EPOCHS
+        # So many measurements, which recipe.evaluate_every may part from the ends of epochs.
+        every = Time(1, "ep") if measured is None else Time.parse(measured, "recipe.evaluate_every")
+        if every.unit == "it":
+            return None
+        earliest = AUTO_EPOCHS * every.value * (epochs if every.unit == "run" else 1)
+        return math.ceil(earliest) if schedule.unit == "epoch" else earliest
     if warmup.unit == "it":
         return None
     if schedule.unit == "epoch":

@@ -29,6 +29,8 @@ EXCLUDED = (
     "device",
     "provenance",
     "recipe.name",
+    "recipe.checkpoint_minutes",
+    "recipe.history_steps",
     "data.workers",
     "data.root",
     "data.unasked",
@@ -39,7 +41,7 @@ EXCLUDED = (
     "data.validation_files",
     "data.test_files",
 )
-_TIMES = ("recipe.lr_warmup", "schedule.warmup", "schedule.ramp")
+_TIMES = ("recipe.lr_warmup", "recipe.evaluate_every", "schedule.warmup", "schedule.ramp")
 
 
 def run_directory(config: Config, data_fingerprint: str) -> Path:

@@ -14,9 +14,8 @@ from pdp.cluster.state import in_words, seconds_left
 from pdp.errors import Refusal
 from pdp.reports import page as pages
 from pdp.reports import plots
-from pdp.reports.runs import read_layers
+from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sweep_table import Tables, make_tables, shown
-from pdp.runs.directory import RunDirectory
 from pdp.runs.store import StoredRun, find_runs, read_run
 from pdp.training.display import percent, score
 
@@ -70,7 +69,7 @@ def _running(runs: Sequence[StoredRun]) -> str:
         rows.append([*cells, bar, html.escape(f"{run.metric_name} {metric}".strip()), in_words(left)])
     head = ["id", "model", "data", "method", "pattern", "sparsity", "state", "epoch", "metric", "left"]
     live = [run for run in runs if run.epoch][:CURVES]
-    histories = {f"{run.id} {run.method}": RunDirectory(run.path).read_history() for run in live}
+    histories = {f"{run.id} {run.method}": read_history(run.path) for run in live}
     drawn = [("metric", "hard validation metric"), ("sparsity", "sparsity")] if histories else []
     figures = "".join(plots.curves(histories, key, name) for key, name in drawn)
     return f"<h2>Runs in progress</h2>{pages.table(head, rows, escape=False)}<div class=row>{figures}</div>"

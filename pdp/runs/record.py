@@ -65,6 +65,8 @@ class Record:
     distillation: dict[str, Any] = field(default_factory=dict)  # empty: no teacher
     validation: str = "held out"  # or "test": the data's labelled set served every choice too
     notes: list[str] = field(default_factory=list)
+    step_best: int | None = None  # the optimizer step after which that epoch's best measurement was made
+    skipped_steps: int = 0  # with recipe.on_nonfinite=skip: those whose loss or gradients were not finite
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -93,7 +93,7 @@ def read_run(path: Path) -> StoredRun:
     _read_configuration(run)
     line = last_line(path / "history.jsonl")
     if line:
-        run.epoch, run.metric = line.get("epoch", -1) + 1, line.get("metric")
+        run.epoch, run.metric = epochs_done(line), line.get("metric")
         run.metric_name = next(iter(line.get("metrics") or ()), "")
         run.when = (path / "history.jsonl").stat().st_mtime
     return run
@@ -122,6 +122,11 @@ def is_held(path: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def epochs_done(line: dict[str, Any]) -> int:
+    """How many whole epochs a history's line is after."""
+    return int(line.get("epochs_done", line.get("epoch", -1) + 1))
 
 
 def last_line(history: Path) -> dict[str, Any] | None:
@@ -290,7 +295,7 @@ def archive(paths: Sequence[Path], target: Path) -> int:
         if name in names:
             raise Refusal(f"{names[name]} and {path} are both called {name}: archive them in two files")
         names[name] = path
-    left_out = {f"{name}/{inside}" for name in names for inside in ("checkpoint", ".lock")}
+    left_out = {f"{name}/{inside}" for name in names for inside in ("checkpoint", ".lock", ".holder")}
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with tarfile.open(beside, "w") as tar:

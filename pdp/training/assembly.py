@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin
 from torch import nn
 
 from pdp.config.schema import Config, pattern_options
-from pdp.environment import keep_freed_memory
+from pdp.environment import keep_freed_memory, process_count
 from pdp.errors import Refusal
 from pdp.pruner.pruner import Pruner
 from pdp.tasks.task import Task
@@ -23,7 +22,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("device=cuda: no CUDA device is at hand; give device=cpu or device=auto")
     # A sweep makes one after another in one process, each with its own device and precision.
-    AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
+    AcceleratorState._reset_state(reset_partial_state=process_count() == 1)
     GradientState._reset_state()
     accelerator = Accelerator(
         # Left to itself, accelerate starts no process group where there is nothing but a CPU.

@@ -61,9 +61,9 @@ class Display:
         """Where there is no bar, the end of an epoch, `line` as its history has it."""
         if self.console.is_terminal:
             return
-        done = line["epoch"] + 1
+        done = line.get("epochs_done", line["epoch"] + 1)
         self.say(
-            f"epoch {done}/{epochs} loss {line['loss']:.4f} {metric} {score(metric, line['metric'])} "
+            f"epoch {done:.4g}/{epochs} loss {line['loss']:.4f} {metric} {score(metric, line['metric'])} "
             f"sparsity {percent(line['sparsity'])} {line['phase']}, "
             f"{line['seconds'] / done * (epochs - done):.0f} s left"
         )
