@@ -132,8 +132,8 @@ def _check_recipe(config: Config) -> None:
         raise Refusal("recipe.nesterov=true needs momentum: give recipe.momentum above 0 or recipe.nesterov=false")
     if recipe.evaluate_every is not None and Time.parse(recipe.evaluate_every, "recipe.evaluate_every").value == 0:
         raise Refusal(
-            f"recipe.evaluate_every={recipe.evaluate_every} is no time between two measurements: give one above 0, such "
-            "as 0.1 (of the run), 2000it or 2ep, or recipe.evaluate_every=null for every epoch"
+            f"recipe.evaluate_every={recipe.evaluate_every} is no time between two measurements: give one above 0, "
+            "such as 0.1 (of the run), 2000it or 2ep, or recipe.evaluate_every=null for every epoch"
         )
     warmup = Time.parse(recipe.lr_warmup, "recipe.lr_warmup")
     if warmup.unit == "ep" and warmup.value > recipe.epochs:

@@ -128,7 +128,7 @@ class RunDirectory:
         return _read(self.steps)
 
     def cut_history(self, measured: int, step: int) -> None:
-        """Drops measurements after step `measured` and lines by steps after `step`, which a run that goes on repeats."""
+        """Drops measurements after step `measured` and lines by steps after `step`, which a resumed run repeats."""
         _cut(self.history, measured)
         if self.steps.is_file():
             _cut(self.steps, step)

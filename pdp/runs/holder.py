@@ -1,4 +1,4 @@
-"""Who holds a run across machines: a note with a beat, as file locks do not reach from machine to machine everywhere."""
+"""Who holds a run across machines: a note with a beat, as file locks do not reach everywhere from one to another."""
 
 from __future__ import annotations
 

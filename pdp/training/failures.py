@@ -28,7 +28,7 @@ def reported_failures(config: Config) -> Iterator[None]:
     except OSError as error:
         raise _of_the_disk(error, config) or error from None
     except RuntimeError as error:
-        raise _of_the_device(error, config) or _of_a_process(error) or error from None
+        raise _of_the_device(error, config) or _of_a_worker(error) or _of_a_process(error) or error from None
 
 
 def _of_the_disk(error: OSError, config: Config) -> Exception | None:
@@ -55,6 +55,16 @@ def _of_the_device(error: RuntimeError, config: Config) -> Exception | None:
         reason = next((line for line in words.splitlines() if line.strip()), type(error).__name__)[:120]
         return Stopped(f"the device failed ({reason}): the same command goes on from the last checkpoint")
     return None
+
+
+def _of_a_worker(error: RuntimeError) -> Exception | None:
+    reason = str(error).splitlines()[0] if str(error) else ""
+    if not reason.startswith("DataLoader worker"):
+        return None
+    return Stopped(
+        f"a process that loads data is gone ({reason[:100]}): the same command goes on from the last checkpoint; "
+        "if it was a lack of memory, lower data.workers="
+    )
 
 
 def _of_a_process(error: RuntimeError) -> Exception | None:

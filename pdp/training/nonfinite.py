@@ -53,6 +53,6 @@ def check_in_a_row(skipped: int, step: int) -> None:
     """Raises `Stopped` where so many steps running were skipped."""
     if skipped >= MOST_IN_A_ROW:
         raise Stopped(
-            f"recipe.on_nonfinite=skip: the last {skipped} steps before step {step} all had a loss or gradients that are "
-            "not finite: lower recipe.lr, give recipe.clip=1.0 or a longer recipe.lr_warmup"
+            f"recipe.on_nonfinite=skip: the last {skipped} steps before step {step} all had a loss or gradients that "
+            "are not finite: lower recipe.lr, give recipe.clip=1.0 or a longer recipe.lr_warmup"
         )

@@ -1,7 +1,7 @@
 """Signals as requests: while a run trains they are noted, and it saves at the next step; a second Ctrl-C ends at once.
 
-Signals reach whole process groups: what this process forks meanwhile (the loaders' workers) hears none of them, and ends
-when this process asks it to or is gone.
+Signals reach whole process groups: what this process forks meanwhile (the loaders' workers) hears none of them, and
+ends when this process asks it to or is gone.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class StopSignals:
 
 
 def _count_interrupts(pipe: int) -> None:
-    """Ends the process at its second Ctrl-C, whatever its main thread is in, the wait for a process that is gone too."""
+    """Ends the process at its second Ctrl-C, whatever its main thread is in: a wait for a process that is gone too."""
     pressed = 0.0
     quick = ONE_PRESS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
     while received := os.read(pipe, 1):
