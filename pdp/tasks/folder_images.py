@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,20 +33,43 @@ class FolderPart:
 
     name: str
     classes: list[str]
-    paths: np.ndarray  # bytes (N,): one block that forked workers share, where a list would be copied
+    paths: np.ndarray | Chosen  # bytes (N,): one block that forked workers share, where a list would be copied
     labels: np.ndarray  # int64 (N,)
     sizes: np.ndarray  # int64 (N,)
 
     def subset(self, positions: np.ndarray) -> FolderPart:
         """The images at these positions."""
-        return FolderPart(self.name, self.classes, self.paths[positions], self.labels[positions], self.sizes[positions])
+        paths = self.paths[positions] if isinstance(self.paths, Chosen) else Chosen(self.paths, positions)
+        return FolderPart(self.name, self.classes, paths, self.labels[positions], self.sizes[positions])
 
 
-def scan_folder(root: str, name: str) -> FolderPart | None:
-    """Reads `<root>/<name>/<class>/**`, sorted; None where that folder is not there; raises `Refusal`."""
+class Chosen:
+    """Some elements of an array that stays where it is: mapped from a file, it is one for all processes."""
+
+    def __init__(self, whole: np.ndarray, positions: np.ndarray):
+        self.whole, self.positions = whole, positions.astype(np.int32)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.whole[self.positions], dtype=dtype)
+
+    def __getitem__(self, at: Any) -> Any:
+        """One element, or with an array of positions a choice of this choice."""
+        chosen = self.positions[at]
+        return Chosen(self.whole, chosen) if isinstance(chosen, np.ndarray) else self.whole[chosen]
+
+
+def scan_folder(root: str, name: str, seen: Callable[[str], None] = lambda folder: None) -> FolderPart | None:
+    """Reads `<root>/<name>/<class>/**`, sorted; None where that folder is not there; raises `Refusal`.
+
+    `seen` is told every folder before it is read.
+    """
     base = os.path.join(os.path.expanduser(root), name)
     if not os.path.isdir(base):
         return None
+    seen(base)
     with os.scandir(base) as entries:
         classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
@@ -55,7 +79,7 @@ def scan_folder(root: str, name: str) -> FolderPart | None:
     sizes: list[int] = []
     empty = []
     for label, class_name in enumerate(classes):
-        found = sorted(_images(os.path.join(base, class_name), f"{name}/{class_name}"))
+        found = sorted(_images(os.path.join(base, class_name), f"{name}/{class_name}", seen))
         if not found:
             empty.append(class_name)
         paths += [os.fsencode(path) for path, _ in found]
@@ -69,13 +93,14 @@ def scan_folder(root: str, name: str) -> FolderPart | None:
     return FolderPart(name, classes, np.array(paths), np.array(labels), np.array(sizes, dtype=np.int64))
 
 
-def _images(folder: str, prefix: str) -> list[tuple[str, int]]:
+def _images(folder: str, prefix: str, seen: Callable[[str], None]) -> list[tuple[str, int]]:
     found = []
+    seen(folder)
     with os.scandir(folder) as entries:
         for entry in entries:
             path = f"{prefix}/{entry.name}"
             if entry.is_dir():
-                found += _images(entry.path, path)
+                found += _images(entry.path, path, seen)
             elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
                 found.append((path, entry.stat().st_size if os.path.exists(entry.path) else 0))
     return found
@@ -101,7 +126,7 @@ def check_same_classes(root: str, train: FolderPart, other: FolderPart) -> None:
 def listing_hash(*parts: FolderPart) -> bytes:
     """The sha256 over the sorted (relative path, size) of all images."""
     digest = hashlib.sha256()
-    rows = [row for part in parts for row in zip(part.paths.tolist(), part.sizes.tolist(), strict=True)]
+    rows = [row for part in parts for row in zip(np.asarray(part.paths).tolist(), part.sizes.tolist(), strict=True)]
     for path, size in sorted(rows):
         digest.update(b"%b\0%d\n" % (path, size))
     return digest.digest()

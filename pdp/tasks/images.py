@@ -19,6 +19,7 @@ from pdp.tasks import folder_images as folders
 from pdp.tasks import image_data as memory
 from pdp.tasks.image_augmentation import check_augmentation
 from pdp.tasks.image_models import build_model, check_name
+from pdp.tasks.listing import read_listing
 from pdp.tasks.sampling import (
     EpochBatchSampler,
     balanced_limit,
@@ -140,8 +141,9 @@ class ImagesTask(Task):
             variable = " or IMAGENET_DIR" if self.data_name == "imagenet" else ""
             raise Refusal(f"data.root{variable} is not set; data={self.data_name} needs data.root=<folder of {layout}>")
         memory.check_root(data.root, layout)
-        train, val = folders.scan_folder(data.root, "train"), folders.scan_folder(data.root, "val")
-        test = folders.scan_folder(data.root, "test") if self.data_name == "image_folder" else None
+        names = ("train", "val", "test") if self.data_name == "image_folder" else ("train", "val")
+        listed, listing_hash = read_listing(data.root, names, os.path.join(self.config.output_dir, ".cache"))
+        train, val, test = listed["train"], listed["val"], listed.get("test")
         test, val = (test, val) if test is not None else (val, None)
         if test is None:
             raise Refusal(f"data.root={data.root} has nothing to test on; it must hold {layout}; set data.root")
@@ -152,7 +154,7 @@ class ImagesTask(Task):
         if self.data_name == "imagenet" and count != self.image_set.classes:
             raise Refusal(f"data.root={data.root} has {count} classes, not 1,000; set data.root or data=image_folder")
         self.classes = count
-        self._fingerprint = self._identify(folders.listing_hash(*found))
+        self._fingerprint = self._identify(listing_hash)
         parts = {"test": test}
         if train is not None:
             # A val/ beside test/ is the validation set; else a share of train is held out.
