@@ -1,4 +1,4 @@
-"""Where and with what a run is made: processes, folders, device, memory, versions, commit. Needs no torch to begin."""
+"""Where and with what a run is made: folders, device, memory, versions, commit."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ import platform
 import resource
 import subprocess
 import tempfile
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pdp.errors import Refusal
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 PACKAGES = (
     "torch",
@@ -31,40 +26,6 @@ PACKAGES = (
     "tokenizers",
     "datasets",
 )
-
-
-_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # one of them is set by every launcher
-_OF_A_LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-
-
-def process_count(environment: MutableMapping[str, str] = os.environ) -> int:
-    """Processes of this run, as WORLD_SIZE says; one where it says nothing that is a number."""
-    text = environment.get("WORLD_SIZE", "").strip()
-    return max(1, int(text)) if text.isdecimal() else 1
-
-
-def settle_processes(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Takes away what a platform set of a launcher's variables where no launcher started this process; a note, or ''.
-
-    Raises `Refusal` where they ask for several processes and do not say where these meet.
-    """
-    size = environment.get("WORLD_SIZE", "").strip()
-    rank = next((environment[name].strip() for name in _RANKS if environment.get(name, "").strip()), "")
-    if rank.isdecimal() and size.isdecimal():
-        if int(size) > 1 and "RANK" in environment and not environment.get("MASTER_ADDR"):
-            raise Refusal(
-                f"RANK={rank} and WORLD_SIZE={size} ask for several processes, and MASTER_ADDR does not say where they "
-                "meet: start them with torchrun, or unset RANK and WORLD_SIZE for one process"
-            )
-        return ""
-    if rank.isdecimal() and int(rank) > 0 and "WORLD_SIZE" in environment:
-        raise Refusal(f"WORLD_SIZE={size} is no number of processes for RANK={rank}: start them with torchrun")
-    if size in ("", "1") and not any(environment.get(name) for name in _OF_A_LAUNCHER if name != "WORLD_SIZE"):
-        environment.pop("WORLD_SIZE", None)
-        return ""
-    found = {name: environment.pop(name) for name in _OF_A_LAUNCHER if name in environment}
-    told = " ".join(f"{name}={value}" for name, value in found.items())
-    return f"{told} is set and no launcher started this process: it runs by itself, as one" if told else ""
 
 
 def writable_folder(*candidates: str | Path | None) -> Path | None:
@@ -92,8 +53,6 @@ def cache_folder(otherwise: str | Path | None = None) -> Path | None:
 
 def peak_memory_mb(device: torch.device) -> float:
     """The device's largest allocation, or the process's largest resident size."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -113,8 +72,6 @@ def keep_freed_memory() -> None:
 
 def device_name(device: torch.device) -> str:
     """The device in words."""
-    import torch
-
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"cpu, {torch.get_num_threads()} threads, {platform.machine()}"

@@ -61,6 +61,7 @@ class Layer:
     sites: list[Site]
     members: list[Member] = field(default_factory=list)
     units: int = 0
+    least: int = 1  # units that stay whatever the budget
     final: int = 0  # units pruned at the target, fixed with the budget
     pruned: int = 0  # units pruned now
     active: bool = False  # whether the effective weight differs from the stored one

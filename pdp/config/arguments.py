@@ -14,8 +14,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from pdp.config.groups import GROUPS, choices
-from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
+from pdp.wording import did_you_mean
 
 _HOME = re.compile(r"^([\w.+]+=)~(?=/|$)")
 

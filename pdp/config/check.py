@@ -23,8 +23,8 @@ from pdp.config.schema import (
     TeacherConfig,
     TextDataConfig,
 )
-from pdp.environment import process_count
 from pdp.errors import Refusal
+from pdp.ranks import process_count
 from pdp.schedule.time import Time
 
 
@@ -51,6 +51,8 @@ def normalise(config: Config, typed: Set[str] = frozenset()) -> None:
         config.model.pretrained = config.model.pretrained.lower()
     else:
         config.model.pretrained = os.path.expanduser(config.model.pretrained)
+    if config.device == "gpu":
+        config.device = "cuda"
     if config.data.root is not None:
         config.data.root = os.path.expanduser(config.data.root)
     if isinstance(config.data, TextDataConfig) and config.data.tokenizer is not None:

@@ -7,8 +7,8 @@ from typing import Any
 
 from pdp.config.check_values import DATA, GLUE_TASKS, MODELS, TEXT_SOURCES
 from pdp.config.schema import DATA_SCHEMAS, Config, TextDataConfig
-from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
+from pdp.wording import did_you_mean
 
 NEED_ROOT = ("imagenet", "image_folder")
 _CARRIED = {

@@ -117,7 +117,7 @@ def _check_allocation(config: Config, typed: Set[str]) -> None:
     if is_dense(config):
         return
     if config.prune.pattern == "nm":
-        for key in ("allocation", "allocation.path"):
+        for key in ("allocation", "allocation.path", "allocation.least_density", "allocation.ends"):
             if key in typed:
                 raise Refusal(f"{key} has no meaning for prune=nm, which prunes every layer alike: drop {key}")
         return
@@ -128,6 +128,11 @@ def _check_allocation(config: Config, typed: Set[str]) -> None:
     if name == "erk" and config.prune.pattern == "channel":
         raise Refusal(
             "allocation=erk is a formula for single weights: give allocation=global or uniform, or prune=random"
+        )
+    if name == "file" and (config.allocation.least_density or config.allocation.ends != "pruned"):
+        key = "least_density" if config.allocation.least_density else "ends"
+        raise Refusal(
+            f"allocation.{key} has no meaning with allocation=file, whose budgets say what each layer keeps: drop it"
         )
     if name != "file" and path is not None:
         raise Refusal(

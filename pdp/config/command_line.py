@@ -35,7 +35,7 @@ def main(program: str, argv: Sequence[str]) -> int:
 
 def _settled(program: str, argv: list[str]) -> int:
     """Works with what the environment says of processes made plain, before anything reads it."""
-    from pdp.environment import settle_processes
+    from pdp.ranks import settle_processes
 
     if note := settle_processes():
         print(f"{program}: {note}", file=sys.stderr, flush=True)
@@ -52,7 +52,7 @@ def _print(text: str) -> int:
 
 def _guarded(label: str, work: Callable[[], int | None]) -> int:
     """The exit code of `work`, with every way it can fail told on stderr."""
-    from pdp.config.suggest import one_line
+    from pdp.wording import one_line
 
     try:
         return work() or DONE
@@ -170,7 +170,7 @@ def _handed_over_job(program: str, _: object) -> int:
 
     from hydra.core.hydra_config import HydraConfig
 
-    from pdp.cluster.ranks import take_rank
+    from pdp.ranks import take_rank
 
     settings = HydraConfig.get()
     cell, number = list(settings.overrides.task), settings.job.num
@@ -203,7 +203,7 @@ def _hydra_main(program: str, argv: Sequence[str], job: Callable[[object], int])
 
     from pdp.config import compose
     from pdp.config.groups import CONF
-    from pdp.config.suggest import one_line
+    from pdp.wording import one_line
 
     compose.register_schemas()
     before, sys.argv = sys.argv, [f"{program}.py", *argv]

@@ -23,10 +23,10 @@ from pdp.config.arguments import Argument
 from pdp.config.check import check, normalise
 from pdp.config.groups import CONF, GROUPS, choices
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config, TeacherConfig
-from pdp.config.suggest import did_you_mean, nearest, one_line
 from pdp.config.types import wrong_type
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
+from pdp.wording import did_you_mean, nearest, one_line
 
 VERSION_BASE = "1.3"
 DEFAULT_DATA = {

@@ -40,7 +40,7 @@ _OPTIONS = {
     "rerun": "move such a run aside and start over",
     "dry_run": "show model, budget, MACs and schedule; train nothing",
     "output_dir": "where runs are kept",
-    "device": "auto, cpu or cuda",
+    "device": "auto, cpu or cuda (gpu means cuda)",
     "data.root": "folder of the data; ImageNet's may come from IMAGENET_DIR",
     "data.validation": "share of train held out for every choice",
     "data.workers": "loader processes",

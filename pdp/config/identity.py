@@ -16,6 +16,7 @@ from pdp.config.distill import HUB
 from pdp.config.schema import Config, DistillConfig, NmPruneConfig, TeacherConfig, data_label
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions
+from pdp.methods.revisions import revision_of
 from pdp.schedule.time import Time
 
 # What does not decide the result, a dotted key or a whole group.
@@ -42,6 +43,7 @@ EXCLUDED = (
     "data.test_files",
 )
 _TIMES = ("recipe.lr_warmup", "recipe.evaluate_every", "schedule.warmup", "schedule.ramp")
+_LISTS_OF_TIMES = ("schedule.phases",)
 
 
 def run_directory(config: Config, data_fingerprint: str) -> Path:
@@ -85,6 +87,8 @@ def changed_values(config: Config) -> dict[str, Any]:
     values: dict[str, Any] = {}
     _collect(config, "", values)
     values["method.name"] = config.method.name
+    if (revision := revision_of(config.method.name, config.prune.pattern)) > 1:
+        values["method.revision"] = revision
     return values
 
 
@@ -109,6 +113,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _canonical(value: Any, key: str) -> Any:
     """The value in its one spelling: 1.0 as 1, a time by number and unit, a set of patterns in order."""
+    if key in _LISTS_OF_TIMES:
+        return [_canonical(one, _TIMES[0]) for one in value]
     if key in _TIMES and value not in (None, "auto", "???"):
         time = Time.parse(value, key)
         return [_canonical(time.value, ""), time.unit]

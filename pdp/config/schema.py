@@ -134,6 +134,7 @@ class ScheduleConfig:
     ramp: str | None = None  # a time; null with rate null is 0.4 of the run
     rate: float | None = None  # share of the target per epoch, the other spelling of ramp
     unit: str = "epoch"  # epoch or step
+    phases: list[str] = field(default_factory=list)  # alternating: times of change, pruned first; []: AC/DC's own
 
 
 @dataclass
@@ -142,6 +143,8 @@ class AllocationConfig:
 
     name: str = MISSING  # global, uniform, erk, file
     path: str | None = None  # allocation=file: a CSV of layer,share or a run's directory
+    least_density: float = 0.0  # the least share of its units that each layer keeps, the same for every method
+    ends: str = "pruned"  # pruned, dense (the first and the last layer stay dense) or first_dense
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it.
 
-What is written here in plain operations defines it; on a GPU `pdp.kernels.gpu.units` does the same in fewer launches.
+What is written here in plain operations defines it; whoever has kernels that do the same in fewer launches hands them
+over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pdp.kernels.gpu import usable
 from pdp.masks.soft import exact
 
 
@@ -28,15 +28,17 @@ def mask_units(
     units: Sequence[Tensor | None],
     weighs: Sequence[bool],
     dtypes: Sequence[torch.dtype | None],
+    kernels: Any = None,
 ) -> tuple[Tensor, ...]:
     """m_u * tensor for each of `tensors` that `dtypes` names a type for, in that type; differentiable in all of them.
 
     `mask` is m(s) = sigmoid((s^2 - t^2) / tau) with s^2 = scale * the sum of squares of the unit's weights, as computed
     from the tensors that weigh; neither it nor `steep`, its `steepness`, may change before backward. `units` are those
-    of a tensor's slices along dimension 0, None where slice i is unit i. Raises `RuntimeError` in backward where a
-    tensor has been changed in place since.
+    of a tensor's slices along dimension 0, None where slice i is unit i. `kernels` is what
+    `pdp.kernels.gpu.unit_kernels` found for these tensors. Raises `RuntimeError` in backward where a tensor has been
+    changed in place since.
     """
-    return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), *tensors)
+    return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), kernels, *tensors)
 
 
 def along(values: Tensor, units: Tensor | None, tensor: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ class _MaskUnits(torch.autograd.Function):
     """One node for a whole layer: autograd would add up full-size gradients for each tensor that the mask scales."""
 
     @staticmethod
-    def forward(ctx: Any, mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, *tensors):
+    def forward(ctx: Any, mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, kernels: Any, *tensors):
         ctx.units, ctx.weighs, ctx.dtypes = units, weighs, dtypes
         if torch.compiler.is_compiling():
             ctx.save_for_backward(mask, steep, *tensors)
@@ -58,11 +60,9 @@ class _MaskUnits(torch.autograd.Function):
             ctx.kept = (mask, steep, *tensors)
             ctx.versions = _versions(tensors)
             ctx.set_materialize_grads(False)
-        ctx.by_kernels = _by_kernels(mask, tensors, units)
-        if ctx.by_kernels:
-            from pdp.kernels.gpu.units import masked
-
-            return tuple(masked(mask, tensors, dtypes))
+        ctx.kernels = kernels
+        if kernels:
+            return tuple(kernels.masked(mask, tensors, dtypes))
         wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
         vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
         made = dict(zip(vectors, _multiplied([tensors[place] for place in vectors], mask), strict=True))
@@ -79,11 +79,9 @@ class _MaskUnits(torch.autograd.Function):
         mask, steep, *tensors = _kept(ctx)
         wanted = [place for place, dtype in enumerate(ctx.dtypes) if dtype is not None]
         upstream = {place: one for place, one in zip(wanted, gradients, strict=True) if one is not None}
-        if ctx.by_kernels:
-            from pdp.kernels.gpu import units as kernels
-
-            found = kernels.gradients(mask, steep, tensors, weighs, upstream)
-            return None, None, None, None, None, *(found.get(place) for place in range(len(tensors)))
+        if ctx.kernels:
+            found = ctx.kernels.gradients(mask, steep, tensors, weighs, upstream)
+            return None, None, None, None, None, None, *(found.get(place) for place in range(len(tensors)))
         vectors = [
             place
             for place, one in upstream.items()
@@ -109,7 +107,15 @@ class _MaskUnits(torch.autograd.Function):
                     found[place].addcmul_(exact(tensor), slopes)
                 else:
                     found[place] = exact(tensor) * slopes
-        return None, None, None, None, None, *(_in_type_of(found.get(place), one) for place, one in enumerate(tensors))
+        return (
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            *(_in_type_of(found.get(place), one) for place, one in enumerate(tensors)),
+        )
 
 
 def _kept(ctx: Any) -> tuple[Tensor, ...]:
@@ -125,11 +131,6 @@ def _kept(ctx: Any) -> tuple[Tensor, ...]:
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:
     return [0 if one.is_inference() else one._version for one in tensors]
-
-
-def _by_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None]) -> bool:
-    in_order = all(own is None for own in units)
-    return in_order and all(one.device == mask.device and usable(one) for one in tensors)
 
 
 def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:

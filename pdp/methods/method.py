@@ -54,6 +54,8 @@ class Method(ABC):
     """
 
     schedule: ClassVar[str] = "linear"  # the schedule and allocation of its own paper
+    unit: ClassVar[str] = "epoch"  # and the schedule's unit, where the steps of an epoch are known
+    ramp: ClassVar[str | None] = None  # and its ramp, a time; None: the library's default
     allocation: ClassVar[str] = "global"
     prunes: ClassVar[bool] = True
     needs_attach: ClassVar[bool] = False  # whether the optimizer must know its extras before the first step
@@ -138,8 +140,16 @@ class Method(ABC):
         keep = self.pattern.spread(keep, layer, member or layer.members[0], weight)
         return torch.where(keep, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
+    def temperature_of(self, layer: Layer) -> Tensor | float | None:
+        """The temperature of the layer's soft mask as it is now; None where there is none."""
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups of trainable extras; a rate or decay that a group does not name is the recipe's."""
+        return []
+
+    def clipped(self) -> list[nn.Parameter]:
+        """Trainable extras whose gradients a recipe's clipping counts and scales with the model's own."""
         return []
 
     def penalty(self) -> Tensor | None:

@@ -32,10 +32,34 @@ class PdpOptions(MethodOptions):
 
     name: str = "pdp"
     temperature: float = PAPERS_TEMPERATURE
-    temperature_mode: str = "auto"  # absolute: temperature holds; relative: kappa does; auto: the pattern's own
+    temperature_mode: str = (
+        "auto"  # absolute: temperature holds; relative: kappa does; learned; auto: the pattern's own
+    )
     kappa: float | None = None  # null: the pattern's own, 0.02 for single weights, 0.002 for channels
     refresh: int = 1  # optimizer steps between two new cuts
     detach_cut: bool = True  # t a constant to autograd, as in the paper; false: its two weights get the gradient of t
+    anneal: str = "none"  # of the temperature, from soft to hard: none, geometric or linear
+    kappa_end: float | None = None  # kappa where annealing ends, in relative mode
+    temperature_end: float | None = None  # temperature where annealing ends, in absolute mode
+    anneal_from: str = "target"  # target: from when the ramp has ended; or a time
+    anneal_share: float = 0.8  # of the run that is left when annealing begins; after it the last value holds
+    temperature_lr: float | None = None  # temperature_mode=learned: the rate of log tau; null: the recipe's
+    temperature_decay: float = 0.0  # temperature_mode=learned: the weight decay of log tau
+    budget: str = "fixed"  # fixed (each layer's share at the first cut) or moving (one cut over all layers anew)
+
+
+@dataclass
+class PdpAnnealedOptions(PdpOptions):
+    """PDP with a temperature that begins soft, so that every weight keeps a gradient through the ramp, and ends hard.
+
+    The code is PDP's, the values are ours: tau = kappa t^2, kappa annealed geometrically once the target is reached.
+    """
+
+    name: str = "pdp_annealed"
+    temperature_mode: str = "relative"
+    kappa: float | None = 0.3
+    anneal: str = "geometric"
+    kappa_end: float | None = 9e-5
 
 
 @dataclass
@@ -69,9 +93,10 @@ class StrOptions(MethodOptions):
 
 @dataclass
 class OptgOptions(MethodOptions):
-    """OptG (Zhang et al. 2022); its beta of 1 is per hundredth of the run, as an epoch is in the authors' 100."""
+    """OptG (Zhang et al. 2022); a cut every hundredth of the run, as an epoch is in the authors' 100."""
 
     name: str = "optg"
+    update_every: str = "0.01"  # a time
 
 
 @dataclass
@@ -120,7 +145,7 @@ class RiglOptions(MethodOptions):
     name: str = "rigl"
     drop_fraction: float = 0.3
     anneal: str = "constant"  # of the drop fraction: constant (the code's default) or cosine
-    update_every: str = "100it"  # a time
+    update_every: str = "0.003125"  # a time: the authors' 100 of 32,000 steps
     end: str = "0.78"  # a time: 25,000 of 32,000 steps
 
 
@@ -195,6 +220,7 @@ class ChexOptions(MethodOptions):
 OPTIONS: dict[str, type[MethodOptions]] = {
     "dense": DenseOptions,
     "pdp": PdpOptions,
+    "pdp_annealed": PdpAnnealedOptions,
     "gmp": GmpOptions,
     "str": StrOptions,
     "optg": OptgOptions,

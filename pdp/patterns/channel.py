@@ -14,6 +14,7 @@ from pdp.cost import count_macs
 from pdp.errors import Refusal
 from pdp.layers import Layer, Member, Site, first_convolution, is_conv1d
 from pdp.masks.cut import cut_at
+from pdp.masks.sums import row_sums
 from pdp.masks.units import along
 from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, batch_norm, find_couplings, input_columns, slim_densities
@@ -82,8 +83,10 @@ class Pattern(pattern.Pattern):
     def budget(self, layers: Sequence[Layer], wanted: Wanted) -> list[int]:
         def compared(layer: Layer) -> Tensor:
             values = wanted.saliency(layer)
-            relative = self.options.relative_budget and not wanted.comparable
-            return values / values.mean().clamp(min=1e-30) if relative else values
+            if not self.options.relative_budget or wanted.comparable:
+                return values
+            # In float64, so that units which all equal their layer's mean are equal across layers as well.
+            return (values.double() / values.double().mean().clamp(min=1e-30)).float()
 
         if self.options.target == "channels" or wanted.allocation == "file":
             return super().budget(layers, replace(wanted, saliency=compared))
@@ -134,14 +137,14 @@ class Pattern(pattern.Pattern):
 
     def _square(self, layer: Layer) -> Tensor:
         """s^2 of each unit: the mean (l2: the sum) of the squares of all its weights; float32."""
-        return self._sums(layer, Tensor.square) * self._scale(layer)
+        return (self._sums(layer, Tensor.square) * self._scale(layer)).float()
 
     def _sums(self, layer: Layer, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """The sum over each unit's weights of a function of them; float32."""
-        total = torch.zeros(layer.units, device=layer.weight.device)
+        """The sum over each unit's weights of a function of them; float64."""
+        total = torch.zeros(layer.units, dtype=torch.float64, device=layer.weight.device)
         for member in layer.members:
             if member.weighs:
-                sums = _row_sums(of(member.rows(member.tensor.detach()).float()))
+                sums = row_sums(member.rows(member.tensor.detach()), of)
                 units = units_of(member, total)
                 total = total + sums if units is None else total.index_add(0, units, sums)
         return total
@@ -153,7 +156,7 @@ class Pattern(pattern.Pattern):
 
     def saliency(self, layer: Layer) -> Tensor:
         if self.options.saliency == "l1":
-            return self._sums(layer, Tensor.abs)
+            return self._sums(layer, Tensor.abs).float()
         return self._square(layer).sqrt()
 
     @contextmanager
@@ -241,10 +244,6 @@ def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], ta
         return temperatures
     taus = dict(zip([layer.name for layer in layers], temperatures, strict=True))
     return torch.stack([taus[layer.name] for layer in table.layers])
-
-
-def _row_sums(values: Tensor) -> Tensor:
-    return values.sum(dim=tuple(range(1, values.dim())))
 
 
 def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pdp.kernels.gpu import unit_kernels
 from pdp.layers import Layer, Member, compute_dtype
 from pdp.masks.units import mask_units, steepness
 from pdp.patterns.unit_table import UnitTable
@@ -48,13 +49,16 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tu
     made: list[tuple[str, tuple[Tensor, Tensor, list[Found]]]] = []
     for layer, mask, steep in parts:
         tensors = [member.tensor for member in layer.members]
+        stored_rows = [member.rows(member.tensor) for member in layer.members]
+        units = [units_of(member, mask) for member in layer.members]
         effective = mask_units(
             mask,
             steep,
-            [member.rows(member.tensor) for member in layer.members],
-            [units_of(member, mask) for member in layer.members],
+            stored_rows,
+            units,
             [member.weighs for member in layer.members],
             [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)],
+            unit_kernels(mask, stored_rows, units),
         )
         found: list[Found] = [(tensor, *_as_found(tensor)) for tensor in tensors]  # type: ignore[misc]
         for member, stored, rows in zip(layer.members, tensors, effective, strict=True):
@@ -68,13 +72,16 @@ def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tens
     factor = 2 * scale / temperature
     steep = steepness(mask, factor if isinstance(factor, Tensor) else mask.new_full((), factor))
     others = [one for one in layer.members if one.weighs and one.tensor is not weight]
+    tensors = [*(one.rows(one.tensor) for one in others), member.rows(weight)]
+    units = [units_of(one, mask) for one in (*others, member)]
     (rows,) = mask_units(
         mask,
         steep,
-        [*(one.rows(one.tensor) for one in others), member.rows(weight)],
-        [units_of(one, mask) for one in (*others, member)],
+        tensors,
+        units,
         [*(True for _ in others), member.weighs and weight is member.tensor],
         [*(None for _ in others), compute_dtype(member.sites[0], weight)],
+        unit_kernels(mask, tensors, units),
     )
     return member.rows(rows)
 

@@ -67,6 +67,7 @@ class Record:
     notes: list[str] = field(default_factory=list)
     step_best: int | None = None  # the optimizer step after which that epoch's best measurement was made
     skipped_steps: int = 0  # with recipe.on_nonfinite=skip: those whose loss or gradients were not finite
+    method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from pdp.environment import process_count
 from pdp.errors import Refusal
+from pdp.ranks import process_count
 
 SPLIT_SEED = 20230519  # never the run's seed: every run of a study holds out the same samples
 _ORDER, _DRAW, _SPLIT, _LIMIT = range(1, 5)  # streams: no draw of one kind repeats another's

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 
 from pdp.config.schema import Config
-from pdp.environment import process_count
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.ranks import process_count
 from pdp.runs.directory import DISK_FULL
 
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)

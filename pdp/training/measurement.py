@@ -12,13 +12,14 @@ from torch import nn
 from pdp.config.compose import from_yaml
 from pdp.config.schema import Config, data_label
 from pdp.cost import count_bytes, count_macs, count_parameters
+from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import Record, read_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_accelerator, make_model
-from pdp.training.checkpoint import load_weights
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display
 from pdp.training.evaluation import measure
+from pdp.wording import percent, score
 
 
 def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:

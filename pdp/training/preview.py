@@ -7,7 +7,8 @@ from pdp.cost import count_macs, count_parameters
 from pdp.distill.teacher import describe
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_model, make_pruner, steps_in_epoch
-from pdp.training.display import Display, percent
+from pdp.training.display import Display
+from pdp.wording import percent
 
 
 def preview(config: Config, task: Task) -> None:

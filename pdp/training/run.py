@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,15 +21,17 @@ from pdp.config.schema import Config, data_label
 from pdp.cost import count_macs, count_parameters
 from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
-from pdp.errors import Refusal
+from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.methods.revisions import revision_of
 from pdp.pruner.pruner import Pruner
+from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import Record, read_record, write_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
-from pdp.tracking.tracker import make_tracker
+from pdp.tracking.making import make_tracker
 from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
-from pdp.training.checkpoint import load_weights, save_weights
+from pdp.training.closing import close
 from pdp.training.display import Display
 from pdp.training.failures import reported_failures
 from pdp.training.preview import preview
@@ -53,7 +55,7 @@ def train(config: Config) -> None:
         display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
         if not config.rerun and decided_by_main(accelerator, lambda: directory.finished):
             if accelerator.is_main_process:
-                display.closing(read_record(directory.path), str(directory.path))
+                close(display, config, read_record(directory.path), directory.path)
                 display.say("this run is finished; rerun=true moves it aside and starts over")
             return
         # Whatever can be refused is refused before anything is written.
@@ -73,7 +75,7 @@ def train(config: Config) -> None:
                 display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
             elif accelerator.is_main_process:
                 directory.cut_history(-1, -1)
-            objective.prepare(directory, display)
+            objective.prepare(directory, display.say)
             tracker.start(trainer.step)
             trainer.fit()
             finish(config, task, trainer, directory, display)
@@ -91,15 +93,34 @@ def claimed(directory: RunDirectory, config: Config, accelerator: Accelerator, d
         if directory.begun and not config.resume:
             raise Refusal(f"{directory.path} holds an unfinished run and resume=false: give resume=true or rerun=true")
         directory.hold()
-        beside = directory.config.with_name(f".{directory.config.name}")
-        beside.write_text(to_yaml(config), encoding="utf-8")
-        beside.replace(directory.config)
+        try:
+            beside = directory.config.with_name(f".{directory.config.name}")
+            beside.write_text(to_yaml(config), encoding="utf-8")
+            beside.replace(directory.config)
+        except BaseException:
+            directory.release()
+            raise
 
+    decided_by_main(accelerator, claim)  # a run that another process holds is left as it is
     try:
-        decided_by_main(accelerator, claim)
         yield
+    except BaseException as error:
+        if accelerator.is_main_process:
+            _note_ending(directory, error)
+        raise
     finally:
         directory.release()
+
+
+def _note_ending(directory: RunDirectory, error: BaseException) -> None:
+    """Leaves word of how the run ended, so that nobody takes it for running; of a refused start, nothing."""
+    kinds = {SavedForRestart: "saved", Stopped: "stopped", Refusal: "refused", KeyboardInterrupt: "interrupted"}
+    how = next((word for kind, word in kinds.items() if isinstance(error, kind)), "failed")
+    with suppress(OSError):  # a full disk, which is what it ended of
+        if how == "refused":
+            directory.discard_if_nothing_begun()
+        if directory.path.is_dir():
+            directory.note_ending(how, " ".join(str(error).split())[:300])
 
 
 def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory, display: Display) -> None:
@@ -144,12 +165,23 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     record.metric_best = elsewhere.get("best", metrics[name])
     directory.check_held()
     write_record(record, directory.path)
+    _draw(directory, display)
     trainer.tracker.finish(record)
     for path in (directory.before_pruning, directory.best, *directory.checkpoints.glob("teacher_logits-*")):
         path.unlink(missing_ok=True)
     if task.unreadable:
         display.say(f"left out as unreadable: {len(task.unreadable)} images, the first {min(task.unreadable)}")
-    display.closing(record, str(directory.path))
+    close(display, config, record, directory.path)
+
+
+def _draw(directory: RunDirectory, display: Display) -> None:
+    """The run's two pictures; whatever goes wrong with them, the run is whole."""
+    from pdp.reports.run_figures import draw_run  # matplotlib is needed nowhere before
+
+    try:
+        draw_run(directory.path)
+    except Exception as error:  # a drawing library's failures share no class
+        display.say(f"curves.png and layers.png could not be drawn: {' '.join(str(error).split())[:200]}")
 
 
 def load_written(model: nn.Module, path: Path) -> None:
@@ -243,6 +275,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         git_commit=git_commit(),
         versions=versions(),
         finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        method_revision=revision_of(config.method.name, config.prune.pattern),
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",

@@ -15,20 +15,20 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pdp.config.schema import Config
+from pdp.distill.objective import Objective
 from pdp.errors import SavedForRestart, Stopped
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
+from pdp.runs.checkpoint import random_state, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.schedule.time import Time
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
-from pdp.training.checkpoint import random_state, save_weights
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display, Look, stage
 from pdp.training.evaluation import AskedToStop, measure
 from pdp.training.losses import Losses
 from pdp.training.nonfinite import SkipGuard, check_in_a_row
-from pdp.training.objective import Objective
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.signals import StopSignals
 from pdp.training.step_history import StepHistory
@@ -93,6 +93,8 @@ class Trainer:
         self.step_ms: deque[float] = deque(maxlen=2000)
         self.mask_ms: deque[float] = deque(maxlen=2000)
         self.histograms: dict[str, np.ndarray] = {}
+        self._begun = self._shown = (0, time.perf_counter())  # step and time of this start, and of the last look
+        self._speed = 0.0  # steps a second
 
     # ---------------------------------------------------------------- the loop
 
@@ -101,6 +103,7 @@ class Trainer:
         try:
             with self.signals.noting(), self.display:
                 self.display.start(self.total, self.step)
+                self._begun = self._shown = (self.step, time.perf_counter())
                 if self._to_measure:  # a run that was stopped before, or in, a measurement
                     self._measure()
                 for epoch in range(self.epoch, self.recipe.epochs):
@@ -189,7 +192,8 @@ class Trainer:
         if taken:
             self.pruner.after_backward()
             if self.recipe.clip is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+                clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
+                torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
         if taken or self.accelerator.scaler:  # a scaler leaves the step out itself, and scales less from then on
             self.optimizer.step()
         started = time.perf_counter()
@@ -248,9 +252,36 @@ class Trainer:
                 f"the loss is {mean} in epoch {epoch + 1} at step {self.step}: lower recipe.lr={self.recipe.lr}, "
                 "give recipe.clip=1.0, a longer recipe.lr_warmup, or leave such steps out: recipe.on_nonfinite=skip"
             )
-        metric = "" if self.metric is None else f" {self.task.metric_name} {score(self.task.metric_name, self.metric)}"
-        state = f"loss {mean:.3f}{metric} sparsity {percent(self.pruner.share)}"
-        self.display.step(self.step, epoch, self.recipe.epochs, state)
+        self._show(mean, epoch)
+
+    def _show(self, loss: float, epoch: int, ends: bool = False) -> None:
+        now = time.perf_counter()
+        step, when = self._shown
+        speed = (self.step - step) / max(now - when, 1e-9)
+        # A look soon after another says little of the speed.
+        if now - when > LOOK_SECONDS and self.step > step:
+            self._shown, self._speed = (self.step, now), speed
+        begun_step, begun = self._begun
+        left = (now - begun) / max(1, self.step - begun_step) * (self.total - self.step)
+        self.display.step(
+            Look(
+                step=self.step,
+                steps=self.total,
+                epoch=epoch,
+                epochs=self.recipe.epochs,
+                loss=loss,
+                rate=self.optimizer.param_groups[0]["lr"],
+                sparsity=self.pruner.share,
+                stage=stage(self.pruner.phase, self.pruner.fraction),
+                samples_per_second=(self._speed or speed) * self.recipe.batch_size,
+                samples="images" if self.config.model.task == "images" else "texts",
+                seconds_left=left,
+                metric_name=self.task.metric_name,
+                metric=self.metric,
+                pruned=self.pruner.method.prunes,
+            ),
+            ends,
+        )
 
     # ---------------------------------------------------------------- measuring
 
@@ -302,7 +333,7 @@ class Trainer:
             self.tracker.log(line)
         self.losses.forget()
         self.measured = self.step
-        self.display.epoch(line, self.recipe.epochs, self.task.metric_name)
+        self._show(line["loss"], epoch, ends=self.step == self.total)
 
     def _asked_to_stop(self) -> bool:
         return self.signals.seen(self.accelerator, self.step)

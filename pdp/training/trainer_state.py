@@ -1,25 +1,25 @@
-"""The trainer's checkpoint: everything that decides how a run goes on, and taking it back."""
+"""The trainer's checkpoint: everything that decides how a run goes on, and taking it back.
+
+The trainer imports this, and is known here by what it holds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from pdp.errors import Refusal
-from pdp.training.checkpoint import find_newest, read_checkpoint, restore_random_state
+from pdp.runs.checkpoint import find_newest, read_checkpoint, restore_random_state
 from pdp.training.together import decided_by_main, wait_until_visible
-
-if TYPE_CHECKING:
-    from pdp.training.trainer import Trainer
 
 _OWN = ("epoch", "batch", "step", "seconds", "metric", "best")
 
 
-def state_of(trainer: Trainer, random_states: list[dict[str, Any]]) -> dict[str, Any]:
+def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any]:
     """Tensors and plain values only; `random_states` are those of all processes."""
     return {
         **{key: getattr(trainer, key) for key in _OWN},
@@ -40,7 +40,7 @@ def state_of(trainer: Trainer, random_states: list[dict[str, Any]]) -> dict[str,
     }
 
 
-def load_state(trainer: Trainer, state: dict[str, Any]) -> None:
+def load_state(trainer: Any, state: dict[str, Any]) -> None:
     """Takes back `state_of`, of earlier versions too; raises `Refusal` if it is of another model, method or teacher."""
     try:
         trainer.model.load_state_dict(state["model"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pdp.training.checkpoint import save_checkpoint
+from pdp.runs.checkpoint import save_checkpoint
 
 
 def on_host(state: Any) -> Any:

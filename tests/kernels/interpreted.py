@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mask import reference
+from mask_formulas import reference
 
 from pdp import Pruner
 from pdp.kernels.gpu import selection, usable
@@ -181,7 +181,7 @@ def test_training_goes_as_with_the_readable_mask(pattern, order, monkeypatch):
     def trained(kernels):
         torch.manual_seed(1)
         if not kernels:
-            for place in ("kernels", "host_kernels", "patterns.nm"):
+            for place in ("kernels.gpu", "kernels.cpu", "patterns.nm"):
                 monkeypatch.setattr(f"pdp.{place}.usable", lambda weight: False)
         model = Net().to(memory_format=order).to(DEVICE)
         if pattern == "1:3":

@@ -10,8 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cut import reference_cut
-from test_mask import reference
+from mask_formulas import reference, reference_cut
 
 from pdp import Pruner, soft_prune
 from pdp.kernels import cpu as host_kernels

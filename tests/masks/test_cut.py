@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from mask_formulas import reference_cut
 
 from pdp import find_cut
 from pdp.errors import Refusal
@@ -18,15 +19,6 @@ from pdp.masks.host_cut import Trail, neighbours_between, sampled_bounds
 # Few distinct values, so that ties at the cut are the rule.
 tied = hnp.arrays(np.float32, st.integers(1, 60), elements=st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0]))
 free = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(0, 100, width=32))
-
-
-def reference_cut(values: np.ndarray, pruned: int) -> float:
-    ordered = np.sort(values.astype(np.float64).reshape(-1))
-    if pruned == 0:
-        return -math.inf
-    if pruned == ordered.size:
-        return math.inf
-    return (ordered[pruned - 1] + ordered[pruned]) / 2
 
 
 def reference_keep(values: np.ndarray, pruned: int) -> np.ndarray:

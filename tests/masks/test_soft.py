@@ -8,19 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from mask_formulas import reference
 
 from pdp import soft_mask, soft_prune
 from pdp.kernels.cpu.masks import host_prune
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-
-
-def reference(weight: np.ndarray, cut: float, temperature: float) -> tuple[np.ndarray, np.ndarray]:
-    """m and d(m w)/dw in float64."""
-    w = weight.astype(np.float64)
-    z = (w**2 - cut**2) / temperature
-    mask = np.where(z >= 0, 1 / (1 + np.exp(-np.abs(z))), np.exp(-np.abs(z)) / (1 + np.exp(-np.abs(z))))
-    return mask, mask + 2 * w**2 / temperature * mask * (1 - mask)
 
 
 @given(

@@ -16,7 +16,8 @@ from pdp.config.identity import config_hash
 from pdp.config.schema import TensorboardConfig, TrackerConfig, WandbConfig
 from pdp.errors import Refusal
 from pdp.runs.record import Record
-from pdp.tracking.tracker import Tracker, flat, make_tracker
+from pdp.tracking.making import make_tracker
+from pdp.tracking.tracker import Tracker, flat
 
 TESTS = Path(__file__).resolve().parents[1]
 BASE = ["model=resnet20", "sparsity=0.866", "seed=3"]

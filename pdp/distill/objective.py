@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from pdp.runs.directory import RunDirectory
 from pdp.tasks.task import Batch, Task
-from pdp.training.display import Display
 
 
 class Objective:
@@ -17,8 +17,8 @@ class Objective:
     def __init__(self, task: Task, label_smoothing: float):
         self.task, self.label_smoothing = task, label_smoothing
 
-    def prepare(self, directory: RunDirectory, display: Display) -> None:
-        """What has to be done once the run's directory is held and before training begins."""
+    def prepare(self, directory: RunDirectory, say: Callable[[str], None]) -> None:
+        """What has to be done once the run's directory is held and before training begins; `say` shows a line."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean over the micro-batch, a 0-dim float32 tensor."""

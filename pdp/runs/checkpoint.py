@@ -57,8 +57,13 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
 
 def _new_path(folder: Path, step: int) -> Path:
     """A name of its own for every checkpoint, also of a step that has one: a kill between two renames harms neither."""
-    taken = len(list(folder.glob(f"step-{step:09d}*.pt")))
-    return folder / f"step-{step:09d}{'abcdefghijklmnopqrstuvwxyz'[taken] if taken else ''}.pt"
+    stem = f"step-{step:09d}"
+    taken = sorted(folder.glob(f"{stem}*.pt"))
+    if not taken:
+        return folder / f"{stem}.pt"
+    last = taken[-1].stem.removeprefix(stem)
+    following = f"{last}a" if not last or last.endswith("z") else last[:-1] + chr(ord(last[-1]) + 1)
+    return folder / f"{stem}{following}.pt"
 
 
 def find_newest(folder: Path, report: Callable[[str], None]) -> tuple[Path | None, dict[str, Any] | None]:

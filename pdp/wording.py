@@ -1,4 +1,4 @@
-"""Words for refusals: the nearest known names, and any text as one line."""
+"""Words for people: the nearest known names, any text as one line, shares and metrics as they are read."""
 
 from __future__ import annotations
 
@@ -28,3 +28,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def one_line(text: object) -> str:
     """The text with every run of white space made one blank."""
     return " ".join(str(text).split())
+
+
+def percent(share: float) -> str:
+    """A fraction as people read it."""
+    return f"{100 * share:.2f} %"
+
+
+def score(name: str, value: float) -> str:
+    """A metric: fractions in percent, perplexity raw."""
+    return f"{value:.3f}" if name.startswith("perplexity") else percent(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3 min 20 s, 5 h 07 min, 2 days 3 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} days {whole % 86400 // 3600} h"
