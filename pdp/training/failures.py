@@ -25,6 +25,8 @@ def reported_failures(config: Config) -> Iterator[None]:
         yield
     except (Refusal, Stopped, SavedForRestart):
         raise
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        raise _of_a_transfer(error) or error from None
     except OSError as error:
         raise _of_the_disk(error, config) or error from None
     except RuntimeError as error:
@@ -57,14 +59,27 @@ def _of_the_device(error: RuntimeError, config: Config) -> Exception | None:
     return None
 
 
-def _of_a_worker(error: RuntimeError) -> Exception | None:
-    reason = str(error).splitlines()[0] if str(error) else ""
-    if not reason.startswith("DataLoader worker"):
-        return None
+def _of_a_transfer(error: Exception) -> Exception | None:
+    """A process that loads data may be gone in the middle of what it hands over."""
+    trace, inside = error.__traceback__, False
+    while trace is not None:
+        inside = inside or "multiprocessing" in trace.tb_frame.f_code.co_filename
+        trace = trace.tb_next
+    return _worker_gone(type(error).__name__) if inside else None
+
+
+def _worker_gone(reason: str) -> Stopped:
     return Stopped(
         f"a process that loads data is gone ({reason[:100]}): the same command goes on from the last checkpoint; "
         "if it was a lack of memory, lower data.workers="
     )
+
+
+def _of_a_worker(error: RuntimeError) -> Exception | None:
+    reason = str(error).splitlines()[0] if str(error) else ""
+    if not reason.startswith("DataLoader worker"):
+        return None
+    return _worker_gone(reason)
 
 
 def _of_a_process(error: RuntimeError) -> Exception | None:
