@@ -38,7 +38,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="*", help="only kinds that begin so (all)")
     arguments = parser.parse_args(argv)
 
-    from pdp.benchmarks.forked_runs import get_ready
     from pdp.benchmarks.soaking import CASES, KINDS, NotHeld, Soak, can_mount
 
     cases = arguments.cases or list(CASES)
@@ -50,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not can_mount(folder):
         print("no small file system can be mounted here (that takes root): full disks are left out")
         kinds = [kind for kind in kinds if "disk" not in kind]
-    get_ready()
     soak = Soak(folder, random.Random(arguments.seed))
     soak.prepare()
     begun = time.monotonic()
