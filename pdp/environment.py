@@ -89,6 +89,8 @@ def versions() -> dict[str, str]:
 def git_commit() -> str | None:
     """The commit of this checkout, marked where files differ from it; None outside one."""
     root = Path(__file__).resolve().parent.parent
+    if not (root / "pyproject.toml").is_file():
+        return None  # installed, perhaps inside somebody's own repository
     try:
         command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()

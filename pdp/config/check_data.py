@@ -7,6 +7,7 @@ from typing import Any
 
 from pdp.config.check_values import DATA, GLUE_TASKS, MODELS, TEXT_SOURCES
 from pdp.config.schema import DATA_SCHEMAS, Config, TextDataConfig
+from pdp.config.source import is_dotted
 from pdp.errors import Refusal
 from pdp.wording import did_you_mean
 
@@ -26,11 +27,33 @@ def check_model(config: Config) -> None:
     if not model.name.strip():
         raise Refusal("model.name is empty: give model.name=<the name of a model>")
     pretrained = model.pretrained
+    if model.library == "import":
+        _check_own(config)
     if model.library == "transformers":
         _check_transformer(config)
-    elif pretrained.lower() not in ("false", "true") and not Path(pretrained).expanduser().is_file():
+    elif pretrained.lower() not in ("false", "true") and not Path(pretrained).expanduser().exists():
         raise Refusal(
-            f"model.pretrained={pretrained} is no file: give false, true (the hub's weights) or a file that exists"
+            f"model.pretrained={pretrained} does not exist: give false, true (the hub's weights), a file, or a folder "
+            "that holds model.safetensors"
+        )
+
+
+def _check_own(config: Config) -> None:
+    model = config.model
+    if not is_dotted(model.name):
+        raise Refusal(
+            f"model.name={model.name} names nothing in a module: give model=<module>.<class or function>, such as "
+            "model=mypackage.models.MyNet"
+        )
+    if model.task != "images":
+        raise Refusal(
+            f"model={model.name} is a model of your own, which takes images: for texts give model=huggingface "
+            "model.name=<a transformer>, or data= of images"
+        )
+    if model.pretrained.lower() == "true":
+        raise Refusal(
+            f"model.pretrained=true: no hub has weights of {model.name}; give a file or a folder, or let its own code "
+            "load them (model.arguments)"
         )
 
 
@@ -80,13 +103,63 @@ def check_data(config: Config) -> None:
         )
     if data.name in NEED_ROOT and not data.root and not (config.dry_run or data.noise_if_absent):
         environment = ", or set IMAGENET_DIR" if data.name == "imagenet" else ""
-        raise Refusal(f"data={data.name} needs data.root: give data.root=<folder with train/ and val/>{environment}")
+        besides = "" if data.name == "imagenet" else ", or a folder for each class"
+        raise Refusal(
+            f"data={data.name} needs data.root: give data.root=<folder with train/ and val/{besides}>{environment}"
+        )
+
+
+def _check_table(data: Any, opened: bool) -> None:
+    """Raises `Refusal` where a table's file or columns are not named, or are for other data; columns become a list.
+
+    What is not `opened`, in a dry run, need not be named.
+    """
+    keys = ("train", "validation_file", "test", "text", "label", "score")
+    if data.source != "table":
+        given = next((key for key in keys if getattr(data, key, None) is not None), None)
+        if given:
+            raise Refusal(
+                f"data.{given}={getattr(data, given)} is for data=table: give data=table, or drop data.{given}"
+            )
+        return
+    columns = data.text if isinstance(data.text, list | tuple) else [] if data.text is None else [data.text]
+    data.text = [str(one) for one in columns]
+    if data.task is not None:
+        raise Refusal(f"data.task={data.task} is for data=glue: drop data.task, or give data=glue")
+    if not opened and data.text == [] and data.label is None and data.score is None:
+        return
+    if not data.train and not data.test:
+        raise Refusal("data=table needs data.train: give data.train=<a .csv, .tsv, .jsonl or .parquet file of rows>")
+    if len(data.text) not in (1, 2) or not all(data.text):
+        raise Refusal(
+            f"data.text={_listed(data.text)} must name the column of the texts, or of both texts of pairs: give "
+            "data.text=[<column>] or data.text=[<column>,<column>]"
+        )
+    if (data.label is None) == (data.score is None):
+        raise Refusal(
+            "data=table needs either data.label, the column of the classes, or data.score, the column of a score: give "
+            + (
+                "one of them"
+                if data.label is None
+                else f"only one of data.label={data.label} and data.score={data.score}"
+            )
+        )
+    target = data.label if data.score is None else data.score
+    if target in data.text or len(set(data.text)) < len(data.text):
+        raise Refusal(
+            f"data.text={_listed(data.text)} and the column {target} must be different columns: change data.text"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return f"[{','.join(names)}]"
 
 
 def _check_text(config: Config) -> None:
     data: Any = config.data
     if not data.name.strip():
         raise Refusal("data.name is empty: give data.name=<what tables call the data>")
+    _check_table(data, opened=not (config.dry_run or data.noise_if_absent))
     if data.source in ("tsv", "files") and not data.root and not (config.dry_run or data.noise_if_absent):
         raise Refusal(f"data={data.name} needs data.root: give data.root=<the folder that holds its files>")
     if data.source == "glue" and data.task is None:

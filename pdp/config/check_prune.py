@@ -50,12 +50,13 @@ def _check_method(config: Config) -> None:
         raise Refusal(f"prune=none prunes nothing, so method={name} has no work: give method=dense, or prune=random")
     if not is_dense(config):
         check_pattern(config.method, config.prune.pattern)
-    if name == "asp" and config.model.pretrained == "false" and config.schedule.name == "constant":
+    fresh = config.model.pretrained == "false" and config.start.run is None
+    if name == "asp" and fresh and config.schedule.name == "constant":
         raise Refusal(
             "method=asp starts from a trained model: give model.pretrained=<its weights>, or dense epochs first by "
             "schedule=oneshot schedule.warmup=0.5"
         )
-    if getattr(config.method, "stage", "") == "finetune" and config.model.pretrained == "false":
+    if getattr(config.method, "stage", "") == "finetune" and fresh:
         raise Refusal(
             "method.stage=finetune keeps the zeros of a pruned model: give model.pretrained=<its weights, or for a "
             "transformer its folder>"

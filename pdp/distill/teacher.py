@@ -13,16 +13,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pdp.config.command import command_of
-from pdp.config.compose import from_yaml
 from pdp.config.distill import HUB, is_run
 from pdp.config.identity import dense_cell
 from pdp.config.schema import Config, DistillConfig, ModelConfig, TeacherConfig
+from pdp.config.stored import from_yaml
 from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
 from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import Record, read_record
 from pdp.tasks import build_task
-from pdp.tasks.task import Task
+from pdp.tasks.task import Task, same_classes
+from pdp.wording import one_line
 
 WEIGHTS = "model.safetensors"
 
@@ -100,6 +101,11 @@ def _of_run(config: Config, task: Task, path: Path) -> nn.Module:
     theirs = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
     record = read_record(path)
     _check_same_data(config, task, theirs, path)
+    if not same_classes(record.classes, task.class_names):
+        raise Refusal(
+            f"distill.teacher={path} ({theirs.model.name}) was trained for other classes than this {config.data.name} "
+            f"has, {', '.join(map(one_line, record.classes[:5]))}: give a distill.teacher of the same data"
+        )
     if replace(theirs.model, pretrained=config.model.pretrained) == config.model:
         model = task.build_model()
     else:
@@ -161,9 +167,10 @@ def _pretrained(config: Config, task: Task, pretrained: str) -> nn.Module:
         model, notes = _build(config, task, replace(config.model, pretrained=pretrained))
     except Refusal as refusal:
         raise Refusal(f"distill.teacher={named} cannot be the teacher: {refusal}") from None
-    if notes:
+    random = [note for note in notes if "random" in note]
+    if random:
         raise Refusal(
-            f"distill.teacher={named} cannot be the teacher: {notes[0]}; give a distill.teacher for this data"
+            f"distill.teacher={named} cannot be the teacher: {random[0]}; give a distill.teacher for this data"
         )
     return model
 

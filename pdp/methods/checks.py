@@ -32,7 +32,7 @@ FREE = {"str": "controller", "cs": "controller", "movement": "variant", "pofa": 
 
 def is_free(options: MethodOptions) -> bool:
     """Whether the method can run without a target."""
-    return getattr(options, FREE.get(options.name, ""), "") in ("none", "soft", "finetune")
+    return options.name == "held" or getattr(options, FREE.get(options.name, ""), "") in ("none", "soft", "finetune")
 
 
 def check_options(options: MethodOptions) -> None:
@@ -123,7 +123,9 @@ def check_pattern(options: MethodOptions, pattern: str) -> None:
         )
     known = PATTERNS_OF.get(method)
     if known and pattern not in known:
-        others = [name for name in OPTIONS if pattern in PATTERNS_OF.get(name, (pattern,)) and name != "dense"]
+        others = [
+            name for name in OPTIONS if pattern in PATTERNS_OF.get(name, (pattern,)) and name not in ("dense", "held")
+        ]
         raise Refusal(
             f"method={method} does not know prune={pattern}: give prune={' or prune='.join(known)}, or a method that "
             f"does: {', '.join(others)}"

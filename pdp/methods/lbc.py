@@ -75,9 +75,12 @@ class Method(method.Method):
         keep = layer.state["keep"]
         if layer.pruned == layer.final and layer.final:
             return weight * keep  # one candidate is left: its score is frozen
-        scores = self.extras[layer.name] * layer.state["alive"]
+        scores = self.extra(layer, weight) * layer.state["alive"]
         sums = self.pattern.ungroup(scores @ self.candidates, layer)
-        return weight * (keep + (sums - sums.detach()))
+        return (weight * (keep + (sums - sums.detach()))).to(weight.dtype)
+
+    def recorded_with(self) -> int:
+        return self.left
 
     def keep(self, layer: Layer) -> Tensor:
         return layer.state["keep"]

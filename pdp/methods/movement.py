@@ -50,6 +50,9 @@ class Method(ScoredMethod):
     def score_rate(self) -> float | None:
         return self.options.score_lr
 
+    def recorded_with(self) -> float | None:
+        return None if self.exact else self.fraction  # of the penalty
+
     def clipped(self) -> list[nn.Parameter]:
         return list(self.extras.values())
 

@@ -31,6 +31,7 @@ class Method(ScoredMethod):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.fraction = -1.0  # at which the masks that hold were made
+        self.spared = False  # whether they prune less, as equals stayed
         self.rates: list[tuple[dict[str, Any], float]] = []  # of the scores' groups, as the loop set them
 
     def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
@@ -42,7 +43,8 @@ class Method(ScoredMethod):
             group["lr"] = rate
         self.rates = []
         # What ships is the mask that was trained with, unless the target was not reached.
-        if moment.fraction != self.fraction if moment.final else self._due(moment):
+        short = moment.fraction != self.fraction or self.spared
+        if short if moment.final else self._due(moment):
             self.fraction = moment.fraction
             self._cut(layers, moment)
 
@@ -64,11 +66,13 @@ class Method(ScoredMethod):
             self.set_shares(layers, moment.fraction * self.plan.target)
         scores = [self.saliency(layer) for layer in layers]
         keeps = [self.pattern.keep(layer, one) for layer, one in zip(layers, scores, strict=True)]
+        wanted = sum(layer.pruned for layer in layers)
         if not moment.final:
             keeps = self._sparing_equals(scores, keeps, together)
         for layer, keep in zip(layers, keeps, strict=True):
             layer.pruned, layer.active = int((~keep).sum()), True
             self.replace_state(layer, "keep", keep)
+        self.spared = sum(layer.pruned for layer in layers) < wanted
 
     def _sparing_equals(self, scores: Sequence[Tensor], keeps: Sequence[Tensor], together: bool) -> list[Tensor]:
         """The masks without what they prune among equals: the largest pruned scores, where a kept one is as large.
@@ -97,8 +101,8 @@ class Method(ScoredMethod):
                 group["lr"] *= max(self.fraction, _LEAST_RATE)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"fraction": self.fraction}
+        return super().state_dict() | {"fraction": self.fraction, "spared": self.spared}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.fraction = state["fraction"]
+        self.fraction, self.spared = state["fraction"], state["spared"]

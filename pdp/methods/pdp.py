@@ -125,8 +125,9 @@ class Method(method.Method):
         if not self.relative:
             assert self.options.temperature_end is not None
             tau = annealed(anneals, self.options.temperature, self.options.temperature_end, self.annealing)
-            taus = {device: torch.full((), tau, device=device) for device in {one.weight.device for one in active}}
-            values = [taus[layer.weight.device] for layer in active]
+            kinds = {_kind_of(layer.weight) for layer in active}
+            taus = {kind: torch.full((), tau, device=kind[0], dtype=kind[1]) for kind in kinds}
+            values = [taus[_kind_of(layer.weight)] for layer in active]
             self.replace_states(active, "temperature", values)
         elif anneals == "none":
             self.replace_states(stale, "temperature", _relative(cuts, self.kappa))
@@ -187,6 +188,11 @@ class Method(method.Method):
         self.annealing_start, self.annealing = own.get("start"), own.get("done", 0.0)
         self.epoch_steps = own.get("epoch_steps")
         self.shared_out = state.get("shared_out", -1.0)
+
+
+def _kind_of(weight: Tensor) -> tuple[torch.device, torch.dtype]:
+    """Where a weight's temperature lies, and in what precision."""
+    return weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _relative(cuts: Sequence[Tensor], kappa: float) -> Sequence[Tensor]:

@@ -23,15 +23,15 @@ class Forward:
 
     def __init__(self, tables: Sequence[tuple[UnitTable, Tensor | float]]):
         self.tables = tables
-        # By whether gradients are recorded, then by name: the stored tensor, its effective one, the layer's as found.
-        self.made: dict[bool, dict[str, tuple[Tensor, Tensor, list[Found]]]] = {}
+        # By whether gradients are recorded, then by member: the stored tensor, its effective one, the layer's as found.
+        self.made: dict[bool, dict[int, tuple[Tensor, Tensor, list[Found]]]] = {}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
         """The effective counterpart of `weight`; None where it is not one of this forward's."""
         recording = torch.is_grad_enabled()
         if recording not in self.made:
-            self.made[recording] = {name: one for table in self.tables for name, one in _masked(*table)}
-        stored, effective, found = self.made[recording].get(member.parameter, (None, weight, []))
+            self.made[recording] = {key: one for table in self.tables for key, one in _masked(*table)}
+        stored, effective, found = self.made[recording].get(id(member), (None, weight, []))
         # A copy of the model has weights of its own, and autocast may have begun or ended since.
         fits = stored is weight and effective.dtype in (weight.dtype, compute_dtype(member.sites[0], weight))
         # A model may change its weights in its forward, a norm that must not grow, say.
@@ -42,11 +42,11 @@ def _as_found(tensor: Tensor) -> list[int]:
     return [0 if tensor.is_inference() else tensor._version, tensor.data_ptr()]
 
 
-def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tuple[Tensor, Tensor, list[Found]]]]:
+def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tuple[Tensor, Tensor, list[Found]]]]:
     # A copy: the live masks change in place at the next step.
     masks = torch.cat([layer.state["mask"] for layer in table.layers])
     parts = zip(table.layers, table.split(masks), table.split(table.steepness(masks, temperature)), strict=True)
-    made: list[tuple[str, tuple[Tensor, Tensor, list[Found]]]] = []
+    made: list[tuple[int, tuple[Tensor, Tensor, list[Found]]]] = []
     for layer, mask, steep in parts:
         tensors = [member.tensor for member in layer.members]
         stored_rows = [member.rows(member.tensor) for member in layer.members]
@@ -62,7 +62,7 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tu
         )
         found: list[Found] = [(tensor, *_as_found(tensor)) for tensor in tensors]  # type: ignore[misc]
         for member, stored, rows in zip(layer.members, tensors, effective, strict=True):
-            made.append((member.parameter, (stored, member.rows(rows), found)))
+            made.append((id(member), (stored, member.rows(rows), found)))
     return made
 
 

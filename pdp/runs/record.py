@@ -64,10 +64,20 @@ class Record:
     method_options: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)  # empty: no teacher
     validation: str = "held out"  # or "test": the data's labelled set served every choice too
+    model_source: str = ""  # of a model of the user's own: the sha256 of its source file
+    start: dict[str, Any] = field(default_factory=dict)  # the run it went on from, empty: none
     notes: list[str] = field(default_factory=list)
     step_best: int | None = None  # the optimizer step after which that epoch's best measurement was made
     skipped_steps: int = 0  # with recipe.on_nonfinite=skip: those whose loss or gradients were not finite
+    classes: list[str] = field(default_factory=list)  # of own data, by their numbers
     method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
+    least_density: float = 0.0  # the least share of its units that each layer had to keep
+    allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the run lies that this was read from; None of a record that was not read."""
+        return self.__dict__.get("_directory")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -94,7 +104,9 @@ def read_record(directory: Path) -> Record:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {one.name for one in dataclasses.fields(Record)}
-        return Record(**{key: value for key, value in values.items() if key in known})
+        record = Record(**{key: value for key, value in values.items() if key in known})
+        record.__dict__["_directory"] = directory
+        return record
     except FileNotFoundError:
         raise Refusal(f"run={directory} has no {RECORD}: it is not a finished run's directory") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:

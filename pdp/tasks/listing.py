@@ -9,14 +9,15 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pdp.environment import cache_folder
-from pdp.tasks.folder_images import FolderPart, listing_hash, scan_folder
+from pdp.tasks.image_layouts import scan_folder
+from pdp.tasks.image_parts import ImageFiles, ImagePart
 
 LEAST = 5000  # images from which on a listing is worth a file
 SETTLED = 2.0  # seconds that folders must be older than their listing: a change in the same instant shows in no time
@@ -24,44 +25,32 @@ LOOKED_AT = 64  # files whose sizes are looked at again
 _ARRAYS = ("paths", "labels", "sizes")
 _FORMAT = 1
 
-Listing = tuple[dict[str, FolderPart | None], bytes]  # parts by name, None where there is none; the hash of them all
 
-
-def read_listing(root: str, names: Sequence[str], otherwise: str | None = None) -> Listing:
-    """The parts `<root>/<name>/<class>/**` and their `listing_hash`; raises `Refusal` as `scan_folder` does.
+def read_listing(root: str, place: str, part: str, otherwise: str | None = None) -> ImagePart:
+    """The images `<root>/<place>/<class>/**` as `scan_folder` finds them; raises `Refusal` as it does.
 
     A listing that was kept is taken while every folder has the times it had then. Kept is one in the user's cache, or
     in `otherwise` where there is none that can be written; and none at all where neither can.
     """
     folder = cache_folder(otherwise)
     if folder is None:
-        return _scan(root, names)[0]
-    kept = KeptListing(folder / "listings", root, names)
+        return scan_folder(root, place, part)
+    kept = KeptListing(folder / "listings", root, place, part)
     if found := kept.read():
         return found
     with kept.alone():
         if found := kept.read():  # another process has made it meanwhile
             return found
+        stamps: list[list[Any]] = []
         begun = time.time()
-        scanned, stamps = _scan(root, names)
-        newest = max((stamp[1] for stamp in stamps), default=0) / 1e9
-        if sum(len(part.labels) for part in scanned[0].values() if part) >= LEAST and begun - newest > SETTLED:
+        # Before a folder is read: what comes later is newer.
+        scanned = scan_folder(root, place, part, lambda folder: stamps.append(_stamp(folder)))
+        newest = max(stamp[1] for stamp in stamps) / 1e9
+        if len(scanned) >= LEAST and begun - newest > SETTLED:
             with contextlib.suppress(OSError):
                 kept.write(scanned, stamps)
                 return kept.read() or scanned
     return scanned
-
-
-def _scan(root: str, names: Sequence[str]) -> tuple[Listing, list[list[Any]]]:
-    folders: list[str] = []
-    stamps: list[list[Any]] = []
-
-    def seen(folder: str) -> None:
-        folders.append(folder)
-        stamps.append(_stamp(folder))  # before it is read: what comes later is newer
-
-    parts = {name: scan_folder(root, name, seen) for name in names}
-    return (parts, listing_hash(*(part for part in parts.values() if part is not None))), stamps
 
 
 def _stamp(folder: str) -> list[Any]:
@@ -73,34 +62,31 @@ def _stamp(folder: str) -> list[Any]:
 class KeptListing:
     """One listing in the cache's folder: a description that names three arrays."""
 
-    def __init__(self, folder: Path, root: str, names: Sequence[str]):
-        self.folder, self.names = folder, list(names)
+    def __init__(self, folder: Path, root: str, place: str, part: str):
+        self.folder, self.part = folder, part
         self.given = os.path.expanduser(root)
         self.root = os.path.realpath(self.given)
-        self.key = hashlib.sha256(json.dumps([self.root, self.names]).encode()).hexdigest()[:16]
+        self.key = hashlib.sha256(json.dumps([self.root, place, part]).encode()).hexdigest()[:16]
         self.path = folder / f"{self.key}.json"
 
-    def read(self) -> Listing | None:
-        """The listing where it is whole and holds; nothing of it is copied into memory."""
+    def read(self) -> ImagePart | None:
+        """The listing where it is whole and holds; its paths and sizes are mapped, not copied into memory."""
         try:
             values = json.loads(self.path.read_text(encoding="utf-8"))
-            if values["format"] != _FORMAT or not self._holds(values["stamps"], values["absent"]):
+            if values["format"] != _FORMAT or not self._holds(values["stamps"]):
                 return None
             arrays = {name: np.load(self._array(values["token"], name), mmap_mode="r") for name in _ARRAYS}
             if any(len(array) != values["count"] for array in arrays.values()):
                 return None
             if not self._same_sizes(arrays["paths"], arrays["sizes"]):
                 return None
-            parts: dict[str, FolderPart | None] = dict.fromkeys(self.names)
-            for name, (classes, first, end) in values["parts"].items():
-                parts[name] = FolderPart(name, classes, *(arrays[one][first:end] for one in _ARRAYS))
-            return parts, bytes.fromhex(values["hash"])
+            source = ImageFiles(self.given, arrays["paths"], arrays["sizes"], bytes.fromhex(values["signature"]))
+            labels = arrays["labels"].astype(np.int64)
+            return ImagePart(self.part, values["classes"], labels, np.arange(values["count"]), source)
         except (OSError, ValueError, KeyError, TypeError, EOFError):
             return None
 
-    def _holds(self, stamps: list[list[Any]], absent: list[str]) -> bool:
-        if any(os.path.isdir(os.path.join(self.root, name)) for name in absent):
-            return False
+    def _holds(self, stamps: list[list[Any]]) -> bool:
         return all(_stamp(os.path.join(self.root, stamp[0]))[1:] == stamp[1:] for stamp in stamps)
 
     def _same_sizes(self, paths: np.ndarray, sizes: np.ndarray) -> bool:
@@ -108,25 +94,19 @@ class KeptListing:
         some = np.linspace(0, len(paths) - 1, LOOKED_AT).astype(int)
         return all(os.stat(os.path.join(self.root, os.fsdecode(paths[one]))).st_size == sizes[one] for one in some)
 
-    def write(self, listing: Listing, stamps: list[list[Any]]) -> None:
+    def write(self, part: ImagePart, stamps: list[list[Any]]) -> None:
         """Keeps a listing in place of an earlier one; raises `OSError`."""
-        parts, digest = listing
-        token, found, first = secrets.token_hex(4), [part for part in parts.values() if part is not None], 0
-        described = {}
-        for part in found:
-            described[part.name] = [part.classes, first, first + len(part.labels)]
-            first += len(part.labels)
-        former = list(self.folder.glob(f"{self.key}-*.npy"))
-        for name in _ARRAYS:
-            np.save(self._array(token, name), np.concatenate([np.asarray(getattr(part, name)) for part in found]))
+        assert isinstance(part.source, ImageFiles)
+        token, former = secrets.token_hex(4), list(self.folder.glob(f"{self.key}-*.npy"))
+        for name, array in zip(_ARRAYS, (part.source.paths, part.labels, part.source.sizes), strict=True):
+            np.save(self._array(token, name), array)
         values = {
             "format": _FORMAT,
             "root": self.root,
             "token": token,
-            "count": first,
-            "hash": digest.hex(),
-            "parts": described,
-            "absent": [name for name, part in parts.items() if part is None],
+            "count": len(part),
+            "classes": part.classes,
+            "signature": part.source.signature.hex(),
             "stamps": [[os.path.relpath(stamp[0], self.given), *stamp[1:]] for stamp in stamps],
         }
         beside = self.path.with_name(f".{self.path.name}.{token}")

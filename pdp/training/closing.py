@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pdp.config.command import command_of
@@ -9,6 +10,7 @@ from pdp.config.identity import dense_cell
 from pdp.config.schema import Config
 from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
+from pdp.reports.sweep_table import make_tables, print_table
 from pdp.runs.record import Record, read_record
 from pdp.training.display import Display
 from pdp.wording import percent, score
@@ -20,12 +22,18 @@ def close(display: Display, config: Config, record: Record, directory: Path) -> 
     """Prints the result of a run, what the dense run of its cell reached, and where the run lies."""
     part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
     title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
-    dense, missing = (None, "") if record.method == "dense" else _dense(config, record)
+    alone = record.method == "dense" or config.start.run is not None  # what it went on from is said where it began
+    dense, missing = (None, "") if alone else _dense(config, record)
     columns = ("", "this run", "dense run")[: 2 + (dense is not None)]
     display.table(title, columns, [row[: len(columns)] for row in rows(record, dense)])
     if missing:
         display.say(missing)
     display.say(f"run: {directory}")
+
+
+def close_sweep(directories: Sequence[Path], cells: int) -> None:
+    """Prints one table of a sweep's finished runs, a row a configuration over its seeds."""
+    print_table(make_tables(directories), f"the sweep ({len(directories)} of {cells} finished)")
 
 
 def _dense(config: Config, record: Record) -> tuple[Record | None, str]:
@@ -89,7 +97,7 @@ def _pruning_began(record: Record) -> str:
     start, unit = record.schedule.get("start"), record.schedule.get("unit", "epoch")
     if start is None or not start:
         return ""  # pruned from the first step on: there is no model before it
-    return f"after {start} {unit}s"
+    return f"after {start} {unit}{'' if start == 1 else 's'}"
 
 
 def size(count: float) -> str:

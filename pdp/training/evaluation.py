@@ -14,6 +14,12 @@ from torch import nn
 from pdp.errors import Stopped
 from pdp.tasks.task import Task
 
+_HELD = 64  # batches whose observations stay on the device: each fetch waits for it
+
+
+def _fetched(held: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    return {key: torch.cat([one[key] for one in held]).cpu().numpy() for key in held[0]}
+
 
 class AskedToStop(Exception):
     """A measurement was left because the run is to save itself; what was measured so far is dropped."""
@@ -35,15 +41,20 @@ def measure(
     training = model.training
     model.eval()
     parts: list[dict[str, np.ndarray]] = []
+    held: list[dict[str, torch.Tensor]] = []
     # Of the last batch, a short one, a process may get nothing: whether to stop is agreed on before it.
     asked = max(0, len(loader) - 1) if stop and isinstance(loader, Sized) else 0
     try:
         for number, batch in enumerate(loader):
             if len(batch["index"]):
-                observed = task.observe(model, batch)
-                parts.append({key: value.cpu().numpy() for key, value in observed.items()})
+                held.append(task.observe(model, batch))
+            if len(held) == _HELD:
+                parts.append(_fetched(held))
+                held = []
             if stop and number < asked and stop():
                 raise AskedToStop
+        if held:
+            parts.append(_fetched(held))
     finally:
         model.train(training)
     if accelerator.num_processes > 1:

@@ -15,54 +15,62 @@ import pandas as pd
 from accelerate import Accelerator
 from torch import nn
 
-from pdp.config.compose import to_yaml
-from pdp.config.identity import config_hash, pretrained_label, run_directory
+from pdp.config.identity import config_hash, method_revision, pretrained_label, run_directory
 from pdp.config.schema import Config, data_label
+from pdp.config.source import source_digest
+from pdp.config.stored import to_yaml
 from pdp.cost import count_macs, count_parameters
 from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
-from pdp.methods.revisions import revision_of
 from pdp.pruner.pruner import Pruner
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
-from pdp.runs.record import Record, read_record, write_record
+from pdp.runs.record import RECORD, Record, read_record, write_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.making import make_tracker
-from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
+from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
 from pdp.training.closing import close
 from pdp.training.display import Display
 from pdp.training.failures import reported_failures
+from pdp.training.hardening import note_gap
 from pdp.training.preview import preview
 from pdp.training.recalibration import recalibrate
 from pdp.training.signals import StopSignals
+from pdp.training.start import make_first_model, note_zeros, start_of
 from pdp.training.together import decided_by_main, wait_until_visible
 from pdp.training.trainer import Trainer
 
 
-def train(config: Config) -> None:
-    """Trains, prunes, measures and records one run; says what it did and where it lies."""
+def train(config: Config, shown: bool = True) -> Record | None:
+    """Trains, prunes, measures and records one run, and returns its record; None of a dry run.
+
+    `shown` says what it did and where it lies.
+    """
     task = build_task(config)
     if config.dry_run:
         preview(config, task)
-        return
+        return None
     with StopSignals() as signals, reported_failures(config):
         task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
-        display = Display(accelerator.is_main_process)
+        display = Display(shown and accelerator.is_main_process)
         display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
         if not config.rerun and decided_by_main(accelerator, lambda: directory.finished):
+            wait_until_visible(directory.path / RECORD)
+            record = read_record(directory.path)
             if accelerator.is_main_process:
-                close(display, config, read_record(directory.path), directory.path)
+                close(display, config, record, directory.path)
                 display.say("this run is finished; rerun=true moves it aside and starts over")
-            return
+            return record
         # Whatever can be refused is refused before anything is written.
-        model = make_model(config, task).to(accelerator.device)
+        model = make_first_model(config, task).to(accelerator.device)
         objective = make_objective(config, task, model, accelerator)
         steps = steps_in_epoch(config, task)
         pruner = make_pruner(config, task, model, steps)
+        task.notes += note_zeros(config, model, pruner)
         run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
         tracker = make_tracker(config, directory.path, run_id, display.say, accelerator.is_main_process)
         with claimed(directory, config, accelerator, display), tracker:
@@ -79,6 +87,9 @@ def train(config: Config) -> None:
             tracker.start(trainer.step)
             trainer.fit()
             finish(config, task, trainer, directory, display)
+            accelerator.wait_for_everyone()  # the main process has written the record
+            wait_until_visible(directory.path / RECORD)
+            return read_record(directory.path)
 
 
 @contextmanager
@@ -127,7 +138,8 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     """Hardens the model, reads the test set once, and leaves weights, tables and the record."""
     accelerator, pruner, model = trainer.accelerator, trainer.pruner, trainer.model
     name = task.metric_name
-    test = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))
+    batch = task.evaluation_batch(config.recipe.batch_size, accelerator.device.type)
+    test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
     if accelerator.is_main_process:
         trainer.keep_histograms("end")
     soft = trainer.measure(test)
@@ -163,6 +175,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
     record.metric_before_pruning = elsewhere.get("before", metrics[name])
     record.metric_best = elsewhere.get("best", metrics[name])
+    note_gap(record, config, task.higher_is_better, display.say)
     directory.check_held()
     write_record(record, directory.path)
     _draw(directory, display)
@@ -275,11 +288,16 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         git_commit=git_commit(),
         versions=versions(),
         finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        method_revision=revision_of(config.method.name, config.prune.pattern),
+        method_revision=method_revision(config),
+        least_density=config.allocation.least_density if prunes else 0.0,
+        allocation_ends=config.allocation.ends if prunes else "pruned",
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
         step_best=int(trainer.best["step"]) if trainer.best and "step" in trainer.best else None,
         skipped_steps=trainer.losses.skipped,
+        classes=list(task.class_names),
+        model_source=source_digest(config.model.name) if config.model.library == "import" else "",
+        start=start_of(config),
         notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
     )

@@ -17,6 +17,7 @@ from torch import nn
 from pdp.config.schema import Config
 from pdp.distill.objective import Objective
 from pdp.errors import SavedForRestart, Stopped
+from pdp.pruner.alive import live_share
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
@@ -27,6 +28,7 @@ from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
 from pdp.training.display import Display, Look, stage
 from pdp.training.evaluation import AskedToStop, measure
+from pdp.training.graphs import StepGraphs, usable
 from pdp.training.losses import Losses
 from pdp.training.nonfinite import SkipGuard, check_in_a_row
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
@@ -75,10 +77,18 @@ class Trainer:
             recipe.batch_size // recipe.accumulation, config.seed, recipe.augmentation, config.data.workers
         )
         self.sampler: Any = loader.batch_sampler
-        trained = torch.compile(model) if recipe.compile else model
+        trained = torch.compile(model) if recipe.compile is True else model
         self.trained, self.optimizer, self.loader = accelerator.prepare(trained, optimizer, loader)
         self.validation = accelerator.prepare(
-            task.evaluation_loader("validation", recipe.batch_size, config.data.workers)
+            task.evaluation_loader(
+                "validation", task.evaluation_batch(recipe.batch_size, accelerator.device.type), config.data.workers
+            )
+        )
+        plain = type(self.objective) is Objective
+        self.graphs = (
+            StepGraphs(self.trained, self.optimizer, pruner, self.objective.loss)
+            if usable(config, accelerator, pruner, plain)
+            else None
         )
         self.average = make_average(model, recipe)
         self.guard = SkipGuard(model, accelerator) if recipe.on_nonfinite == "skip" else None
@@ -154,10 +164,7 @@ class Trainer:
             with self.accelerator.accumulate(self.trained):
                 if self.guard and self.batch % self.recipe.accumulation == 0:
                     self.guard.begin()
-                loss = self.objective.loss(self.trained, batch)
-                penalty = self.pruner.penalty()
-                self.accelerator.backward(loss if penalty is None else loss + penalty)
-                (self.guard or self.losses).add(loss.detach())
+                (self.guard or self.losses).add(self._backward(batch))
                 self.batch += 1
                 if not self.accelerator.sync_gradients:
                     continue
@@ -182,6 +189,23 @@ class Trainer:
         self.seconds += time.perf_counter() - started  # the steps that the device still had before it
         self.batch = 0
         self.epoch = epoch + 1
+
+    def _backward(self, batch: Any) -> torch.Tensor:
+        """The loss of a micro-batch, without its penalty; its gradients are in the parameters."""
+        if self.graphs is not None:
+            try:
+                return self.graphs.backward(batch)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # an operation that waits for the device, say
+                self.graphs = None
+                self.optimizer.zero_grad()
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                self.display.say(f"recipe.compile=graphs: steps cannot be recorded, training goes on without: {reason}")
+        loss = self.objective.loss(self.trained, batch)
+        penalty = self.pruner.penalty()
+        self.accelerator.backward(loss if penalty is None else loss + penalty)
+        return loss.detach()
 
     def _optimizer_step(self) -> None:
         before = self.pruner.fraction
@@ -328,7 +352,7 @@ class Trainer:
         if self.guard is not None:
             line["skipped_steps"] = self.losses.skipped
         if self.accelerator.is_main_process:
-            line |= self.revived.look(self.pruner)
+            line |= self.revived.look(self.pruner) | live_share(self.pruner)
             self.directory.write_history(line)
             self.tracker.log(line)
         self.losses.forget()

@@ -15,6 +15,8 @@ from pdp.ranks import take_rank
 from pdp.runs.directory import RunDirectory
 from pdp.runs.store import is_held
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"nodes": 2, "processes": 4, "cpus": 3, "warn": 120}
 
 

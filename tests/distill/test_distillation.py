@@ -22,6 +22,8 @@ from pdp.tasks.images import ImagesTask
 from pdp.tasks.task import Outputs
 from pdp.training.assembly import make_accelerator, make_model
 
+pytestmark = pytest.mark.slow
+
 COMMON = ["model=resnet20", "sparsity=0.5", "data.limit=64", "distill=teacher", "device=cpu"]
 
 

@@ -22,6 +22,8 @@ from pdp.runs.checkpoint import load_newest
 from pdp.runs.record import read_record
 from pdp.training import trainer
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ["model=resnet20", "recipe.epochs=5", "data.limit=128", "device=cpu"]  # 4 steps an epoch
 PRUNED = [*RECIPE, "sparsity=0.7", "distill=teacher"]

@@ -16,6 +16,8 @@ from pdp.reports.masks import mask_values, soft_share, weight_values
 from pdp.reports.runs import read_kept
 from scripts import figures
 
+pytestmark = pytest.mark.slow
+
 LAYERS = "name,type,weights,nonzero,sparsity,macs,sparse_macs,prunable\nconv1,Conv2d,10,5,0.5,100,50,True\nfc,Linear,4,2,0.25,40,30,True\nbn,Linear,4,2,0.9,40,4,False\n"
 METHODS = ("pdp", "gmp", "rigl")
 

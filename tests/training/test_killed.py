@@ -19,6 +19,8 @@ from pdp.runs.checkpoint import load_newest, save_checkpoint
 from pdp.runs.directory import RunDirectory
 from pdp.tasks import build_task
 
+pytestmark = pytest.mark.kills
+
 ROOT = Path(__file__).resolve().parents[2]
 # 8 epochs of 10 steps: dense 0, budget and ramp 1 to 3, full 4 to 7.
 RUN = ["model=resnet20", "sparsity=0.8", "recipe.epochs=8", "data.limit=320", "recipe.augmentation=pad_crop_flip"]

@@ -27,6 +27,8 @@ from pdp.tasks import build_task
 from pdp.tasks.image_models import build_model
 from pdp.training.display import Display, Look, stage
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["model=resnet20", "sparsity=0.8", "recipe.epochs=6", "data.limit=320", "recipe.batch_size=32"]
 
