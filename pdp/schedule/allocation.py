@@ -23,7 +23,7 @@ def allocate(
 ) -> list[int]:
     """The budget of `layers` in units; `global` and `erk` sum to floor(share * units + 0.5) exactly.
 
-    Each layer keeps its `least` units at least. `uniform` is the same share in every layer; where some must keep more
+    Each layer keeps at least its `least` units. `uniform` is the same share in every layer; where some must keep more
     than that, the others share what is left, and it sums to the total too. Raises `Refusal` for an unknown allocation or a budget that cannot be met.
     """
     if name == "file":

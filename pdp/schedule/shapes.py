@@ -17,11 +17,11 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "oneshot": lambda progress: 1.0,
 }
 SCHEDULES = (*SHAPES, "sigmoid", "alternating")
-WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that warm-up and ramp do not move
+WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that have no warm-up and no ramp
 # AC/DC's phases in a run of 100 epochs: pruned at 10, 20, ... 70, dense again at 15, 25, ... 75, pruned for good at 85.
 _PHASES = tuple(moment / 100 for moment in (*range(10, 80, 5), 85))
 _SIGMOID_ENDS = 0.95
-_LEAST_HALF = 6.0  # of a sigmoid, from its middle to the run's ends
+_LEAST_HALF = 6.0  # least argument of the sigmoid at the run's ends, so that it begins near 0 and ends near 1
 AUTO_EPOCHS = 5  # the paper's automatic start: so many epochs running over half of the metric's upper bound
 DEFAULT_WARMUP = Time(0.16, "run")
 DEFAULT_RAMP = Time(0.4, "run")

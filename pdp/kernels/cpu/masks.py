@@ -14,7 +14,7 @@ from pdp.kernels.cpu.parting import parting
 from pdp.masks.soft import lies_dense
 from pdp.threads import in_parts
 
-_LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
+_LARGEST = torch.finfo(torch.float32).max / 4  # largest offset, which stays finite
 Numbers = tuple[float, float]
 
 
@@ -47,7 +47,7 @@ def differentiable(weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Ten
 def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
     """-t^2 / tau, t with its sign, and 1 / tau."""
     t, tau = cut.item(), float(temperature)
-    # The numbers that stand first stay where one is NaN.
+    # Of two arguments the first is returned where one is NaN.
     return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
 
 
@@ -67,7 +67,7 @@ class _HostPrune(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        # Hooks for saved tensors may have brought it back otherwise; and gradients come as they like.
+        # A hook for saved tensors may return another layout, and gradients come in any.
         if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
             weight = weight.to("cpu", torch.float32).contiguous()
         if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:
