@@ -74,7 +74,7 @@ def build(typed: Sequence[Argument]) -> Config:
     if config.data.name == "imagenet" and config.data.root is None:
         config.data.root = arguments.imagenet_dir()
     check_start(config, keys)
-    check(config, keys)
+    check(config, keys, [argument.text for argument in typed])
     normalise(config, keys)
     return config
 
@@ -105,6 +105,9 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
             elif not names_data and _names_imagenet_root(typed):
                 lines, names_data = [*lines, "data=imagenet"], True
             tree = hydra_compose("config", lines)
+            if _starts_random_on_a_table(typed, tree):
+                lines = [*lines, "recipe=own_texts"]
+                tree = hydra_compose("config", lines)
     except MissingConfigException as error:
         raise _unknown_choice(typed, error) from error
     except _FAILURES as error:
@@ -114,6 +117,16 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
         start.fill(tree, typed)
     _fill_task(tree)
     return tree, lines, names_data
+
+
+def _starts_random_on_a_table(typed: Sequence[Argument], tree: DictConfig) -> bool:
+    """Whether own texts meet random weights and nobody named a recipe: that of fine-tuning would not do."""
+    if any(argument.key in ("recipe", "experiment") for argument in typed):
+        return False
+    data, model = tree.get("data", None), tree.get("model", None)
+    if data is None or model is None or data.get("source", None) != "table":
+        return False
+    return str(model.get("pretrained", "")).lower() == "false"
 
 
 def _choosing(typed: Sequence[Argument]) -> list[Argument]:

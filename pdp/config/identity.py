@@ -37,6 +37,12 @@ EXCLUDED = (
     "distill.cache",
     # The tokens are in the fingerprint, whatever files they came from.
     "data.tokenizer",
+    "data.train",
+    "data.validation_file",
+    "data.test",
+    "data.text",
+    "data.label",
+    "data.score",
     "data.train_files",
     "data.validation_files",
     "data.test_files",

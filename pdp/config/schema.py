@@ -68,6 +68,12 @@ class TextClassificationDataConfig(TextDataConfig):
     task: str | None = None  # source=glue: mnli, qqp, qnli, sst2, rte, mrpc, cola, stsb or wnli
     max_length: int = 128  # tokens; longer texts lose their end, of a pair the longer one first
     length_grouping: bool = False  # batches of texts of about the same length, so that little is padded
+    train: str | None = None  # source=table, as the next five: a file of rows, under data.root where that is given
+    validation_file: str | None = None  # null: a share of the training rows, data.validation
+    test: str | None = None  # null: a fifth of the training rows, by a fixed split
+    text: Any = None  # the column of the texts, or a list of one or two columns
+    label: str | None = None  # the column of the classes, which are called as they are there
+    score: str | None = None  # in its place: the column of a score
 
 
 @dataclass
@@ -77,7 +83,7 @@ class LanguageModellingDataConfig(TextDataConfig):
     context: int = 1024  # tokens of a window
     stride: int | None = None  # tokens between the starts of two windows that are measured; null: context - 1
     train_files: list[str] = field(default_factory=list)  # source=files: names or glob patterns under data.root
-    validation_files: list[str] = field(default_factory=list)  # none: a share of the training windows
+    validation_files: list[str] | None = None  # []: a share of the training windows; null: valid*.*, else a share
     test_files: list[str] = field(default_factory=list)  # source=files: what is measured at the end
 
 

@@ -15,6 +15,7 @@ from pdp.errors import Refusal
 from pdp.layers import Layer, Member, Site, first_convolution
 from pdp.masks.cut import cut_at
 from pdp.masks.sums import row_sums
+from pdp.masks.transforms import in_transform
 from pdp.masks.units import along, with_rest
 from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, input_columns, row_axis, slim_densities
@@ -184,6 +185,10 @@ class Pattern(pattern.Pattern):
         finally:
             self._measured = None
 
+    def forget(self) -> None:
+        super().forget()
+        self._known_tables.clear()
+
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         if self.options.saliency == "l1":
             return [cut_at(self.saliency(layer), layer.pruned).to(layer.weight.device) for layer in layers]
@@ -234,7 +239,7 @@ class Pattern(pattern.Pattern):
         self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
-        if self._forwards and not torch.compiler.is_compiling():
+        if self._forwards and not torch.compiler.is_compiling() and not in_transform():
             shared = self._forwards[-1].effective(member, weight)
             if shared is not None:
                 return shared

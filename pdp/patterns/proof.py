@@ -85,10 +85,7 @@ class _Trial:
         self.dtype = torch.float64
         self.model.double()
         self.inputs = tree_map(self._noise, self.example)
-        if self.takes_shapes:
-            runs = self._shapes([]) is None
-        else:
-            runs = self._error(self.model, self.inputs) is None
+        runs = self._shapes([]) is None if self.takes_shapes else self._error(self.model, self.inputs) is None
         if not runs:
             self.dtype = torch.float32
             self.model.float()

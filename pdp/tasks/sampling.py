@@ -49,6 +49,14 @@ def stratified_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[n
     return np.sort(order[~chosen]), np.sort(order[chosen])
 
 
+def keeping_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Like `stratified_split`, but a class of which nothing would be kept keeps one, so that own data can be learnt."""
+    kept, held = stratified_split(labels, share, salt)
+    lost = np.setdiff1d(labels[held], labels[kept])
+    back = [held[np.argmax(labels[held] == one)] for one in lost]
+    return np.sort(np.r_[kept, back].astype(np.int64)), np.setdiff1d(held, back)
+
+
 def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:
     """Sorted positions of at most `limit` samples, as many of each class as there are, to within one."""
     if limit is None or limit >= len(labels):
@@ -58,6 +66,13 @@ def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:
     starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1]
     turn = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
     return np.sort(order[np.lexsort((words[order], turn))][:limit])
+
+
+def drawn_limit(count: int, limit: int | None) -> np.ndarray:
+    """Sorted positions of at most `limit` of `count` samples, drawn as they come: classes keep their shares."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.argsort(hashed(SPLIT_SEED, _LIMIT, np.arange(count)), kind="stable")[:limit])
 
 
 class EpochBatchSampler(Sampler[list[Key]]):

@@ -39,6 +39,7 @@ class ExportedRun:
         self.record: Record = read_record(path)
         self.config: Config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
         self.task: Task = build_task(self.config)
+        self.task.recall(self.record.classes)
         self.config.model.pretrained = "false"
         self.batch, self.inputs_note = self._real_inputs()
         self.inputs: Tensor = self.batch["image" if "image" in self.batch else "input_ids"]
@@ -115,8 +116,7 @@ def _nm(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     if n is None or m is None:
         raise Refusal(f"run={run.path} was pruned with prune={prune.pattern}: format=nm is for prune=nm")
     pruner = make_pruner(run.config, run.task, run.model, steps_per_epoch=1)
-    for handle in pruner._handles:
-        handle.remove()
+    pruner.remove()
     names = {layer.name for layer in pruner.layers}
     wrong = check_nm(run.model, n, m, names)
     if wrong:

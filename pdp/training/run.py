@@ -294,6 +294,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
+        classes=list(task.class_names),
         model_source=source_digest(config.model.name) if config.model.library == "import" else "",
         start=start_of(config),
         notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],

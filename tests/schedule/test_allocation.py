@@ -10,8 +10,8 @@ from torchvision.models import resnet50
 from pdp.config.groups import CONF
 from pdp.cost import count_macs
 from pdp.errors import Refusal
-from pdp.layers import find_layers
 from pdp.schedule.allocation import allocate, erk_budget, erk_densities, read_shares
+from pdp.survey import find_layers
 
 
 def layers_of(model):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pdp.masks.soft import lies_dense
+from pdp.masks.transforms import in_transform
 
 if TYPE_CHECKING:
     from pdp.kernels.cpu.cuts import Cuts
@@ -42,6 +43,7 @@ def usable(weight: Tensor) -> bool:
         and type(weight) in _PLAIN  # a sharded tensor, say, has no address
         and lies_dense(weight)
         and not torch.compiler.is_compiling()
+        and not in_transform()
         and found() is not None
     )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.parting import parting
-from pdp.masks.soft import lies_dense
+from pdp.masks.soft import NOTHING, SATURATED, lies_dense
+from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 from pdp.threads import in_parts
 
 _LARGEST = torch.finfo(torch.float32).max / 4  # largest offset, which stays finite
@@ -51,6 +53,12 @@ def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
     return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
 
 
+def _plain(weight: Tensor, numbers: Numbers) -> Tensor:
+    offset, inverse = numbers
+    mask = (offset + weight * weight * inverse).clamp(-SATURATED, SATURATED).sigmoid()
+    return torch.where(mask > NOTHING, mask, torch.zeros((), device=mask.device)) * weight
+
+
 class _HostPrune(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Tensor:
@@ -64,9 +72,11 @@ class _HostPrune(torch.autograd.Function):
         return effective
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        if wants_a_graph():
+            plain = partial(_plain, numbers=ctx.numbers)  # type: ignore[attr-defined]
+            return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
         # A hook for saved tensors may return another layout, and gradients come in any.
         if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
             weight = weight.to("cpu", torch.float32).contiguous()
