@@ -69,7 +69,7 @@ def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
         found.append(
             ("zeros of prunable weights", percent(record.sparsity), beside(percent(dense.sparsity) if dense else ""))
         )
-        if record.target_unit == "mac":
+        if record.target_unit == "mac" and record.macs and record.macs_sparse is not None:
             found.append(("MACs gone", percent(1 - record.macs_sparse / record.macs), beside("0.00 %")))
     found += [
         (
@@ -82,11 +82,7 @@ def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
             size(_BYTES * record.params_nonzero),
             beside(size(_BYTES * dense.params_nonzero) if dense else ""),
         ),
-        (
-            "MACs without zeros",
-            f"{record.macs_sparse:,} of {record.macs:,}",
-            beside(f"{dense.macs_sparse:,}" if dense else ""),
-        ),
+        ("MACs without zeros", _macs(record), beside(f"{dense.macs_sparse:,}" if dense and dense.macs_sparse else "")),
         ("seconds of training", f"{record.train_seconds:.1f}", beside(f"{dense.train_seconds:.1f}" if dense else "")),
     ]
     return found
@@ -107,3 +103,7 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def _macs(record: Record) -> str:
+    return "not counted" if record.macs is None else f"{record.macs_sparse:,} of {record.macs:,}"
