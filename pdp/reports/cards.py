@@ -12,9 +12,10 @@ from pdp.config.schema import Config
 from pdp.errors import Refusal
 from pdp.methods.checks import PATTERNS_OF
 from pdp.methods.options import OPTIONS
-from pdp.methods.revisions import CHANGES, revision_of
+from pdp.methods.revisions import change_of
 from pdp.reports.blocks import fill, mark, table
 from pdp.reports.cells import cells
+from pdp.reports.runs import revised
 from pdp.reports.sheet import score, target
 from pdp.schedule.shapes import Schedule, make_schedule
 
@@ -119,13 +120,12 @@ def results_table(found: pd.DataFrame, runs: pd.DataFrame, method: str) -> str:
     mine = found[found.method == method]
     if mine.empty:
         return "No record of it is kept in `results/records`.\n"
-    revisions = runs.groupby(["study", "cell"]).method_revision.min()
+    cells_before = {(run.study, run.cell) for run in runs.itertuples() if revised(run)}
     rows, old = [], False
     for _, one in mine.sort_values(
         ["study", "model", "data", "pattern", "target_sparsity", "label", "cell"]
     ).iterrows():
-        kind = "nm" if ":" in one.pattern else one.pattern
-        before = revisions[one.study, one.cell] < revision_of(method, kind)
+        before = (one.study, one.cell) in cells_before
         old |= before
         rows.append(
             (
@@ -136,5 +136,5 @@ def results_table(found: pd.DataFrame, runs: pd.DataFrame, method: str) -> str:
             )
         )  # fmt: skip
     columns = ("study", "model and data", "pattern", "sparsity", "setting", "seeds", "hard test metric", "dense")
-    note = f"\n† Made before the last change of its behaviour: {CHANGES[method]}.\n" if old else ""
+    note = f"\n† Made before the last change of its behaviour: {change_of(method)}.\n" if old else ""
     return table(columns, rows) + note
