@@ -1,4 +1,4 @@
-"""Writes what is generated of the documentation: the tables of docs/methods/*.md and of docs/studies/fashion_why.md, the
+"""Writes what is generated of the documentation: tables of docs/methods/*.md and docs/studies/fashion_why.md, and the
 whole of docs/configuration.md.
 
     python scripts/cards.py            writes what has changed, and names it

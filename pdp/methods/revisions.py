@@ -5,9 +5,9 @@ A run's identity holds the revision where it is above 1, and its record names it
 
 from __future__ import annotations
 
-# By method, by method/pattern where not all patterns changed, and by method+condition where only those runs did in which
-# it holds: floor (layers must keep more than one unit) or clip (gradients are clipped). What is not named is at its
-# first revision; `CHANGES` says what the last one changed.
+# By method, by method/pattern where not all patterns changed, and by method+condition where only runs did in which it
+# holds: floor (layers must keep more than one unit) or clip (gradients are clipped). What is not named is at its first
+# revision; `CHANGES` says what the last one changed.
 REVISIONS: dict[str, int] = {
     "optg": 2,
     "rigl": 2,
@@ -39,11 +39,6 @@ def revision_of(method: str, pattern: str, holding: tuple[str, ...] = ()) -> int
     """The revision of a method with a pattern (random, nm or channel) under these conditions."""
     known = [REVISIONS.get(f"{method}/{pattern}", REVISIONS.get(method, 1))]
     return max(known + [REVISIONS.get(f"{method}+{condition}", 1) for condition in holding])
-
-
-def change_of(method: str) -> str:
-    """What the last changes of the method's behaviour were, in all its runs or under a condition."""
-    return "; ".join(words for key, words in CHANGES.items() if key.partition("+")[0] == method)
 
 
 def named(method: str, pattern: str, revision: int, holding: tuple[str, ...] = ()) -> str:

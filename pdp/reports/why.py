@@ -77,9 +77,7 @@ def _budgets(runs: dict[str, Path]) -> str:
         for name in layers.name:
             shares = half.get("layer_shares") or {}
             ends = history[-1].get("layer_shares") or {}
-            held.setdefault(name, []).extend(
-                _percent(1 - one[name]) if name in one else "" for one in (shares, ends)
-            )
+            held.setdefault(name, []).extend(_percent(1 - one[name]) if name in one else "" for one in (shares, ends))
     return table(columns, [(name, *values) for name, values in held.items()])
 
 

@@ -32,7 +32,9 @@ def test_movements_clipping_counts_the_scores_too():
     assert float(torch.nn.utils.clip_grad_norm_(clipped, 0.1)) == pytest.approx(norm)
     before = extras(pruner)
     optimizer.step()
-    assert close(stored(model), [w - 0.05 * 0.1 / norm * g for w, g in zip(weights, of_weights, strict=True)], rtol=1e-4)
+    assert close(
+        stored(model), [w - 0.05 * 0.1 / norm * g for w, g in zip(weights, of_weights, strict=True)], rtol=1e-4
+    )
     assert close(extras(pruner), [s - 0.1 * 0.1 / norm * g for s, g in zip(before, of_scores, strict=True)], rtol=1e-4)
 
 
@@ -69,7 +71,15 @@ def test_revisions_are_named_where_the_code_has_a_later_one():
     assert set(CHANGES) == set(REVISIONS)
     floor, clip = conditions(0.01, "pruned", None), conditions(0.0, "pruned", 1.0)
     assert conditions(0.0, "pruned", None) == () and conditions(None, None, None) == ()
-    assert (revision_of("gmp", "random", floor), revision_of("str", "random"), revision_of("str", "random", floor)) == (1, 1, 2)
-    assert (revision_of("movement", "nm"), revision_of("movement", "nm", clip), revision_of("str", "random", clip)) == (1, 2, 1)
+    assert (revision_of("gmp", "random", floor), revision_of("str", "random"), revision_of("str", "random", floor)) == (
+        1,
+        1,
+        2,
+    )
+    assert (revision_of("movement", "nm"), revision_of("movement", "nm", clip), revision_of("str", "random", clip)) == (
+        1,
+        2,
+        1,
+    )
     assert named("optg", "random", 1) == "optg (revision 1)" and named("optg", "2:4", 2) == "optg"
     assert named("str", "random", 1) == "str" and named("str", "random", 1, floor) == "str (revision 1)"
