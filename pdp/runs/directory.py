@@ -63,7 +63,7 @@ class RunDirectory:
         self._lock.flush()
 
     def release(self) -> None:
-        """Lets the directory go."""
+        """Releases the lock."""
         if self._lock:
             self._lock.close()
             self._lock = None
