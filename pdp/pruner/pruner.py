@@ -153,17 +153,36 @@ class Pruner:
         if self.schedule is None:
             return
         moment = epoch if self.schedule.unit == "epoch" else self.steps
-        if self.start is None and (
-            starts_after(self.metrics, self.upper_bound) or moment >= self.schedule.latest_start
-        ):
-            if not starts_after(self.metrics, self.upper_bound):
-                warnings.warn(
-                    f"schedule.warmup=auto: no start by {self.schedule.unit} {moment}, the last at which the ramp fits",
-                    stacklevel=2,
-                )
-            self.start = moment
+        self._start_by_itself(moment)
         self._advance(moment, self._moment(epoch_start=True))
         self.guard.note_gradients()
+
+    def note_metric(self, metric: float) -> None:
+        """A validation metric that is there before the epoch ends; where the share changes by steps it counts at once.
+
+        schedule.warmup=auto then waits for five measurements instead of five epochs.
+        """
+        self._alive()
+        self.metrics.append(float(metric))
+        if self.schedule is not None and self.schedule.unit == "step" and self.start is None:
+            self._start_by_itself(self.steps)
+            if self.start is not None:
+                self._advance(self.steps, self._moment())
+
+    def _start_by_itself(self, moment: int) -> None:
+        """schedule.warmup=auto: begins the ramp where the metrics say so, or where it would no longer fit."""
+        assert self.schedule is not None
+        if self.start is not None:
+            return
+        by_metrics = starts_after(self.metrics, self.upper_bound)
+        if not by_metrics and moment < self.schedule.latest_start:
+            return
+        if not by_metrics:
+            warnings.warn(
+                f"schedule.warmup=auto: no start by {self.schedule.unit} {moment}, the last at which the ramp fits",
+                stacklevel=3,
+            )
+        self.start = moment
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Adds the method's trainable extras to the optimizer, in groups of their own.
@@ -209,6 +228,8 @@ class Pruner:
         self.guard.check_places()
         self.guard.check_gradients()
         if self.schedule.unit == "step":
+            if self.start is None and self.steps >= self.schedule.latest_start:
+                self._start_by_itself(self.steps)
             self._advance(self.steps, self._moment())
         else:
             self._update(self._moment())

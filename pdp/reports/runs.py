@@ -56,7 +56,9 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """The epochs of a run; empty where there is no history."""
     from pdp.runs.directory import RunDirectory
 
-    return RunDirectory(path).read_history()
+    lines = RunDirectory(path).read_history()
+    # Measurements within epochs (recipe.evaluate_every) lie between them: an epoch's end counts as its number.
+    return [line | {"epoch": line["epochs_done"] - 1} if "epochs_done" in line else line for line in lines]
 
 
 def revised(row: Any) -> bool:

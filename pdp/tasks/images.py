@@ -145,7 +145,7 @@ class ImagesTask(Task):
 
     def _open_folder(self) -> None:
         data: Any = self.config.data
-        found = read_images(data)
+        found = read_images(data, os.path.join(self.config.output_dir, ".cache"))
         self._take_classes(found.classes)
         self._layout, self._damaged = found.layout, found.damaged
         self._fingerprint = self._identify(found.content)

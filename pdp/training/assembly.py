@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from typing import Any
 
@@ -18,6 +17,7 @@ from pdp.config.schema import Config, pattern_options
 from pdp.environment import keep_freed_memory
 from pdp.errors import Refusal
 from pdp.pruner.pruner import Pruner
+from pdp.ranks import process_count
 from pdp.tasks.task import Task
 
 
@@ -26,7 +26,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("device=cuda: no CUDA device is at hand; give device=cpu or device=auto")
     # A sweep makes one after another in one process, each with its own device and precision.
-    AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
+    AcceleratorState._reset_state(reset_partial_state=process_count() == 1)
     GradientState._reset_state()
     accelerator = Accelerator(
         # Left to itself, accelerate starts no process group where there is nothing but a CPU.
