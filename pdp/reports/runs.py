@@ -70,7 +70,7 @@ def revised(row: Any) -> bool:
 
 def _row(path: Path, study: str) -> dict[str, Any]:
     record = dataclasses.asdict(read_record(path))
-    # A record from before an option was made with what is now its default.
+    # A record older than an option was made with what is now the option's default.
     options = OPTIONS.get(record["method"])
     known = {field.name: field.default for field in dataclasses.fields(options)} if options else {}
     known.pop("name", None)

@@ -20,14 +20,19 @@ _BYTES = 4  # of a float32
 
 def close(display: Display, config: Config, record: Record, directory: Path) -> None:
     """Prints the result of a run, what the dense run of its cell reached, and where the run lies."""
-    part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
-    title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
     alone = record.method == "dense" or config.start.run is not None  # what it went on from is said where it began
     dense, missing = (None, "") if alone else _dense(config, record)
+    show(display, record, dense, directory, missing)
+
+
+def show(display: Display, record: Record, dense: Record | None, directory: Path, note: str = "") -> None:
+    """Prints the table of a record, beside the dense run's where there is one; `note` follows it."""
+    part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
+    title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
     columns = ("", "this run", "dense run")[: 2 + (dense is not None)]
     display.table(title, columns, [row[: len(columns)] for row in rows(record, dense)])
-    if missing:
-        display.say(missing)
+    if note:
+        display.say(note)
     display.say(f"run: {directory}")
 
 
