@@ -5,8 +5,9 @@
     python scripts/slurm/status.py --failed --logs     what did not end well, and where its log lies
 
 States: done; running; queued; saved (it stopped to go on later, and no job of it waits); failed (exit 1 is an error of
-ours, 2 refused, 3 stopped in its work); lost (its job died without a word); missing (submitted, and
-never started). What was never submitted is counted and not listed. The same submit.py command starts again whatever is not done, running or queued. Exit codes: 0; 2 refused; 3 no answer of Slurm.
+ours, 2 refused, 3 stopped in its work); lost (its job died without a word); missing (submitted, and never started).
+What was never submitted is counted and not listed. The same submit.py command starts again whatever is not done,
+running or queued. Exit codes: 0; 2 refused; 3 no answer of Slurm.
 """
 
 from __future__ import annotations
