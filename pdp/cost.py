@@ -1,6 +1,6 @@
 """Parameters and multiply-adds, per layer: convolution and linear layers, attention products on their own.
 
-Ground floor: it needs only `pdp.layers`, and patterns whose target is a share of the MACs stand on it.
+It needs only `pdp.layers`; patterns whose target is a share of the MACs use it.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _products_in_the_open() -> Iterator[None]:
-    """PyTorch's fused attention skips submodules' forwards, and its products are counted in some versions only."""
+    """Inside, attention is computed step by step: the fused one skips forwards, and some versions do not count it."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

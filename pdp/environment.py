@@ -61,7 +61,7 @@ def peak_memory_mb(device: torch.device) -> float:
 def keep_freed_memory() -> None:
     """Lets the C library keep what is freed, where it can be told so (glibc).
 
-    A step on the CPU frees and takes the same gigabytes again; given back to the system, every page of them is cleared
+    A step on the CPU frees and takes the same gigabytes again; if they go back to the system, every page is cleared
     and mapped anew in every step.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):

@@ -65,7 +65,7 @@ def first_host(environment: MutableMapping[str, str] = os.environ) -> str:
     if int(environment.get("SLURM_JOB_NUM_NODES", "1")) == 1:
         return "127.0.0.1"
     name = _scontrol("show", "hostnames", environment["SLURM_JOB_NODELIST"]).split()[0]
-    # The address that Slurm knows and not the name, which need not be one that the others can look up.
+    # The address that Slurm knows: the other nodes may not be able to look up the name.
     shown = dict(word.partition("=")[::2] for word in _scontrol("--oneliner", "show", "node", name).split())
     return shown.get("NodeAddr", name)
 
@@ -75,17 +75,17 @@ def _scontrol(*words: str) -> str:
 
 
 def port_of_job(environment: MutableMapping[str, str] = os.environ) -> int:
-    """A port that two jobs on one node hardly share."""
+    """A port that two jobs on one node are unlikely to share."""
     return FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
 
 
 def note_code(folder: Path, rank: int, code: int) -> None:
-    """Files the exit code of a rank that came to an end of its own."""
+    """Writes down the exit code of a rank that ended by itself."""
     beside = folder / f".{rank}"
     beside.write_text(str(code))
     beside.replace(folder / str(rank))
 
 
 def codes(folder: Path) -> dict[int, int]:
-    """The filed exit codes by rank; one that was killed has none."""
+    """The exit codes written down, by rank; a rank that was killed has none."""
     return {int(path.name): int(path.read_text()) for path in folder.glob("[0-9]*")}
