@@ -33,7 +33,7 @@ from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.making import make_tracker
 from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
-from pdp.training.closing import close
+from pdp.training.closing import close, say_renamed
 from pdp.training.display import Display
 from pdp.training.hardening import note_gap
 from pdp.training.preview import preview
@@ -59,6 +59,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
     if directory.finished and not config.rerun:
         record = read_record(directory.path)
         close(display, config, record, directory.path)
+        say_renamed(display, record, task)
         display.say("this run is finished; rerun=true moves it aside and starts over")
         return record
     # Whatever can be refused is refused before anything is written.
