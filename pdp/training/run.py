@@ -31,7 +31,7 @@ from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.making import make_tracker
 from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
-from pdp.training.closing import close
+from pdp.training.closing import close, say_renamed
 from pdp.training.display import Display
 from pdp.training.failures import reported_failures
 from pdp.training.hardening import note_gap
@@ -64,6 +64,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
             record = read_record(directory.path)
             if accelerator.is_main_process:
                 close(display, config, record, directory.path)
+                say_renamed(display, record, task)
                 display.say("this run is finished; rerun=true moves it aside and starts over")
             return record
         # Whatever can be refused is refused before anything is written.
