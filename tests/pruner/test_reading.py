@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pdp import Pruner, count_macs, soft_prune
+from pdp import Pruner, count_macs
 from pdp.errors import Refusal, Stopped
+from pdp.masks.soft import soft_prune
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 ROWS = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))

@@ -10,6 +10,7 @@ from pdp.benchmarks.soaking import the_run
 from pdp.errors import SavedForRestart
 from pdp.training.signals import INTERRUPTED
 
+pytestmark = pytest.mark.kills
 SAVED = SavedForRestart.exit_code
 
 
