@@ -108,7 +108,8 @@ def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[A
         print(heading, file=sys.stderr, flush=True)
     entry, values = accepted
     home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
-    record = getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
+    alone = {"own_process": True} if program == "train" else {}
+    record = getattr(importlib.import_module(home), entry)(*values, **alone)  # only now torch is imported
     if made is not None and record is not None:
         made.append(record)
     return DONE

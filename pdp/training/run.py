@@ -44,16 +44,16 @@ from pdp.training.trainer import Trainer
 from pdp.wording import percent
 
 
-def train(config: Config, shown: bool = True) -> Record | None:
+def train(config: Config, shown: bool = True, own_process: bool = False) -> Record | None:
     """Trains, prunes, measures and records one run, and returns its record; None of a dry run.
 
-    `shown` says what it did and where it lies.
+    `shown` says what it did and where it lies. `own_process` is for train.py: signals may end the whole process.
     """
     task = build_task(config)
     if config.dry_run:
         preview(config, task)
         return None
-    with StopSignals() as signals, reported_failures(config):
+    with StopSignals(own_process) as signals, reported_failures(config):
         task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
