@@ -24,7 +24,7 @@ from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner_state import load_state, state_of
 from pdp.reporting import layer_report, soft_gap
 from pdp.schedules import Schedule, place_schedule, starts_after
-from pdp.shadow import Shadow, WholeForward
+from pdp.shadow import Shadow, WholeForward, guard_hooks
 
 
 class Pruner:
@@ -102,6 +102,7 @@ class Pruner:
 
     def _hooked(self) -> list[RemovableHandle]:
         # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
+        guard_hooks()
         handles = WholeForward(self.model, self.layers, self.method).attach()
         for layer in self.layers:
             for member in layer.members:

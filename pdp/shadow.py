@@ -89,3 +89,16 @@ class WholeForward:
         """It has ended."""
         if model is self.model:
             self.method.end_forward()
+
+
+def guard_hooks() -> None:
+    """Makes torch.compile look at hooks before it takes a graph that it has made.
+
+    By default it does not, and the graph of a dense model stands in for a pruned one of the same class, which then
+    trains without its masks and says nothing. Graphs made so far lack that look and are dropped, once in a process.
+    """
+    import torch._dynamo
+
+    if torch._dynamo.config.skip_nnmodule_hook_guards:
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch._dynamo.reset()

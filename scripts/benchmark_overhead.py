@@ -27,13 +27,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pdp.config.groups import CONF
 from pdp.errors import Refusal
+from pdp.measured_words import PATTERNS, pruned_words, task_of, words
+from pdp.methods.checks import PATTERNS_OF
+from pdp.methods.options import OPTIONS
 from pdp.scripting import Parser, guarded
 
 MEMORY_TARGET = 1.1
-PATTERNS = ("random", "nm", "channel")
-SPARSITY = {"random": 0.9, "channel": 0.5}  # that of MobileNet-v1 is the abstract's
 # (model, batch, target by pattern); patterns without a target are in --pattern's hands.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
@@ -58,107 +58,110 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def task_of(model: str) -> str:
-    """model.task of a model's file; images for any other name, which timm is asked for."""
-    import yaml
-
-    path = CONF / "model" / f"{model}.yaml"
-    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["task"]) if path.is_file() else "images"
-
-
-def words(model: str, batch: int, values: dict[str, Any]) -> list[str]:
-    """What train.py would be given, but for what is pruned and how; no data is opened."""
-    known, task = (CONF / "model" / f"{model}.yaml").is_file(), task_of(model)
-    found = [f"model={model}"] if known else ["model=timm", f"model.name={model}"]
-    if task == "images":
-        found += ["data=imagenet", f"data.image_size={values['size']}"]
-        found += [f"recipe.channels_last={values['channels_last']}"]
-    elif task == "text_classification":
-        found += ["data=glue", "data.task=mnli", f"data.max_length={values['length'] or 128}", "model.pretrained=false"]
-    else:
-        found += ["data=wikitext", f"data.context={values['length'] or 1024}", "model.pretrained=false"]
-    # A small rate: random labels at the recipe's own could make numbers that no run meets.
-    found += [f"recipe.batch_size={batch}", f"recipe.precision={values['precision']}", "recipe.lr=1e-4"]
-    found += [f"recipe.compile={values['compile']}", f"device={values['device']}", "data.noise_if_absent=true"]
-    return [*found, *values["words"]]
-
-
-def pruned_words(model: str, pattern: str, given: list[str]) -> list[str]:
-    """What is pruned, and how much of it unless the command says it."""
-    if pattern == "nm" or any(word.startswith("sparsity=") for word in given):
-        return [f"prune={pattern}"]
-    share = 0.866 if (model, pattern) == ("mobilenet_v1", "random") else SPARSITY[pattern]
-    return [f"prune={pattern}", f"sparsity={share}"]
-
-
 def measure(model: str, batch: int, targets: dict[str, float | None], values: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per pattern, all against one dense contender."""
-    from rich.progress import Progress
-
-    from pdp.contender import Contender, own_seconds
+    """A row per pattern and method, all against one dense contender."""
+    from pdp.contender import Contender
     from pdp.step_memory import step_peak, step_peak_apart
-    from pdp.step_timing import in_turn, quartiles
+    from pdp.step_profile import profile_steps
 
     base, rows = words(model, batch, values), []
     of_pruning = ("method", "sparsity", "prune", "schedule", "allocation")
     dense_words = [word for word in base if not word.startswith(of_pruning)] + ["prune=none"]
-    method = next((word[7:] for word in base if word.startswith("method=")), "pdp")
+    given = next((word[7:] for word in base if word.startswith("method=")), "pdp")
     dense = Contender(dense_words, made=True)
-    memory = {}
+    of_dense: dict[str, Any] = {}
+    peak: Any = partial(step_peak_apart, threads=values["threads"])
     if not values["no_memory"]:
         if values["device"] == "cuda":
             dense.seconds(values["warmup"])
             peak = step_peak
-        else:
-            peak = partial(step_peak_apart, threads=values["threads"])
-        memory["dense"] = peak(dense_words)
-    for pattern, target in targets.items():
-        row: dict[str, Any] = {"model": model, "pattern": pattern, "method": method, "batch": batch}
-        row |= {key: values[key] for key in ("size", "length", "precision", "channels_last", "compile", "steps", "at")}
-        given = [*base, *pruned_words(model, pattern, values["words"])]
-        row["words"] = given
-        try:
-            pruned = Contender(given, made=True, at=values["at"])
-        except Refusal as refusal:
-            rows.append(row | {"refused": str(refusal), "target": target, "held": None})
-            print(f"{model}, {pattern}: {refusal}", file=sys.stderr)
-            continue
-        with Progress() as bar:
-            task = bar.add_task(f"{model}, {pattern}", total=2 * (values["pairs"] + 1))
-            steps = values["steps"]
-            pairs = in_turn(dense, pruned, values["pairs"], steps, values["warmup"], lambda: bar.advance(task))  # noqa: B023
-        bytes_each = 2 if values["precision"] in ("bf16", "fp16") else 4
-        row |= {
-            "dense_ms": 1000 * median(first for first, _ in pairs.rows) / steps,
-            "pdp_ms": 1000 * median(second for _, second in pairs.rows) / steps,
-            "ratio": median(pairs.ratios),
-            "ratio_quartiles": quartiles(pairs.ratios),
-            "repeat_quartiles": quartiles(pairs.repeats) if pairs.repeats else None,
-            "pairs": len(pairs.rows),
-            "measured_steps": [contender.steps for contender in (dense, pruned)],
-            "target": target,
-            "held": None if target is None else median(pairs.ratios) <= target,
-            "parts_ms": {key: 1000 * median(taken) for key, taken in own_seconds(pruned).items()},
-            "weights": pruned.prunable,
-            "pruned_share": pruned.pruner.share,
-        }
-        dense.steps = 0
-        del pruned
-        if memory:
-            memory[pattern] = peak(given)
-            extra = memory[pattern]["peak"] - memory["dense"]["peak"]
-            multiple = extra / (row["weights"] * bytes_each)
-            row |= {
-                "dense_peak_bytes": memory["dense"]["peak"],
-                "pdp_peak_bytes": memory[pattern]["peak"],
-                "extra_bytes": extra,
-                "extra_numpy_bytes": memory[pattern]["numpy"] - memory["dense"]["numpy"],
-                "extra_of_weights": multiple,
-                "memory_target": MEMORY_TARGET,
-                "memory_held": multiple <= MEMORY_TARGET,
-            }
-        rows.append(row)
+        of_dense["memory"] = peak(dense_words)
+    if values["profile"]:
+        dense.seconds(values["warmup"])
+        of_dense["profile"] = profile_steps(dense)
+    first, of_dense["way"] = made_ready(dense, values)
+    for method in values["method"] or [given]:
+        for pattern in patterns_of(method, list(targets)) if values["method"] else targets:
+            row: dict[str, Any] = {"model": model, "pattern": pattern, "method": method, "batch": batch}
+            keys = ("size", "length", "precision", "channels_last", "compile", "captured", "steps", "at")
+            target = targets.get(pattern)
+            row |= {key: values[key] for key in keys} | {"target": target, "held": None}
+            row["words"] = [*base, *([f"method={method}"] if values["method"] else [])]
+            row["words"] += pruned_words(model, pattern, values["words"])
+            try:
+                row |= compared(row["words"], first, of_dense, target, values, peak)
+            except (Refusal, RuntimeError) as refusal:
+                row["refused"] = str(refusal)
+                print(f"{model}, {method}, {pattern}: {refusal}", file=sys.stderr)
+            rows.append(row)
+            values["tell"](rows)
     return rows
+
+
+def patterns_of(method: str, asked: list[str]) -> list[str]:
+    """Those of the asked patterns that the method knows, else its own first one."""
+    known = PATTERNS_OF.get(method, PATTERNS)
+    return [one for one in asked if one in known] or [known[0]]
+
+
+def made_ready(contender: Any, values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The contender in the way that was asked for, and what is known of that."""
+    from pdp.step_ways import Captured, graph_breaks
+
+    found = graph_breaks(contender, values["warmup"]) if values["compile"] else {}
+    return Captured(contender) if values["captured"] else contender, found
+
+
+def compared(
+    given: list[str], dense: Any, of_dense: dict[str, Any], target: float | None, values: dict[str, Any], peak: Any
+) -> dict[str, Any]:
+    """The figures of one row; raises `Refusal` for what train.py refuses and what cannot be made ready."""
+    from rich.progress import Progress
+
+    from pdp.contender import Contender, own_seconds
+    from pdp.step_profile import profile_steps
+    from pdp.step_timing import in_turn, quartiles
+
+    pruned, steps = Contender(given, made=True, at=values["at"]), values["steps"]
+    row: dict[str, Any] = {}
+    if values["profile"]:
+        pruned.seconds(values["warmup"])
+        row["profile"] = {"dense": of_dense["profile"], "pruned": profile_steps(pruned)}
+    second, way = made_ready(pruned, values)
+    if way:
+        row |= {"dense_graphs": of_dense["way"], "pruned_graphs": way}
+    before = [dense.steps, second.steps]
+    with Progress() as bar:
+        task = bar.add_task(" ".join(given[:1] + given[-2:]), total=2 * (values["pairs"] + 1))
+        pairs = in_turn(dense, second, values["pairs"], steps, values["warmup"], lambda: bar.advance(task))
+    row |= {
+        "dense_ms": 1000 * median(first for first, _ in pairs.rows) / steps,
+        "pdp_ms": 1000 * median(second for _, second in pairs.rows) / steps,
+        "ratio": median(pairs.ratios),
+        "ratio_quartiles": quartiles(pairs.ratios),
+        "repeat_quartiles": quartiles(pairs.repeats) if pairs.repeats else None,
+        "pairs": len(pairs.rows),
+        "measured_steps": [one.steps - count for one, count in zip((dense, second), before, strict=True)],
+        "held": None if target is None else median(pairs.ratios) <= target,
+        "parts_ms": {key: 1000 * median(taken) for key, taken in own_seconds(pruned).items()},
+        "weights": pruned.prunable,
+        "pruned_share": pruned.pruner.share,
+    }
+    del pruned, second
+    if "memory" in of_dense:
+        memory, least = peak(given), of_dense["memory"]
+        extra = memory["peak"] - least["peak"]
+        multiple = extra / (row["weights"] * (2 if values["precision"] in ("bf16", "fp16") else 4))
+        row |= {
+            "dense_peak_bytes": least["peak"],
+            "pdp_peak_bytes": memory["peak"],
+            "extra_bytes": extra,
+            "extra_numpy_bytes": memory["numpy"] - least["numpy"],
+            "extra_of_weights": multiple,
+            "memory_target": MEMORY_TARGET,
+            "memory_held": multiple <= MEMORY_TARGET,
+        }
+    return row
 
 
 def show(results: list[dict[str, Any]]) -> None:
@@ -168,8 +171,10 @@ def show(results: list[dict[str, Any]]) -> None:
 
     from pdp.benchmarking import verdict
 
-    table = Table("model", "pattern", "dense ms", "pruned ms", "ratio", "quartiles", "again", "target", "cut", "mask")
-    for head in ("backward", "copy", "extra memory", "target"):
+    table = Table(
+        "model", "method", "pattern", "dense ms", "pruned ms", "ratio", "quartiles", "again", "target", "cut", "mask"
+    )
+    for head in ("backward", "copy", "extra memory", "target", "breaks"):
         table.add_column(head)
 
     def between(ends: list[float] | None) -> str:
@@ -177,12 +182,13 @@ def show(results: list[dict[str, Any]]) -> None:
 
     for one in results:
         if "refused" in one:
-            table.add_row(one["model"], one["pattern"], "refused")
+            table.add_row(one["model"], one.get("method", "pdp"), one["pattern"], "refused")
             continue
         own = one["parts_ms"]
         extra = one.get("extra_of_weights")
         table.add_row(
             one["model"],
+            one.get("method", "pdp"),
             one.get("pattern", "random"),
             f"{one['dense_ms']:.1f}",
             f"{one['pdp_ms']:.1f}",
@@ -193,6 +199,7 @@ def show(results: list[dict[str, Any]]) -> None:
             *(f"{own[key]:.2f}" if key in own else "" for key in ("cut", "mask", "backward", "copy")),
             "" if extra is None else f"{extra:.2f} x weights",
             "" if extra is None else verdict(one["memory_target"], one["memory_held"]),
+            *(str(one[key]["graph_breaks"]) for key in ("pruned_graphs",) if key in one),
         )
     Console(width=None if sys.stdout.isatty() else 190).print(table)
     print("cut, mask, backward: the method's own work in a step, ms; copy: all prunable weights copied once")
@@ -205,6 +212,9 @@ def make_parser() -> Parser:
     parser.add_argument("--preset", choices=[*PRESETS], help="the rows that have targets; other options win over it")
     parser.add_argument("--model", nargs="+", help="this project's models or any timm model, by name")
     parser.add_argument("--pattern", nargs="+", choices=PATTERNS, help="what is pruned (random)")
+    parser.add_argument(
+        "--method", nargs="+", choices=[*OPTIONS, "all"], help="a row each, where it needs another pattern with its own"
+    )
     parser.add_argument("--batch", type=int, help="samples of a step (16, of texts 8)")
     parser.add_argument("--size", type=int, default=224, help="pixels a side of images (224)")
     parser.add_argument("--length", type=int, help="tokens of a text (128; of GPT-2's windows 1024)")
@@ -214,7 +224,9 @@ def make_parser() -> Parser:
     parser.add_argument("--warmup", type=int, help="steps of each before (2; on a GPU 10)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for both")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for both; tells graph breaks")
+    parser.add_argument("--captured", action="store_true", help="whole steps of both replayed from CUDA graphs")
+    parser.add_argument("--profile", action="store_true", help="in the file, where both contenders' time goes")
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, help="of torch, on the CPU")
     parser.add_argument("--no-memory", action="store_true", help="times alone")
@@ -274,11 +286,16 @@ def run(arguments: argparse.Namespace) -> int:
         raise Refusal(f"--at={arguments.at}: give a share of the run above 0, at most 1")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    results = []
+    if arguments.method and "all" in arguments.method:
+        arguments.method = [name for name in OPTIONS if name != "dense"]
+    results: list[dict[str, Any]] = []
+
+    def tell(rows: list[dict[str, Any]]) -> None:
+        if arguments.out:  # after every row, so that a long command that is ended leaves what it has
+            write_figures(arguments.out, machine(torch.device(arguments.device)), [*results, *rows])
+
     for model, batch, targets in rows_of(arguments):
-        results += measure(model, batch, targets, vars(arguments))
-        if arguments.out:  # after every model, so that a long command that is ended leaves what it has
-            write_figures(arguments.out, machine(torch.device(arguments.device)), results)
+        results += measure(model, batch, targets, vars(arguments) | {"tell": tell})
     show(results)
     if arguments.out:
         print(f"written to {arguments.out}")

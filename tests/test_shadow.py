@@ -115,6 +115,25 @@ def twin_of(model):
     return twin
 
 
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # as it is before the first pruner
+def test_the_graph_of_a_dense_model_does_not_stand_in_for_a_pruned_one():
+    """In one process, as in a sweep; the dense one is compiled before there is any pruner."""
+    torch._dynamo.reset()
+    images = batch()[0]
+    dense = small_net()
+    compiled_dense = torch.compile(dense, backend="eager")
+    for _ in range(2):
+        before = compiled_dense(images)
+    model, pruner = pruned_net(twin_of(dense))
+    compiled = torch.compile(model, backend="eager")
+    masked = compiled(images)
+    assert torch.allclose(masked, model(images), atol=1e-6) and not torch.allclose(masked, before, atol=1e-3)
+    # And the other way about, with both at hand, and when the hooks have gone.
+    assert torch.equal(compiled_dense(images), before) and torch.equal(compiled(images), masked)
+    pruner.finalize()
+    assert torch.allclose(compiled(images), model(images), atol=1e-6)
+
+
 def test_autocast_masks_in_float32():
     model, pruner = pruned_net()
     seen = []
