@@ -22,7 +22,7 @@ class Captured:
 
     def __init__(self, contender: Contender):
         if contender.device.type != "cuda":
-            raise Refusal("--captured: a CUDA graph needs a GPU; leave it out, or give --device cuda")
+            raise Refusal("--ways captured: a CUDA graph needs a GPU; leave it out, or give --device cuda")
         self.contender, self.device, self.pruner = contender, contender.device, contender.pruner
         for group in contender.optimizer.param_groups:
             if "capturable" in group:
