@@ -24,7 +24,7 @@ from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner_state import load_state, state_of
 from pdp.reporting import layer_report, soft_gap
 from pdp.schedules import Schedule, place_schedule, starts_after
-from pdp.shadow import Shadow, WholeForward, guard_hooks
+from pdp.shadow import Shadow, WholeForward, guard_hooks, uncover
 
 
 class Pruner:
@@ -109,6 +109,13 @@ class Pruner:
                 for site in member.sites:
                     handles += Shadow(layer, member, site, self.method).attach(site.caller)
         return handles
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for site in (site for layer in self.layers for member in layer.members for site in member.sites):
+            uncover(site)
 
     @property
     def phase(self) -> str:
@@ -289,9 +296,7 @@ class Pruner:
                     member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
             for layer, keep in keeps:
                 self.pattern.finish(self.model, layer, keep)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._unhook()
         self.finished = True
 
     def report(self) -> pd.DataFrame:
@@ -322,9 +327,7 @@ class Pruner:
         """Takes back `state_dict`; raises `Refusal` if it is of another model, method or pattern."""
         load_state(self, state)
         if self.finished:
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
+            self._unhook()
 
     def _alive(self) -> None:
         if self.finished:

@@ -16,6 +16,9 @@ from torch.utils.hooks import RemovableHandle
 from pdp.layers import Layer, Member, Site
 from pdp.methods.method import Method
 
+# Whether torch.compile follows a deletion from a module's `__dict__`: PyTorch 2.14 does, 2.11 breaks there.
+_DELETIONS_COMPILE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
+
 
 class Shadow:
     """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layer's live state."""
@@ -55,7 +58,17 @@ class Shadow:
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
         """Takes it out again."""
         module = caller.get_submodule(self.inner) if self.inner else caller
-        module.__dict__.pop(self.parameter, None)
+        if torch.compiler.is_compiling() and not _DELETIONS_COMPILE:
+            # The stored weight itself hides nothing, and the next one to be put replaces it.
+            if self.parameter in module.__dict__:
+                module.__dict__[self.parameter] = module._parameters[self.parameter]
+        else:
+            module.__dict__.pop(self.parameter, None)
+
+
+def uncover(site: Site) -> None:
+    """Leaves nothing in front of the stored weight there."""
+    site.module.__dict__.pop(site.parameter, None)
 
 
 class WholeForward:

@@ -44,7 +44,9 @@ def profile_steps(contender: Contender, steps: int = 3) -> dict[str, Any]:
             contender.step()
         synchronize(contender.device)
     events: list[Any] = list(log.key_averages())
-    on_device = [one for one in events if one.device_type != DeviceType.CPU and not getattr(one, "is_user_annotation", False)]
+    on_device = [
+        one for one in events if one.device_type != DeviceType.CPU and not getattr(one, "is_user_annotation", False)
+    ]
     on_host = [one for one in events if one.device_type == DeviceType.CPU]
     own = own_kernels()
 
