@@ -7,21 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pdp.cost import count_macs
-    from pdp.cut import find_cut
     from pdp.errors import Refusal
-    from pdp.mask import soft_mask, soft_prune
-    from pdp.pruner import Pruner
+    from pdp.export.slim import slim
+    from pdp.masks.cut import find_cut
+    from pdp.masks.soft import soft_mask, soft_prune
+    from pdp.pruner.pruner import Pruner
 
 __version__ = "0.1.0"
-__all__ = ["Pruner", "Refusal", "count_macs", "find_cut", "soft_mask", "soft_prune"]
+__all__ = ["Pruner", "Refusal", "count_macs", "find_cut", "slim", "soft_mask", "soft_prune"]
 
 _HOMES = {
-    "Pruner": "pdp.pruner",
+    "Pruner": "pdp.pruner.pruner",
     "Refusal": "pdp.errors",
     "count_macs": "pdp.cost",
-    "find_cut": "pdp.cut",
-    "soft_mask": "pdp.mask",
-    "soft_prune": "pdp.mask",
+    "find_cut": "pdp.masks.cut",
+    "slim": "pdp.export.slim",
+    "soft_mask": "pdp.masks.soft",
+    "soft_prune": "pdp.masks.soft",
 }
 
 

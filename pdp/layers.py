@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from pdp.errors import Refusal
-from pdp.host_cut import Trail
+from pdp.masks.host_cut import Trail
 
 
 @dataclass(eq=False)

@@ -43,8 +43,8 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
     """Seconds of one pass over layers of these sizes, each a little after the one before, as a step leaves weights."""
     import torch
 
-    from pdp.cut import count_pruned
     from pdp.layers import find_layers
+    from pdp.masks.cut import count_pruned
     from pdp.patterns import make_pattern
 
     generator = torch.Generator(device).manual_seed(0)
@@ -179,8 +179,8 @@ def peer_rows(python: Path, rounds: int, threads: int, tell: Callable[[], None])
     import numpy as np
     import torch
 
-    from pdp.cut import cut_at
-    from pdp.mask import soft_mask
+    from pdp.masks.cut import cut_at
+    from pdp.masks.soft import soft_mask
 
     weight = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.02
     units = weight.numel()
@@ -245,7 +245,7 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
     from rich.table import Table
 
-    from pdp.benchmarking import machine, verdict, write_figures
+    from pdp.benchmarks.benchmarking import machine, verdict, write_figures
     from pdp.environment import keep_freed_memory
 
     if arguments.device == "cuda" and not torch.cuda.is_available():

@@ -34,9 +34,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pdp import Pruner, count_macs
 from pdp.config.schema import ModelConfig
 from pdp.cost import count_parameters
-from pdp.export import ExportedRun, save_onnx
-from pdp.slim import slim
+from pdp.export.onnx import save_onnx
+from pdp.export.slim import slim
 from pdp.tasks.image_models import NAMES, build_model
+from pdp.training.export_run import ExportedRun
 
 
 def pruned_model(name: str, share: float, example: torch.Tensor) -> nn.Module:

@@ -112,9 +112,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
     from rich.table import Table
 
-    from pdp.benchmarking import Apart, machine, verdict, write_figures
-    from pdp.made_images import make_image_folder
-    from pdp.step_timing import in_turn, quartiles
+    from pdp.benchmarks.benchmarking import Apart, machine, verdict, write_figures
+    from pdp.benchmarks.made_images import make_image_folder
+    from pdp.benchmarks.step_timing import in_turn, quartiles
 
     with tempfile.TemporaryDirectory() as made:
         root = arguments.root or make_image_folder(Path(made), arguments.images, sides=tuple(arguments.sides))

@@ -57,7 +57,7 @@ def ours(values: dict[str, Any], root: str, output: str) -> Callable[[int], dict
     import torch
 
     from pdp.config.compose import compose
-    from pdp.run import train
+    from pdp.training.run import train
 
     torch.set_num_threads(values["threads"])
     config = compose([*words(values, root), f"output_dir={output}", "rerun=true"])
@@ -78,8 +78,7 @@ def ours(values: dict[str, Any], root: str, output: str) -> Callable[[int], dict
 def resident(values: dict[str, Any], root: str) -> Callable[[int], dict[str, Any]]:
     """The same steps on a single batch, which needs no reading, decoding or copying."""
     import torch
-
-    from pdp.contender import Contender
+    from pdp.benchmarks.contender import Contender
 
     torch.set_num_threads(values["threads"])
     contender = Contender(words(values, root))
@@ -200,9 +199,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.progress import Progress
     from rich.table import Table
 
-    from pdp.benchmarking import Apart, machine, verdict, write_figures
-    from pdp.made_images import make_image_folder
-    from pdp.step_timing import in_turn, quartiles
+    from pdp.benchmarks.benchmarking import Apart, machine, verdict, write_figures
+    from pdp.benchmarks.made_images import make_image_folder
+    from pdp.benchmarks.step_timing import in_turn, quartiles
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "images")

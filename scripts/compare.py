@@ -49,7 +49,7 @@ def make_parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Does what the command line asks; returns the exit code."""
-    from pdp.study import read_study
+    from pdp.studies.study import read_study
 
     study = read_study(arguments.study)
     study.common = (*study.common, *arguments.overrides)
@@ -81,7 +81,7 @@ def run_all(study, arguments: argparse.Namespace) -> int:
         TimeRemainingColumn,
     )
 
-    from pdp.study_runs import choose, run_cells
+    from pdp.studies.runs import choose, run_cells
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -119,8 +119,8 @@ def time_steps(study, results: Path) -> None:
     """Times each row of the table, methods at the setting that was chosen, and keeps the ratios beside it."""
     import pandas as pd
 
-    from pdp.step_timing import ratios
-    from pdp.study_runs import choose
+    from pdp.benchmarks.step_timing import ratios
+    from pdp.studies.runs import choose
 
     chosen = {method: choose(study, method, results) for method in study.methods}
     cells = {row: runs[0] for row, runs in study.rows(chosen).items()}
@@ -149,7 +149,7 @@ def show(study, results: Path) -> None:
     name = study.name
     runs = read_study(results, name)
     if not study.tuned:
-        from pdp.study_runs import kept_rows
+        from pdp.studies.runs import kept_rows
 
         rows_of = kept_rows(study, results)
         runs = read_runs(rows_of, name)

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
                 raise Refusal(
                     f"{key} must be given: {key}=<{'directory of a finished run' if key == 'run' else 'slim'}>"
                 )
-        from pdp.export import FORMATS, ExportedRun, export
+        from pdp.training.export_run import FORMATS, ExportedRun, export
 
         if values["format"] not in FORMATS:
             raise Refusal(f"format={values['format']}: no such format; known: {', '.join(FORMATS)}")

@@ -37,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.progress import track
 
     from pdp.config.groups import CONF, choices
-    from pdp.experiment_plan import find_names, plan_table, read_gpu_benchmarks, read_kept, read_plan, swept
-    from pdp.published import load_published
-    from pdp.study import read_study
-    from pdp.study_cost import study_table, timed_here
+    from pdp.runs.published import load_published
+    from pdp.studies.cost import study_table, timed_here
+    from pdp.studies.plan import find_names, plan_table, read_gpu_benchmarks, read_kept, read_plan, swept
+    from pdp.studies.study import read_study
 
     error = Console(stderr=True)
     names = find_names(arguments.words, choices("experiment"))

@@ -23,8 +23,8 @@ from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pdp import run_store
 from pdp.errors import Refusal, Stopped
+from pdp.runs import store as run_store
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,7 +70,7 @@ def show(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pdp.display import percent, score
+    from pdp.training.display import percent, score
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")

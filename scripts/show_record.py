@@ -14,9 +14,9 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pdp.display import Display
 from pdp.errors import Refusal
-from pdp.records import read_record
+from pdp.runs.record import read_record
+from pdp.training.display import Display
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp.cluster.manifest import SweepFolder
 from pdp.errors import Refusal, Stopped
-from pdp.run_store import find_runs
+from pdp.runs.store import find_runs
 from pdp.scripting import Parser, guarded
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = write_tables(tables, arguments.to or folder)
     print(f"written: {', '.join(map(str, written))}")
     if arguments.wandb:
-        from pdp.wandb_tables import send_tables
+        from pdp.tracking.wandb_tables import send_tables
 
         print(send_tables(folder.resolve().name, written, arguments.to or folder, next(iter(runs), None)))
     if missing:

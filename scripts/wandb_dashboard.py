@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--offline", type=Path, metavar="FILE", help="write the specification here as JSON")
     arguments = parser.parse_args(argv)
 
-    from pdp import wandb_views
+    from pdp.tracking import wandb_views
 
     if arguments.offline:
         wandb_views.write_specification(arguments.offline, arguments.project, arguments.entity or "entity")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pdp import wandb_offline
 from pdp.errors import Refusal
 from pdp.scripting import Parser, guarded
+from pdp.tracking import wandb_offline
 
 
 def main(argv: Sequence[str] | None = None) -> int:

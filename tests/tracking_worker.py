@@ -10,8 +10,8 @@ import psutil
 
 from pdp.config.compose import compose
 from pdp.errors import Refusal
-from pdp.records import Record
-from pdp.tracking import make_tracker
+from pdp.runs.record import Record
+from pdp.tracking.tracker import make_tracker
 
 
 def work(job: dict) -> dict:

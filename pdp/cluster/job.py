@@ -24,7 +24,7 @@ from pdp.cluster.batch import start_command
 from pdp.cluster.manifest import Ending, Run, SweepFolder
 from pdp.cluster.ranks import codes
 from pdp.errors import Refusal, SavedForRestart, Stopped
-from pdp.run_store import is_held
+from pdp.runs.store import is_held
 
 GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds; where Slurm itself ends a job, the run was told by it already
 SPARE = 15  # seconds before the limit at which waiting for a run to save itself ends

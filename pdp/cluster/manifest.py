@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pdp.errors import Refusal
-from pdp.records import RECORD, write_json
+from pdp.runs.record import RECORD, write_json
 
 SWEEPS = ".sweeps"
 

@@ -10,7 +10,7 @@ from pdp.cluster import slurm
 from pdp.cluster.job import last_words
 from pdp.cluster.manifest import Ending, Run, SweepFolder
 from pdp.cluster.submission import in_queue
-from pdp.run_store import last_line, read_run
+from pdp.runs.store import last_line, read_run
 
 STATES = ("done", "running", "queued", "saved", "failed", "lost", "missing")
 

@@ -24,7 +24,7 @@ from pdp.config.schema import (
     TextDataConfig,
 )
 from pdp.errors import Refusal
-from pdp.time import Time
+from pdp.schedule.time import Time
 
 
 def check(config: Config, typed: Set[str] = frozenset()) -> None:

@@ -6,8 +6,8 @@ import math
 
 from pdp.config.schema import Config, ScheduleConfig
 from pdp.errors import Refusal
-from pdp.schedules import AUTO_EPOCHS, DEFAULT_RAMP, WHOLE_RUN
-from pdp.time import Time
+from pdp.schedule.shapes import AUTO_EPOCHS, DEFAULT_RAMP, WHOLE_RUN
+from pdp.schedule.time import Time
 
 
 def check_schedule(config: Config) -> None:

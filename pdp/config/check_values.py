@@ -10,7 +10,7 @@ from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
 from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
 from pdp.patterns.options import SALIENCIES, TARGETS
-from pdp.schedules import SCHEDULES
+from pdp.schedule.shapes import SCHEDULES
 
 MODELS = ("resnet18", "resnet34", "resnet50", "mobilenet_v1", "mobilenet_v2", "resnet20")
 LANGUAGE_MODELS = (

@@ -86,7 +86,7 @@ def _run(program: str, overrides: Sequence[str], heading: str = "") -> int:
     if heading:
         print(heading, file=sys.stderr, flush=True)
     entry, values = accepted
-    home = "pdp.run" if program == "train" else "pdp.measurement"
+    home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
     getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
     return DONE
 

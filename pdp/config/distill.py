@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pdp.config.schema import DISTILL, Config, TeacherConfig
 from pdp.errors import Refusal
-from pdp.records import RECORD
+from pdp.runs.record import RECORD
 
 HUB = "hub"
 # 0.95 of PDP's loss and 0.75 of STR's are the teacher's in the paper, as a third party quotes it; the rest is ours.

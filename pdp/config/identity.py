@@ -16,7 +16,7 @@ from pdp.config.distill import HUB
 from pdp.config.schema import Config, DistillConfig, NmPruneConfig, TeacherConfig, data_label
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions
-from pdp.time import Time
+from pdp.schedule.time import Time
 
 # What does not decide the result, a dotted key or a whole group.
 EXCLUDED = (

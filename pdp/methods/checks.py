@@ -8,7 +8,7 @@ from typing import Any
 
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS, MethodOptions, PdpOptions
-from pdp.time import Time
+from pdp.schedule.time import Time
 
 # Patterns that a method knows; one that is not named knows all of them.
 PATTERNS_OF: dict[str, tuple[str, ...]] = {

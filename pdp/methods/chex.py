@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pdp.cut import keep_units
 from pdp.layers import Layer
+from pdp.masks.cut import keep_units
 from pdp.methods import method
 from pdp.methods.channel_norms import norm_scales, scale_saliency
 from pdp.methods.masked import MaskedMethod

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from pdp.layers import Layer, Member
+from pdp.masks.straight_through import straight_through
 from pdp.methods import method
 from pdp.methods.options import DnwOptions
-from pdp.straight_through import straight_through
 
 
 class Method(method.Method):

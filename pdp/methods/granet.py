@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pdp.allocation import erk_budget
-from pdp.cut import count_pruned
 from pdp.layers import Layer
+from pdp.masks.cut import count_pruned
 from pdp.methods import method
 from pdp.methods.options import GranetOptions
 from pdp.methods.sparse import SparseMethod
+from pdp.schedule.allocation import erk_budget
 
 
 class Method(SparseMethod):

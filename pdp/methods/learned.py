@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdp.cut import count_global, count_pruned, keep_units
 from pdp.layers import Layer
+from pdp.masks.cut import count_global, count_pruned, keep_units
 from pdp.methods import method
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pdp.layers import Layer, Member
 from pdp.methods.options import MethodOptions
 from pdp.patterns.pattern import Pattern
-from pdp.time import Time
+from pdp.schedule.time import Time
 
 
 @dataclass(frozen=True)

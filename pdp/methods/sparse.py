@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pdp.cut import keep_units
 from pdp.layers import Layer, Member
+from pdp.masks.cut import keep_units
+from pdp.masks.straight_through import straight_through
 from pdp.methods.masked import MaskedMethod
-from pdp.straight_through import straight_through
 
 
 class SparseMethod(MaskedMethod):

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pdp.allocation import allocate
 from pdp.cost import count_macs
-from pdp.cut import cut_at
 from pdp.errors import Refusal
 from pdp.layers import Layer, Member, Site, first_convolution, is_conv1d
+from pdp.masks.cut import cut_at
+from pdp.masks.units import along
 from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, batch_norm, find_couplings, input_columns, slim_densities
 from pdp.patterns.options import ChannelOptions
 from pdp.patterns.pattern import Wanted
 from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
-from pdp.unit_mask import along
+from pdp.schedule.allocation import allocate
 
 
 class Pattern(pattern.Pattern):

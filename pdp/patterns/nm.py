@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from pdp.cut import keep_units
 from pdp.errors import Refusal
-from pdp.kernels import usable
+from pdp.kernels.gpu import usable
 from pdp.layers import Layer, Member, first_convolution, is_conv1d
+from pdp.masks.cut import keep_units
 from pdp.patterns import pattern
 from pdp.patterns.options import NmOptions
 from pdp.patterns.pattern import Wanted
@@ -86,7 +86,7 @@ class Pattern(pattern.Pattern):
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         if not layers or not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
             return [self._cut(layer) for layer in layers]
-        from pdp.kernels.groups import GroupCuts, Grouped
+        from pdp.kernels.gpu.groups import GroupCuts, Grouped
 
         if self._finder is None:
             self._finder = GroupCuts(self._free, self.options.m)
@@ -108,14 +108,14 @@ class Pattern(pattern.Pattern):
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         if layer.state["cut"].device != weight.device or not usable(weight):
             return super().soft_weight(layer, member, weight, temperature)
-        from pdp.kernels.masks import device_prune
+        from pdp.kernels.gpu.masks import device_prune
 
         cuts, inner = self._cuts_in_memory(layer, weight)
         return device_prune(weight, cuts, temperature, member.compute_dtype(weight), self.options.m, inner)
 
     def _cuts_in_memory(self, layer: Layer, weight: Tensor) -> tuple[Tensor, int]:
         """The layer's cuts in the memory order of `weight`, and how far apart members of a group lie."""
-        from pdp.kernels.groups import memory_order
+        from pdp.kernels.gpu.groups import memory_order
 
         cuts = layer.state["cut"]
         held, ordered, strides, inner = self._ordered.get(layer.name, (None, cuts, None, 0))

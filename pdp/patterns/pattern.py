@@ -11,14 +11,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pdp import host_kernels, kernels
-from pdp.allocation import allocate
-from pdp.cut import keep_units, magnitude_cuts_at
 from pdp.errors import Refusal
+from pdp.kernels import cpu as host_kernels
+from pdp.kernels import gpu as kernels
 from pdp.layers import Layer, Member
-from pdp.mask import soft_prune
+from pdp.masks.cut import keep_units, magnitude_cuts_at
+from pdp.masks.soft import soft_prune
 from pdp.patterns.options import RandomOptions
 from pdp.patterns.weight_forward import Forward
+from pdp.schedule.allocation import allocate
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class Pattern:
         cut = layer.state["cut"]
         if cut.numel() == 1:
             if kernels.usable(weight) and cut.device == weight.device:
-                from pdp.kernels.masks import device_prune
+                from pdp.kernels.gpu.masks import device_prune
 
                 return device_prune(weight, cut, temperature, member.compute_dtype(weight))
             if host_kernels.usable(weight) and cut.is_cpu:
@@ -157,11 +158,11 @@ class Pattern:
 
 
 def _finder_kind(weights: Sequence[Tensor]) -> Any:
-    """The class that finds the cuts of all these weights at once, None where `pdp.cut` does."""
+    """The class that finds the cuts of all these weights at once, None where `pdp.masks.cut` does."""
     if not weights:
         return None
     if kernels.usable(weights[0]):
-        from pdp.kernels.cuts import Cuts
+        from pdp.kernels.gpu.cuts import Cuts
 
         first = weights[0]
         alike = all(one.dtype == first.dtype and one.device == first.device for one in weights)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pdp.layers import Layer, Member, compute_dtype
+from pdp.masks.units import mask_units, steepness
 from pdp.patterns.unit_table import UnitTable
-from pdp.unit_mask import mask_units, steepness
 
 Found = tuple[Tensor, int, int]  # a tensor, its version and where it lay
 

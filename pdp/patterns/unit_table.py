@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdp.kernels import usable
+from pdp.kernels.gpu import usable
 from pdp.layers import Layer
-from pdp.unit_mask import steepness
+from pdp.masks.units import steepness
 
 
 class UnitTable:
@@ -52,7 +52,7 @@ class UnitTable:
         """s^2 of all units, (units of all layers,), float32: each layer's scale times the sums of squares."""
         tensors = [member.rows(member.tensor.detach()) for member in self.members]
         if all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
-            from pdp.kernels.units import UnitSquares
+            from pdp.kernels.gpu.units import UnitSquares
 
             if self._device_squares is None:
                 self._device_squares = UnitSquares(tensors, self.host_rows, self.scale)
@@ -65,7 +65,7 @@ class UnitTable:
         return joint.index_add_(0, self.rows, torch.cat(norms).square()) * self.scale
 
     def cuts(self, squares: Tensor) -> Tensor:
-        """t of each layer for its pruned units, (layers,): as `pdp.cut.cut_at` of the saliencies s."""
+        """t of each layer for its pruned units, (layers,): as `pdp.masks.cut.cut_at` of the saliencies s."""
         self._rank()
         self.padded.view(-1).index_copy_(0, self.place, squares)
         below, above = self.padded.sort(dim=1).values.gather(1, self.ranks).sqrt().unbind(1)
@@ -101,7 +101,7 @@ class UnitTable:
         return torch.sigmoid((squares - signed[self.owner]) / temperature)
 
     def steepness(self, masks: Tensor, temperature: Tensor | float) -> Tensor:
-        """`pdp.unit_mask.steepness` of all units' masks."""
+        """`pdp.masks.units.steepness` of all units' masks."""
         if isinstance(temperature, Tensor):
             return steepness(masks, (self.scales / temperature * 2)[self.owner])
         return steepness(masks, self.scale * (2 / temperature))

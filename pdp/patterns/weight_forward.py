@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pdp import host_kernels
+from pdp.kernels import cpu as host_kernels
 from pdp.layers import Layer
 
 _SMALL = 400_000  # weights of a mean layer; above, what a call costs is less than fetching its effective weight again

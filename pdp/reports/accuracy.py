@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from pdp.published import near_target
 from pdp.reports.cells import cells
 from pdp.reports.sheet import Section, Sheet, columns, count, heading, is_better, is_fraction, percent, score, target
+from pdp.runs.published import near_target
 
 _GROUP = ["data", "model", "metric_name"]
 _PUBLISHED = ("label", "sparsity", "macs", "macs_published", "mac_convention", "value", "epochs", "source", "verified")

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from pdp.methods.options import OPTIONS
-from pdp.published import published_method
 from pdp.reports.statistics import interval, mean, paired, with_dense
+from pdp.runs.published import published_method
 
 KEY = ["study", "cell"]
 _NAMED = ("method_options", "schedule", "allocation", "recipe", "pretrained", "distillation")

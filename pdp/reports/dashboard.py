@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 
 from pdp.cluster.state import in_words, seconds_left
-from pdp.display import percent, score
 from pdp.errors import Refusal
 from pdp.reports import page as pages
 from pdp.reports import plots
 from pdp.reports.runs import read_layers
 from pdp.reports.sweep_table import Tables, make_tables, shown
-from pdp.run_directory import RunDirectory
-from pdp.run_store import StoredRun, find_runs, read_run
+from pdp.runs.directory import RunDirectory
+from pdp.runs.store import StoredRun, find_runs, read_run
+from pdp.training.display import percent, score
 
 CURVES = 12  # runs in progress whose curves are drawn
 SHARES = 8  # figures of layers at most, those that hold the most cells

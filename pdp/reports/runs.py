@@ -11,8 +11,8 @@ import pandas as pd
 
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
-from pdp.records import RECORD, Record, read_record
 from pdp.reports.statistics import cell_of
+from pdp.runs.record import RECORD, Record, read_record
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 ORDER = ["study", "model", "data", "method", "pattern", "target_sparsity", "allocation", "epochs", "cell", "seed"]
@@ -53,7 +53,7 @@ def read_layers(path: Path) -> pd.DataFrame | None:
 
 def read_history(path: Path) -> list[dict[str, Any]]:
     """The epochs of a run; empty where there is no history."""
-    from pdp.run_directory import RunDirectory
+    from pdp.runs.directory import RunDirectory
 
     return RunDirectory(path).read_history()
 

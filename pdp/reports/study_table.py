@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from pdp.records import RECORD
 from pdp.reports.cost import ratios
 from pdp.reports.runs import read_runs
 from pdp.reports.sheet import is_better, percent, score, target
 from pdp.reports.statistics import median, summarise
+from pdp.runs.record import RECORD
 
 _KEYS = ["pattern", "target_sparsity", "method"]
 

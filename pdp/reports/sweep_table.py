@@ -52,7 +52,7 @@ def write_tables(tables: Tables, folder: Path) -> list[Path]:
 
 def shown(cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """The table per cell as people read it: fractions in percent, counts with commas."""
-    from pdp.display import percent, score
+    from pdp.training.display import percent, score
 
     head = ["model", "data", "method", "pattern", "sparsity", "seeds", "metric", "mean", "std", "least", "most"]
     head += ["zeros", "sparse MACs", "train s"]

@@ -43,7 +43,7 @@ def read_published(path: Path) -> pd.DataFrame:
     """The published numbers; none where there is no such file."""
     if not path.is_file():
         return pd.DataFrame(columns=list(_COLUMNS))
-    from pdp.published import load_published
+    from pdp.runs.published import load_published
 
     return load_published(path)
 

@@ -31,7 +31,7 @@ def show(folder: SweepFolder, states: Sequence[RunState], logs: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pdp.display import score
+    from pdp.training.display import score
 
     table = Table(box=SIMPLE, title=f"sweep {folder.path}", title_justify="left")
     for column in ("run", "what varies", "state", "job", "epoch", "metric", "left", "limit", "words"):

@@ -12,8 +12,8 @@ from pdp.cluster.ranks import take_rank
 from pdp.cluster.slurm import QueuedTask
 from pdp.cluster.state import read_state
 from pdp.errors import Refusal
-from pdp.run_directory import RunDirectory
-from pdp.run_store import is_held
+from pdp.runs.directory import RunDirectory
+from pdp.runs.store import is_held
 
 SETTINGS = {"nodes": 2, "processes": 4, "cpus": 3, "warn": 120}
 

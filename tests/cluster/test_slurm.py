@@ -34,8 +34,8 @@ from slurm_jobs import (
 from pdp.cluster.manifest import find_sweep
 from pdp.cluster.state import read_states
 from pdp.config.command_line import main as command_line
-from pdp.records import read_record
 from pdp.reports.sweep_table import TIMES
+from pdp.runs.record import read_record
 from scripts import sweep_table
 from scripts.slurm import status, submit
 

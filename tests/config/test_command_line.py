@@ -72,7 +72,7 @@ def test_scripts_work_from_anywhere():
 
 @pytest.fixture
 def entered(monkeypatch):
-    """Puts a stand-in for `pdp.run` and `pdp.measurement`, so that what reaches it can be seen and how it ends be chosen."""
+    """Puts a stand-in for `pdp.training.run` and `pdp.training.measurement`, so that what reaches it can be seen and how it ends be chosen."""
     reached: list = []
 
     class Run:
@@ -90,8 +90,8 @@ def entered(monkeypatch):
 
     stand_in = Run()
     stand_in.reached = reached
-    monkeypatch.setitem(sys.modules, "pdp.run", stand_in)
-    monkeypatch.setitem(sys.modules, "pdp.measurement", stand_in)
+    monkeypatch.setitem(sys.modules, "pdp.training.run", stand_in)
+    monkeypatch.setitem(sys.modules, "pdp.training.measurement", stand_in)
     return stand_in
 
 

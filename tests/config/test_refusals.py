@@ -10,7 +10,7 @@ from pdp.config.schema import AllocationConfig, Config, ModelConfig, PruneConfig
 from pdp.config.schema import ImagesDataConfig as Images
 from pdp.errors import Refusal
 from pdp.methods.options import PdpOptions
-from pdp.schedules import make_schedule
+from pdp.schedule.shapes import make_schedule
 
 BASE = ["model=resnet18", "sparsity=0.5"]
 

@@ -1,4 +1,4 @@
-"""Tests of the GPU's kernels, run by Triton's interpreter where there is no GPU (see test_kernels.py)."""
+"""Tests of the GPU's kernels, run by Triton's interpreter where there is no GPU (see test_gpu.py)."""
 
 import math
 
@@ -7,14 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mask import reference
+from mask_formulas import reference
 
 from pdp import Pruner
-from pdp.kernels import selection, usable
-from pdp.kernels.cuts import Cuts
-from pdp.kernels.launching import launch
-from pdp.kernels.masks import alike, device_prune
-from pdp.mask import soft_prune
+from pdp.kernels.gpu import selection, usable
+from pdp.kernels.gpu.cuts import Cuts
+from pdp.kernels.gpu.launching import launch
+from pdp.kernels.gpu.masks import alike, device_prune
+from pdp.masks.soft import soft_prune
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter cuts bfloat16 off instead of rounding.
@@ -102,7 +102,7 @@ def test_an_interrupted_search_leaves_the_next_one_right(monkeypatch):
         launch(kernel, *arguments, **constants)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("pdp.kernels.cuts.launch", interrupted)
+        patched.setattr("pdp.kernels.gpu.cuts.launch", interrupted)
         cuts.find([weight], [1000])
     check_cuts(cuts, [weight], [2000])
 

@@ -1,4 +1,4 @@
-"""Tests of the GPU's kernels for channels, run by Triton's interpreter where there is no GPU (see test_kernels.py)."""
+"""Tests of the GPU's kernels for channels, run by Triton's interpreter where there is no GPU (see test_gpu.py)."""
 
 import itertools
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pdp import Pruner
-from pdp.kernels.units import UnitSquares
-from pdp.unit_mask import mask_units, steepness
+from pdp.kernels.gpu.units import UnitSquares
+from pdp.masks.units import mask_units, steepness
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter cuts bfloat16 off instead of rounding.

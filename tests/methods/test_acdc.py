@@ -18,7 +18,7 @@ from by_hand import (
 )
 
 from pdp import Pruner
-from pdp.schedules import make_schedule
+from pdp.schedule.shapes import make_schedule
 
 # Of the authors' runs: dense 0-9, pruned at 10, 20, ... 70 and restored at 15, 25, ... 75, pruned for good at 85.
 PRUNED_OF_100 = {start + more for start in range(10, 80, 10) for more in range(5)} | set(range(85, 100))

@@ -23,7 +23,7 @@ from by_hand import (
 )
 
 from pdp import Pruner
-from pdp.schedules import make_schedule
+from pdp.schedule.shapes import make_schedule
 
 
 def rate(epoch, epochs):

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pdp import Pruner, find_cut
-from pdp.cut import cut_at
 from pdp.errors import Refusal
+from pdp.masks.cut import cut_at
 
 
 def trained(pattern="random", steps=7, **options):

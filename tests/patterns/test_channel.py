@@ -15,8 +15,9 @@ from torchvision.models import resnet18
 
 from pdp import Pruner, count_macs
 from pdp.errors import Refusal
+from pdp.export.compare import difference
+from pdp.export.slim import slim
 from pdp.patterns.coupling import find_couplings
-from pdp.slim import difference, slim
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 IMAGE = torch.zeros(1, 3, 8, 8)

@@ -20,11 +20,14 @@ from transformers.pytorch_utils import Conv1D
 
 from pdp import Pruner, count_macs
 from pdp.errors import Refusal
-from pdp.export import Logits, save_program, save_slim
+from pdp.export.compare import difference
+from pdp.export.inputs import Logits
+from pdp.export.program import save_program
+from pdp.export.slim import slim
+from pdp.export.slim_folder import save_slim
+from pdp.export.slim_loader import load_slim
 from pdp.patterns.attention import find_attentions
 from pdp.patterns.coupling import find_couplings
-from pdp.slim import difference, slim
-from pdp.slim_loader import load_slim
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 TOKENS = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))

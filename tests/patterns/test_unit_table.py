@@ -7,7 +7,7 @@ from test_channel import NOW, make
 from torch import nn
 
 from pdp import Pruner
-from pdp.cut import cut_at
+from pdp.masks.cut import cut_at
 from pdp.patterns.unit_table import UnitTable
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pdp import Pruner, host_kernels
+from pdp import Pruner
+from pdp.kernels import cpu as host_kernels
 from pdp.patterns import weight_forward
 
 pytestmark = pytest.mark.skipif(host_kernels.found() is None, reason="Numba is not installed")

@@ -9,9 +9,9 @@ import pytest
 from record_values import record_values
 from scipy import stats
 
-from pdp.records import Record, write_record
 from pdp.reports.runs import read_kept, read_runs
 from pdp.reports.statistics import cell_of, holm, interval, mean, paired, summarise, with_dense
+from pdp.runs.record import Record, write_record
 
 # Student (1908), R's data set `sleep`: hours gained with two drugs, ten patients.
 FIRST = pd.Series([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])

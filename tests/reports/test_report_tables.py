@@ -235,7 +235,7 @@ def test_reports_need_no_torch():
         "import pdp.reports\n"
         "names = [one.name for one in pkgutil.iter_modules(pdp.reports.__path__)]\n"
         "for name in names:\n    importlib.import_module('pdp.reports.' + name)\n"
-        "import pdp.published\n"
+        "import pdp.runs.published\n"
         "from scripts import tables, figures, report\n"
         "print(*sorted(names))\n"
     )

@@ -12,15 +12,15 @@ from texts import opened, text_config, write_glue
 from torch import nn
 from torch.nn import functional
 
-from pdp.assembly import make_model, make_pruner
 from pdp.config.compose import compose
 from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal
-from pdp.evaluation import measure
 from pdp.layers import find_layers
 from pdp.patterns.nm import input_dim
 from pdp.tasks import build_task
 from pdp.tasks.text_loading import LengthGroupedSampler, measured_windows, training_windows
+from pdp.training.assembly import make_model, make_pruner
+from pdp.training.evaluation import measure
 
 VERSE = ["the cat sat on the mat .\n", "\n", "a dog sat on a log and sang a song .\n"]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from texts import SMALL_BERT, SMALL_GPT2, opened, write_glue
 
-from pdp.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
 from pdp.config.compose import compose
-from pdp.optimizers import make_optimizer, rate_factor
 from pdp.tasks import build_task
+from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
+from pdp.training.optimizers import make_optimizer, rate_factor
 
 NOW = ["schedule.warmup=0", "schedule.ramp=1ep", "recipe.epochs=2", "sparsity=0.75"]
 

@@ -11,11 +11,11 @@ import torch
 from making import configuration
 from two_processes import TEXTS
 
-from pdp.assembly import make_model
 from pdp.config.compose import compose
-from pdp.evaluation import measure
 from pdp.tasks import build_task
 from pdp.tasks.sampling import set_epoch
+from pdp.training.assembly import make_model
+from pdp.training.evaluation import measure
 
 
 @pytest.fixture(scope="module")

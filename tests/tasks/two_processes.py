@@ -7,12 +7,12 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from making import configuration
 from texts import SMALL_BERT
 
-from pdp.assembly import make_model, make_pruner
 from pdp.config.compose import compose
-from pdp.evaluation import measure
-from pdp.optimizers import make_optimizer
 from pdp.tasks import build_task
 from pdp.tasks.sampling import set_epoch
+from pdp.training.assembly import make_model, make_pruner
+from pdp.training.evaluation import measure
+from pdp.training.optimizers import make_optimizer
 
 TEXTS = ["model=bert_tiny", SMALL_BERT, "data=grammar_nli", "data.limit=203", "data.length_grouping=true",
          "recipe.batch_size=8", "recipe.epochs=2", "sparsity=0.75", "schedule.warmup=0", "schedule.ramp=8it"]  # fmt: skip

@@ -1,0 +1,140 @@
+"""A model in training as train.py trains it, held still for measuring: one batch, the share of one moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pdp.config.compose import compose
+from pdp.config.schema import Config
+from pdp.errors import Refusal
+from pdp.methods.method import Moment
+from pdp.tasks import build_task
+from pdp.tasks.made_batch import made_batch
+from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
+from pdp.training.optimizers import make_optimizer
+
+
+class Contender:
+    """Model, pruner and optimizer of one configuration, composed or given as train.py's words, and one batch.
+
+    The batch is the first of the data, or with `made` random numbers in its shape, for which no data is opened; `at` is
+    the moment as a share of the run, 1 its end. Raises `Refusal` for words that train.py refuses, and where the method
+    prunes nothing at that moment.
+    """
+
+    def __init__(self, words: Sequence[str] | Config, made: bool = False, at: float = 1.0):
+        config = words if isinstance(words, Config) else compose(words)
+        self.recipe, self.task = config.recipe, build_task(config)
+        if not made:
+            self.task.open_data()
+        self.accelerator = make_accelerator(config)
+        self.device = self.accelerator.device
+        self.model = make_model(config, self.task).to(self.device).train()
+        self.pruner = make_pruner(config, self.task, self.model, steps_in_epoch(config, self.task))
+        optimizer = make_optimizer(self.model, self.recipe)
+        self.pruner.attach(optimizer)
+        trained = torch.compile(self.model) if self.recipe.compile else self.model
+        self.trained, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        if made:
+            batch = made_batch(config, self.task)
+        else:
+            loader = self.task.train_loader(self.recipe.batch_size, config.seed, self.recipe.augmentation, 0)
+            batch = next(iter(loader))
+        self.batch: dict[str, Tensor] = {name: values.to(self.device) for name, values in batch.items()}
+        self.steps = 0
+        self._go_to(at)
+
+    def _go_to(self, at: float) -> None:
+        """The share and budget of that moment of the run."""
+        self.pruner.start_epoch(0)
+        if self.pruner.schedule is None:
+            return
+        if self.pruner.schedule.unit == "step":
+            self.pruner.steps = int(at * (self.pruner.schedule.moments - 1))
+        self.pruner.start_epoch(int(at * (self.recipe.epochs - 1)))
+        if not self.pruner.fraction:
+            raise Refusal(f"schedule: nothing is pruned at {at:.0%} of the run, so there is no step to measure")
+
+    def step(self) -> None:
+        """One optimizer step, as the trainer makes it."""
+        loss = self.task.loss(self.trained, self.batch, self.recipe.label_smoothing)
+        penalty = self.pruner.penalty()
+        self.accelerator.backward(loss if penalty is None else loss + penalty)
+        if self.accelerator.scaler:
+            self.accelerator.unscale_gradients()
+        self.pruner.after_backward()
+        if self.recipe.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+        self.optimizer.step()
+        self.pruner.step()
+        self.optimizer.zero_grad()
+        self.steps += 1
+
+    def seconds(self, steps: int = 1) -> float:
+        """Wall time of so many steps, the device's work included."""
+        return seconds(self.step, self.device, steps)
+
+    @property
+    def prunable(self) -> int:
+        """Weights that pruning reaches."""
+        return sum(weight.numel() for weight in self.pruner.prunable_weights.values())
+
+
+def seconds(work: Any, device: torch.device, times: int = 1) -> float:
+    """Wall time of so many calls, the device's work included."""
+    synchronize(device)
+    started = time.perf_counter()
+    for _ in range(times):
+        work()
+    synchronize(device)
+    return time.perf_counter() - started
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def own_seconds(contender: Contender, repeats: int = 7) -> dict[str, list[float]]:
+    """Seconds of the method's own work in one step, each part by itself, `repeats` times.
+
+    `cut` finds the cuts of all layers, `mask` makes all effective weights, `backward` takes their gradients back to the
+    stored ones; `copy` is the yardstick: all stored weights copied once.
+    """
+    pruner, device = contender.pruner, contender.device
+    members = [(layer, member) for layer in pruner.layers if layer.active for member in layer.members]
+    stored = [member.tensor for _, member in members]
+    found: dict[str, list[float]] = {"copy": [], "cut": [], "mask": [], "backward": []}
+    effective: list[Tensor] = []
+    gradients: list[Tensor] = []
+
+    def copy() -> None:
+        for weight in stored:
+            weight.detach().clone()
+
+    @torch.no_grad()
+    def cut() -> None:
+        pruner.method.update(pruner.layers, Moment(pruner.epoch or 0, pruner.steps, pruner.fraction))
+
+    def mask() -> None:
+        pruner.method.begin_forward(pruner.layers)
+        effective[:] = [pruner.method.effective_weight(layer, member.tensor, member) for layer, member in members]
+        pruner.method.end_forward()
+
+    def backward() -> None:
+        chosen = [pair for pair in zip(effective, gradients, strict=True) if pair[0].requires_grad]
+        torch.autograd.grad([one for one, _ in chosen], stored, [one for _, one in chosen], allow_unused=True)
+
+    for _ in range(repeats):
+        for name, work in (("copy", copy), ("cut", cut), ("mask", mask)):
+            found[name].append(seconds(work, device))
+        gradients = gradients or [torch.randn_like(one) for one in effective]
+        found["backward"].append(seconds(backward, device))
+        effective.clear()
+    return found

@@ -1,0 +1,1 @@
+"""A teacher beside the labels."""

@@ -1,0 +1,20 @@
+"""How far two models' outputs are apart, and how far they may be."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
+
+
+def difference(one: nn.Module, other: nn.Module, *inputs: Tensor) -> float:
+    """The largest difference of two models' outputs in evaluation mode, over the largest output."""
+    modes = [(module, module.training) for model in (one, other) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            first, second = one.eval()(*inputs), other.eval()(*inputs)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return float((first - second).abs().max() / first.abs().max().clamp(min=1e-30))

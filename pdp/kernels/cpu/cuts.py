@@ -1,0 +1,102 @@
+"""The cuts of all layers on the CPU at once: exact, one pass over the weights where they lie near the last ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdp.kernels.cpu import selection
+from pdp.kernels.cpu.parting import parting
+from pdp.kernels.cpu.threads import in_parts
+from pdp.masks.host_cut import neighbours
+
+_WHOLE = 1 << 12  # magnitudes of a layer up to which all are looked at, wherever they lie
+_PIECE = 1 << 16  # magnitudes of a piece, the least that a thread takes
+_SHARE_NEAR = 16  # one in so many of a piece's magnitudes may lie between the bounds
+_NARROWEST, _WIDEST = 2.0**-12, 2.0**-4  # of bounds round the last cut, relative to it
+_MOVES = 4  # how many times farther than last time a cut may move and still be found at once
+_AGAIN = 16  # how much wider the bounds are when it has moved farther
+
+
+class Cuts:
+    """Finds the cuts of as many tensors of the same sizes again and again; remembers where they lay."""
+
+    def __init__(self, weights: Sequence[Tensor]):
+        self._known = [weight.numel() for weight in weights]
+        self._sizes = np.array(self._known, np.int64)
+        self._small = self._sizes <= _WHOLE
+        counts = -(-self._sizes // _PIECE)
+        self._pieces = np.concatenate([[0], np.cumsum(counts)])
+        self._layers = layers = np.repeat(np.arange(len(weights)), counts)
+        numbers = np.arange(len(layers)) - self._pieces[layers]
+        # All pieces of a layer of about one size, whole cache lines of them.
+        size = (-(-self._sizes // np.maximum(counts, 1)) + 15) // 16 * 16
+        self._firsts = np.minimum(numbers * size[layers], self._sizes[layers])
+        self._lasts = np.minimum(self._firsts + size[layers], self._sizes[layers])
+        self._room = np.where(self._small[layers], self._lasts - self._firsts, size[layers] // _SHARE_NEAR)
+        self._cuts = np.full(len(weights), math.nan)
+        self._moved = np.full(len(weights), math.inf)
+        self._below, self._above = np.full((2, len(weights)), math.nan)
+
+    def match(self, weights: Sequence[Tensor]) -> bool:
+        """Whether these weights have the sizes that this was made for."""
+        return [weight.numel() for weight in weights] == self._known
+
+    def find(self, weights: Sequence[Tensor], pruned: Sequence[int]) -> Tensor:
+        """One cut per weight for these numbers of pruned units; float32."""
+        ranks = np.array(pruned, np.int64)
+        within = (ranks > 0) & (ranks < self._sizes)
+        addresses = np.array([weight.data_ptr() for weight in weights], np.int64)
+        below, above = np.full((2, len(ranks)), math.nan)
+        reach = np.maximum(_MOVES * self._moved, _NARROWEST * self._cuts)
+        tried = within & (self._small | (reach <= _WIDEST * self._cuts))
+        self._search(addresses, ranks, tried, reach, below, above)
+        missed = within & np.isnan(below)
+        again = missed & ~self._small & (reach < _WIDEST * self._cuts)
+        self._search(addresses, ranks, again, np.minimum(_AGAIN * reach, _WIDEST * self._cuts), below, above)
+        for layer in np.flatnonzero(within & np.isnan(below)).tolist():
+            weight = weights[layer].detach()
+            flat = weight.as_strided((weight.numel(),), (1,)).numpy()
+            below[layer], above[layer] = neighbours(flat, pruned[layer], magnitudes=True)
+        with np.errstate(invalid="ignore"):  # of infinite weights
+            cuts = below + (above - below) * 0.5
+            self._moved = np.where(np.isfinite(self._cuts), np.abs(cuts - self._cuts), math.inf)
+        self._cuts, self._below, self._above = cuts, below, above
+        endless = np.where(ranks > 0, math.inf, -math.inf)
+        return torch.from_numpy(np.where(within, cuts, endless).astype(np.float32))
+
+    def _search(
+        self,
+        addresses: np.ndarray,
+        ranks: np.ndarray,
+        tried: np.ndarray,
+        reach: np.ndarray,
+        below: np.ndarray,
+        above: np.ndarray,
+    ) -> None:
+        """Fills in the neighbours of the cut of each layer to try, where they moved by `reach` at most."""
+        if not tried.any():
+            return
+        low = np.where(self._small, 0.0, np.maximum(self._below - reach, 0.0))[tried]
+        high = np.where(self._small, math.inf, self._above + reach)[tried]
+        low, high = (bound.astype(np.float32).view(np.int32) for bound in (low, high))
+        taken = tried[self._layers]
+        counts = np.diff(self._pieces)[tried]
+        pieces = np.concatenate([[0], np.cumsum(counts)])
+        rooms = np.concatenate([[0], np.cumsum(self._room[taken])])
+        near = np.empty(rooms[-1], np.int32)
+        under, inside = np.empty((2, len(rooms) - 1), np.int64)
+        layers = np.repeat(np.arange(len(counts)), counts)
+        where = (layers, self._firsts[taken], self._lasts[taken], rooms)
+        seen = (addresses[tried], low, high, *where, near, under, inside)
+        among = (ranks[tried], low, high, pieces, rooms, near, under, inside)
+        found = np.empty((2, len(counts)), np.int32)
+        parts = parting(int(self._sizes[tried].sum()))
+        in_parts(selection.gather, *parts, *seen)
+        in_parts(selection.select, *parts, *among, *found)
+        values = np.where(found < 0, math.nan, found.view(np.float32).astype(np.float64))
+        below[tried], above[tried] = values

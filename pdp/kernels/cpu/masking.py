@@ -1,0 +1,86 @@
+"""The kernels of masks.py: m(w) * w and its gradient in one pass each, the mask held in registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from pdp.kernels.cpu.memory import bits_at
+
+# Products and sums may join into one operation, as a processor does them; infinities and NaN keep their meaning.
+_HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+_ZERO, _HALF, _ONE, _TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
+# Those of pdp.masks.soft, held equal by a test: a compiled kernel does not see what changes in another file.
+SATURATED, NOTHING, FARTHEST = np.float32(60.0), np.float32(1e-26), np.float32(-1e20)
+# exp(r) for |r| <= ln(2) / 2 and ln(2) in two parts: Cephes, expf.
+_E0, _E1, _E2, _E3, _E4 = (
+    np.float32(value) for value in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
+)
+_PER_LN2, _LN2_HIGH, _LN2_LOW = (np.float32(value) for value in (1.44269504088896341, 0.693359375, -2.12194440e-4))
+_BIAS, _FRACTION = np.int32(127), np.int32(23)  # of a float32's exponent, and the bits behind it
+
+
+@njit(inline="always")
+def _sigmoid(z):
+    """1 / (1 + exp(-z)) for |z| <= 60, without a call, so that the compiler computes many at once."""
+    steps = np.floor(_HALF - z * _PER_LN2)
+    rest = -z - steps * _LN2_HIGH - steps * _LN2_LOW
+    power = (((_E0 * rest + _E1) * rest + _E2) * rest + _E3) * rest + _E4
+    power = (power * rest + _HALF) * (rest * rest) + rest + _ONE
+    scale = np.int32((np.int32(steps) + _BIAS) << _FRACTION)
+    return _ONE / (_ONE + power * scale.view(np.float32))
+
+
+@njit(inline="always")
+def _bounded(z):
+    # Written so that what is no number stays none.
+    z = -SATURATED if z < -SATURATED else z
+    return SATURATED if z > SATURATED else z
+
+
+@njit(**_HOW)
+def write_effective(part, parts, weight, effective, count, offset, inverse):
+    """m(w) * w of one of so many parts of the `count` numbers: m = sigmoid(offset + w^2 * inverse)."""
+    first, last = _ends(part, parts, count)
+    source = bits_at(weight + 4 * first, last - first).view(np.float32)
+    target = bits_at(effective + 4 * first, last - first).view(np.float32)
+    offset, inverse = np.float32(offset), np.float32(inverse)
+    for i in range(last - first):
+        w = source[i]
+        mask = _sigmoid(_bounded(offset + w * w * inverse))
+        target[i] = w * (_ZERO if mask <= NOTHING else mask)
+
+
+@njit(**_HOW)
+def write_all(part, parts, weights, effective, counts, offsets, inverses):
+    """`write_effective` of several tensors, those of one of so many parts as a whole."""
+    for i in range(counts.size * part // parts, counts.size * (part + 1) // parts):
+        write_effective(0, 1, weights[i], effective[i], counts[i], offsets[i], inverses[i])
+
+
+@njit(**_HOW)
+def write_slope(part, parts, weight, upstream, slope, count, offset, inverse):
+    """`upstream` times m + 2 w^2 / tau * m (1 - m), of one of so many parts of the `count` numbers."""
+    first, last = _ends(part, parts, count)
+    source = bits_at(weight + 4 * first, last - first).view(np.float32)
+    given = bits_at(upstream + 4 * first, last - first).view(np.float32)
+    target = bits_at(slope + 4 * first, last - first).view(np.float32)
+    offset, inverse = np.float32(offset), np.float32(inverse)
+    # A clamped z times an endless cut would be a slope where there is none.
+    subtracted = max(offset, FARTHEST)
+    for i in range(last - first):
+        w = source[i]
+        z = _bounded(offset + w * w * inverse)
+        mask = _sigmoid(z)
+        # 2 w^2 / tau = 2 z + 2 t^2 / tau
+        target[i] = given[i] * (mask + _TWO * (z - subtracted) * (mask * (_ONE - mask)))
+
+
+@njit(inline="always")
+def _ends(part, parts, count):
+    """Where a part begins and ends, at whole cache lines."""
+    size = (count + parts * 16 - 1) // (parts * 16) * 16
+    return min(part * size, count), min((part + 1) * size, count)

@@ -1,0 +1,55 @@
+"""Triton kernels for a GPU: what `pdp.masks` and `pdp.patterns.nm` define, in a few passes over the weights.
+
+The definitions stay where they are; everything here equals them, bit for bit where something is selected. Each question
+has two files, the kernels and what calls them: selection and cuts, masking and masks (of single weights), grouping and
+groups (N:M), unit_masking and units (channels).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from pdp.masks.soft import as_cut, lies_dense
+
+KINDS = (torch.float32, torch.bfloat16, torch.float16)
+LARGEST = 2**31 - 1  # numbers in a tensor, as they are counted in 32 bits
+
+
+def usable(weight: Tensor) -> bool:
+    """Whether the kernels take this weight: on a GPU, in one piece, and not inside a step that is compiled anyway."""
+    if not (weight.is_cuda or _interpreted()) or torch.compiler.is_compiling():
+        return False
+    if type(weight) not in (Tensor, nn.Parameter):  # a sharded tensor, say, has no address
+        return False
+    return weight.dtype in KINDS and weight.numel() <= LARGEST and lies_dense(weight) and runs_on(weight.device)
+
+
+@cache
+def _interpreted() -> bool:
+    """Triton's own interpreter runs the kernels on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def runs_on(device: torch.device) -> bool:
+    """Whether a kernel can be compiled and run there; warns where it cannot, once, and says why."""
+    weight = torch.ones(2, device=device)
+    try:
+        from pdp.kernels.gpu.cuts import Cuts
+        from pdp.kernels.gpu.masks import device_prune
+
+        device_prune(weight, as_cut(0.5, weight), 1.0, torch.float32)
+        Cuts([weight]).find([weight], [1])
+    except torch.OutOfMemoryError:
+        raise
+    # Triton may be missing, or the compiler and headers that it needs, or the GPU may be too old for it.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        warnings.warn(f"Triton's kernels do not run on {device}, pruning goes on without: {reason}", stacklevel=2)
+        return False
+    return True

@@ -1,0 +1,101 @@
+"""N:M's cuts on a GPU: those of `pdp.patterns.nm`, a launch or two for each layer and no sort."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdp.kernels.gpu import grouping
+from pdp.kernels.gpu.cuts import CHUNK, MOST_PROGRAMS, Cuts, upload
+from pdp.kernels.gpu.launching import launch
+
+_BLOCK = 256  # groups of a program
+_ROOM = 1024  # equal candidates of a layer that are put in order without going through all of them
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A dense weight whose groups lie along one of its dimensions, and how many of its units go."""
+
+    weight: Tensor
+    along: int
+    pruned: int
+
+
+class GroupCuts:
+    """Finds the cuts of groups of `members` weights, of which `free` can go, for layers that stay the same."""
+
+    def __init__(self, free: int, members: int):
+        self.free, self.members = free, members
+        self.selection: Cuts | None = None
+        self.laid: list[list[int]] = []
+
+    def find(self, layers: Sequence[Grouped]) -> list[Tensor]:
+        """The cuts of each layer: shaped as the weight is with its inputs last and counted in groups."""
+        found = [self._empty(layer) for layer in layers]
+        partial = []
+        for layer, cuts in zip(layers, found, strict=True):
+            if layer.pruned == cuts.numel() * self.free:
+                self._launch(grouping.write_full_cuts, layer, cuts)
+            else:
+                partial.append((layer, cuts))
+        if partial:
+            self._find_partial(partial)
+        return [cuts.movedim(layer.along, -1) for layer, cuts in zip(layers, found, strict=True)]
+
+    def _find_partial(self, layers: Sequence[tuple[Grouped, Tensor]]) -> None:
+        sizes = [cuts.numel() * self.free for _, cuts in layers]
+        # Each starts where a load of sixteen bytes can.
+        starts = [0, *accumulate(-(-size // 4) * 4 for size in sizes)]
+        joined = torch.empty(starts[-1], dtype=torch.float32, device=layers[0][0].weight.device)
+        candidates = [joined[start : start + size] for start, size in zip(starts, sizes, strict=False)]
+        for (layer, cuts), part in zip(layers, candidates, strict=True):
+            self._launch(grouping.write_candidates, layer, part, groups=cuts.numel())
+        inner = [layer.weight.stride(layer.along) for layer, _ in layers]
+        rows = [layer.weight.shape[layer.along] // self.members for layer, _ in layers]
+        if self.selection is None or not self.selection.match(candidates):
+            self.selection, self.laid = Cuts(candidates), []
+        if self.laid != [inner, rows]:
+            self.laid = [inner, rows]
+            self.inner, self.rows = upload(np.array(self.laid, np.int32), joined.device).unbind(0)
+        chosen = self.selection
+        chosen.find(candidates, [layer.pruned for layer, _ in layers])
+        last, seen = torch.zeros((2, len(layers)), dtype=torch.int32, device=joined.device).unbind(0)
+        places = torch.empty((len(layers), _ROOM), dtype=torch.int32, device=joined.device)
+        equals = (self.inner, self.rows, chosen.prefix, chosen.taken, chosen.ties)
+        chunks, how = chosen.chunk_layer.numel(), {"FREE": self.free, "ROOM": _ROOM}
+        launch(
+            grouping.collect_ties, min(chunks, MOST_PROGRAMS), chosen.addresses, chosen.chunk_layer,
+            chosen.chunk_number, chosen.sizes, chunks, *equals, seen, places, **how, BLOCK=CHUNK,
+        )  # fmt: skip
+        launch(
+            grouping.find_last_tie, len(layers), chosen.addresses, chosen.sizes, *equals, places, last, **how,
+            BLOCK=_BLOCK,
+        )  # fmt: skip
+        for number, (layer, own) in enumerate(layers):
+            row = layer.weight.shape[layer.along] // self.members
+            self._launch(grouping.write_partial_cuts, layer, own, row, chosen.prefix, last, number)
+
+    def _launch(self, kernel, layer: Grouped, out: Tensor, *more, groups: int | None = None) -> None:
+        groups = groups or out.numel()
+        launch(
+            kernel, -(-groups // _BLOCK), layer.weight, out, groups, layer.weight.stride(layer.along), *more,
+            FREE=self.free, MEMBERS=self.members, BLOCK=_BLOCK,
+        )  # fmt: skip
+
+    def _empty(self, layer: Grouped) -> Tensor:
+        """Room for the cuts, in the memory order of the weight."""
+        shape = list(layer.weight.shape)
+        shape[layer.along] //= self.members
+        order = memory_order(layer.weight)
+        return torch.empty(shape, dtype=torch.float32, device=layer.weight.device, memory_format=order)
+
+
+def memory_order(weight: Tensor) -> torch.memory_format:
+    """In which of the two orders a dense tensor lies."""
+    return torch.contiguous_format if weight.is_contiguous() else torch.channels_last

@@ -1,0 +1,1 @@
+"""Which units fall under a cut; the soft mask and its gradient."""

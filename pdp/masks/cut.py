@@ -1,0 +1,120 @@
+"""Selection: the cut between pruned and kept units, exact for any share, and which units fall under it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdp.errors import Refusal
+from pdp.masks.host_cut import Trail, computable, host_cut, host_cuts
+
+
+def count_pruned(share: float, units: int) -> int:
+    """How many of `units` a share in [0, 1] prunes: floor(share * units + 0.5)."""
+    if not 0 <= share <= 1:
+        raise Refusal(f"share={share} must lie in [0, 1]")
+    return math.floor(share * units + 0.5)
+
+
+def find_cut(saliency: Tensor, share: float, dim: int | None = None) -> Tensor:
+    """The cut t midway between the largest pruned and the smallest kept saliency (PDP, section on t).
+
+    `saliency` holds non-negative numbers of any shape. Without `dim` there is one cut over all of them, a 0-dim tensor;
+    with `dim` one for each slice along it, shaped like `saliency` without that dimension. Float32, float64 for float64.
+    Nothing pruned gives -inf, everything pruned +inf. Raises `Refusal` for a share outside [0, 1].
+    """
+    units = saliency.numel() if dim is None else saliency.shape[dim]
+    return cut_at(saliency, count_pruned(share, units), dim)
+
+
+def cut_at(saliency: Tensor, pruned: int, dim: int | None = None) -> Tensor:
+    """`find_cut` for a number of pruned units instead of a share."""
+    values = computable(saliency.detach())
+    if dim is None:
+        if _selects_on_host(values):
+            return torch.tensor(host_cut(values.reshape(-1).numpy(), pruned), dtype=values.dtype)
+        values, dim = values.reshape(-1), 0
+    units = values.shape[dim]
+    outer = values.shape[:dim] + values.shape[dim + 1 :] if dim >= 0 else values.shape[:dim] + values.shape[dim:][1:]
+    if pruned <= 0 or pruned >= units:
+        return values.new_full(outer, -math.inf if pruned <= 0 else math.inf)
+    ordered = values.sort(dim=dim).values
+    below, above = ordered.select(dim, pruned - 1), ordered.select(dim, pruned)
+    return below + (above - below) * 0.5
+
+
+def magnitude_cuts_at(
+    weights: Sequence[Tensor], pruned: Sequence[int], trails: Sequence[Trail] | None = None
+) -> list[Tensor]:
+    """`cut_at` of the magnitudes of each layer's weights, without a tensor of magnitudes where the CPU selects.
+
+    `trails` remember from call to call where each layer's cut lay, which makes the next one quicker to find.
+    """
+    if all(_selects_on_host(one) for one in weights):
+        return host_cuts(weights, pruned, trails or [Trail() for _ in weights], torch.get_num_threads())
+    return [cut_at(one.detach().abs(), count) for one, count in zip(weights, pruned, strict=True)]
+
+
+def keep_units(saliency: Tensor, pruned: int) -> Tensor:
+    """Which units stay when the `pruned` smallest go, lowest index first among equals; bool, shaped like `saliency`.
+
+    Indices run in the logical order of the tensor whatever its memory layout. Forces no device synchronization.
+    """
+    values = computable(saliency.detach()).reshape(-1)
+    units = values.numel()
+    if pruned <= 0 or pruned >= units:
+        return torch.full(saliency.shape, pruned <= 0, dtype=torch.bool, device=saliency.device)
+    if _selects_on_host(values):
+        last = np.partition(values.numpy(), pruned - 1)[pruned - 1]
+        keep = values > float(last)
+        ties = (values == float(last)).nonzero().reshape(-1)
+        keep[ties[pruned - (units - int(keep.sum()) - ties.numel()) :]] = True
+        return keep.reshape(saliency.shape)
+    last = values.sort().values[pruned - 1]
+    tied = values == last
+    taken = pruned - (values < last).sum()
+    keep = (values > last) | (tied & (tied.cumsum(0) > taken))
+    return keep.reshape(saliency.shape)
+
+
+def count_global(saliencies: Sequence[Tensor], pruned: int, least_kept: int = 1) -> list[int]:
+    """How many units each layer loses when the `pruned` smallest of all layers go; the counts sum to `pruned` exactly.
+
+    The `least_kept` largest units of every layer are safe from the cut, so that no layer is emptied. Among equals the
+    earlier layer, then the lower index goes first. Raises `Refusal` if that leaves too few units to prune.
+    """
+    sizes = [one.numel() for one in saliencies]
+    free = sum(max(0, size - least_kept) for size in sizes)
+    if pruned > free:
+        raise Refusal(
+            f"a budget of {pruned} pruned units would empty a layer: at most {free} of {sum(sizes)} can go "
+            f"while each layer keeps {least_kept}; lower sparsity="
+        )
+    if pruned <= 0:
+        return [0] * len(sizes)
+    joined = torch.empty(sum(sizes), dtype=torch.float32, device=saliencies[0].device)
+    parts = joined.split(sizes)
+    for part, saliency in zip(parts, saliencies, strict=True):
+        part.copy_(saliency.detach().reshape(-1))
+        if least_kept:
+            # Among equals the last ones are kept, as the first ones are pruned.
+            part[part.flip(0).topk(min(least_kept, part.numel())).indices.neg().add(part.numel() - 1)] = math.inf
+    if _selects_on_host(joined):
+        last = float(np.partition(joined.numpy(), pruned - 1)[pruned - 1])
+    else:
+        last = float(joined.sort().values[pruned - 1])
+    counts = [int((part < last).sum()) for part in parts]
+    left = pruned - sum(counts)
+    for layer, part in enumerate(parts):
+        taken = min(left, int((part == last).sum()))
+        counts[layer] += taken
+        left -= taken
+    return counts
+
+
+def _selects_on_host(values: Tensor) -> bool:
+    return values.device.type == "cpu"

@@ -1,0 +1,145 @@
+"""The cut where the CPU selects: exact, in one pass over the weights, layers spread over threads."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdp.kernels.cpu.threads import pool
+
+_BRACKETED_FROM = 1 << 12  # values of a layer; below it, one partition is as fast
+_SPREAD_FROM = 1 << 19  # values of a mean layer; below it, threads wait for each other longer than they save
+_CACHED = 1 << 18  # values worked on at a time, which stay in the processor's cache
+_NARROWEST, _WIDEST = 2.0**-9, 2.0**-4  # of bounds round the last cut, relative to it
+_scratch = threading.local()
+
+
+@dataclass
+class Trail:
+    """Where a layer's cut was last found and how far it had moved: a hint for the next search, never a result."""
+
+    cut: float = math.nan
+    moved: float = math.inf
+
+    def bounds(self) -> tuple[float, float] | None:
+        """Between which the next cut should lie, if it moves no farther than a few times as far as before."""
+        reach = max(4 * self.moved, _NARROWEST * self.cut)
+        return (self.cut - reach, self.cut + reach) if reach <= _WIDEST * self.cut else None
+
+    def note(self, cut: float) -> None:
+        """A new cut was found."""
+        self.moved = abs(cut - self.cut) if math.isfinite(self.cut) else math.inf
+        self.cut = cut
+
+
+def computable(values: Tensor) -> Tensor:
+    """In float64 if they are, else in float32."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def host_cut(flat: np.ndarray, pruned: int, magnitudes: bool = False, trail: Trail | None = None) -> float:
+    """The cut of the values of `flat`, or of their magnitudes; `flat` is left as it is."""
+    if pruned <= 0 or pruned >= flat.size:
+        return -math.inf if pruned <= 0 else math.inf
+    below, above = neighbours(flat, pruned, magnitudes, trail.bounds() if trail else None)
+    cut = below + (above - below) * 0.5
+    if trail:
+        trail.note(cut)
+    return cut
+
+
+def neighbours(
+    flat: np.ndarray, pruned: int, magnitudes: bool, near: tuple[float, float] | None = None
+) -> tuple[float, float]:
+    """The largest pruned and the smallest kept value, looked for between the bounds `near` first."""
+    found = None
+    if flat.size >= _BRACKETED_FROM:
+        found = neighbours_between(flat, pruned, magnitudes, near) if near else None
+        if found is None:
+            found = neighbours_between(flat, pruned, magnitudes, sampled_bounds(flat, pruned, magnitudes))
+    return found or _partitioned(_copied(flat, magnitudes), pruned)
+
+
+def host_cuts(weights: Sequence[Tensor], pruned: Sequence[int], trails: Sequence[Trail], threads: int) -> list[Tensor]:
+    """The cut of every layer's magnitudes; neighbours together: handing one over costs much too."""
+    cases = list(zip(weights, pruned, trails, strict=True))
+    total = sum(weight.numel() for weight in weights)
+    if threads == 1 or len(cases) < 2 or total < len(cases) * _SPREAD_FROM:
+        return [_layer_cut(*case) for case in cases]
+    enough = total / (8 * threads)
+    batches: list[list[tuple[Tensor, int, Trail]]] = [[]]
+    gathered = 0
+    for case in cases:
+        if gathered >= enough:
+            batches.append([])
+            gathered = 0
+        batches[-1].append(case)
+        gathered += case[0].numel()
+    done = pool(threads).map(lambda batch: [_layer_cut(*case) for case in batch], batches)
+    return [one for batch in done for one in batch]
+
+
+def _layer_cut(weight: Tensor, pruned: int, trail: Trail) -> Tensor:
+    exact = computable(weight.detach())
+    # A selection does not ask for an order, so memory order spares the copy of a channels_last weight.
+    dense = exact.is_contiguous() or (exact.dim() == 4 and exact.is_contiguous(memory_format=torch.channels_last))
+    flat = exact.as_strided((exact.numel(),), (1,)) if dense else exact.reshape(-1)
+    return torch.tensor(host_cut(flat.numpy(), pruned, magnitudes=True, trail=trail), dtype=exact.dtype)
+
+
+def sampled_bounds(flat: np.ndarray, pruned: int, magnitudes: bool) -> tuple[float, float]:
+    """Two values of a sample between which the cut of all should lie."""
+    units = flat.size
+    sample = math.ceil((2 * units) ** (2 / 3))  # about where the sample and what its bounds leave cost the same
+    drawn = flat[:: max(1, units // sample)].copy()
+    if magnitudes:
+        np.abs(drawn, out=drawn)
+    share = pruned / units
+    place, spread = share * drawn.size, 1 + 4 * math.sqrt(share * (1 - share) * drawn.size)  # four standard errors
+    first, last = max(0, int(place - spread)), min(drawn.size - 1, int(place + spread))
+    drawn.partition((first, last))
+    # No sample says how far the values beyond its own ends go.
+    return float(drawn[first]) if first > 0 else -math.inf, float(drawn[last]) if last < drawn.size - 1 else math.inf
+
+
+def neighbours_between(
+    flat: np.ndarray, pruned: int, magnitudes: bool, bounds: tuple[float, float]
+) -> tuple[float, float] | None:
+    """The cut's neighbours in `flat`, or in its magnitudes, selected among the few values between two bounds.
+
+    Every value is counted against the bounds, so they are exact; None where they do not lie between them.
+    """
+    low, high = (flat.dtype.type(bound) for bound in bounds)
+    below, between = 0, []
+    for start in range(0, flat.size, _CACHED):
+        values = flat[start : start + _CACHED]
+        if magnitudes:
+            values = _copied(values, magnitudes)
+        under = values < low
+        below += int(np.count_nonzero(under))
+        inside = values <= high
+        between.append(values[np.greater(inside, under, out=inside)])
+    among = between[0] if len(between) == 1 else np.concatenate(between)
+    # Both neighbours of the cut must lie among them.
+    return _partitioned(among, pruned - below) if 0 < pruned - below < among.size else None
+
+
+def _copied(flat: np.ndarray, magnitudes: bool) -> np.ndarray:
+    held = getattr(_scratch, "buffer", None)
+    if held is None or held.size < flat.size or held.dtype != flat.dtype:
+        held = _scratch.buffer = np.empty(flat.size, flat.dtype)
+    copied = held[: flat.size]
+    np.abs(flat, out=copied) if magnitudes else np.copyto(copied, flat)
+    return copied
+
+
+def _partitioned(values: np.ndarray, pruned: int) -> tuple[float, float]:
+    """Overwrites the order of `values`; one k-th element and a minimum, as two k-th elements take numpy's slow path."""
+    values.partition(pruned - 1)
+    return float(values[pruned - 1]), float(values[pruned:].min())

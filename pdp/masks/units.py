@@ -1,0 +1,158 @@
+"""The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it.
+
+What is written here in plain operations defines it; on a GPU `pdp.kernels.gpu.units` does the same in fewer launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from pdp.kernels.gpu import usable
+from pdp.masks.soft import exact
+
+
+def steepness(mask: Tensor, factor: Tensor) -> Tensor:
+    """m (1 - m) * factor, which broadcasts against `mask`; with factor = 2 scale / tau, d m_u / d w = steepness_u w."""
+    return torch.ops.aten.sigmoid_backward(factor.expand_as(mask), mask)
+
+
+def mask_units(
+    mask: Tensor,
+    steep: Tensor,
+    tensors: Sequence[Tensor],
+    units: Sequence[Tensor | None],
+    weighs: Sequence[bool],
+    dtypes: Sequence[torch.dtype | None],
+) -> tuple[Tensor, ...]:
+    """m_u * tensor for each of `tensors` that `dtypes` names a type for, in that type; differentiable in all of them.
+
+    `mask` is m(s) = sigmoid((s^2 - t^2) / tau) with s^2 = scale * the sum of squares of the unit's weights, as computed
+    from the tensors that weigh; neither it nor `steep`, its `steepness`, may change before backward. `units` are those
+    of a tensor's slices along dimension 0, None where slice i is unit i. Raises `RuntimeError` in backward where a
+    tensor has been changed in place since.
+    """
+    return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), *tensors)
+
+
+def along(values: Tensor, units: Tensor | None, tensor: Tensor) -> Tensor:
+    """Numbers over units, made to broadcast against `tensor`, whose slices along dimension 0 belong to `units`."""
+    return (values if units is None else values[units]).reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+class _MaskUnits(torch.autograd.Function):
+    """One node for a whole layer: autograd would add up full-size gradients for each tensor that the mask scales."""
+
+    @staticmethod
+    def forward(ctx: Any, mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, *tensors):
+        ctx.units, ctx.weighs, ctx.dtypes = units, weighs, dtypes
+        if torch.compiler.is_compiling():
+            ctx.save_for_backward(mask, steep, *tensors)
+        else:
+            # Activation checkpointing counts what is saved in a region, and the node of a layer may be made in one
+            # region in forward and for a single tensor of another in its recomputation.
+            ctx.kept = (mask, steep, *tensors)
+            ctx.versions = _versions(tensors)
+            ctx.set_materialize_grads(False)
+        ctx.by_kernels = _by_kernels(mask, tensors, units)
+        if ctx.by_kernels:
+            from pdp.kernels.gpu.units import masked
+
+            return tuple(masked(mask, tensors, dtypes))
+        wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
+        vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
+        made = dict(zip(vectors, _multiplied([tensors[place] for place in vectors], mask), strict=True))
+        for place in wanted:
+            if place not in made:
+                tensor = tensors[place]
+                made[place] = _scaled(tensor, along(mask, units[place], tensor), dtypes[place])
+        return tuple(made[place] for place in wanted)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None):
+        units, weighs = ctx.units, ctx.weighs
+        mask, steep, *tensors = _kept(ctx)
+        wanted = [place for place, dtype in enumerate(ctx.dtypes) if dtype is not None]
+        upstream = {place: one for place, one in zip(wanted, gradients, strict=True) if one is not None}
+        if ctx.by_kernels:
+            from pdp.kernels.gpu import units as kernels
+
+            found = kernels.gradients(mask, steep, tensors, weighs, upstream)
+            return None, None, None, None, None, *(found.get(place) for place in range(len(tensors)))
+        vectors = [
+            place
+            for place, one in upstream.items()
+            if units[place] is None and _plain_vector(tensors[place], one.dtype)
+        ]
+        at_vectors = [upstream[place] for place in vectors]
+        sums = list(_multiplied(at_vectors, [tensors[place] for place in vectors]))
+        found = dict(zip(vectors, _multiplied(at_vectors, mask), strict=True))
+        for place, gradient in upstream.items():
+            if place not in found:
+                tensor = tensors[place]
+                # Laid out as the weight is: it is the buffer of the weight's gradient as well.
+                found[place] = exact(tensor) * gradient
+                rows = _row_sums(found[place]).to(mask.dtype)
+                sums.append(rows if units[place] is None else torch.zeros_like(mask).index_add_(0, units[place], rows))
+        slope = (torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]) * steep
+        for place, tensor in enumerate(tensors):
+            if place in upstream and place not in vectors:
+                torch.mul(upstream[place], along(mask, units[place], tensor), out=found[place])
+            if weighs[place]:
+                slopes = along(slope, units[place], tensor).to(exact(tensor).dtype)
+                if place in found:
+                    found[place].addcmul_(exact(tensor), slopes)
+                else:
+                    found[place] = exact(tensor) * slopes
+        return None, None, None, None, None, *(_in_type_of(found.get(place), one) for place, one in enumerate(tensors))
+
+
+def _kept(ctx: Any) -> tuple[Tensor, ...]:
+    if not hasattr(ctx, "kept"):
+        return ctx.saved_tensors
+    if _versions(ctx.kept[2:]) != ctx.versions:
+        raise RuntimeError(
+            "a weight that a mask was made of has been modified by an inplace operation since the forward: call "
+            "backward before the optimizer's step"
+        )
+    return ctx.kept
+
+
+def _versions(tensors: Sequence[Tensor]) -> list[int]:
+    return [0 if one.is_inference() else one._version for one in tensors]
+
+
+def _by_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None]) -> bool:
+    in_order = all(own is None for own in units)
+    return in_order and all(one.device == mask.device and usable(one) for one in tensors)
+
+
+def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return tensor.dim() == 1 and tensor.dtype == dtype == torch.float32
+
+
+def _multiplied(tensors: list[Tensor], by: Tensor | list[Tensor]) -> Sequence[Tensor]:
+    """Each of several vectors of one length times its own of another list or a common one, in one operation."""
+    if not tensors:
+        return ()
+    return torch._foreach_mul(tensors, by if isinstance(by, list) else [by] * len(tensors))
+
+
+def _scaled(tensor: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product with float32 numbers, rounded once, in `dtype`."""
+    if dtype == (torch.float64 if tensor.dtype == torch.float64 else by.dtype):
+        return tensor * by
+    return torch.mul(tensor, by, out=torch.empty_like(tensor, dtype=dtype))
+
+
+def _row_sums(values: Tensor) -> Tensor:
+    return values.sum(dim=tuple(range(1, values.dim()))) if values.dim() > 1 else values
+
+
+def _in_type_of(gradient: Tensor | None, tensor: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(tensor.dtype)

@@ -1,0 +1,1 @@
+"""A method on a model, and its life."""

@@ -1,0 +1,29 @@
+"""Histograms of weights and masks per layer, at a moment of training."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from pdp.pruner.pruner import Pruner
+
+WEIGHT_BINS, MASK_BINS = 48, 20
+
+
+@torch.no_grad()
+def histograms(pruner: Pruner) -> dict[str, np.ndarray]:
+    """`weights` (layers, 48) over [-edge, edge] with `edges` (layers,), `masks` (layers, 20) over [0, 1], counts.
+
+    The mask is read off as |effective| / |stored|, so that it means the same for every method.
+    """
+    weights, edges, masks = [], [], []
+    for layer in pruner.layers:
+        stored = layer.weight.detach().float()
+        effective = pruner.method.effective_weight(layer, layer.weight).detach().float() if layer.active else stored
+        edge = float(stored.abs().max()) or 1.0
+        some = stored != 0
+        mask = (effective[some] / stored[some]).abs().clamp(0, 1)
+        weights.append(torch.histc(stored, WEIGHT_BINS, -edge, edge).cpu().numpy().astype(np.int32))
+        masks.append(torch.histc(mask, MASK_BINS, 0, 1).cpu().numpy().astype(np.int32))
+        edges.append(edge)
+    return {"weights": np.stack(weights), "masks": np.stack(masks), "edges": np.array(edges, dtype=np.float32)}

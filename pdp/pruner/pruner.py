@@ -1,0 +1,334 @@
+"""The pruner: puts a method on a model and owns its life, dense -> ramp -> full -> hard."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pdp.errors import Refusal
+from pdp.layers import find_layers
+from pdp.methods import make_method
+from pdp.methods.method import Moment, Plan
+from pdp.methods.options import MethodOptions
+from pdp.patterns import make_pattern
+from pdp.patterns.pattern import Pattern, Wanted
+from pdp.pruner.report import layer_report, soft_gap
+from pdp.pruner.shadow import Shadow, WholeForward, guard_hooks, uncover
+from pdp.pruner.state import load_state, state_of
+from pdp.schedule.shapes import Schedule, place_schedule, starts_after
+
+
+class Pruner:
+    """Prunes `model` in place during training.
+
+    Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
+    share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: 16
+    epochs dense, then 0.015 of the target an epoch, in the method's own shape), `allocation` global, uniform, erk, file
+    (then `allocation_path`) or None for the method's own, `exclude` fnmatch patterns on module names. `pattern` is
+    random, "2:4" (then the target is implied) or channel, which follows the model through `example_input` (a tensor,
+    a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are the method's options.
+    Raises `Refusal` (a `ValueError`) for anything that does not fit together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: str | MethodOptions = "pdp",
+        pattern: str | Pattern = "random",
+        sparsity: float | None = None,
+        epochs: int = 100,
+        *,
+        schedule: Schedule | str | dict[str, Any] | None = None,
+        allocation: str | None = None,
+        allocation_path: str | Path | None = None,
+        exclude: Sequence[str] = (),
+        own_exclude: Sequence[str] = (),
+        steps_per_epoch: int | None = None,
+        upper_bound: float = 1.0,
+        seed: int = 0,
+        example_input: Any = None,
+        pattern_options: dict[str, Any] | None = None,
+        **options: object,
+    ):
+        self.model = model
+        self.pattern = make_pattern(pattern, **(pattern_options or {}))
+        self.method = make_method(method, self.pattern, **options)
+        # `skipped` says of layers that the pattern leaves dense why.
+        self.layers, self.skipped = self.pattern.gather(model, find_layers(model, exclude, own_exclude), example_input)
+        refused = {layer.name: reason for layer in self.layers if (reason := self.method.refuses(layer))}
+        self.skipped |= refused
+        self.layers = [layer for layer in self.layers if layer.name not in refused]
+        if not self.layers:
+            raise Refusal(
+                f"pattern {self.pattern.label} has no layer to prune: "
+                + "; ".join(f"{name} ({reason})" for name, reason in list(self.skipped.items())[:3])
+            )
+        self.target = self.pattern.target_of(sparsity)
+        implied = self.pattern.implied_share is not None and allocation != "file"
+        self.allocation = "implied" if implied else allocation or self.method.allocation
+        self.allocation_path = allocation_path
+        self.upper_bound = upper_bound
+        if self.method.prunes:
+            if self.allocation == "file" and not self.method.takes_budget:
+                raise Refusal(
+                    f"allocation=file has no meaning for method={self.method.options.name}, which finds each layer's "
+                    "share itself: drop it"
+                )
+            if self.target is not None or self.allocation == "file":
+                # Refuses a target that cannot be met before any training.
+                self.preview_budget()
+            elif self.method.needs_target:
+                raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
+        self.schedule: Schedule | None = None
+        if self.method.prunes:
+            self.schedule = place_schedule(schedule, self.method.schedule, epochs, steps_per_epoch)
+        self.epoch: int | None = None
+        self.steps = 0
+        self.start: int | None = self.schedule.start if self.schedule else None
+        self.fraction = 0.0
+        self.finished = False
+        self.metrics: list[float] = []
+        self.method.begin(self.layers, Plan(self.target, self.allocation, epochs, steps_per_epoch, seed, self._budget))
+        self._handles = self._hooked() if self.method.prunes else []
+
+    def _hooked(self) -> list[RemovableHandle]:
+        # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
+        guard_hooks()
+        handles = WholeForward(self.model, self.layers, self.method).attach()
+        for layer in self.layers:
+            for member in layer.members:
+                for site in member.sites:
+                    handles += Shadow(layer, member, site, self.method).attach(site.caller)
+        return handles
+
+    def _unhook(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        for site in (site for layer in self.layers for member in layer.members for site in member.sites):
+            uncover(site)
+
+    @property
+    def phase(self) -> str:
+        """dense, ramp, full (at the target, still trained) or hard (finalized)."""
+        if self.finished:
+            return "hard"
+        if self.fraction == 0:
+            return "dense"
+        return "full" if self.fraction == 1 else "ramp"
+
+    @property
+    def share(self) -> float:
+        """The share of all units pruned now."""
+        return sum(layer.pruned for layer in self.layers) / sum(layer.units for layer in self.layers)
+
+    @property
+    def at_target(self) -> bool:
+        """Whether an epoch that ends now counts among those at the target sparsity.
+
+        Where the shares are learned, what the last hard mask pruned decides; a run without a target never counts.
+        """
+        if not self.method.prunes:
+            return True
+        reached = self.target is not None and self.pattern.reached(self.layers) > self.target - 1e-3
+        return self.fraction == 1 and (self.method.exact or reached)
+
+    def start_epoch(self, epoch: int, metric: float | None = None) -> None:
+        """Sets the shares of `epoch` (counted from 0) and finds their cuts.
+
+        `metric` is the last validation's, which schedule.warmup=auto waits for.
+        """
+        self._alive()
+        self.epoch = epoch
+        if metric is not None:
+            self.metrics.append(float(metric))
+        if self.schedule is None:
+            return
+        moment = epoch if self.schedule.unit == "epoch" else self.steps
+        if self.start is None and (
+            starts_after(self.metrics, self.upper_bound) or moment >= self.schedule.latest_start
+        ):
+            if not starts_after(self.metrics, self.upper_bound):
+                warnings.warn(
+                    f"schedule.warmup=auto: no start by {self.schedule.unit} {moment}, the last at which the ramp fits",
+                    stacklevel=2,
+                )
+            self.start = moment
+        self._advance(moment, self._moment(epoch_start=True))
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Adds the method's trainable extras to the optimizer, in groups of their own."""
+        for group in self.method.parameter_groups():
+            optimizer.add_param_group(group)
+        self.method.optimizer = optimizer
+
+    def penalty(self) -> Tensor | None:
+        """The method's term of the loss, or None."""
+        return self.method.penalty()
+
+    def after_backward(self) -> None:
+        """Call between the last backward and the optimizer's step, as methods with `needs_attach` require.
+
+        The trainable extras are no part of a wrapped model: their gradients are averaged over the processes here.
+        """
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for group in self.method.parameter_groups():
+                for extra in group["params"]:
+                    if extra.grad is not None:
+                        torch.distributed.all_reduce(extra.grad)
+                        extra.grad /= torch.distributed.get_world_size()
+        if self.schedule is not None:
+            self.method.after_backward(self.layers, self._moment())
+
+    def step(self) -> None:
+        """Call after each optimizer step, once however many micro-batches it took: finds the new cuts."""
+        self._alive()
+        if self.epoch is None:
+            raise RuntimeError("call pruner.start_epoch(epoch) before the first pruner.step()")
+        if self.method.needs_attach and self.method.optimizer is None:
+            raise RuntimeError(f"method={self.method.options.name} needs the optimizer: call pruner.attach(optimizer)")
+        self.steps += 1
+        if self.schedule is None:
+            return
+        if self.schedule.unit == "step":
+            self._advance(self.steps, self._moment())
+        else:
+            self._update(self._moment())
+
+    def _moment(self, **values: Any) -> Moment:
+        return Moment(self.epoch or 0, self.steps, self.fraction, **values)
+
+    def _advance(self, moment: int, now: Moment) -> None:
+        assert self.schedule is not None
+        fraction = self.schedule.fraction(moment, self.start)
+        if fraction and not self.fraction:
+            self._fix_budget()
+        self.fraction = fraction
+        now = replace(now, fraction=fraction)
+        self._share_out(now)
+        self._update(now)
+
+    def _fix_budget(self) -> None:
+        """Fixes every layer's final share from the weights as they are (PDP: one global cut at epoch s)."""
+        if self.target is None and self.allocation != "file":
+            return
+        budget = self.preview_budget()
+        for layer, final in zip(self.layers, budget, strict=True):
+            layer.final = final
+
+    def preview_budget(self) -> list[int]:
+        """The budget as it would be fixed from the weights as they are now, in pruned units per layer."""
+        return self._budget(self.target, self.allocation)
+
+    def _budget(self, share: float | None, allocation: str | None = None) -> list[int]:
+        saliency, comparable = self.method.saliency, self.method.comparable
+        wanted = Wanted(allocation or self.allocation, share, saliency, self.allocation_path, comparable)
+        return self.pattern.budget(self.layers, wanted)
+
+    @torch.no_grad()
+    def _share_out(self, moment: Moment) -> None:
+        self.method.share_out(self.layers, moment)
+
+    @torch.no_grad()
+    def _update(self, moment: Moment) -> None:
+        self.method.update(self.layers, moment)
+
+    @contextmanager
+    def hard(self) -> Iterator[None]:
+        """Inside, the model computes with exact zeros at the shares that hold now: what is measured and shipped."""
+        with torch.no_grad():
+            self.method.settle(self.layers)
+            for layer in self.layers:
+                layer.hard_keep = self.method.keep(layer) if layer.active else None
+        try:
+            yield
+        finally:
+            for layer in self.layers:
+                layer.hard_keep = None
+
+    @contextmanager
+    def baked(self, model: nn.Module | None = None) -> Iterator[nn.Module]:
+        """Inside, the stored weights of `model` (or of a copy of it) are the hard ones; afterwards they are back."""
+        model = self.model if model is None else model
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            self.method.settle(self.layers)
+            members = [(layer, member) for layer in self.layers if layer.active for member in layer.members]
+            stored = {member.parameter: parameters[member.parameter].clone() for _, member in members}
+            keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
+            for layer, member in members:
+                parameter = parameters[member.parameter]
+                parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
+        try:
+            yield model
+        finally:
+            with torch.no_grad():
+                for name, weight in stored.items():
+                    parameters[name].copy_(weight)
+
+    @torch.no_grad()
+    def finalize(self) -> None:
+        """Bakes exact zeros at the target into the model and removes every hook; warns where the ramp has not ended."""
+        self._alive()
+        if self.method.prunes:
+            if self.fraction < 1:
+                warnings.warn(
+                    f"finalize() at {self.fraction:.0%} of the target: the rest is pruned now, untrained", stacklevel=2
+                )
+            if not self.fraction:
+                self._fix_budget()
+            self.fraction = 1.0
+            self._share_out(self._moment(final=True))
+            self._update(self._moment(final=True))
+            self.method.settle(self.layers)
+            keeps = [(layer, self.method.keep(layer)) for layer in self.layers if layer.active]
+            for layer, keep in keeps:
+                for member in layer.members:
+                    member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
+            for layer, keep in keeps:
+                self.pattern.finish(self.model, layer, keep)
+        self._unhook()
+        self.finished = True
+
+    def report(self) -> pd.DataFrame:
+        """One row per prunable layer: name, type, weights, units, pruned, share, target_share, nonzero, density.
+
+        `nonzero` counts the hard weight's numbers, before `finalize` those of the mask that holds now.
+        """
+        return layer_report(self)
+
+    @property
+    def prunable_weights(self) -> dict[str, Tensor]:
+        """Every convolution and linear weight that pruning reaches, by module name."""
+        return {name: weight for layer in self.layers for name, weight in self.pattern.weights(layer).items()}
+
+    def soft_gap(self) -> pd.DataFrame:
+        """How far the soft model is from the hard one: name, cut, temperature, gap, soft_mask (one row per layer).
+
+        `gap` is |effective - hard| / |effective| of the layer's weight (Euclidean norms), `soft_mask` the share of its
+        weights whose mask lies between 0.1 and 0.9. Before `finalize`; a layer not yet pruned has a gap of 0.
+        """
+        return soft_gap(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides how pruning goes on; tensors and plain values only."""
+        return state_of(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back `state_dict`; raises `Refusal` if it is of another model, method or pattern."""
+        load_state(self, state)
+        if self.finished:
+            self._unhook()
+
+    def _alive(self) -> None:
+        if self.finished:
+            raise RuntimeError("the model is hard: finalize() was called, and pruning cannot go on")

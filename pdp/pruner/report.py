@@ -1,0 +1,71 @@
+"""What a pruner says of its layers, as data frames."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+
+from pdp.patterns.pattern import squared_cut
+
+if TYPE_CHECKING:
+    from pdp.pruner.pruner import Pruner
+
+
+@torch.no_grad()
+def layer_report(pruner: Pruner) -> pd.DataFrame:
+    """`Pruner.report`."""
+    if not pruner.finished:
+        pruner.method.settle(pruner.layers)
+    rows = []
+    for layer in pruner.layers:
+        keep = pruner.method.keep(layer) if layer.active and not pruner.finished else None
+        weights = nonzero = 0
+        for member in layer.members:
+            if member.weighs:
+                weight = member.tensor.detach()
+                hard = weight if keep is None else pruner.method.hard_weight(layer, weight, keep, member)
+                weights += weight.numel()
+                nonzero += int(torch.count_nonzero(hard))
+        rows.append(
+            {
+                "name": layer.name,
+                "type": layer.kind,
+                "weights": weights,
+                "units": layer.units,
+                "pruned": layer.pruned,
+                "share": layer.pruned / layer.units,
+                "target_share": layer.final / layer.units,
+                "nonzero": nonzero,
+                "density": nonzero / weights,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def soft_gap(pruner: Pruner) -> pd.DataFrame:
+    """`Pruner.soft_gap`."""
+    pruner.method.settle(pruner.layers)
+    rows = []
+    for layer in pruner.layers:
+        stored, gap, soft = layer.weight.detach(), 0.0, 0.0
+        if layer.active:
+            effective = pruner.method.effective_weight(layer, stored).float()
+            hard = pruner.method.hard_weight(layer, stored, pruner.method.keep(layer)).float()
+            gap = float((effective - hard).norm() / effective.norm().clamp(min=1e-30))
+            mask = (effective / stored.float()).abs()
+            soft = float(((mask > 0.1) & (mask < 0.9)).float().mean())
+        cut = layer.state.get("cut")
+        tau = layer.state.get("temperature", getattr(pruner.method.options, "temperature", None))
+        rows.append(
+            {
+                "name": layer.name,
+                "cut": None if cut is None else float(squared_cut(cut).sqrt()),
+                "temperature": None if tau is None else float(tau),
+                "gap": gap,
+                "soft_mask": soft,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,58 @@
+"""The pruner's part of a checkpoint: everything that decides how pruning goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pdp.errors import Refusal
+
+if TYPE_CHECKING:
+    from pdp.pruner.pruner import Pruner
+
+_OWN = ("epoch", "steps", "start", "fraction", "finished")
+
+
+def state_of(pruner: Pruner) -> dict[str, Any]:
+    """Tensors and plain values only."""
+    return {
+        "method": pruner.method.options.name,
+        "pattern": pruner.pattern.label,
+        **{key: getattr(pruner, key) for key in _OWN},
+        "metrics": list(pruner.metrics),
+        "layers": {
+            layer.name: {
+                "units": layer.units,
+                "final": layer.final,
+                "pruned": layer.pruned,
+                "active": layer.active,
+                "state": dict(layer.state),
+            }
+            for layer in pruner.layers
+        },
+        "own": pruner.method.state_dict(),
+    }
+
+
+def load_state(pruner: Pruner, state: dict[str, Any]) -> None:
+    """Takes back what `state_of` gave; raises `Refusal` if it is of another model, method or pattern."""
+    for key, own in (("method", pruner.method.options.name), ("pattern", pruner.pattern.label)):
+        if state.get(key) != own:
+            raise Refusal(f"the pruner's state is of {key}={state.get(key)}, this run has {key}={own}")
+    kept = state["layers"]
+    for layer in pruner.layers:
+        if layer.name not in kept or kept[layer.name]["units"] != layer.units:
+            raise Refusal(
+                f"the pruner's state is of another model: it has no layer {layer.name} of {layer.units} units"
+            )
+    if len(kept) != len(pruner.layers):
+        raise Refusal(f"the pruner's state is of another model: {len(kept)} layers, this one has {len(pruner.layers)}")
+    for key in _OWN:
+        setattr(pruner, key, state[key])
+    pruner.metrics = list(state["metrics"])
+    for layer in pruner.layers:
+        saved = kept[layer.name]
+        layer.final, layer.pruned = saved["final"], saved["pruned"]
+        layer.active = saved.get("active", layer.pruned > 0)
+        for key, value in saved["state"].items():
+            layer.state[key] = value.to(layer.weight.device, copy=True)
+    pruner.method.load_state_dict(state["own"])

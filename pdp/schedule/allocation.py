@@ -1,0 +1,124 @@
+"""Allocation: how a target share becomes a budget, the number of pruned units of every layer."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from pdp.errors import Refusal
+from pdp.layers import Layer
+from pdp.masks.cut import count_global, count_pruned
+
+Saliency = Callable[[Layer], Tensor]
+
+
+def allocate(
+    name: str, layers: Sequence[Layer], share: float | None, saliency: Saliency, path: str | Path | None = None
+) -> list[int]:
+    """The budget of `layers` in units; `global` and `erk` sum to floor(share * units + 0.5) exactly.
+
+    No layer is emptied. Raises `Refusal` for an unknown allocation or a budget that cannot be met.
+    """
+    if name == "file":
+        if path is None:
+            raise Refusal("allocation=file needs allocation.path=<a CSV of layer,share or a run's directory>")
+        return file_budget(layers, Path(path), share)
+    if share is None:
+        raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
+    if not 0 <= share < 1:
+        raise Refusal(f"sparsity={share} must lie in [0, 1)")
+    total = count_pruned(share, sum(layer.units for layer in layers))
+    if name == "global":
+        return count_global([saliency(layer) for layer in layers], total)
+    if name == "uniform":
+        return [min(count_pruned(share, layer.units), layer.units - 1) for layer in layers]
+    if name == "erk":
+        return erk_budget([tuple(layer.weight.shape) for layer in layers], [layer.units for layer in layers], total)
+    raise Refusal(f"allocation={name} is unknown: choose one of global, uniform, erk, file")
+
+
+def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[int], density: float) -> list[float]:
+    """The Erdos-Renyi-kernel densities of SET and RigL: proportional to sum(shape) / prod(shape), none above 1.
+
+    Layers that would be over-full are made dense and the rest is scaled again, until none is.
+    """
+    raw = [sum(shape) / math.prod(shape) for shape in shapes]
+    full: set[int] = set()
+    while True:
+        rest = [index for index in range(len(sizes)) if index not in full]
+        wanted = density * sum(sizes) - sum(sizes[index] for index in full)
+        weighted = sum(raw[index] * sizes[index] for index in rest)
+        scale = wanted / weighted if weighted else 0.0
+        over = {index for index in rest if raw[index] * scale > 1}
+        if not over:
+            return [1.0 if index in full else raw[index] * scale for index in range(len(sizes))]
+        full |= over
+
+
+def erk_budget(shapes: Sequence[Sequence[int]], sizes: Sequence[int], total: int) -> list[int]:
+    """ERK densities as whole numbers of pruned units that sum to `total`, by largest remainder."""
+    units = sum(sizes)
+    densities = erk_densities(shapes, sizes, (units - total) / units)
+    exact = [size * (1 - density) for size, density in zip(sizes, densities, strict=True)]
+    counts = [min(math.floor(value), size - 1) for value, size in zip(exact, sizes, strict=True)]
+    by_remainder = sorted(range(len(sizes)), key=lambda index: (counts[index] - exact[index], index))
+    left = total - sum(counts)
+    while left:
+        before = left
+        for index in by_remainder:
+            if left and counts[index] < sizes[index] - 1:
+                counts[index] += 1
+                left -= 1
+        if left == before:
+            raise Refusal(
+                f"allocation=erk cannot prune {total} of {units} units without emptying a layer: lower sparsity="
+            )
+    return counts
+
+
+def read_shares(path: Path) -> dict[str, float]:
+    """Shares of units from a CSV with the columns layer,share or from a run's directory (its layers.csv).
+
+    Where a run's file has no column of shares, the layers' zeros are taken: the same, where a unit is a weight.
+    """
+    table = path / "layers.csv" if path.is_dir() else path
+    if not table.is_file():
+        raise Refusal(f"allocation.path={path} is neither a CSV of layer,share nor a run's directory with layers.csv")
+    name_key, share_key = ("name", "sparsity") if path.is_dir() else ("layer", "share")
+    shares: dict[str, float] = {}
+    try:
+        with table.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines):
+                given = row.get("share", row[share_key]) if path.is_dir() else row[share_key]
+                if path.is_dir() and (row.get("prunable", "True") != "True" or not given):
+                    continue
+                shares[row[name_key]] = float(given)
+    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        raise Refusal(f"allocation.path={table} cannot be read as {name_key},{share_key}: {error!r}") from None
+    bad = [f"{name}={share}" for name, share in shares.items() if not 0 <= share <= 1]
+    if bad or not shares:
+        raise Refusal(f"allocation.path={table}: shares must lie in [0, 1], got {bad[0] if bad else 'no layers'}")
+    return shares
+
+
+def file_budget(layers: Sequence[Layer], path: Path, share: float | None) -> list[int]:
+    """The budget a file names; layers it does not name stay dense. Raises `Refusal` for layers the model has not."""
+    shares = read_shares(path)
+    known = [layer.name for layer in layers]
+    for name, value in shares.items():
+        if name not in known and value > 0:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise Refusal(f"allocation.path={path} names {name}, which is no prunable layer of this model{hint}")
+    counts = [count_pruned(shares.get(layer.name, 0.0), layer.units) for layer in layers]
+    reached = sum(counts) / sum(layer.units for layer in layers)
+    if share is not None and abs(reached - share) > 1e-3:
+        raise Refusal(
+            f"sparsity={share} contradicts allocation.path={path}, which implies {reached:.4f}: leave sparsity out"
+        )
+    return counts

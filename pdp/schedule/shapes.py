@@ -1,0 +1,137 @@
+"""Schedules: the fraction of the target share as a stateless function of training time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pdp.errors import Refusal
+from pdp.schedule.time import Time
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "linear": lambda progress: progress,
+    "cubic": lambda progress: 1 - (1 - progress) ** 3,
+    "constant": lambda progress: 1.0,
+    "oneshot": lambda progress: 1.0,
+}
+SCHEDULES = (*SHAPES, "sigmoid", "alternating")
+WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that warm-up and ramp do not move
+# AC/DC's phases in a run of 100 epochs: pruned at 10, 20, ... 70, dense again at 15, 25, ... 75, pruned for good at 85.
+_PRUNED = tuple((start, start + 5) for start in range(10, 80, 10)) + ((85, 100),)
+AUTO_EPOCHS = 5  # the paper's automatic start: so many epochs running over half of the metric's upper bound
+DEFAULT_RAMP = Time(0.4, "run")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Dense until `start`, then a ramp of `length` moments; a moment is an epoch or an optimizer step (`unit`).
+
+    Of two names it has other meanings: "sigmoid" is OptG's sigmoid(e - E/2), with e and E counted as in a run of
+    100 epochs, "alternating" AC/DC's phases, the target or nothing, likewise scaled.
+
+    At moment i >= start the fraction is shape(min(1, speed * (i - start + 1))), with speed = rate where one was given
+    (PDP: r_l = R_l * min(1, eps * (e - s + 1))) and 1 / length otherwise.
+    """
+
+    name: str
+    unit: str
+    start: int | None  # None: found during training (auto)
+    length: int
+    speed: float
+    moments: int  # the run's length
+
+    def fraction(self, moment: int, start: int | None) -> float:
+        """The fraction of the target in [0, 1] at `moment`, counted from 0, for a ramp that begins at `start`."""
+        if self.name in ("sigmoid", "alternating"):
+            percent = 100 * moment / self.moments
+            if self.name == "alternating":
+                # However short the run, it does not end dense.
+                if moment >= self.moments - 1:
+                    return 1.0
+                return float(any(low <= percent + 1e-9 and percent + 1e-9 < high for low, high in _PRUNED))
+            value = 1 / (1 + math.exp(-(percent - 50)))
+            return 0.0 if value < 1e-6 else 1.0 if value > 1 - 1e-6 else value
+        if start is None or moment < start:
+            return 0.0
+        done = moment - start + 1
+        # 107 times 1 / 107 is less than one.
+        return SHAPES[self.name](1.0 if done >= self.length else min(1.0, self.speed * done))
+
+    @property
+    def latest_start(self) -> int:
+        """The last moment at which a ramp can begin and still end within the run."""
+        return self.moments - self.length
+
+
+def make_schedule(
+    name: str,
+    epochs: int,
+    *,
+    warmup: str | float | Time = "16ep",
+    ramp: str | float | Time | None = None,
+    rate: float | None = None,
+    unit: str = "epoch",
+    steps_per_epoch: int | None = None,
+) -> Schedule:
+    """Places a schedule in a run; raises `Refusal` where the run would end before its ramp does.
+
+    `warmup` is a time or "auto". `ramp` (a time) and `rate` (share of the target per epoch) are two spellings of one
+    thing; with neither the ramp takes 0.4 of the run.
+    """
+    if name not in SCHEDULES:
+        raise Refusal(f"schedule={name} is unknown: choose one of {', '.join(SCHEDULES)}")
+    if unit not in ("epoch", "step"):
+        raise Refusal(f"schedule.unit={unit} is unknown: choose epoch or step")
+    if ramp is not None and rate is not None:
+        raise Refusal(f"schedule.ramp={ramp} and schedule.rate={rate} say the same thing twice: give one")
+    if rate is not None and not 0 < rate <= 1:
+        raise Refusal(f"schedule.rate={rate} must lie in (0, 1]: the share of the target added each epoch")
+    if unit == "step" and not steps_per_epoch:
+        raise Refusal("schedule.unit=step needs steps_per_epoch")
+
+    def place(time: str | float | Time, key: str) -> int:
+        parsed = Time.parse(time, key)
+        return parsed.epochs(epochs, steps_per_epoch) if unit == "epoch" else parsed.steps(epochs, steps_per_epoch)
+
+    moments = epochs if unit == "epoch" else epochs * (steps_per_epoch or 1)
+    if name in ("sigmoid", "alternating"):
+        return Schedule(name, unit, 0, 1, 1.0, moments)
+    if rate is not None:
+        speed = rate if unit == "epoch" else rate / (steps_per_epoch or 1)
+        length = math.ceil(1 / speed - 1e-9)
+    else:
+        length = max(1, place(DEFAULT_RAMP if ramp is None else ramp, "schedule.ramp"))
+        speed = 1 / length
+    if name in ("constant", "oneshot"):
+        length, speed = 1, 1.0
+    start = None if warmup == "auto" else 0 if name == "constant" else place(warmup, "schedule.warmup")
+    if (start or 0) + length > moments:
+        given = f"schedule.rate={rate}" if rate is not None else f"schedule.ramp={ramp or DEFAULT_RAMP}"
+        raise Refusal(
+            f"the ramp does not fit: schedule.warmup={warmup} and {given} take {(start or 0) + length} {unit}s "
+            f"of a run of {moments}; shorten schedule.warmup or schedule.ramp, or raise recipe.epochs={epochs}"
+        )
+    return Schedule(name, unit, start, length, speed, moments)
+
+
+def place_schedule(
+    given: Schedule | str | dict[str, Any] | None, own: str, epochs: int, steps_per_epoch: int | None
+) -> Schedule:
+    """A schedule from what a library user gives: a whole one, a name, or `make_schedule`'s arguments.
+
+    What is not said is the method's `own` shape, 16 dense epochs and 0.015 of the target an epoch. Raises `Refusal`.
+    """
+    if isinstance(given, Schedule):
+        return given
+    values: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
+    if not any(key in values for key in ("ramp", "rate")):
+        values["rate"] = 0.015
+    return make_schedule(values.pop("name", own), epochs, steps_per_epoch=steps_per_epoch, **values)
+
+
+def starts_after(metrics: Sequence[float], upper_bound: float = 1.0) -> bool:
+    """Whether pruning starts now: the last five validation metrics all were over half of `upper_bound`."""
+    last = metrics[-AUTO_EPOCHS:]
+    return len(last) == AUTO_EPOCHS and all(metric > upper_bound / 2 for metric in last)

@@ -1,0 +1,164 @@
+"""Where curves go besides the run's own history: nowhere, Weights & Biases or TensorBoard, imported when chosen.
+
+history.jsonl stays the truth: a tracker that fails says so in one line and the training goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pdp.config.check_prune import implied_sparsity, is_dense
+from pdp.config.schema import Config, NmPruneConfig, TensorboardConfig, WandbConfig
+from pdp.config.suggest import one_line
+from pdp.runs.record import Record
+
+_PREFIXES = {"layer_shares": "share", "layer_revived": "revived"}
+_LONGEST_TAG = 64
+
+
+def make_tracker(
+    config: Config, directory: Path, run_id: str, say: Callable[[str], None], is_main: bool = True
+) -> Tracker:
+    """The tracker that `config.tracker` asks for; on processes other than the main one it sends nothing.
+
+    `run_id` is the record's. Raises `Refusal` for tracker.mode=online where no key is configured.
+    """
+    if is_main and isinstance(config.tracker, WandbConfig):
+        from pdp.tracking.wandb_tracker import WandbTracker
+
+        return WandbTracker(config, directory, run_id, say)
+    if is_main and isinstance(config.tracker, TensorboardConfig):
+        return TensorboardTracker(directory, say)
+    return Tracker()
+
+
+def flat(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the history as values by name: share/<layer>, density/<layer>, revived/<layer>, metrics/<name>."""
+    values: dict[str, Any] = {}
+    for key, value in line.items():
+        if isinstance(value, dict):
+            values |= {f"{_PREFIXES.get(key, key)}/{name}": one for name, one in value.items()}
+        elif value is not None:
+            values[key] = value
+    # The units of a layer are of one size, so a pruned share is a share of zeros.
+    return values | {f"density/{name}": 1 - share for name, share in line.get("layer_shares", {}).items()}
+
+
+def tags_of(config: Config) -> list[str]:
+    """Model, data, method, pattern, sparsity and seed, each once and no longer than W&B takes."""
+    prune, sparsity = config.prune, config.sparsity
+    pattern = f"{prune.n}:{prune.m}" if isinstance(prune, NmPruneConfig) else prune.pattern
+    if sparsity is None:
+        sparsity = 0.0 if is_dense(config) else implied_sparsity(config)
+    words = [config.model.name, config.data.name, config.method.name, pattern]
+    words += [f"sparsity {'file' if sparsity is None else f'{sparsity:g}'}", f"seed {config.seed}"]
+    return [word[:_LONGEST_TAG] for word in dict.fromkeys(words)]
+
+
+class Tracker:
+    """Sends nothing; keeps the id under which another tracker would go on."""
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+
+    def start(self, step: int = 0) -> None:
+        """Begins, or goes on after optimizer step `step` under the id that `load_state_dict` gave."""
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Sends one line of the history."""
+
+    def finish(self, record: Record | None = None) -> None:
+        """Ends, with the record of a finished run or without; a second call does nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the checkpoint keeps."""
+        return {"id": self.id}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back `state_dict`."""
+        self.id = state["id"]
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finish()
+
+
+class Sender(Tracker):
+    """What the trackers that send share: after the first failure nothing more is sent, and that is said once."""
+
+    label = ""
+
+    def __init__(self, directory: Path, say: Callable[[str], None]):
+        super().__init__()
+        self.directory, self.say = directory, say
+        self._open = False
+
+    def start(self, step: int = 0) -> None:
+        self._open = True
+        self._try("start", self._start, step)
+
+    def log(self, line: dict[str, Any]) -> None:
+        if self._open:
+            self._try("logging", self._log, flat(line))
+
+    def finish(self, record: Record | None = None) -> None:
+        if self._open:
+            self._try("end", self._finish, record)
+            self._open = False
+
+    def _try(self, moment: str, work: Callable[[Any], None], argument: Any) -> None:
+        try:
+            work(argument)
+        except Exception as error:  # whatever the service throws, the run is worth more
+            self._open = False
+            self._abandon()
+            reason = reason_of(error)
+            self.say(f"{self.label}: {moment} failed ({reason}): nothing more is sent, history.jsonl has every line")
+
+    def _start(self, step: int) -> None:
+        raise NotImplementedError
+
+    def _log(self, values: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _finish(self, record: Record | None) -> None:
+        raise NotImplementedError
+
+    def _abandon(self) -> None:
+        """Lets go of what a failure left."""
+
+
+class TensorboardTracker(Sender):
+    """Event files in the run's directory, against the optimizer step; those of a resumed run hide what it repeats."""
+
+    label = "TensorBoard"
+
+    def _start(self, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
+
+    def _log(self, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(key, value, values["step"])
+        self._writer.flush()
+
+    def _finish(self, record: Record | None) -> None:
+        if record:
+            text = json.dumps(dataclasses.asdict(record), indent=1)
+            self._writer.add_text("record", "\n".join(f"    {line}" for line in text.splitlines()), record.steps)
+        self._writer.close()
+
+
+def reason_of(error: Exception) -> str:
+    return one_line(str(error) or type(error).__name__)[:200]

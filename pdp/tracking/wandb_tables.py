@@ -1,0 +1,58 @@
+"""A sweep's tables as one W&B artifact, versioned each time they are made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from pdp.errors import Refusal
+from pdp.tracking.tracker import reason_of
+from pdp.tracking.wandb_tracker import artifact_of, finds_key, quiet, staging_in
+
+TIMEOUT = 30.0  # seconds
+
+
+def send_tables(sweep: str, files: Sequence[Path], folder: Path, run: Path | None) -> str:
+    """Sends the files to the project of `run`, or keeps them offline in `folder`/wandb for wandb_sync.py.
+
+    Returns what it did in words, also of a failure.
+    """
+    import wandb
+
+    project, entity = _place_of(run)
+    told: list[str] = []
+    modes = ["online", "offline"] if finds_key(folder, told.append) else ["offline"]
+    for mode in modes:
+        try:
+            with staging_in(folder):
+                sender = wandb.init(
+                    dir=str(folder),
+                    mode=mode,  # type: ignore[arg-type]
+                    project=project or os.environ.get("WANDB_PROJECT") or "pdp",
+                    entity=entity,
+                    job_type="tables",
+                    name=f"tables of {sweep}"[:128],
+                    tags=["tables"],
+                    settings=quiet(TIMEOUT),
+                )
+            # Copied, as the next gathering writes them anew.
+            sender.log_artifact(artifact_of(f"tables-{sweep}", "tables", files, copied=True))
+            sender.finish()
+            return " ".join([*told, f"W&B: the tables were sent {mode}"])
+        except Exception as error:  # whatever the service throws, the tables lie on the disk
+            told.append(f"W&B: the tables could not be sent {mode} ({reason_of(error)})")
+    return " ".join(told)
+
+
+def _place_of(run: Path | None) -> tuple[str | None, str | None]:
+    """The project and the entity that the run's configuration names."""
+    from pdp.config.compose import from_yaml
+
+    if run is None:
+        return None, None
+    try:
+        tracker = from_yaml((run / "config.yaml").read_text(encoding="utf-8")).tracker
+    except (OSError, Refusal):
+        return None, None
+    return getattr(tracker, "project", None), getattr(tracker, "entity", None)

@@ -1,0 +1,90 @@
+"""From a configuration to the parts of a run: device and processes, model, pruner."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
+from torch import nn
+
+from pdp.config.schema import Config, pattern_options
+from pdp.environment import keep_freed_memory
+from pdp.errors import Refusal
+from pdp.pruner.pruner import Pruner
+from pdp.tasks.task import Task
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Device, processes and precision; the global batch is split over processes, and no batch is padded."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise Refusal("device=cuda: no CUDA device is at hand; give device=cpu or device=auto")
+    # A sweep makes one after another in one process, each with its own device and precision.
+    AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
+    GradientState._reset_state()
+    accelerator = Accelerator(
+        # Left to itself, accelerate starts no process group where there is nothing but a CPU.
+        cpu=config.device == "cpu" or not torch.accelerator.is_available(),
+        mixed_precision={"fp32": "no"}.get(config.recipe.precision, config.recipe.precision),
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.recipe.accumulation, sync_with_dataloader=False
+        ),
+        # The host goes on while a batch is copied: waiting for the copy would wait for the step before it too.
+        dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
+        step_scheduler_with_optimizer=False,
+    )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+    share = config.recipe.accumulation * accelerator.num_processes
+    if config.recipe.batch_size % share:
+        raise Refusal(
+            f"recipe.batch_size={config.recipe.batch_size} is global and must divide by recipe.accumulation x "
+            f"processes = {config.recipe.accumulation} x {accelerator.num_processes}"
+        )
+    return accelerator
+
+
+def make_model(config: Config, task: Task) -> nn.Module:
+    """The task's model, its random weights a function of the seed."""
+    set_seed(config.seed)
+    model = task.build_model()
+    return model.to(memory_format=torch.channels_last) if config.recipe.channels_last else model
+
+
+def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: int | None) -> Pruner:
+    """The configured method on `model`."""
+    if config.schedule.warmup == "auto" and task.upper_bound is None:
+        raise Refusal(
+            f"schedule.warmup=auto needs a metric with an upper bound, {task.metric_name} has none: give a time"
+        )
+    schedule: dict[str, Any] = {
+        key: getattr(config.schedule, key) for key in ("name", "warmup", "ramp", "rate", "unit")
+    }
+    example_input = None
+    if config.prune.pattern == "channel":
+        example_input = task.example_input().to(next(model.parameters()).device)
+    return Pruner(
+        model,
+        config.method,
+        "random" if config.prune.pattern == "none" else config.prune.pattern,
+        config.sparsity,
+        config.recipe.epochs,
+        schedule=schedule,
+        allocation=config.allocation.name,
+        allocation_path=config.allocation.path,
+        exclude=config.prune.exclude,
+        own_exclude=task.exclude,
+        steps_per_epoch=steps_per_epoch,
+        upper_bound=task.upper_bound or 1.0,
+        seed=config.seed,
+        example_input=example_input,
+        pattern_options=pattern_options(config.prune),
+    )
+
+
+def steps_in_epoch(config: Config, task: Task) -> int:
+    """Optimizer steps of one epoch: whole batches, at least one."""
+    return max(1, task.sizes()["train"] // config.recipe.batch_size)

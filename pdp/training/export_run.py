@@ -1,0 +1,153 @@
+"""A finished run's model in forms that need nothing of this project: slim, 2:4, ONNX, safetensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_model
+from torch import Tensor, nn
+
+from pdp.config.compose import from_yaml
+from pdp.config.schema import Config
+from pdp.cost import count_macs, count_parameters
+from pdp.errors import Refusal, Stopped
+from pdp.export.compare import TOLERANCE, difference
+from pdp.export.inputs import Logits
+from pdp.export.onnx import save_onnx
+from pdp.export.program import save_program
+from pdp.export.semi_structured import check_nm, refuse_without_semi_structured, save_semi_structured
+from pdp.export.slim_folder import save_slim
+from pdp.export.transformer_folder import save_transformer
+from pdp.runs.record import Record, read_record, write_json
+from pdp.tasks import build_task
+from pdp.tasks.image_data import model_input
+from pdp.tasks.task import Batch, Task
+from pdp.tasks.text_task import TextTask
+from pdp.training.assembly import make_model, make_pruner
+from pdp.training.checkpoint import load_weights
+
+FORMATS = ("slim", "nm", "onnx", "safetensors")
+
+
+class ExportedRun:
+    """A finished run: its record, configuration, task and hard model in evaluation mode."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.record: Record = read_record(path)
+        self.config: Config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+        self.task: Task = build_task(self.config)
+        self.config.model.pretrained = "false"
+        self.batch, self.inputs_note = self._real_inputs()
+        self.inputs: Tensor = self.batch["image" if "image" in self.batch else "input_ids"]
+        self.model: nn.Module = make_model(self.config, self.task).to(memory_format=torch.contiguous_format)
+        load_weights(self.model, path / "model.safetensors")
+        self.model.eval()
+
+    def _real_inputs(self, size: int = 16) -> tuple[Batch, str]:
+        """A batch of the test set, or noise where the data is not at hand."""
+        try:
+            self.task.open_data()
+            batch = next(iter(self.task.evaluation_loader("test", size, 0)))
+            if "image" in batch:
+                batch["image"] = model_input(batch["image"])
+            return batch, f"{len(batch['index'])} test samples of {self.task.data_name}"
+        except (Refusal, Stopped) as error:
+            example = self.task.example_input()
+            if not example.is_floating_point():
+                tokens = example.expand(size, -1).contiguous()
+                return {"input_ids": tokens}, f"one token, as the data is not at hand ({error})"
+            return {"image": torch.randn(size, *example.shape[1:])}, f"noise, as the data is not at hand ({error})"
+
+
+def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
+    """Writes `folder` and gives what was measured on the way, as lines of two texts; raises `Refusal`."""
+    if form not in FORMATS:
+        raise Refusal(f"format={form}: no such format; known: {', '.join(FORMATS)}")
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors}[form](run, folder)
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
+    example = run.task.example_input()
+    plain = save_slim(run.model, example, folder, _origin(run))
+    masked, named = _by_place(run, run.model)
+    smaller, values = _by_place(run, plain)[0], tuple(named.values())
+    off = difference(masked, smaller, *values)
+    if off > TOLERANCE:
+        raise Stopped(f"the slim model differs from the masked one by {off:.2g} of the largest output: not exported")
+    save_program(smaller, values, folder / "model.pt2")
+    program: Any = torch.export.load(folder / "model.pt2").module()
+    with torch.no_grad():
+        again = float((program(*values) - smaller(*values)).abs().max())
+    dense, slimmed = (int(count_macs(one, example).macs.sum()) for one in (run.model, plain))
+    return [
+        ("compared on", run.inputs_note),
+        ("difference to the masked model", f"{off:.2g} of the largest output"),
+        ("difference of model.pt2", f"{again:.2g}"),
+        ("MACs", f"{dense:,} -> {slimmed:,} ({slimmed / dense:.1%})"),
+        ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(plain)[0]:,}"),
+        ("loads with", "load_slim.py (torch and safetensors), or torch.export.load('model.pt2').module()"),
+    ]
+
+
+def _origin(run: ExportedRun) -> dict[str, Any]:
+    model = run.config.model
+    return {
+        "name": model.name,
+        "library": model.library,
+        "arguments": dict(model.arguments),
+        "input_shape": list(run.task.example_input().shape),
+        "run_id": run.record.run_id,
+    }
+
+
+def _nm(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
+    prune = run.config.prune
+    n, m = getattr(prune, "n", None), getattr(prune, "m", None)
+    if n is None or m is None:
+        raise Refusal(f"run={run.path} was pruned with prune={prune.pattern}: format=nm is for prune=nm")
+    pruner = make_pruner(run.config, run.task, run.model, steps_per_epoch=1)
+    for handle in pruner._handles:
+        handle.remove()
+    names = {layer.name for layer in pruner.layers}
+    wrong = check_nm(run.model, n, m, names)
+    if wrong:
+        raise Stopped(f"{len(wrong)} layers do not obey {n}:{m}, the first {wrong[0]}: not exported")
+    if (n, m) != (2, 4):
+        raise Refusal(
+            f"every group obeys {n}:{m}, but hardware knows 2:4 alone: give format=onnx or format=safetensors"
+        )
+    refuse_without_semi_structured()
+    return save_semi_structured(run.model, names, folder)
+
+
+def _by_place(run: ExportedRun, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model as one that takes its inputs by place and gives a tensor, and a batch of them by name."""
+    if not isinstance(run.task, TextTask):
+        return model, {"input": run.inputs}
+    # What the task gives the model, so that what is measured with it is what the record says.
+    named = run.task.inputs_of(model, {"attention_mask": torch.ones_like(run.inputs)} | run.batch)
+    return Logits(model, tuple(named)), named
+
+
+def _onnx(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
+    off = save_onnx(*_by_place(run, run.model), folder / "model.onnx")
+    return [("compared on", run.inputs_note), ("difference to torch", f"{off:.2g} of the largest output")]
+
+
+def _safetensors(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
+    model: Any = run.model
+    if hasattr(model, "save_pretrained"):
+        return save_transformer(model, getattr(run.task, "tokenizer", None), run.inputs, folder)
+    save_model(run.model, str(folder / "model.safetensors"))
+    write_json(folder / "model.json", _origin(run))
+    params, nonzero = count_parameters(run.model)
+    return [("parameters", f"{params:,}, not zero {nonzero:,}"), ("loads into", f"the plain {run.config.model.name}")]

@@ -1,0 +1,98 @@
+"""evaluate.py: the test metric, zeros and MACs of a run's hard model, or of pretrained weights without a run."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+
+from pdp.config.compose import from_yaml
+from pdp.config.schema import Config, data_label
+from pdp.cost import count_bytes, count_macs, count_parameters
+from pdp.runs.record import Record, read_record
+from pdp.tasks import build_task
+from pdp.tasks.task import Task
+from pdp.training.assembly import make_accelerator, make_model
+from pdp.training.checkpoint import load_weights
+from pdp.training.display import Display, percent, score
+from pdp.training.evaluation import measure
+
+
+def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
+    """Loads a run's hard weights into the plain model, measures the test metric, and holds it against the record."""
+    record = read_record(path)
+    config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+    for key, value in overrides.items():
+        node, _, name = key.rpartition(".")
+        setattr(getattr(config, node) if node else config, name, value)
+    config.recipe.accumulation = 1
+    task = build_task(config)
+    config.model.pretrained = "false"
+    task.open_data()
+    if task.data_fingerprint != record.data_fingerprint:
+        warnings.warn(
+            f"the data is not the run's: {task.data_fingerprint}, not {record.data_fingerprint}", stacklevel=2
+        )
+    accelerator = make_accelerator(config)
+    display = Display(accelerator.is_main_process)
+    model = make_model(config, task)
+    load_weights(model, path / "model.safetensors")
+    _show_measurement(config, task, model, accelerator, display, record)
+
+
+def evaluate(config: Config) -> None:
+    """Measures a model without a run: its pretrained weights on the configured data's test set."""
+    task = build_task(config)
+    task.open_data()
+    accelerator = make_accelerator(config)
+    display = Display(accelerator.is_main_process)
+    display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
+    _show_measurement(config, task, make_model(config, task), accelerator, display, None)
+
+
+def _show_measurement(
+    config: Config, task: Task, model: nn.Module, accelerator: Accelerator, display: Display, record: Record | None
+) -> None:
+    loader = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))
+    model = model.to(accelerator.device)
+    if config.recipe.precision != "fp32":
+        model = accelerator.prepare_model(model, evaluation_mode=True)
+    metrics = measure(task, model, loader, accelerator)
+    frame = count_macs(model, task.example_input().to(accelerator.device))
+    params, nonzero = count_parameters(model)
+    sparsity = 1 - int(frame.nonzero.sum()) / int(frame.params.sum())
+    name = task.metric_name
+    rows = [(key, score(key, value) if key != "loss" else f"{value:.6f}", "") for key, value in metrics.items()]
+    rows += [
+        ("parameters", f"{params:,}", ""),
+        ("parameters not zero", f"{nonzero:,}", ""),
+        ("sparsity, all conv + linear", percent(sparsity), ""),
+        ("MACs dense", f"{int(frame.macs.sum()):,}", ""),
+        ("MACs sparse", f"{int(frame.sparse_macs.sum()):,}", ""),
+    ]
+    if record:
+        held = [score(key, record.metrics[key]) if key != "loss" else f"{record.metrics[key]:.6f}" for key in metrics]
+        held += [
+            f"{record.params:,}",
+            f"{record.params_nonzero:,}",
+            percent(record.sparsity_all),
+            f"{record.macs:,}",
+            f"{record.macs_sparse:,}",
+        ]
+        rows = [(label, value, other) for (label, value, _), other in zip(rows, held, strict=True)]
+    columns = ("", "measured", "record") if record else ("", "measured")
+    display.table(
+        f"{config.model.name} on {data_label(config.data)}, test set", columns, [row[: len(columns)] for row in rows]
+    )
+    display.say(f"{name} {metrics[name]!r}")
+    stored = count_bytes(model)[["dense", "bitmask", "csr"]].sum() / 1e6
+    display.say(
+        f"convolution and linear weights: {stored.dense:.2f} MB dense; those not zero, with their indices, "
+        f"{stored.bitmask:.2f} MB as a bitmask, {stored.csr:.2f} MB as CSR"
+    )
+    if record:
+        same = metrics[name] == record.metric and nonzero == record.params_nonzero
+        display.say("agrees with the record" if same else f"DIFFERS from the record: {name} {record.metric!r}")

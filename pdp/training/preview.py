@@ -1,0 +1,64 @@
+"""The dry run: what a command would train and prune, without training or writing anything."""
+
+from __future__ import annotations
+
+from pdp.config.schema import Config, data_label
+from pdp.cost import count_macs, count_parameters
+from pdp.distill.teacher import describe
+from pdp.tasks.task import Task
+from pdp.training.assembly import make_model, make_pruner, steps_in_epoch
+from pdp.training.display import Display, percent
+
+
+def preview(config: Config, task: Task) -> None:
+    """A dry run: model, prunable layers, budget preview, MACs and schedule; trains nothing, writes nothing."""
+    display = Display()
+    model = make_model(config, task)
+    pruner = make_pruner(config, task, model, steps_in_epoch(config, task))
+    frame = count_macs(model, task.example_input())
+    params, _ = count_parameters(model)
+    shares = {}
+    if pruner.method.prunes:
+        targeted = pruner.target is not None or pruner.allocation == "file"
+        budget = pruner.preview_budget() if targeted else [layer.pruned for layer in pruner.layers]
+        densities = pruner.pattern.densities(pruner.layers, budget)
+        shares = {name: 1 - density for name, density in densities.items()}
+    rows = [
+        (
+            row.name,
+            row.type,
+            f"{row.params:,}",
+            percent(shares[row.name]) if row.name in shares else pruner.skipped.get(row.name, "dense"),
+            f"{row.macs:,}",
+            f"{row.macs * (1 - shares.get(row.name, 0.0)):,.0f}",
+        )
+        for row in frame.itertuples()
+    ]
+    pattern = pruner.pattern.label if shares else "dense"
+    title = f"{config.model.name} on {data_label(config.data)}: {config.method.name}, {pattern}"
+    display.table(title, ("layer", "type", "weights", "share", "MACs", "sparse MACs"), rows)
+    total = int(frame.params.sum())
+    pruned = sum(row.params * shares.get(row.name, 0.0) for row in frame.itertuples())
+    display.say(f"parameters {params:,}; convolution and linear weights {total:,}; MACs {int(frame.macs.sum()):,}")
+    prunable = frame[frame.name.isin(pruner.prunable_weights)]
+    weights, macs, attention = prunable.params.sum(), prunable.macs.sum(), frame.attrs["macs_attention"]
+    display.say(f"prunable weights {weights:,}, their MACs {macs:,}; attention products {attention:,}")
+    for note in task.notes:
+        display.say(note)
+    if pruner.schedule:
+        schedule = pruner.schedule
+        start = "auto" if schedule.start is None else f"{schedule.unit} {schedule.start}"
+        said = (
+            ("the budget is a preview from", "the initial weights, the run fixes it where pruning begins")
+            if targeted
+            else ("there is no target: these", "are the zeros the method starts with, it finds its shares itself")
+        )
+        display.say(f"sparsity over all convolution and linear weights {percent(pruned / total)}; {said[0]}")
+        display.say(said[1])
+        display.say(
+            f"schedule {schedule.name}: begins at {start}, {schedule.length} {schedule.unit}s to the target, "
+            f"run of {schedule.moments} {schedule.unit}s"
+        )
+    if config.distill.name != "none":
+        display.say(describe(config))
+    display.say("dry run: nothing was trained or written")

@@ -1,0 +1,256 @@
+"""One run from its configuration to its record."""
+
+from __future__ import annotations
+
+import errno
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pdp.config.compose import to_yaml
+from pdp.config.identity import config_hash, pretrained_label, run_directory
+from pdp.config.schema import Config, data_label
+from pdp.cost import count_macs, count_parameters
+from pdp.distill.distillation import make_objective
+from pdp.environment import device_name, git_commit, peak_memory_mb, versions
+from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.pruner.pruner import Pruner
+from pdp.runs.directory import RunDirectory
+from pdp.runs.record import Record, read_record, write_record
+from pdp.tasks import build_task
+from pdp.tasks.task import Task
+from pdp.tracking.tracker import make_tracker
+from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
+from pdp.training.checkpoint import load_weights, save_weights
+from pdp.training.display import Display
+from pdp.training.preview import preview
+from pdp.training.recalibration import recalibrate
+from pdp.training.trainer import Trainer
+
+
+def train(config: Config) -> None:
+    """Trains, prunes, measures and records one run; says what it did and where it lies."""
+    task = build_task(config)
+    if config.dry_run:
+        preview(config, task)
+        return
+    task.open_data()
+    directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
+    accelerator = make_accelerator(config)
+    display = Display(accelerator.is_main_process)
+    display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
+    if directory.finished and not config.rerun:
+        display.closing(read_record(directory.path), str(directory.path))
+        display.say("this run is finished; rerun=true moves it aside and starts over")
+        return
+    # Whatever can be refused is refused before anything is written.
+    model = make_model(config, task).to(accelerator.device)
+    objective = make_objective(config, task, model, accelerator)
+    steps = steps_in_epoch(config, task)
+    pruner = make_pruner(config, task, model, steps)
+    run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
+    tracker = make_tracker(config, directory.path, run_id, display.say, accelerator.is_main_process)
+    try:
+        with claimed(directory, config, accelerator, display), tracker:
+            for note in task.notes:
+                display.say(note)
+            trainer = Trainer(config, task, model, pruner, accelerator, directory, display, steps, tracker, objective)
+            if trainer.resume():
+                display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
+            elif accelerator.is_main_process:
+                directory.cut_history(0)
+            objective.prepare(directory, display)
+            tracker.start(trainer.step)
+            trainer.fit()
+            finish(config, task, trainer, directory, display)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = error.filename or directory.path
+        raise Stopped(f"the disk is full at {place}: free some, the same command goes on") from None
+    except (Refusal, Stopped, SavedForRestart):
+        raise
+    except RuntimeError as error:
+        if accelerator.num_processes == 1 or not _lost_a_process(error):
+            raise
+        reason = str(error).splitlines()[0][:100]
+        raise Stopped(f"another process of the run is gone ({reason}): the same command goes on") from None
+
+
+def _lost_a_process(error: RuntimeError) -> bool:
+    words = str(error).lower()
+    return isinstance(error, torch.distributed.DistError) or any(
+        sign in words for sign in ("connection closed", "connection reset", "broken pipe", "timed out", "nccl")
+    )
+
+
+@contextmanager
+def claimed(directory: RunDirectory, config: Config, accelerator: Accelerator, display: Display) -> Iterator[None]:
+    """Holds the run's directory, on the main process, while the run goes on."""
+    if accelerator.is_main_process:
+        if config.rerun and directory.path.exists():
+            directory.hold()
+            directory.release()
+            display.say(f"moved the earlier run to {directory.move_aside()}")
+        if directory.begun and not config.resume:
+            raise Refusal(f"{directory.path} holds an unfinished run and resume=false: give resume=true or rerun=true")
+        directory.hold()
+        beside = directory.config.with_name(f".{directory.config.name}")
+        beside.write_text(to_yaml(config), encoding="utf-8")
+        beside.replace(directory.config)
+    accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        directory.release()
+
+
+def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory, display: Display) -> None:
+    """Hardens the model, reads the test set once, and leaves weights, tables and the record."""
+    accelerator, pruner, model = trainer.accelerator, trainer.pruner, trainer.model
+    name = task.metric_name
+    test = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))
+    if accelerator.is_main_process:
+        trainer.keep_histograms("end")
+    soft = trainer.measure(test)
+    if trainer.average:
+        model.load_state_dict(trainer.average.module.state_dict())
+        trainer.average = None
+    if accelerator.is_main_process and pruner.method.prunes:
+        pruner.soft_gap().to_csv(directory.path / "soft_gap.csv", index=False)
+    pruner.finalize()
+    notes = recalibrated(config, task, trainer)
+    # Every process measures what lies on the disk, which the main process wrote.
+    if accelerator.is_main_process:
+        save_weights(model, directory.weights)
+    accelerator.wait_for_everyone()
+    metrics = trainer.measure(test)
+    elsewhere = {}
+    for key, path in (("before", directory.before_pruning), ("best", directory.best)):
+        if path.is_file():
+            load_weights(model, path)
+            elsewhere[key] = trainer.measure(test)[name]
+    load_weights(model, directory.weights)
+    if not accelerator.is_main_process:
+        return
+    frame = layer_table(model, pruner, task.example_input().to(accelerator.device))
+    frame.to_csv(directory.layers, index=False)
+    np.savez_compressed(
+        directory.distributions,
+        layers=np.array([layer.name for layer in pruner.layers]),
+        **trainer.histograms,  # type: ignore[arg-type]
+    )
+    record = make_record(config, task, trainer, frame, metrics)
+    record.notes += notes
+    record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
+    record.metric_before_pruning = elsewhere.get("before", metrics[name])
+    record.metric_best = elsewhere.get("best", metrics[name])
+    write_record(record, directory.path)
+    trainer.tracker.finish(record)
+    for path in (directory.before_pruning, directory.best, *directory.checkpoints.glob("teacher_logits-*")):
+        path.unlink(missing_ok=True)
+    if task.unreadable:
+        display.say(f"left out as unreadable: {len(task.unreadable)} images, the first {min(task.unreadable)}")
+    display.closing(record, str(directory.path))
+
+
+def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
+    """recipe.recalibrate_bn: new BatchNorm statistics for the hard model, and a note of what they changed."""
+    if not config.recipe.recalibrate_bn:
+        return []
+    name = task.metric_name
+    before = trainer.measure(trainer.validation)[name]
+    trainer.sampler.set_epoch(config.recipe.epochs, 0)
+    batches = recalibrate(task, trainer.model, trainer.loader, config.recipe.recalibrate_bn)
+    after = trainer.measure(trainer.validation)[name]
+    note = f"BatchNorm recalibrated on {batches} batches: validation {name} {before!r} -> {after!r}"
+    trainer.display.say(note)
+    return [note]
+
+
+def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> pd.DataFrame:
+    """layers.csv, a row per convolution and linear layer.
+
+    The columns are name, type, weights, nonzero, sparsity, macs, sparse_macs, prunable, share: the last is the share of
+    the units that went, for a layer that names them, such as the first of coupled ones.
+    """
+    frame = count_macs(model, example_input)
+    attention = frame.attrs["macs_attention"]
+    frame = frame.rename(columns={"params": "weights"})
+    frame.insert(4, "sparsity", 1 - frame.nonzero / frame.weights)
+    prunable = set(pruner.prunable_weights) if pruner else set()
+    frame["prunable"] = [name in prunable for name in frame.name]
+    shares = {layer.name: layer.pruned / layer.units for layer in pruner.layers} if pruner else {}
+    frame["share"] = [shares.get(name) for name in frame.name]
+    frame.attrs["macs_attention"] = attention
+    return frame
+
+
+def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFrame, metrics: dict[str, float]) -> Record:
+    """The record of a finished run, but for the metrics measured elsewhere."""
+    pruner, accelerator = trainer.pruner, trainer.accelerator
+    params, nonzero = count_parameters(trainer.model)
+    weights = pruner.prunable_weights.values()
+    prunable = sum(weight.numel() for weight in weights)
+    zeros = sum(int((weight == 0).sum()) for weight in weights)
+    prunes = pruner.method.prunes
+    extras = sum(one.numel() for group in pruner.method.parameter_groups() for one in group["params"])
+    return Record(
+        run_id=f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}",
+        status="finished",
+        model=config.model.name,
+        pretrained=pretrained_label(config),
+        data=data_label(config.data),
+        data_fingerprint=task.data_fingerprint,
+        task=config.model.task,
+        recipe=dict(vars(config.recipe)),
+        schedule=dict(vars(config.schedule)) | {"start": pruner.start} if prunes else {},
+        metric_name=task.metric_name,
+        metric=metrics[task.metric_name],
+        metrics=metrics,
+        metric_soft=math.nan,
+        metric_before_pruning=math.nan,
+        metric_best=math.nan,
+        epoch_best=int(trainer.best["epoch"]) if trainer.best else config.recipe.epochs - 1,
+        method=config.method.name,
+        pattern=pruner.pattern.label if prunes else "none",
+        allocation=pruner.allocation if prunes else "none",
+        target_unit=pruner.pattern.target_unit,
+        target_sparsity=(config.sparsity if config.sparsity is not None else pruner.share) if prunes else 0.0,
+        sparsity=zeros / prunable,
+        sparsity_all=1 - int(frame.nonzero.sum()) / int(frame.weights.sum()),
+        params=params,
+        params_nonzero=nonzero,
+        extra_parameters=extras,
+        macs=int(frame.macs.sum()),
+        macs_sparse=int(frame.sparse_macs.sum()),
+        macs_attention=int(frame.attrs["macs_attention"]),
+        input_shape=list(task.example_input().shape),
+        epochs=config.recipe.epochs,
+        seed=config.seed,
+        steps=trainer.step,
+        train_seconds=trainer.seconds,
+        step_ms_median=median(trainer.step_ms) if trainer.step_ms else math.nan,
+        mask_ms_median=median(trainer.mask_ms) if trainer.mask_ms else math.nan,
+        peak_memory_mb=peak_memory_mb(accelerator.device),
+        device=device_name(accelerator.device),
+        world_size=accelerator.num_processes,
+        config_hash=config_hash(config, task.data_fingerprint),
+        git_commit=git_commit(),
+        versions=versions(),
+        finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        method_options={key: value for key, value in vars(config.method).items() if key != "name"},
+        distillation=trainer.objective.record(),
+        validation="test" if task.test_is_validation else "held out",
+        notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
+    )

@@ -1,0 +1,30 @@
+"""The GPU's kernels: on a GPU as they are, elsewhere by Triton's interpreter, which a process must be started with."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from pdp.kernels.gpu import runs_on
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_where_no_kernel_can_run_one_warning_says_so():
+    runs_on.cache_clear()
+    with pytest.warns(UserWarning, match="kernels do not run on cpu, pruning goes on without: "):
+        assert not runs_on(torch.device("cpu"))
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("tests", ["interpreted.py", "units_interpreted.py"])
+def test_kernels_equal_their_definitions(tests):
+    command = [sys.executable, "-m", "pytest", f"kernels/{tests}", "-n", "0", "-p", "no:cacheprovider"]
+    environment = dict(os.environ) if torch.cuda.is_available() else os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True)
+    print(done.stdout[-6000:], file=sys.stderr)
+    assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout

@@ -1,0 +1,136 @@
+"""Whole runs of N:M and channel pruning: what the record says, and what the export makes of them."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pdp.config.command_line import main
+from pdp.config.schema import ModelConfig
+from pdp.cost import count_macs
+from pdp.runs.record import read_record
+from pdp.tasks.image_models import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def no_imagenet(monkeypatch):
+    monkeypatch.delenv("IMAGENET_DIR", raising=False)
+
+
+def train(folder, *overrides):
+    assert main("train", ["model=resnet20", "debug=smoke", f"output_dir={folder}", *overrides]) == 0
+    (run,) = folder.glob("*/seed0")
+    return run
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("export_script", ROOT / "scripts/export.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def export(run, form, folder):
+    return script()([f"run={run}", f"format={form}", f"output={folder}"])
+
+
+@pytest.mark.parametrize("method", ["pdp", "gmp"])
+def test_an_nm_run(method, tmp_path, capsys):
+    run = train(tmp_path / "runs", "prune=nm", "prune.n=1", "prune.m=4", f"method={method}")
+    assert run.parent.name.startswith(f"resnet20-digits-{method}-1-4-0.75-")
+    record = read_record(run)
+    assert (record.pattern, record.target_unit, record.target_sparsity) == ("1:4", "weight", 0.75)
+    assert record.sparsity == 0.75 and record.sparsity_all < 0.75
+    layers = pd.read_csv(run / "layers.csv")
+    assert layers[~layers.prunable].name.tolist() == ["conv1"]
+    state = load_file(run / "model.safetensors")
+    for name in layers[layers.prunable].name:
+        groups = state[f"{name}.weight"].movedim(1, -1).unflatten(-1, (-1, 4))
+        assert int(groups.count_nonzero(dim=-1).max()) == 1
+    if method == "pdp":
+        assert export(run, "nm", tmp_path / "nm") == 2
+        assert "2:4" in capsys.readouterr().err and not (tmp_path / "nm").exists()
+        assert export(run, "slim", tmp_path / "slim") == 2
+        assert "prune=channel" in capsys.readouterr().err
+        gaps = pd.read_csv(run / "soft_gap.csv")
+        assert gaps.name.tolist() == layers[layers.prunable].name.tolist() and (gaps.gap >= 0).all()
+
+
+def test_a_channel_run_and_its_exports(tmp_path):
+    run = train(tmp_path / "runs", "prune=channel", "sparsity=0.5", "recipe.recalibrate_bn=2")
+    record = read_record(run)
+    assert (record.pattern, record.target_unit, record.target_sparsity) == ("channel", "channel", 0.5)
+    assert record.macs_sparse < 0.75 * record.macs
+    assert any("recalibrated on 2 batches" in note for note in record.notes)
+    assert export(run, "slim", tmp_path / "slim") == 0
+    sys.path.insert(0, str(tmp_path / "slim"))
+    try:
+        import load_slim
+    finally:
+        sys.path.pop(0)
+    model = load_slim.load_slim(build_model(ModelConfig(name="resnet20", task="images"), 10)[0], tmp_path / "slim")
+    frame = count_macs(model, torch.zeros(record.input_shape))
+    assert frame.macs.sum() == record.macs_sparse
+    assert export(run, "safetensors", tmp_path / "plain") == 0
+    kept, plain = load_file(run / "model.safetensors"), load_file(tmp_path / "plain/model.safetensors")
+    assert kept.keys() == plain.keys() and all(torch.equal(kept[key], plain[key]) for key in kept)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [
+            "model=gpt2_tiny",
+            "recipe.gradient_checkpointing=true",
+            "data.context=32",
+            "method.temperature_mode=relative",
+        ],
+        ["model=bert_tiny", "recipe.precision=bf16", "prune.target=macs"],
+    ],
+)
+def test_a_language_model_loses_heads_and_hidden_units(words, tmp_path, capsys):
+    run = train(tmp_path / "runs", *words, "prune=channel", "sparsity=0.4")
+    record = read_record(run)
+    layers = pd.read_csv(run / "layers.csv")
+    names = layers[layers.prunable & layers.share.notna()].name
+    assert len(names) == 2 * len(set(names.str.extract(r"[.](\d+)[.]")[0]))  # an attention and a hidden layer a block
+    assert record.macs_sparse < 0.8 * record.macs
+    assert export(run, "slim", tmp_path / "slim") == 0
+    assert f"MACs: {record.macs:,} -> {record.macs_sparse:,} " in capsys.readouterr().out
+
+
+def test_a_mac_target_reaches_the_record(tmp_path):
+    run = train(tmp_path, "prune=channel", "sparsity=0.4", "prune.target=macs", "method=gmp")
+    record = read_record(run)
+    assert record.target_unit == "mac"
+    assert record.macs_sparse / record.macs == pytest.approx(0.6, rel=0.01)
+
+
+@pytest.mark.parametrize("overrides", [["prune=nm"], ["prune=channel", "sparsity=0.5"]])
+def test_a_dry_run_lists_what_stays_dense(overrides, capsys, tmp_path):
+    arguments = ["model=resnet18", "dry_run=true", f"output_dir={tmp_path}", *overrides]
+    assert main("train", arguments) == 0
+    out = capsys.readouterr().out
+    assert "the stem" in out and "nothing was trained" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "format=slim"),
+        (["run=x"], "format must be given"),
+        (["run=/no/such", "format=slim"], "no directory"),
+        (["run=x", "format=torch"], "no such format"),
+        (["run=x", "form=slim"], "form=slim"),
+    ],
+)
+def test_the_export_script_refuses(arguments, words, capsys):
+    assert script()(arguments) == 2
+    seen = capsys.readouterr()
+    assert words in seen.out + seen.err
