@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from pdp.kernels.gpu import usable
+from pdp.masks.kept import keep, kept
 from pdp.masks.soft import exact
 
 
@@ -53,10 +54,7 @@ class _MaskUnits(torch.autograd.Function):
         if torch.compiler.is_compiling():
             ctx.save_for_backward(mask, steep, *tensors)
         else:
-            # Activation checkpointing counts what is saved in a region, and the node of a layer may be made in one
-            # region in forward and for a single tensor of another in its recomputation.
-            ctx.kept = (mask, steep, *tensors)
-            ctx.versions = _versions(tensors)
+            keep(ctx, mask, steep, *tensors)
             ctx.set_materialize_grads(False)
         ctx.by_kernels = _by_kernels(mask, tensors, units)
         if ctx.by_kernels:
@@ -76,7 +74,7 @@ class _MaskUnits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None):
         units, weighs = ctx.units, ctx.weighs
-        mask, steep, *tensors = _kept(ctx)
+        mask, steep, *tensors = kept(ctx) if hasattr(ctx, "kept") else ctx.saved_tensors
         wanted = [place for place, dtype in enumerate(ctx.dtypes) if dtype is not None]
         upstream = {place: one for place, one in zip(wanted, gradients, strict=True) if one is not None}
         if ctx.by_kernels:
@@ -110,21 +108,6 @@ class _MaskUnits(torch.autograd.Function):
                 else:
                     found[place] = exact(tensor) * slopes
         return None, None, None, None, None, *(_in_type_of(found.get(place), one) for place, one in enumerate(tensors))
-
-
-def _kept(ctx: Any) -> tuple[Tensor, ...]:
-    if not hasattr(ctx, "kept"):
-        return ctx.saved_tensors
-    if _versions(ctx.kept[2:]) != ctx.versions:
-        raise RuntimeError(
-            "a weight that a mask was made of has been modified by an inplace operation since the forward: call "
-            "backward before the optimizer's step"
-        )
-    return ctx.kept
-
-
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [0 if one.is_inference() else one._version for one in tensors]
 
 
 def _by_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None]) -> bool:

@@ -79,10 +79,10 @@ def write_slopes_of_many(table, g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11
                          TYPE: tl.constexpr, OUT: tl.constexpr, MEMBERS: tl.constexpr, FLAT: tl.constexpr,
                          HELD: tl.constexpr, EVEN: tl.constexpr, SLOTS: tl.constexpr,
                          BLOCK: tl.constexpr):  # fmt: skip
-    """The gradient times m + (2 w^2 / tau) m (1 - m) of each weight; an address of 0: it has no gradient."""
+    """The gradient times m + (2 w^2 / tau) m (1 - m) of each weight; below 0: it has no gradient."""
     slot = _slot(table, SLOTS)
     given = _pick(slot, g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11, g12, g13, g14, g15)
-    if given != 0:
+    if given > 0:
         at, there, weight, offset, inverse = _weights(table, slot, temperature, TYPE, MEMBERS, FLAT, HELD, EVEN, SLOTS,
                                                       BLOCK)  # fmt: skip
         gradients = tl.multiple_of(given.to(tl.pointer_type(OUT)), 16)

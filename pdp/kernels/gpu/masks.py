@@ -8,6 +8,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pdp.kernels.gpu import masking
 from pdp.kernels.gpu.launching import launch
+from pdp.masks.kept import keep, kept
 
 _BLOCK = 1024
 
@@ -40,7 +41,7 @@ class _DevicePrune(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, weight: Tensor, cuts: Tensor, temperature, dtype, members: int, inner: int) -> Tensor:
         ctx.how = (temperature, members, inner)  # type: ignore[attr-defined]
-        ctx.save_for_backward(weight, cuts)
+        keep(ctx, weight, cuts)
         effective = torch.empty_like(weight, dtype=dtype)
         _launch(masking.write_effective, (weight, effective), cuts, *ctx.how)  # type: ignore[attr-defined]
         return effective
@@ -48,7 +49,7 @@ class _DevicePrune(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, cuts = ctx.saved_tensors  # type: ignore[attr-defined]
+        weight, cuts = kept(ctx)
         if not alike(gradient, weight):
             gradient = torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
         slope = torch.empty_like(weight)
@@ -67,5 +68,5 @@ def _launch(kernel, tensors: tuple[Tensor, ...], cuts: Tensor, temperature: Tens
     known = None if misplaced else (size, inner, *[one.dtype for one in pointers])
     launch(
         kernel, -(-size // _BLOCK), *pointers, 1.0 if held else float(temperature), size, inner,
-        known=known, MEMBERS=members, HELD=held, BLOCK=_BLOCK,
+        known=known, MEMBERS=members, FLAT=inner == 1, HELD=held, BLOCK=_BLOCK,
     )  # fmt: skip
