@@ -9,21 +9,24 @@ if TYPE_CHECKING:
     from pdp.cost import count_macs
     from pdp.errors import Refusal
     from pdp.export.slim import slim
+    from pdp.harness import compose, run, sweep
     from pdp.masks.cut import find_cut
-    from pdp.masks.soft import soft_mask, soft_prune
+    from pdp.masks.soft import soft_mask
     from pdp.pruner.pruner import Pruner
 
 __version__ = "0.1.0"
-__all__ = ["Pruner", "Refusal", "count_macs", "find_cut", "slim", "soft_mask", "soft_prune"]
+__all__ = ["Pruner", "Refusal", "compose", "count_macs", "find_cut", "run", "slim", "soft_mask", "sweep"]
 
 _HOMES = {
     "Pruner": "pdp.pruner.pruner",
     "Refusal": "pdp.errors",
     "count_macs": "pdp.cost",
+    "compose": "pdp.harness",
     "find_cut": "pdp.masks.cut",
+    "run": "pdp.harness",
     "slim": "pdp.export.slim",
     "soft_mask": "pdp.masks.soft",
-    "soft_prune": "pdp.masks.soft",
+    "sweep": "pdp.harness",
 }
 
 

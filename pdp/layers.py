@@ -33,7 +33,7 @@ class Member:
     weighs: bool = True  # a convolution's or linear layer's weight, which counts as prunable
     units: Tensor | None = None  # the unit of each of its `rows`; None: the mask has the tensor's own shape
     in_order: bool = False  # whether the units are 0, 1, 2, ...: then a mask over units fits as it is
-    turned: bool = False  # units lie along dimension 1, as the outputs of Hugging Face's `Conv1D` do
+    axis: int = 0  # the dimension along which the units lie: 1 for the outputs of Hugging Face's `Conv1D`
 
     @property
     def tensor(self) -> nn.Parameter:
@@ -43,7 +43,7 @@ class Member:
 
     def rows(self, tensor: Tensor) -> Tensor:
         """This tensor or one of its shape with the units along dimension 0; and back."""
-        return tensor.t() if self.turned else tensor
+        return tensor.transpose(0, self.axis) if self.axis else tensor
 
     def compute_dtype(self, weight: Tensor) -> torch.dtype:
         """The type in which every site computes with the weight; its own where they differ."""
@@ -61,6 +61,7 @@ class Layer:
     sites: list[Site]
     members: list[Member] = field(default_factory=list)
     units: int = 0
+    least: int = 1  # units that stay whatever the budget
     final: int = 0  # units pruned at the target, fixed with the budget
     pruned: int = 0  # units pruned now
     active: bool = False  # whether the effective weight differs from the stored one

@@ -8,9 +8,11 @@ python scripts/compare.py conf/study/digits_random.yaml --plan     what would be
 A study file names the words that all runs share, sparsities, seeds, and for each method the settings to choose from:
 one run each at tuning.sparsity with tuning.seed, which is none of the seeds; the best on the validation part at the
 last epoch is taken. With `tuning: none` nothing is chosen: every setting is run at every seed and has a row of its own.
-Records are kept in results/records/<study> (and <study>_tuning) as runs end, and what is found there counts as done:
-the same command goes on. Words after the file are for every run, such as data.root=/data/fashion_mnist; where the data
-lies is no part of what a run is. Exit codes: 0 done; 2 refused; 3 some runs failed.
+Records are kept in results/records/<study> (and <study>_tuning) as runs end, those of a study of your own below
+results/runs/.studies, and what is found there counts as done: the same command goes on. A study with a `search` is
+tuned by scripts/tune.py first, and one with `stages` is run stage by stage, or one of them with --stage. Words after
+the file are for every run, such as data.root=/data/fashion_mnist; where the data lies is no part of what a run is. Exit
+codes: 0 done; 2 refused; 3 some runs failed.
 """
 
 from __future__ import annotations
@@ -38,9 +40,14 @@ def make_parser() -> Parser:
     parser.add_argument("study", type=Path, help="a study file, such as conf/study/digits_random.yaml")
     parser.add_argument("overrides", nargs="*", help="further words for every run, such as data.root=/data/x")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (2)")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="where records/ lies (results)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="where records/ lies (results; of a study that is not in conf/study, results/runs/.studies)",
+    )
     parser.add_argument("--output-dir", type=Path, default=Path("results/runs/.compare"), help="for runs in progress")
     parser.add_argument("--keep-files", action="store_true", help="leave whole runs there, weights included")
+    parser.add_argument("--stage", type=int, help="only this stage of the study, counted from 1")
     parser.add_argument("--table", action="store_true", help="run nothing, show what is kept")
     parser.add_argument("--time", action="store_true", help="time every method's step against the dense one, in turn")
     parser.add_argument("--plan", action="store_true", help="run nothing, show what would be run")
@@ -49,9 +56,14 @@ def make_parser() -> Parser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Does what the command line asks; returns the exit code."""
+    from pdp.config.groups import CONF
     from pdp.studies.study import read_study
 
-    study = read_study(arguments.study)
+    study = read_study(arguments.study).at_stage(arguments.stage)
+    if arguments.results is None:
+        # What is committed is what the project's own studies found.
+        ours = arguments.study.resolve().parent == CONF / "study"
+        arguments.results = Path("results") if ours else Path("results/runs/.studies")
     study.common = (*study.common, *arguments.overrides)
     if arguments.jobs < 1:
         raise Refusal(f"--jobs={arguments.jobs}: give at least 1")
@@ -107,11 +119,15 @@ def run_all(study, arguments: argparse.Namespace) -> int:
             return failed
         chosen = {method: choose(study, method, arguments.results) for method in study.methods}
         for method, setting in chosen.items():
-            if study.tuned and len(study.methods[method]) > 1:
+            if study.search is not None:
+                for sparsity, words in setting.items():
+                    at = "" if sparsity is None else f" {sparsity:g}"
+                    console.print(f"{method}{at}: {' '.join(words) or 'its defaults'}", highlight=False)
+            elif study.tuned and len(study.methods[method]) > 1:
                 console.print(f"{method}: {' '.join(setting) or 'its defaults'}", highlight=False)
         runs = [cell for cells in study.rows(chosen).values() for cell in cells]
-        # Seed by seed, so that a table of fewer seeds can be had early.
-        work("runs", sorted(runs, key=lambda cell: cell.seed))
+        # Stage by stage, then seed by seed, so that a table of fewer seeds can be had early.
+        work("runs", sorted(runs, key=lambda cell: (study.stage_of(cell), cell.seed)))
     return failed
 
 

@@ -1,4 +1,4 @@
-"""Draws the figures of results/figures from the records in results/records, as SVG and PNG.
+"""Draws the figures of results/figures from the records in results/records, as SVG.
 
     python scripts/figures.py                       all of them anew
     python scripts/figures.py --results elsewhere   the same for another folder that holds records/

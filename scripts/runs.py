@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp.errors import Refusal, Stopped
 from pdp.runs import store as run_store
+from pdp.runs.differences import differences
 
 
 class Parser(argparse.ArgumentParser):
@@ -70,14 +71,15 @@ def show(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pdp.training.display import percent, score
+    from pdp.wording import percent, score
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
     runs = [run_store.read_run(path) for path in run_store.find_runs(folder)]
+    differing = differences(runs)
     table = Table(box=SIMPLE, title=f"runs in {folder}", title_justify="left")
-    left = ("id", "model", "data", "method", "pattern")
-    right = ("sparsity", "status", "epoch", "metric", "when (UTC)")
+    left = ("id", "model", "data", "method", "pattern", "differs in")
+    right = ("sparsity", "state", "epoch", "metric", "when (UTC)")
     for column in (*left, *right):
         table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     for run in runs:
@@ -85,8 +87,9 @@ def show(folder: Path) -> None:
         table.add_row(
             run.id,
             *(value or "?" for value in (run.model, run.data, run.method, run.pattern)),
+            differing[run.path],
             "" if run.sparsity is None else percent(run.sparsity),
-            run.status,
+            run.state,
             "" if run.epochs is None else f"{run.epoch or 0}/{run.epochs}",
             metric,
             "" if run.when is None else time.strftime("%Y-%m-%d %H:%M", time.gmtime(run.when)),
@@ -95,7 +98,7 @@ def show(folder: Path) -> None:
     if not console.is_terminal:
         console.width = 1000  # one line a run, whoever reads it
     console.print(table)
-    counts = ", ".join(f"{number} {status}" for status, number in sorted(Counter(run.status for run in runs).items()))
+    counts = ", ".join(f"{number} {state}" for state, number in sorted(Counter(run.state for run in runs).items()))
     print(f"{len(runs)} runs" + (f": {counts}" if counts else ""))
 
 

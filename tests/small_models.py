@@ -12,11 +12,13 @@ CASES = [
     (method, pattern)
     for method in OPTIONS
     for pattern in PATTERNS
-    if method != "dense" and {"2:4": "nm"}.get(pattern, pattern) in PATTERNS_OF.get(method, ("random", "nm", "channel"))
+    if method not in ("dense", "held")
+    and {"2:4": "nm"}.get(pattern, pattern) in PATTERNS_OF.get(method, ("random", "nm", "channel"))
 ]
 # So that three steps an epoch see an update, or scores learn anything in a few of them.
 SHORT_OPTIONS = {
     "rigl": {"update_every": "2it"},
+    "optg": {"update_every": "2it"},
     "granet": {"update_every": "2it"},
     "movement": {"score_lr": None},
     "str": {"initial": -5.0},
@@ -27,6 +29,9 @@ VARIANTS = {
     "pdp, relative": ("pdp", {"temperature_mode": "relative"}),
     "pdp, every other step": ("pdp", {"refresh": 2}),
     "pdp, a cut with a gradient": ("pdp", {"detach_cut": False}),
+    "pdp, annealed": ("pdp", {"anneal": "linear", "temperature_end": 1e-6, "anneal_from": "2ep"}),
+    "pdp, learned": ("pdp", {"temperature_mode": "learned", "temperature": 1e-2}),
+    "pdp, a moving budget": ("pdp", {"budget": "moving"}),
     "gmp, global": ("gmp", {"allocation": "global"}),
     "gmp, a fixed budget": ("gmp", {"allocation": "global", "budget": "fixed"}),
     "gmp, every four steps": ("gmp", {"update_every": 4, "schedule": {"warmup": "3it", "ramp": "8it", "unit": "step"}}),

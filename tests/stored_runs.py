@@ -3,7 +3,8 @@
 import numpy as np
 from record_values import record_values
 
-from pdp.config.compose import compose, to_yaml
+from pdp.config.compose import compose
+from pdp.config.stored import to_yaml
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import Record, write_record
 

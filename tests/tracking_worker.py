@@ -11,7 +11,7 @@ import psutil
 from pdp.config.compose import compose
 from pdp.errors import Refusal
 from pdp.runs.record import Record
-from pdp.tracking.tracker import make_tracker
+from pdp.tracking.making import make_tracker
 
 
 def work(job: dict) -> dict:

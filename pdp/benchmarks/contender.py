@@ -38,7 +38,7 @@ class Contender:
         self.pruner = make_pruner(config, self.task, self.model, steps_in_epoch(config, self.task))
         optimizer = make_optimizer(self.model, self.recipe)
         self.pruner.attach(optimizer)
-        trained = torch.compile(self.model) if self.recipe.compile else self.model
+        trained = torch.compile(self.model) if self.recipe.compile is True else self.model
         self.trained, self.optimizer = self.accelerator.prepare(trained, optimizer)
         if made:
             batch = made_batch(config, self.task)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pdp.cluster.manifest import SweepFolder
-from pdp.cluster.ranks import first_host, port_of_job
 from pdp.errors import Refusal
+from pdp.ranks import first_host, port_of_job
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHES = ("auto", "single", "torchrun", "srun")

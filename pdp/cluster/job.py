@@ -22,8 +22,8 @@ from types import FrameType
 from pdp.cluster import slurm
 from pdp.cluster.batch import start_command
 from pdp.cluster.manifest import Ending, Run, SweepFolder
-from pdp.cluster.ranks import codes
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.ranks import codes
 from pdp.runs.store import is_held
 
 GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds; where Slurm itself ends a job, the run was told by it already

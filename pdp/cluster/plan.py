@@ -10,9 +10,9 @@ from pdp.cluster.manifest import SWEEPS, Run
 from pdp.config import compose, sweep
 from pdp.config.identity import config_hash, run_directory
 from pdp.config.schema import Config
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal, Stopped
 from pdp.tasks import build_task
+from pdp.wording import one_line
 
 _FOR_ONE_RUN = {
     "rerun": "a requeued job would move its own work aside; start over with `train.py rerun=true` or a new output_dir",

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 from types import FrameType
 
-from pdp.cluster.ranks import note_code, take_rank
 from pdp.config.command_line import main
 from pdp.errors import SavedForRestart
+from pdp.ranks import note_code, take_rank
 
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from pdp.cluster import slurm
 from pdp.cluster.job import last_words
 from pdp.cluster.manifest import Ending, Run, SweepFolder
 from pdp.cluster.submission import in_queue
-from pdp.runs.store import last_line, read_run
+from pdp.runs.store import read_run, seconds_left
 
 STATES = ("done", "running", "queued", "saved", "failed", "lost", "missing")
 
@@ -69,23 +68,3 @@ def _ended(ending: Ending) -> tuple[str, int | None, str]:
     if ending.code == 75:
         return "saved", 75, ending.words
     return "failed", ending.code, ending.words
-
-
-def seconds_left(run: Path, epochs: int | None) -> float | None:
-    """Seconds of training that are left, at the mean speed of the epochs so far."""
-    line = last_line(run / "history.jsonl")
-    if not line or not epochs or not line.get("seconds"):
-        return None
-    done = line["epoch"] + 1
-    return line["seconds"] / done * (epochs - done)
-
-
-def in_words(seconds: float | None) -> str:
-    """A length of time as people read it."""
-    if seconds is None:
-        return ""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 86400:
-        return time.strftime("%H:%M h", time.gmtime(seconds))
-    return f"{seconds / 86400:.1f} days"

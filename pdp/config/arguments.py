@@ -14,9 +14,11 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from pdp.config.groups import GROUPS, choices
-from pdp.config.suggest import did_you_mean
+from pdp.config.source import dotted, is_dotted
 from pdp.errors import Refusal
+from pdp.wording import did_you_mean
 
+_FROM = "from"
 _HOME = re.compile(r"^([\w.+]+=)~(?=/|$)")
 
 
@@ -42,7 +44,8 @@ class Argument:
 
 def parse(overrides: Sequence[str]) -> list[Argument]:
     """Reads overrides of one run; raises `Refusal` for what is no override, a deletion or a sweep."""
-    return [_argument(override) for override in parse_overrides(overrides)]
+    typed = [_argument(override) for override in parse_overrides(overrides)]
+    return [argument for one in typed for argument in _spelled_out(one, typed)]
 
 
 def parse_overrides(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
@@ -53,6 +56,7 @@ def parse_overrides(overrides: Sequence[str], loader: ConfigLoader | None = None
         text = _HOME.sub(lambda match: match[1] + os.path.expanduser("~"), text)  # a shell leaves key=~/x as it is
         if not text.isprintable():
             raise Refusal(f"{text!r} is not an override: give key=value without control characters")
+        text = quote_beyond_ascii(text)
         try:
             parsed += parser.parse_overrides([text])
         except (HydraException, ValueError, RecursionError) as error:
@@ -60,6 +64,22 @@ def parse_overrides(overrides: Sequence[str], loader: ConfigLoader | None = None
                 f"{text} is not an override: give key=value, and quote a value with special characters: \"key='a b,c'\""
             ) from error
     return parsed
+
+
+def quote_beyond_ascii(text: str) -> str:
+    """The override with quotes around values that have letters beyond ASCII, which Hydra takes in quotes alone."""
+    key, equals, value = text.partition("=")
+    if not equals or value.isascii():
+        return text
+    if "'" in value or '"' in value or re.match(r"\s*\w+\(", value):
+        return text  # quoted already, or a function of Hydra's
+    pieces = re.split(r"([,\[\]{}:])" if value.lstrip()[:1] in ("[", "{") else "(,)", value)
+    return f"{key}=" + "".join(piece if piece.isascii() else _quoted(piece) for piece in pieces)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.strip().replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
 
 
 def _argument(override: Override) -> Argument:
@@ -86,6 +106,47 @@ def _argument(override: Override) -> Argument:
         if value is not None and (value == "" or "???" in value or "$" in value):
             raise Refusal(f"{text}: {key} takes a name; {did_you_mean(value, choices(key))}")
     return Argument(key, value, text, is_group)
+
+
+def _spelled_out(argument: Argument, typed: Sequence[Argument]) -> list[Argument]:
+    """Short ways to say things as what they mean: a model by its dotted path, and from=<run>."""
+    value, keys = argument.value, [one.key for one in typed]
+    if argument.key == _FROM:
+        if "start.run" in keys:
+            raise Refusal(f"{argument.text} and start.run are two spellings of one thing: give one of them")
+        return [Argument("start.run", value, f"start.run={argument.text.split('=', 1)[1]}", False)]
+    if argument.key == "model" and argument.is_group and isinstance(value, str) and names_own_model(value):
+        if "model.name" in keys:
+            raise Refusal(f"{argument.text} says what to import, and model.name does too: drop model.name")
+        name = dotted(value)
+        named = Argument("model.name", name, f"model.name={_quoted(name)}", False)
+        return [Argument("model", "import", "model=import", True), named]
+    return [argument]
+
+
+def names_own_model(value: str) -> bool:
+    """Whether model=<value> is none of conf/model but a path to something importable."""
+    return is_dotted(value) and value not in choices("model")
+
+
+def spell_out(words: Sequence[str]) -> list[str]:
+    """The words of a sweep, as Hydra itself composes them, in their long spelling; raises `Refusal`."""
+    spelled = []
+    for override in parse_overrides(words):
+        text, key = str(override.input_line), str(override.key_or_group)
+        value = text.split("=", 1)[1] if "=" in text else ""
+        parts = [one.strip() for one in value.split(",")]
+        own = [one for one in parts if key == "model" and names_own_model(one)]
+        if own and len(own) < len(parts):
+            raise Refusal(
+                f"{text}: models of your own and ours cannot be handed over in one sweep: give them in two, or leave "
+                "out hydra/launcher"
+            )
+        if own:
+            spelled += ["model=import", "model.name=" + ",".join(dotted(one) for one in own)]
+        else:
+            spelled.append(f"start.run={value}" if key == _FROM else text)
+    return spelled
 
 
 def prepare(arguments: Sequence[Argument]) -> list[str]:

@@ -50,6 +50,8 @@ def normalise(config: Config, typed: Set[str] = frozenset()) -> None:
         config.model.pretrained = config.model.pretrained.lower()
     else:
         config.model.pretrained = os.path.expanduser(config.model.pretrained)
+    if config.device == "gpu":
+        config.device = "cuda"
     if config.data.root is not None:
         config.data.root = os.path.expanduser(config.data.root)
     if isinstance(config.data, TextDataConfig) and config.data.tokenizer is not None:
@@ -65,6 +67,10 @@ def normalise(config: Config, typed: Set[str] = frozenset()) -> None:
         config.schedule = ScheduleConfig(name="linear")
         config.allocation = AllocationConfig(name="global")
         config.prune = PruneConfig(pattern="none")
+    elif config.method.name == "held":
+        config.schedule = ScheduleConfig(name="constant")
+        config.allocation = AllocationConfig(name="global")
+        config.sparsity = None if config.prune.pattern == "nm" else config.sparsity
     elif config.prune.pattern == "nm":
         config.sparsity = None
         config.allocation = AllocationConfig(name="global")
@@ -96,7 +102,8 @@ def _shrink(config: Config, typed: Set[str]) -> None:
     else:
         data.context = min(data.context, 32)
         data.stride = None if data.stride is None else min(data.stride, data.context - 1)
-    if config.model.pretrained == "true" and "model.pretrained" not in typed and config.model.architecture in _SMALL:
+    random = "model.pretrained" not in typed and config.start.run is None
+    if config.model.pretrained == "true" and random and config.model.architecture in _SMALL:
         config.model.pretrained = "false"
         config.model.sizes = _SMALL[config.model.architecture] | config.model.sizes
 
@@ -108,6 +115,8 @@ def _check_recipe(config: Config) -> None:
             "recipe.gradient_checkpointing=true is for transformers (model=bert_base, gpt2, huggingface, ...): give "
             "recipe.gradient_checkpointing=false"
         )
+    if isinstance(recipe.compile, str) and recipe.compile != "graphs":
+        raise Refusal(f"recipe.compile={recipe.compile}: no such choice; known: false, true, graphs")
     processes = int(os.environ.get("WORLD_SIZE") or 1)
     parts = processes * recipe.accumulation
     if recipe.batch_size % parts:

@@ -7,8 +7,9 @@ from typing import Any
 
 from pdp.config.check_values import DATA, GLUE_TASKS, MODELS, TEXT_SOURCES
 from pdp.config.schema import DATA_SCHEMAS, Config, TextDataConfig
-from pdp.config.suggest import did_you_mean
+from pdp.config.source import is_dotted
 from pdp.errors import Refusal
+from pdp.wording import did_you_mean
 
 NEED_ROOT = ("imagenet", "image_folder")
 _CARRIED = {
@@ -26,11 +27,33 @@ def check_model(config: Config) -> None:
     if not model.name.strip():
         raise Refusal("model.name is empty: give model.name=<the name of a model>")
     pretrained = model.pretrained
+    if model.library == "import":
+        _check_own(config)
     if model.library == "transformers":
         _check_transformer(config)
-    elif pretrained.lower() not in ("false", "true") and not Path(pretrained).expanduser().is_file():
+    elif pretrained.lower() not in ("false", "true") and not Path(pretrained).expanduser().exists():
         raise Refusal(
-            f"model.pretrained={pretrained} is no file: give false, true (the hub's weights) or a file that exists"
+            f"model.pretrained={pretrained} does not exist: give false, true (the hub's weights), a file, or a folder "
+            "that holds model.safetensors"
+        )
+
+
+def _check_own(config: Config) -> None:
+    model = config.model
+    if not is_dotted(model.name):
+        raise Refusal(
+            f"model.name={model.name} names nothing in a module: give model=<module>.<class or function>, such as "
+            "model=mypackage.models.MyNet"
+        )
+    if model.task != "images":
+        raise Refusal(
+            f"model={model.name} is a model of your own, which takes images: for texts give model=huggingface "
+            "model.name=<a transformer>, or data= of images"
+        )
+    if model.pretrained.lower() == "true":
+        raise Refusal(
+            f"model.pretrained=true: no hub has weights of {model.name}; give a file or a folder, or let its own code "
+            "load them (model.arguments)"
         )
 
 

@@ -50,12 +50,13 @@ def _check_method(config: Config) -> None:
         raise Refusal(f"prune=none prunes nothing, so method={name} has no work: give method=dense, or prune=random")
     if not is_dense(config):
         check_pattern(config.method, config.prune.pattern)
-    if name == "asp" and config.model.pretrained == "false" and config.schedule.name == "constant":
+    fresh = config.model.pretrained == "false" and config.start.run is None
+    if name == "asp" and fresh and config.schedule.name == "constant":
         raise Refusal(
             "method=asp starts from a trained model: give model.pretrained=<its weights>, or dense epochs first by "
             "schedule=oneshot schedule.warmup=0.5"
         )
-    if getattr(config.method, "stage", "") == "finetune" and config.model.pretrained == "false":
+    if getattr(config.method, "stage", "") == "finetune" and fresh:
         raise Refusal(
             "method.stage=finetune keeps the zeros of a pruned model: give model.pretrained=<its weights, or for a "
             "transformer its folder>"
@@ -117,7 +118,7 @@ def _check_allocation(config: Config, typed: Set[str]) -> None:
     if is_dense(config):
         return
     if config.prune.pattern == "nm":
-        for key in ("allocation", "allocation.path"):
+        for key in ("allocation", "allocation.path", "allocation.least_density", "allocation.ends"):
             if key in typed:
                 raise Refusal(f"{key} has no meaning for prune=nm, which prunes every layer alike: drop {key}")
         return
@@ -128,6 +129,11 @@ def _check_allocation(config: Config, typed: Set[str]) -> None:
     if name == "erk" and config.prune.pattern == "channel":
         raise Refusal(
             "allocation=erk is a formula for single weights: give allocation=global or uniform, or prune=random"
+        )
+    if name == "file" and (config.allocation.least_density or config.allocation.ends != "pruned"):
+        key = "least_density" if config.allocation.least_density else "ends"
+        raise Refusal(
+            f"allocation.{key} has no meaning with allocation=file, whose budgets say what each layer keeps: drop it"
         )
     if name != "file" and path is not None:
         raise Refusal(

@@ -6,7 +6,7 @@ import math
 
 from pdp.config.schema import Config, ScheduleConfig
 from pdp.errors import Refusal
-from pdp.schedule.shapes import AUTO_EPOCHS, DEFAULT_RAMP, WHOLE_RUN
+from pdp.schedule.shapes import AUTO_EPOCHS, DEFAULT_RAMP, WHOLE_RUN, place_phases
 from pdp.schedule.time import Time
 
 
@@ -20,7 +20,10 @@ def check_schedule(config: Config) -> None:
             f"schedule.ramp={schedule.ramp} and schedule.rate={schedule.rate} are two spellings of one thing: set "
             "schedule.ramp=null or schedule.rate=null"
         )
-    if config.method.name == "dense" or schedule.name in WHOLE_RUN:
+    if config.method.name == "dense":
+        return
+    place_phases(schedule.name, schedule.phases, epochs, None)
+    if schedule.name in WHOLE_RUN:
         return
     start, length = _start(warmup, schedule, epochs), _length(ramp, schedule, epochs)
     if start is None or length is None:

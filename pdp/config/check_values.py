@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
-from pdp.config.suggest import did_you_mean
 from pdp.errors import Refusal
 from pdp.patterns.options import SALIENCIES, TARGETS
 from pdp.schedule.shapes import SCHEDULES
+from pdp.wording import did_you_mean
 
 MODELS = ("resnet18", "resnet34", "resnet50", "mobilenet_v1", "mobilenet_v2", "resnet20")
 LANGUAGE_MODELS = (
@@ -40,7 +40,7 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "model.task": tuple(DATA_SCHEMAS),
-    "model.library": ("pdp", "timm", "transformers"),
+    "model.library": ("pdp", "timm", "transformers", "import"),
     "data.source": tuple(TEXT_SOURCES),
     "data.task": GLUE_TASKS,
     "data.unreadable": ("stop", "skip"),
@@ -52,6 +52,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "schedule.name": SCHEDULES,
     "schedule.unit": ("epoch", "step"),
     "allocation.name": ("global", "uniform", "erk", "file"),
+    "allocation.ends": ("pruned", "first_dense", "dense"),
     "prune.pattern": tuple(PRUNE),
     "prune.saliency": SALIENCIES,
     "prune.target": TARGETS,
@@ -59,6 +60,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),
     "tracker.mode": ("auto", "online", "offline"),
+    "start.mask": ("hold", "free"),
     "device": ("auto", "cpu", "cuda"),
 }
 
@@ -95,6 +97,7 @@ _RANGES: dict[str, _Range] = {
     "distill.hidden": _AT_LEAST_0,
     "distill.attention": _AT_LEAST_0,
     "tracker.timeout": _ABOVE_0,
+    "allocation.least_density": _BELOW_1,
     "schedule.rate": (lambda value: 0 < value <= 1, "above 0 and at most 1: the share of the target added per epoch"),
     "seed": (lambda value: 0 <= value < 2**32, "from 0 to 4294967295"),
 }

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, cast
 
-import yaml
 from omegaconf import OmegaConf
 
-from pdp.config.arguments import parse
+from pdp.config.arguments import parse, parse_overrides
 from pdp.config.check import normalise
 from pdp.config.compose import compose_tree
-from pdp.config.groups import CONF, choices
+from pdp.config.groups import choices, nearest_choice, said
 from pdp.config.schema import Config
 from pdp.errors import Refusal
 
@@ -26,12 +24,12 @@ _TO_BE_GIVEN = "???"
 
 def command_of(config: Config) -> str:
     """`python train.py ...`, which composes to `config`; the nearest choices first, then what differs from them."""
-    model = _nearest("model", config.model)
-    groups = [f"model={model}", f"data={_nearest('data', config.data)}", f"method={config.method.name}"]
+    model = nearest_choice("model", config.model)
+    groups = [f"model={model}", f"data={nearest_choice('data', config.data)}", f"method={config.method.name}"]
     if config.method.name != "dense":
         groups.append(f"prune={config.prune.pattern}")
-    name = f"model.name={_spell('model.name', config.model.name)}"
-    if _TO_BE_GIVEN in _said(CONF / "model" / f"{model}.yaml").get("model", {}).values():
+    name = f"model.name={spell('model.name', config.model.name)}"
+    if _TO_BE_GIVEN in said("model", model).get("model", {}).values():
         groups.append(name)
     plain = _composed([*groups, name])
     recipe = config.recipe.name
@@ -41,7 +39,7 @@ def command_of(config: Config) -> str:
     known = flat(plain)
     differing = {key: value for key, value in flat(config).items() if known.get(key, ...) != value}
     differing.pop("model.name", None)
-    return shlex.join(["python", "train.py", *groups, *(f"{key}={_spell(key, one)}" for key, one in differing.items())])
+    return shlex.join(["python", "train.py", *groups, *(f"{key}={spell(key, one)}" for key, one in differing.items())])
 
 
 def _composed(lines: Sequence[str]) -> Config:
@@ -70,22 +68,7 @@ def flat(config: Config) -> dict[str, Any]:
     return values
 
 
-def _nearest(group: str, node: Any) -> str:
-    """The choice of `group` whose file says most of what `node` holds."""
-
-    def agreement(choice: str) -> tuple[int, int, str]:
-        said = _said(CONF / group / f"{choice}.yaml").get(group) or {}
-        same = sum(getattr(node, key, None) == value for key, value in said.items())
-        return same, -len(said), choice
-
-    return max(choices(group), key=agreement)
-
-
-def _said(path: Path) -> Mapping[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-
-def _spell(key: str, value: Any) -> str:
+def spell(key: str, value: Any) -> str:
     """The value as Hydra reads it back."""
     if value is None:
         return "null"
@@ -94,9 +77,9 @@ def _spell(key: str, value: Any) -> str:
     if isinstance(value, str):
         return value if _reads_back(key, value) else _quoted(value)
     if isinstance(value, dict):
-        return "{" + ",".join(f"{name}: {_spell(key, one)}" for name, one in value.items()) + "}"
+        return "{" + ",".join(f"{name}: {spell(key, one)}" for name, one in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ",".join(_spell(key, one) for one in value) + "]"
+        return "[" + ",".join(spell(key, one) for one in value) + "]"
     return repr(value)
 
 
@@ -104,10 +87,11 @@ def _reads_back(key: str, text: str) -> bool:
     if not text or any(sign in text for sign in "'\"[]{},:$ \\"):
         return False
     try:
-        (argument,) = parse([f"{key}={text}"])
+        (override,) = parse_overrides([f"{key}={text}"])
     except Refusal:
         return False
-    return argument.value is not None and type(argument.value) in (str, int) and str(argument.value) == text
+    value = None if override.is_sweep_override() else override.value()
+    return type(value) in (str, int) and str(value) == text
 
 
 def _quoted(text: str) -> str:

@@ -28,7 +28,8 @@ def main(program: str, argv: Sequence[str]) -> int:
     if "-h" in argv or "--help" in argv:
         from pdp.config.help import help_text
 
-        return _print(help_text(program))
+        words = [argument for argument in argv if not argument.startswith("-")]
+        return _guarded(program, lambda: _print(help_text(program, words)))
     return _guarded(program, lambda: _dispatch(program, list(argv)))
 
 
@@ -42,7 +43,7 @@ def _print(text: str) -> int:
 
 def _guarded(label: str, work: Callable[[], int | None]) -> int:
     """The exit code of `work`, with every way it can fail told on stderr."""
-    from pdp.config.suggest import one_line
+    from pdp.wording import one_line
 
     try:
         return work() or DONE
@@ -72,8 +73,8 @@ def _dispatch(program: str, argv: list[str]) -> int:
     return _sweep(program, overrides)
 
 
-def _run(program: str, overrides: Sequence[str], heading: str = "") -> int:
-    """Composes, checks and runs one configuration; `heading` is shown once it is accepted."""
+def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[Any] | None = None) -> int:
+    """Composes, checks and runs one configuration; `heading` is shown once it is accepted, `made` takes the record."""
     from pdp.config import arguments, compose, evaluation
 
     typed = arguments.parse(overrides)
@@ -87,24 +88,29 @@ def _run(program: str, overrides: Sequence[str], heading: str = "") -> int:
         print(heading, file=sys.stderr, flush=True)
     entry, values = accepted
     home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
-    getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
+    record = getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
+    if made is not None and record is not None:
+        made.append(record)
     return DONE
 
 
 def _sweep(program: str, overrides: Sequence[str]) -> int:
     """Runs every combination; a refused cell refuses only itself, one that was told to stop ends the sweep."""
     from pdp.config import sweep
+    from pdp.ranks import take_rank
 
     parsed, cells = sweep.lay_out(overrides)
     if any(override.key_or_group in _HANDED_OVER for override in parsed):
         return _hand_over(program, overrides, len(cells))
-    worst = DONE
+    worst, made = DONE, []
     for number, cell in enumerate(cells, 1):
         label = f"{program} [{number}/{len(cells)}{' ' + cell.varied if cell.varied else ''}]"
-        code = _guarded(label, functools.partial(_run, program, cell.overrides, heading=label))
+        code = _guarded(label, functools.partial(_run, program, cell.overrides, heading=label, made=made))
         if code not in _WORSE:
             return code
         worst = max(worst, code, key=_WORSE.index)
+    if program == "train" and len(made) > 1 and take_rank() == 0:
+        importlib.import_module("pdp.training.closing").close_sweep([record.directory for record in made], len(cells))
     return worst
 
 
@@ -118,8 +124,11 @@ def _hand_over(program: str, overrides: Sequence[str], cells: int) -> int:
     import tempfile
     from pathlib import Path
 
+    from pdp.config import arguments
+
     if "hydra/launcher=slurm" in overrides and importlib.util.find_spec("submitit") is None:
         raise Refusal('hydra/launcher=slurm needs submitit: pip install "pdp-pruning[cluster]"')
+    overrides = arguments.spell_out(overrides)
     sweeps = Path("results/runs/.sweeps")
     sweeps.mkdir(parents=True, exist_ok=True)
     folder = tempfile.mkdtemp(prefix="codes-", dir=sweeps.resolve())
@@ -150,7 +159,7 @@ def _handed_over_job(program: str, _: object) -> int:
 
     from hydra.core.hydra_config import HydraConfig
 
-    from pdp.cluster.ranks import take_rank
+    from pdp.ranks import take_rank
 
     settings = HydraConfig.get()
     cell, number = list(settings.overrides.task), settings.job.num
@@ -183,7 +192,7 @@ def _hydra_main(program: str, argv: Sequence[str], job: Callable[[object], int])
 
     from pdp.config import compose
     from pdp.config.groups import CONF
-    from pdp.config.suggest import one_line
+    from pdp.wording import one_line
 
     compose.register_schemas()
     before, sys.argv = sys.argv, [f"{program}.py", *argv]

@@ -23,10 +23,11 @@ from pdp.config.arguments import Argument
 from pdp.config.check import check, normalise
 from pdp.config.groups import CONF, GROUPS, choices
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config, TeacherConfig
-from pdp.config.suggest import did_you_mean, nearest, one_line
+from pdp.config.start import check_start, read_start
 from pdp.config.types import wrong_type
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
+from pdp.wording import did_you_mean, nearest, one_line
 
 VERSION_BASE = "1.3"
 DEFAULT_DATA = {
@@ -72,6 +73,7 @@ def build(typed: Sequence[Argument]) -> Config:
     config.data.unasked = not names_data
     if config.data.name == "imagenet" and config.data.root is None:
         config.data.root = arguments.imagenet_dir()
+    check_start(config, keys)
     check(config, keys)
     normalise(config, keys)
     return config
@@ -92,6 +94,8 @@ def hydra_loader() -> Iterator[ConfigLoader]:
 
 def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool]:
     """The composed tree with known keys only, the overrides it came from, and whether the data was named."""
+    start = read_start(typed)
+    typed = start.complete(typed) if start else typed
     lines = arguments.prepare(typed)
     try:
         names_data, task = _chosen(tuple(arguments.prepare(_choosing(typed))))
@@ -106,6 +110,8 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
     except _FAILURES as error:
         raise _wrong_value(typed) or Refusal(f"the configuration cannot be composed: {one_line(error)}") from error
     _compare_with_schema(tree)
+    if start:
+        start.fill(tree, typed)
     _fill_task(tree)
     return tree, lines, names_data
 
@@ -154,7 +160,8 @@ def _unknown_choice(typed: Sequence[Argument], error: MissingConfigException) ->
     for argument in typed:
         if argument.is_group and missing == f"{argument.key}/{argument.value}":
             known = {*choices(argument.key), *(error.options or [])}
-            return Refusal(f"{argument.text}: no such {argument.key}; {did_you_mean(str(argument.value), known)}")
+            own = "; a model of your own is model=<module>.<class or function>" if argument.key == "model" else ""
+            return Refusal(f"{argument.text}: no such {argument.key}; {did_you_mean(str(argument.value), known)}{own}")
     return Refusal(f"the configuration cannot be composed: {one_line(str(error).split('Config search path')[0])}")
 
 
@@ -239,28 +246,6 @@ def _refuse_missing(tree: DictConfig) -> None:
     if key == "model.name":
         raise Refusal(
             "model.name must be given with model=timm or model=huggingface: model.name=<the name of any timm model, or "
-            "of any encoder or causal language model on the hub>"
+            "of any encoder or causal language model on the hub>; a model of your own is model=<module>.<class>"
         )
     raise Refusal(f"{key} must be given: {key}=<value>")
-
-
-def to_yaml(config: Config) -> str:
-    """The whole configuration as the text of a run directory's config.yaml."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def from_yaml(text: str) -> Config:
-    """Reads what `to_yaml` wrote; raises `Refusal` for anything else."""
-    try:
-        values: Any = OmegaConf.create(text)
-        if values.method.get("fused") is False:  # an option that runs had for a while; left at that, it changed nothing
-            del values.method["fused"]
-        schema = OmegaConf.structured(Config)
-        schema.data = DATA_SCHEMAS[values.model.task]
-        schema.method = OPTIONS[values.method.name]
-        schema.prune = PRUNE[values.prune.pattern]
-        schema.distill = DISTILL[values.distill.name]
-        schema.tracker = TRACKERS[values.tracker.name]
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, values)))
-    except Exception as error:  # whatever a damaged file holds
-        raise Refusal(f"not a run's config.yaml: {one_line(error)}") from error

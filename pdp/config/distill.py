@@ -11,7 +11,7 @@ from pdp.runs.record import RECORD
 
 HUB = "hub"
 # 0.95 of PDP's loss and 0.75 of STR's are the teacher's in the paper, as a third party quotes it; the rest is ours.
-QUOTED_WEIGHTS = {"pdp": 0.95, "str": 0.75}
+QUOTED_WEIGHTS = {"pdp": 0.95, "pdp_annealed": 0.95, "str": 0.75}
 OUR_WEIGHT = 0.9
 
 

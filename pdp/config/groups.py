@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+import yaml
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+# An installed package carries the files; in a checkout they lie beside it.
+_INSTALLED, _CHECKOUT = _PACKAGE / "conf", _PACKAGE.parent / "conf"
+CONF = _INSTALLED if (_INSTALLED / "config.yaml").is_file() else _CHECKOUT
 GROUPS = {
     "model": "what to train",
     "data": "what on",
@@ -43,3 +50,19 @@ def default_choices() -> dict[str, str]:
     """What each group is where nothing else is asked, from the defaults list of conf/config.yaml."""
     text = (CONF / "config.yaml").read_text(encoding="utf-8")
     return dict(re.findall(r"^  - (\w+): (\w+)", text, re.MULTILINE))
+
+
+def said(group: str, choice: str) -> Mapping[str, Any]:
+    """What a file of `group` says by itself."""
+    return yaml.safe_load((CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")) or {}
+
+
+def nearest_choice(group: str, node: Any) -> str:
+    """The choice of `group` whose file says most of what `node` holds."""
+
+    def agreement(choice: str) -> tuple[int, int, str]:
+        values = said(group, choice).get(group) or {}
+        same = sum(getattr(node, key, None) == value for key, value in values.items())
+        return same, -len(values), choice
+
+    return max(choices(group), key=agreement)

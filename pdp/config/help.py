@@ -1,188 +1,181 @@
-"""The texts of --help: what the commands do, examples, groups with their choices, options with their defaults."""
+"""The texts of --help: one screen, and after it a page for a group, a choice or a key, from the schema's comments."""
 
 from __future__ import annotations
 
+import re
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pdp.config import schema
-from pdp.config.groups import GROUPS, choices, default_choices
-from pdp.methods.checks import PATTERNS_OF
-from pdp.methods.options import OPTIONS, PdpOptions
+from pdp.config.groups import CONF, GROUPS, choices, default_choices, said
+from pdp.config.keys import of_choice, of_group, of_the_run
+from pdp.config.meanings import Meaning, typed
+from pdp.errors import Refusal
+from pdp.wording import did_you_mean
 
-
-@dataclass
-class _AnyPrune(schema.NmPruneConfig, schema.ChannelPruneConfig):
-    """The options of all patterns in one place."""
-
-
-@dataclass
-class _AnyData(schema.TextClassificationDataConfig, schema.LanguageModellingDataConfig, schema.ImagesDataConfig):
-    """The options of all data in one place."""
-
-
-_NODES: dict[str, Any] = {
-    "model": schema.ModelConfig,
-    "data": _AnyData,
-    "recipe": schema.RecipeConfig,
-    "prune": _AnyPrune,
-    "method": PdpOptions,
-    "allocation": schema.AllocationConfig,
-    "schedule": schema.ScheduleConfig,
-    "distill": schema.TeacherConfig,
-    "tracker": schema.WandbConfig,
-}
-_OPTIONS = {
-    "sparsity": "fraction of the prunable weights to prune, such as 0.866; implied by nm and none",
-    "seed": "of everything random",
-    "resume": "go on with an unfinished run of the same configuration; false refuses one",
-    "rerun": "move such a run aside and start over",
-    "dry_run": "show model, budget, MACs and schedule; train nothing",
-    "output_dir": "where runs are kept",
-    "device": "auto, cpu or cuda",
-    "data.root": "folder of the data; ImageNet's may come from IMAGENET_DIR",
-    "data.validation": "share of train held out for every choice",
-    "data.workers": "loader processes",
-    "data.limit": "at most so many samples",
-    "data.task": "data=glue: mnli, qqp, qnli, sst2, rte, mrpc, cola, stsb or wnli",
-    "data.tokenizer": "texts: a folder or a hub's name; null: the checkpoint's own, else trained on the spot",
-    "data.max_length": "classified texts: tokens of the longest",
-    "data.context": "running text: tokens of a window",
-    "data.stride": "running text: tokens between two measured windows; null: context - 1",
-    "model.name": "with model=timm: any timm model; with model=huggingface: any encoder or causal model",
-    "model.pretrained": "false, true (the hub's weights), a file, or for transformers a folder",
-    "recipe.epochs": "length of the run",
-    "recipe.batch_size": "global: processes x accumulation x micro-batch",
-    "recipe.lr": "peak learning rate",
-    "recipe.weight_decay": "on weights only",
-    "recipe.layer_decay": "factor on the rate from each block to the one below; null: one rate",
-    "recipe.precision": "fp32, bf16 or fp16",
-    "recipe.gradient_checkpointing": "transformers: less memory, more time",
-    "recipe.recalibrate_bn": "batches of new BatchNorm statistics for the hard model; 0: none",
-    "prune.exclude": "names or fnmatch patterns of layers never pruned: prune.exclude=[fc,'layer1.*']",
-    "prune.n": "prune=nm: weights kept of each prune.m consecutive inputs",
-    "prune.m": "prune=nm: length of a group",
-    "prune.target": "prune=channel: what sparsity is a share of: channels or macs",
-    "method.temperature": "method=pdp: tau of the soft mask",
-    "method.temperature_mode": "absolute: tau is method.temperature; relative: kappa * t^2; auto: the pattern's",
-    "method.kappa": "relative mode's factor; null: 0.02, for channels 0.002",
-    "schedule.warmup": "dense until then: 16ep, 2000it, 0.16 (of the run) or auto",
-    "schedule.ramp": "time from the first pruning to the target; null: 0.4 of the run",
-    "schedule.rate": "the other spelling: share of the target per epoch",
-    "schedule.unit": "the share changes each epoch or each step",
-    "allocation.path": "with allocation=file: a CSV of layer,share, another run, or a CSV's name in conf/allocation",
-    "distill.teacher": "distill=teacher: a run's directory, weights or hub; null: the dense run of this cell and seed",
-    "distill.temperature": "of both softmaxes",
-    "distill.weight": "the teacher's share of the loss; null: the method's own",
-    "distill.hidden": "weight of the hidden states' difference; distill.attention likewise",
-    "distill.cache": "disk: the teacher's logits are computed once, before training",
-    "tracker.mode": "tracker=wandb: auto (online where a key is configured), online or offline",
-    "tracker.project": "tracker=wandb: where the run is filed; null: WANDB_PROJECT, else pdp",
-}
-_EVALUATION = ("data.root", "data.workers", "device", "recipe.batch_size", "model.name", "model.pretrained")
-_EXIT_CODES = """\
-Exit codes: 0 done; 1 an error of ours, with a traceback; 2 refused before work began; 3 stopped in work (non-finite
-loss, disk full, unreadable data); 75 saved, start the same command again. Under -m the worst one is returned."""
-
-
-def help_text(program: str) -> str:
-    """What `train.py --help` or `evaluate.py --help` prints."""
-    return _train_help() if program == "train" else _evaluate_help()
-
-
-def _train_help() -> str:
-    return f"""\
-Trains a network while pruning it and leaves a run's directory: history, hard weights, per-layer table, record.
+_WIDTH = 110
+_SHOWN = 18  # choices that the first screen names; of more it says how many there are
+_OF_MODELS = ("model", "data", "recipe", "experiment", "debug")  # the groups that evaluate.py has
+_TRAIN = """\
+Trains a network while pruning it; leaves a folder with history, hard weights, tables, pictures and the record.
 
   python train.py model=<name> sparsity=<fraction> [group=choice ...] [key=value ...]
-
-Examples:
   python train.py model=mobilenet_v1 prune=random sparsity=0.866
-  python train.py model=mobilenet_v1 prune=none                            the dense baseline
+  python train.py model=mobilenet_v1 prune=none                              the dense baseline
   python train.py model=resnet50 data=imagenet data.root=/data/imagenet sparsity=0.9
-  python train.py -m model=resnet18 method=pdp,gmp sparsity=0.8,0.9 seed=0,1,2   every combination
-  python train.py model=bert_tiny sparsity=0.9                             text, without network
-  python train.py model=bert_base data=glue data.task=mnli sparsity=0.9
-  python train.py experiment=imagenet/mobilenet_v1_random_866 dry_run=true
-  python train.py debug=smoke experiment=imagenet/resnet50_random_90       any experiment in seconds
+  python train.py model=timm model.name=resnet10t data=image_folder data.root=photos sparsity=0.8
+  python train.py -m model=resnet20 method=pdp,gmp sparsity=0.8,0.9 seed=0,1,2     every combination
+  python train.py experiment=imagenet/resnet50_random_90 dry_run=true        what it would do; trains nothing
 
-Without data= vision models train on ImageNet where data.root or IMAGENET_DIR names it, else on scikit-learn's
-handwritten digits; text models on inference made from a grammar, or on Python's docstrings. The same command again
-resumes an unfinished run and returns a finished one at once.
+Without data= vision models train on ImageNet where data.root or IMAGENET_DIR names it, else on handwritten digits;
+text models on texts made on the spot. The same command again goes on, or returns the finished run.
 
-Groups (group=choice; * is taken where neither you nor an experiment, model, data set or method asks for another):
-{_groups(tuple(GROUPS))}
+Groups (* where nothing else is asked); --help <group> and --help <group>=<choice> say all keys of one:
+{groups}
 
-Options people change (key=value), with their defaults; (recipe): the data's recipe says:
-{_options(tuple(_OPTIONS))}
+Keys of the run (--help recipe.lr says one; docs/configuration.md has all):
+{keys}
 
-Methods, with their own options (method.<option>=...) and the patterns they know:
-{_methods()}
-
-Flags: -m, --multirun runs every combination of comma-separated values; --cfg job prints the composed configuration,
---cfg job --resolve without references; --info says how Hydra composed it; more files: hydra.searchpath=[file://<dir>].
-
-{_EXIT_CODES}
+Flags: -m every combination of comma-separated values; --cfg job prints the composed configuration.
+Exit codes: 0 done; 1 an error of ours; 2 refused before work began; 3 stopped in work; 75 saved, start again.
 """
-
-
-def _evaluate_help() -> str:
-    return f"""\
+_EVALUATE = """\
 Measures a model on every test sample once: metric, sparsity, parameters and MACs.
 
   python evaluate.py run=<directory of a finished run> [recipe.batch_size=.. device=.. data.root=.. data.workers=..]
   python evaluate.py model=<name> model.pretrained=<true or a file> data=<name> [group=choice ...] [key=value ...]
-
-Examples:
   python evaluate.py run=results/runs/<run>/seed0
   python evaluate.py model=mobilenet_v2 model.pretrained=weights.safetensors data=imagenet data.root=/data/imagenet
 
-Groups (group=choice; * is taken where nothing else is asked):
-{_groups(("model", "data", "recipe", "experiment", "debug"))}
+Groups (* where nothing else is asked); --help <group> and --help <group>=<choice> say all keys of one:
+{groups}
 
-Options (key=value), with their defaults; (recipe): the data's recipe says:
-{_options(_EVALUATION)}
-
-{_EXIT_CODES}
+Exit codes: 0 done; 1 an error of ours; 2 refused before work began; 3 stopped in work.
 """
 
 
-def _groups(groups: tuple[str, ...]) -> str:
+def help_text(program: str, words: Sequence[str] = ()) -> str:
+    """What `train.py --help` or `evaluate.py --help` prints; after words, the page of each: recipe, method=str, seed.
+
+    Raises `Refusal` for a word that is neither a group, a choice nor a key.
+    """
+    if words:
+        return "\n".join(_page(word.strip()).rstrip("\n") + "\n" for word in words)
+    if program == "train":
+        return _TRAIN.format(groups=_groups(GROUPS), keys=_keys(of_the_run(), ""))
+    return _EVALUATE.format(groups=_groups(_OF_MODELS))
+
+
+def _page(word: str) -> str:
+    key, _, value = word.partition("=")
+    if key in GROUPS:
+        if value and value in choices(key):
+            return _choice(key, value)
+        if value:
+            raise Refusal(f"--help {word}: no such choice of {key}; {did_you_mean(value, choices(key))}")
+        return _group(key)
+    known = _known()
+    if key not in known:
+        names = [*GROUPS, *known]
+        raise Refusal(f"--help {word}: neither a group nor a key; {did_you_mean(key, names)}")
+    return "\n".join(
+        _line(one, key.rpartition(".")[0]) + (f"  [{label}]" if label else "") for label, one in known[key]
+    )
+
+
+def _known() -> dict[str, list[tuple[str, Meaning]]]:
+    found: dict[str, list[tuple[str, Meaning]]] = {one.name: [("", one)] for one in of_the_run()}
+    for group in GROUPS:
+        for label, options in of_group(group):
+            for one in options:
+                found.setdefault(f"{group}.{one.name}", []).append((label, one))
+    return found
+
+
+def _group(group: str) -> str:
+    names = choices(group)
+    lines = [f"{group}=: {GROUPS[group]}", ""]
+    if group == "experiment":
+        lines += [f"{len(names)} files in conf/experiment; python scripts/plan.py lists them with their commands.", ""]
+        by_folder: dict[str, int] = {}
+        for name in names:
+            by_folder[name.partition("/")[0]] = by_folder.get(name.partition("/")[0], 0) + 1
+        lines += [f"  experiment={folder}/...   {count}" for folder, count in by_folder.items()]
+        return "\n".join(lines) + "\n"
+    chosen = default_choices().get(group)
+    wide = max(map(len, names))
+    for name in names:
+        lines.append(_wrapped(f"  {'*' if name == chosen else ' '}{name:<{wide}}  ", _first_comment(group, name)))
+    if group == "method":
+        lines += ["", "Each has options of its own: --help method=<name>; its card is docs/methods/<name>.md."]
+        return "\n".join(lines) + "\n"
+    for label, options in of_group(group):
+        if options:
+            lines += ["", f"Keys{f' ({label})' if label else ''}:", _keys(options, group)]
+    return "\n".join(lines) + "\n"
+
+
+def _choice(group: str, choice: str) -> str:
+    lines = [_wrapped(f"{group}={choice}: ", _first_comment(group, choice) or GROUPS[group]), ""]
+    values = _flat(said(group, choice))
+    own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(f"{group}.")}
+    others = [f"{key}={typed(value)}" for key, value in values.items() if not key.startswith((f"{group}.", "defaults"))]
+    options = [one for one in of_choice(group, choice) if one.name != "name"]
+    if options:
+        lines += ["Keys, with what they are here:", _keys(options, group, own)]
+    else:
+        lines.append("It has no keys of its own.")
+    overrides = re.findall(r"override /(\S+): (\S+)", (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8"))
+    others = [*(f"{key}={value}" for key, value in overrides), *others]
+    if others:
+        lines += ["", _wrapped("It also chooses, unless you do: ", " ".join(others))]
+    return "\n".join(lines) + "\n"
+
+
+def _first_comment(group: str, choice: str) -> str:
+    """The first sentences of a choice's file, which say what it is."""
+    words: list[str] = []
+    for line in (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines():
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("#"):
+            break
+        words.append(line.lstrip("# "))
+    return " ".join(words)
+
+
+def _keys(options: Iterable[Meaning], group: str, here: Mapping[str, Any] | None = None) -> str:
+    return "\n".join(_line(one, group, here) for one in options)
+
+
+def _line(one: Meaning, group: str, here: Mapping[str, Any] | None = None) -> str:
+    value = typed(here[one.name]) if here and one.name in here else one.default
+    name = f"{group}.{one.name}" if group else one.name
+    shown = f"{name}={value}" if value else f"{name}=<to be given>"
+    return _wrapped(f"  {shown:<34} ", one.text)
+
+
+def _wrapped(head: str, text: str) -> str:
+    width = max(_WIDTH, len(head) + 40)
+    indent = " " * min(len(head), 37)
+    return textwrap.fill(head + text, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
+
+
+def _groups(groups: Iterable[str]) -> str:
     chosen = default_choices()
     lines = []
     for group in groups:
-        names = [f"*{name}" if name == chosen.get(group) else name for name in choices(group)]
-        head = f"  {group:<11} {GROUPS[group]}: "
-        lines.append(textwrap.fill(head + ", ".join(names), 118, subsequent_indent=" " * 14, break_on_hyphens=False))
+        names = choices(group)
+        shown = [f"*{name}" if name == chosen.get(group) else name for name in names]
+        words = ", ".join(shown) if len(names) <= _SHOWN + 3 else f"{len(names)} files; --help {group} counts them"
+        lines.append(_wrapped(f"  {group:<11} ", f"{GROUPS[group]}: {words}"))
     return "\n".join(lines)
 
 
-def _methods() -> str:
-    lines = []
-    for name, options in OPTIONS.items():
-        own = [f"{key}={_typed(value)}" for key, value in vars(options()).items() if key != "name"]
-        patterns = "/".join(PATTERNS_OF.get(name, ("random", "nm", "channel"))) if name != "dense" else ""
-        head = f"  {name:<9} {f'[{patterns}] ' if patterns else ''}"
-        text = textwrap.fill(head + ", ".join(own), 118, subsequent_indent=" " * 12, break_on_hyphens=False)
-        lines.append(text.rstrip())
-    return "\n".join(lines)
-
-
-def _options(keys: tuple[str, ...]) -> str:
-    return "\n".join(f"  {f'{key}={_default(key)}':<33} {_OPTIONS[key]}" for key in keys)
-
-
-def _default(key: str) -> str:
-    """The schema's default as it is typed."""
-    group, _, name = key.rpartition(".")
-    value = getattr(_NODES[group]() if group else schema.Config(), name)
-    if value == "???":
-        return "(recipe)" if group == "recipe" else "<name>"
-    return _typed(value)
-
-
-def _typed(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping) or not node:
+        return {path.removesuffix("."): node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{path}{key}.")
+    return found

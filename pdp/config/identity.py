@@ -13,9 +13,11 @@ from typing import Any
 from pdp.config.check import normalise
 from pdp.config.check_prune import implied_sparsity, is_dense
 from pdp.config.distill import HUB
-from pdp.config.schema import Config, DistillConfig, NmPruneConfig, TeacherConfig, data_label
+from pdp.config.schema import Config, DistillConfig, NmPruneConfig, StartConfig, TeacherConfig, data_label
+from pdp.config.source import source_digest
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions
+from pdp.methods.revisions import revision_of
 from pdp.schedule.time import Time
 
 # What does not decide the result, a dotted key or a whole group.
@@ -40,6 +42,7 @@ EXCLUDED = (
     "data.test_files",
 )
 _TIMES = ("recipe.lr_warmup", "schedule.warmup", "schedule.ramp")
+_LISTS_OF_TIMES = ("schedule.phases",)
 
 
 def run_directory(config: Config, data_fingerprint: str) -> Path:
@@ -62,6 +65,10 @@ def config_hash(config: Config, data_fingerprint: str) -> str:
         values["model.pretrained"] = _weights_content(Path(config.model.pretrained))
     elif config.model.library == "transformers" and Path(config.model.name).is_dir():
         values["model.name"] = _weights_content(Path(config.model.name))
+    if config.model.library == "import":
+        values["model.source"] = f"sha256:{source_digest(config.model.name)}"
+    if config.start.run is not None:
+        values["start.run"] = _start_content(Path(config.start.run))
     if config.allocation.path is not None:
         values["allocation.path"] = _budget_content(Path(config.allocation.path))
     if isinstance(config.distill, TeacherConfig):
@@ -73,7 +80,7 @@ def config_hash(config: Config, data_fingerprint: str) -> str:
 def dense_cell(config: Config) -> Config:
     """The dense run of the same cell and seed: same model, data and recipe, no pruning and no teacher."""
     dense = copy.deepcopy(config)
-    dense.method, dense.distill = DenseOptions(), DistillConfig()
+    dense.method, dense.distill, dense.start = DenseOptions(), DistillConfig(), StartConfig()
     normalise(dense)
     return dense
 
@@ -83,14 +90,16 @@ def changed_values(config: Config) -> dict[str, Any]:
     values: dict[str, Any] = {}
     _collect(config, "", values)
     values["method.name"] = config.method.name
+    if (revision := revision_of(config.method.name, config.prune.pattern)) > 1:
+        values["method.revision"] = revision
     return values
 
 
 def _collect(node: Any, path: str, values: dict[str, Any]) -> None:
     for field in dataclasses.fields(node):
         key, value = path + field.name, getattr(node, field.name)
-        if key in EXCLUDED:
-            continue
+        if key in EXCLUDED or (key == "recipe.compile" and value == "graphs"):
+            continue  # graphs replay the same kernels on the same numbers
         if dataclasses.is_dataclass(value):
             _collect(value, f"{key}.", values)
             continue
@@ -107,6 +116,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 def _canonical(value: Any, key: str) -> Any:
     """The value in its one spelling: 1.0 as 1, a time by number and unit, a set of patterns in order."""
+    if key in _LISTS_OF_TIMES:
+        return [_canonical(one, _TIMES[0]) for one in value]
     if key in _TIMES and value not in (None, "auto", "???"):
         time = Time.parse(value, key)
         return [_canonical(time.value, ""), time.unit]
@@ -144,6 +155,14 @@ def _budget_content(path: Path) -> str:
     if not path.is_dir():
         return f"sha256:{_sha256(path, 'allocation.path')}"
     return _run_content(path) or f"sha256:{_sha256(path / 'layers.csv', 'allocation.path')}"
+
+
+def _start_content(path: Path) -> str:
+    """The run to go on from, by its hash and seed."""
+    content = _run_content(path)
+    if content is None:
+        raise Refusal(f"from={path}: its record cannot be read, which says what run it is: give another run")
+    return content
 
 
 def _teacher_content(config: Config, teacher: str | None, data_fingerprint: str) -> str:
@@ -185,6 +204,9 @@ def _weights_content(path: Path) -> str:
 
 def pretrained_label(config: Config) -> str:
     """What records call the weights that a model began with: false, true, or a name and content, wherever it lay."""
+    if config.start.run is not None:
+        _, digest, seed = _start_content(Path(config.start.run)).split(":")
+        return f"run {digest[:8]}-{seed.removeprefix('seed')}"
     pretrained = config.model.pretrained
     if pretrained.lower() in ("false", "true"):
         return pretrained

@@ -1,4 +1,7 @@
-"""Every configuration key with its type and default; a run's identity covers only what differs from these."""
+"""Every configuration key with its type and default; a run's identity covers only what differs from these.
+
+The comment at a key, or right above it, is its meaning, which `docs/configuration.md` and its test read there.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,11 @@ from pdp.patterns.options import ChannelOptions, NmOptions
 class ModelConfig:
     """What to train."""
 
-    name: str = MISSING
+    name: str = MISSING  # of the architecture, as `library` knows it
     task: str = MISSING  # images, text_classification or language_modelling: the tasks/ module of model, data and loss
-    library: str = "pdp"  # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model; transformers
-    pretrained: str = "false"  # false, true (the hub's weights) or a file; for transformers a folder
+    # pdp: a name this project knows (pdp.tasks.image_models); timm; transformers; import: your own
+    library: str = "pdp"
+    pretrained: str = "false"  # false, true (the hub's weights), a file, or a folder as the hub has them
     smallest_input: int = 1  # pixels; smaller images are enlarged to it unless data.image_size says otherwise
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the model's constructor
     architecture: str | None = None  # transformers: its name of the architecture; null: the checkpoint's own
@@ -30,8 +34,8 @@ class ModelConfig:
 class DataConfig:
     """What every data set has."""
 
-    name: str = MISSING
-    root: str | None = None
+    name: str = MISSING  # the data set
+    root: str | None = None  # the folder that holds it
     validation: float = 0.1  # share of train held out by a fixed split; 0: the test set monitors, and tables say so
     workers: int = 0  # loader processes
     limit: int | None = None  # at most so many training and as many test samples
@@ -74,7 +78,7 @@ class LanguageModellingDataConfig(TextDataConfig):
     stride: int | None = None  # tokens between the starts of two windows that are measured; null: context - 1
     train_files: list[str] = field(default_factory=list)  # source=files: names or glob patterns under data.root
     validation_files: list[str] = field(default_factory=list)  # none: a share of the training windows
-    test_files: list[str] = field(default_factory=list)
+    test_files: list[str] = field(default_factory=list)  # source=files: what is measured at the end
 
 
 DATA_SCHEMAS: dict[str, type[DataConfig]] = {
@@ -95,27 +99,27 @@ class RecipeConfig:
     """How to train, apart from what."""
 
     name: str = MISSING  # for records and tables; the values below alone decide
-    epochs: int = MISSING
+    epochs: int = MISSING  # length of the run
     batch_size: int = MISSING  # global: processes x accumulation x micro-batch
     accumulation: int = 1  # micro-batches per optimizer step
-    optimizer: str = "sgd"
-    lr: float = MISSING
+    optimizer: str = "sgd"  # sgd or adamw
+    lr: float = MISSING  # peak learning rate
     lr_schedule: str = "cosine"  # cosine, linear, constant or steps
     lr_drops: list[str] = field(default_factory=list)  # lr_schedule=steps: times from which on a tenth of it holds
     lr_unit: str = "step"  # step, or epoch: the rate holds for a whole epoch
-    lr_warmup: str = "0"  # a time
-    lr_min: float = 0.0
-    momentum: float = 0.9
-    nesterov: bool = True
+    lr_warmup: str = "0"  # a time, over which the rate rises to its peak
+    lr_min: float = 0.0  # where the rate ends
+    momentum: float = 0.9  # sgd: of the gradient's average
+    nesterov: bool = True  # sgd: whether a step looks ahead
     weight_decay: float = MISSING  # on conv, linear and embedding weights only
     layer_decay: float | None = None  # factor on the rate from each block to the one below; null: one rate for all
-    label_smoothing: float = 0.0
-    augmentation: str = "none"
+    label_smoothing: float = 0.0  # probability that is taken from the label and spread over all classes
+    augmentation: str = "none"  # of training images: none, pad_crop_flip or random_resized_crop
     clip: float | None = None  # largest gradient norm
     ema: float | None = None  # decay of the averaged weights
-    precision: str = "fp32"
-    channels_last: bool = False
-    compile: bool = False
+    precision: str = "fp32"  # fp32, bf16 or fp16 (autocast)
+    channels_last: bool = False  # memory layout of images and convolution weights
+    compile: bool | str = False  # true: torch.compile; graphs: small nets' steps as CUDA graphs, the same numbers
     gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
     recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
@@ -130,6 +134,7 @@ class ScheduleConfig:
     ramp: str | None = None  # a time; null with rate null is 0.4 of the run
     rate: float | None = None  # share of the target per epoch, the other spelling of ramp
     unit: str = "epoch"  # epoch or step
+    phases: list[str] = field(default_factory=list)  # alternating: times of change, pruned first; []: AC/DC's own
 
 
 @dataclass
@@ -138,6 +143,8 @@ class AllocationConfig:
 
     name: str = MISSING  # global, uniform, erk, file
     path: str | None = None  # allocation=file: a CSV of layer,share or a run's directory
+    least_density: float = 0.0  # the least share of its units that each layer keeps, the same for every method
+    ends: str = "pruned"  # pruned, dense (the first and the last layer stay dense) or first_dense
 
 
 @dataclass
@@ -175,7 +182,7 @@ def pattern_options(prune: PruneConfig) -> dict[str, Any]:
 class DistillConfig:
     """Whether a teacher helps."""
 
-    name: str = "none"
+    name: str = "none"  # none or teacher
 
 
 @dataclass
@@ -198,7 +205,7 @@ DISTILL: dict[str, type[DistillConfig]] = {"none": DistillConfig, "teacher": Tea
 class TrackerConfig:
     """Where curves are sent besides the run's own history."""
 
-    name: str = "none"
+    name: str = "none"  # none, wandb or tensorboard
 
 
 @dataclass
@@ -228,6 +235,14 @@ TRACKERS: dict[str, type[TrackerConfig]] = {
 
 
 @dataclass
+class StartConfig:
+    """A finished run that this one goes on from."""
+
+    run: str | None = None  # its directory, results/runs/<run>/seed<k>; `from=` is the short way to give it
+    mask: str = "hold"  # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -240,11 +255,12 @@ class Config:
     prune: PruneConfig = MISSING
     distill: DistillConfig = field(default_factory=DistillConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
-    sparsity: float | None = None
-    seed: int = 0
-    resume: bool = True
-    rerun: bool = False
-    dry_run: bool = False
-    output_dir: str = "results/runs"
+    start: StartConfig = field(default_factory=StartConfig)
+    sparsity: float | None = None  # fraction of the prunable weights to prune, such as 0.866; implied by nm and none
+    seed: int = 0  # of everything random
+    resume: bool = True  # go on with an unfinished run of the same configuration; false refuses one
+    rerun: bool = False  # move such a run aside and start over
+    dry_run: bool = False  # show model, budget, MACs and schedule; train nothing
+    output_dir: str = "results/runs"  # where runs are kept
     device: str = "auto"  # auto, cpu or cuda
     provenance: Any = None  # experiment files: where their values come from, a sentence or several by what they are of

@@ -12,8 +12,8 @@ from hydra.core.override_parser.types import Override
 
 from pdp.config import arguments, compose
 from pdp.config.groups import CONF
-from pdp.config.suggest import did_you_mean, one_line
 from pdp.errors import Refusal
+from pdp.wording import did_you_mean, one_line
 
 SWEEPS = CONF / "sweep"
 

@@ -5,6 +5,7 @@ Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,14 +15,13 @@ from torch.nn import functional
 
 from pdp.config.distill import own_weight, weight_source
 from pdp.config.schema import Config, TeacherConfig
+from pdp.distill.objective import Objective
 from pdp.distill.teacher import Teacher, load_teacher
 from pdp.distill.teacher_cache import LogitsCache
 from pdp.errors import Refusal
+from pdp.runs.checkpoint import random_state, restore_random_state
 from pdp.runs.directory import RunDirectory
 from pdp.tasks.task import Batch, Outputs, Task
-from pdp.training.checkpoint import random_state, restore_random_state
-from pdp.training.display import Display
-from pdp.training.objective import Objective
 
 
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -126,15 +126,15 @@ class Distilled(Objective):
                     f"distill.{key}=0 or a teacher of the same width"
                 )
 
-    def prepare(self, directory: RunDirectory, display: Display) -> None:
+    def prepare(self, directory: RunDirectory, say: Callable[[str], None]) -> None:
         """Computes the teacher's logits of all training samples, where they are to be cached and are not yet."""
-        display.say(self.teacher_note)
+        say(self.teacher_note)
         if self.options.cache == "disk":
             before = random_state()
             self.cache = LogitsCache(
                 directory.checkpoints, self.config, self.task, self.teacher.digest, self.accelerator
             )
-            self.cache.fill(lambda batch: self.of_teacher(batch).logits, display.say)
+            self.cache.fill(lambda batch: self.of_teacher(batch).logits, say)
             restore_random_state(before)  # a run that goes on finds the cache filled
             self.teacher.model.cpu()
 

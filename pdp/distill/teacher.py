@@ -13,15 +13,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from pdp.config.command import command_of
-from pdp.config.compose import from_yaml
 from pdp.config.distill import HUB, is_run
-from pdp.config.identity import config_hash, dense_cell, run_directory
+from pdp.config.identity import dense_cell
 from pdp.config.schema import Config, DistillConfig, ModelConfig, TeacherConfig
+from pdp.config.stored import from_yaml
+from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
-from pdp.runs.record import RECORD, Record, read_record
+from pdp.runs.checkpoint import load_weights
+from pdp.runs.record import Record, read_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
-from pdp.training.checkpoint import load_weights
 
 WEIGHTS = "model.safetensors"
 
@@ -36,28 +37,14 @@ class Teacher:
 
 
 def find_dense(config: Config, data_fingerprint: str | None) -> Path:
-    """The finished dense run of the same cell and seed; raises `Refusal` with the command that makes it.
-
-    Without a fingerprint, as in a dry run, the data is taken to be what that run says it was; the newest counts.
-    """
-    dense = dense_cell(config)
-    place = run_directory(dense, data_fingerprint or "")
-    pattern = f"{place.parent.name.rpartition('-')[0]}-*/{place.name}/{RECORD}"
-    found = []
-    for path in Path(config.output_dir).glob(pattern):
-        try:
-            record = read_record(path.parent)
-        except Refusal:
-            continue
-        of = data_fingerprint or record.data_fingerprint
-        if record.config_hash == config_hash(dense, of) and (path.parent / WEIGHTS).is_file():
-            found.append((record.finished_at, path.parent))
-    if not found:
+    """The finished dense run of the same cell and seed; raises `Refusal` with the command that makes it."""
+    found = dense_run(config, data_fingerprint)
+    if found is None:
         raise Refusal(
             f"distill.teacher=null is the dense run of the same cell and seed, and {config.output_dir} has none: give "
-            f"distill.teacher=<a run or weights>, or make it first: {command_of(dense)}"
+            f"distill.teacher=<a run or weights>, or make it first: {command_of(dense_cell(config))}"
         )
-    return max(found)[1]
+    return found
 
 
 def describe(config: Config) -> str:
@@ -174,9 +161,10 @@ def _pretrained(config: Config, task: Task, pretrained: str) -> nn.Module:
         model, notes = _build(config, task, replace(config.model, pretrained=pretrained))
     except Refusal as refusal:
         raise Refusal(f"distill.teacher={named} cannot be the teacher: {refusal}") from None
-    if notes:
+    random = [note for note in notes if "random" in note]
+    if random:
         raise Refusal(
-            f"distill.teacher={named} cannot be the teacher: {notes[0]}; give a distill.teacher for this data"
+            f"distill.teacher={named} cannot be the teacher: {random[0]}; give a distill.teacher for this data"
         )
     return model
 

@@ -81,28 +81,31 @@ def keep_units(saliency: Tensor, pruned: int) -> Tensor:
     return keep.reshape(saliency.shape)
 
 
-def count_global(saliencies: Sequence[Tensor], pruned: int, least_kept: int = 1) -> list[int]:
+def count_global(saliencies: Sequence[Tensor], pruned: int, least_kept: int | Sequence[int] = 1) -> list[int]:
     """How many units each layer loses when the `pruned` smallest of all layers go; the counts sum to `pruned` exactly.
 
-    The `least_kept` largest units of every layer are safe from the cut, so that no layer is emptied. Among equals the
-    earlier layer, then the lower index goes first. Raises `Refusal` if that leaves too few units to prune.
+    The `least_kept` largest units of every layer (one number for all, or one for each) are safe from the cut, so that
+    no layer is emptied. Among equals the earlier layer, then the lower index goes first. Raises `Refusal` if that
+    leaves too few units to prune.
     """
     sizes = [one.numel() for one in saliencies]
-    free = sum(max(0, size - least_kept) for size in sizes)
+    floors = [least_kept] * len(sizes) if isinstance(least_kept, int) else list(least_kept)
+    free = sum(max(0, size - floor) for size, floor in zip(sizes, floors, strict=True))
     if pruned > free:
+        kept = f"each layer keeps {floors[0]}" if len(set(floors)) == 1 else "each layer keeps what it must"
         raise Refusal(
             f"a budget of {pruned} pruned units would empty a layer: at most {free} of {sum(sizes)} can go "
-            f"while each layer keeps {least_kept}; lower sparsity="
+            f"while {kept}; lower sparsity=" + ("" if len(set(floors)) == 1 else " or allocation.least_density=")
         )
     if pruned <= 0:
         return [0] * len(sizes)
     joined = torch.empty(sum(sizes), dtype=torch.float32, device=saliencies[0].device)
     parts = joined.split(sizes)
-    for part, saliency in zip(parts, saliencies, strict=True):
+    for part, saliency, floor in zip(parts, saliencies, floors, strict=True):
         part.copy_(saliency.detach().reshape(-1))
-        if least_kept:
+        if floor:
             # Among equals the last ones are kept, as the first ones are pruned.
-            part[part.flip(0).topk(min(least_kept, part.numel())).indices.neg().add(part.numel() - 1)] = math.inf
+            part[part.flip(0).topk(min(floor, part.numel())).indices.neg().add(part.numel() - 1)] = math.inf
     if _selects_on_host(joined):
         last = float(np.partition(joined.numpy(), pruned - 1)[pruned - 1])
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pdp.kernels.cpu.threads import pool
+from pdp.threads import pool
 
 _BRACKETED_FROM = 1 << 12  # values of a layer; below it, one partition is as fast
 _SPREAD_FROM = 1 << 19  # values of a mean layer; below it, threads wait for each other longer than they save

@@ -1,6 +1,7 @@
 """The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it.
 
-What is written here in plain operations defines it; on a GPU `pdp.kernels.gpu.units` does the same in fewer launches.
+What is written here in plain operations defines it; whoever has kernels that do the same in fewer launches hands them
+over.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pdp.kernels.gpu import usable
 from pdp.masks.kept import keep, kept
 from pdp.masks.soft import exact
 
@@ -29,38 +29,47 @@ def mask_units(
     units: Sequence[Tensor | None],
     weighs: Sequence[bool],
     dtypes: Sequence[torch.dtype | None],
+    kernels: Any = None,
 ) -> tuple[Tensor, ...]:
     """m_u * tensor for each of `tensors` that `dtypes` names a type for, in that type; differentiable in all of them.
 
     `mask` is m(s) = sigmoid((s^2 - t^2) / tau) with s^2 = scale * the sum of squares of the unit's weights, as computed
     from the tensors that weigh; neither it nor `steep`, its `steepness`, may change before backward. `units` are those
-    of a tensor's slices along dimension 0, None where slice i is unit i. Raises `RuntimeError` in backward where a
-    tensor has been changed in place since.
+    of a tensor's slices along dimension 0, None where slice i is unit i; a slice of no unit has the number behind the
+    last and stays as it is. `kernels` is what `pdp.kernels.gpu.unit_kernels` found for these tensors. Raises
+    `RuntimeError` in backward where a tensor has been changed in place since.
     """
-    return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), *tensors)
+    return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), kernels, *tensors)
 
 
-def along(values: Tensor, units: Tensor | None, tensor: Tensor) -> Tensor:
-    """Numbers over units, made to broadcast against `tensor`, whose slices along dimension 0 belong to `units`."""
-    return (values if units is None else values[units]).reshape(-1, *[1] * (tensor.dim() - 1))
+def along(values: Tensor, units: Tensor | None, tensor: Tensor, rest: float = 1.0) -> Tensor:
+    """Numbers over units, made to broadcast against `tensor`, whose slices along dimension 0 belong to `units`.
+
+    `rest` is the number of slices of the unit behind the last, which is none.
+    """
+    of_slices = values if units is None else with_rest(values, rest)[units]
+    return of_slices.reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+def with_rest(values: Tensor, rest: float = 1.0) -> Tensor:
+    """Numbers over units and, behind them, the one of slices that belong to none."""
+    return torch.cat([values, values.new_full((1,), rest)])
 
 
 class _MaskUnits(torch.autograd.Function):
     """One node for a whole layer: autograd would add up full-size gradients for each tensor that the mask scales."""
 
     @staticmethod
-    def forward(ctx: Any, mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, *tensors):
+    def forward(ctx: Any, mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, kernels: Any, *tensors):
         ctx.units, ctx.weighs, ctx.dtypes = units, weighs, dtypes
         if torch.compiler.is_compiling():
             ctx.save_for_backward(mask, steep, *tensors)
         else:
             keep(ctx, mask, steep, *tensors)
             ctx.set_materialize_grads(False)
-        ctx.by_kernels = _by_kernels(mask, tensors, units)
-        if ctx.by_kernels:
-            from pdp.kernels.gpu.units import masked
-
-            return tuple(masked(mask, tensors, dtypes))
+        ctx.kernels = kernels
+        if kernels:
+            return tuple(kernels.masked(mask, tensors, dtypes))
         wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
         vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
         made = dict(zip(vectors, _multiplied([tensors[place] for place in vectors], mask), strict=True))
@@ -77,11 +86,9 @@ class _MaskUnits(torch.autograd.Function):
         mask, steep, *tensors = kept(ctx) if hasattr(ctx, "kept") else ctx.saved_tensors
         wanted = [place for place, dtype in enumerate(ctx.dtypes) if dtype is not None]
         upstream = {place: one for place, one in zip(wanted, gradients, strict=True) if one is not None}
-        if ctx.by_kernels:
-            from pdp.kernels.gpu import units as kernels
-
-            found = kernels.gradients(mask, steep, tensors, weighs, upstream)
-            return None, None, None, None, None, *(found.get(place) for place in range(len(tensors)))
+        if ctx.kernels:
+            found = ctx.kernels.gradients(mask, steep, tensors, weighs, upstream)
+            return None, None, None, None, None, None, *(found.get(place) for place in range(len(tensors)))
         vectors = [
             place
             for place, one in upstream.items()
@@ -96,23 +103,28 @@ class _MaskUnits(torch.autograd.Function):
                 # Laid out as the weight is: it is the buffer of the weight's gradient as well.
                 found[place] = exact(tensor) * gradient
                 rows = _row_sums(found[place]).to(mask.dtype)
-                sums.append(rows if units[place] is None else torch.zeros_like(mask).index_add_(0, units[place], rows))
+                if units[place] is not None:
+                    rows = with_rest(torch.zeros_like(mask), 0.0).index_add_(0, units[place], rows)[:-1]
+                sums.append(rows)
         slope = (torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]) * steep
         for place, tensor in enumerate(tensors):
             if place in upstream and place not in vectors:
                 torch.mul(upstream[place], along(mask, units[place], tensor), out=found[place])
             if weighs[place]:
-                slopes = along(slope, units[place], tensor).to(exact(tensor).dtype)
+                slopes = along(slope, units[place], tensor, 0.0).to(exact(tensor).dtype)
                 if place in found:
                     found[place].addcmul_(exact(tensor), slopes)
                 else:
                     found[place] = exact(tensor) * slopes
-        return None, None, None, None, None, *(_in_type_of(found.get(place), one) for place, one in enumerate(tensors))
-
-
-def _by_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None]) -> bool:
-    in_order = all(own is None for own in units)
-    return in_order and all(one.device == mask.device and usable(one) for one in tensors)
+        return (
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            *(_in_type_of(found.get(place), one) for place, one in enumerate(tensors)),
+        )
 
 
 def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -21,11 +21,11 @@ def norm_scales(layer: Layer) -> list[Member]:
 
 def scale_saliency(layer: Layer) -> Tensor:
     """The mean |gamma| of each unit over the norms that carry it; float32."""
-    total = torch.zeros(layer.units, device=layer.weight.device)
+    total = torch.zeros(layer.units, dtype=torch.float64, device=layer.weight.device)
     count = torch.zeros_like(total)
     for member in norm_scales(layer):
         assert member.units is not None
         units = member.units.to(total.device)
-        total.index_add_(0, units, member.tensor.detach().abs().float())
+        total.index_add_(0, units, member.tensor.detach().abs().double())
         count.index_add_(0, units, torch.ones_like(units, dtype=total.dtype))
-    return total / count.clamp(min=1)
+    return (total / count.clamp(min=1)).float()

@@ -56,7 +56,7 @@ class Method(MaskedMethod):
         if not self.masked and not moment.final:
             share = max(0.0, self.plan.target - self.options.regrow)
             for layer, count in zip(layers, self.plan.budget(share, "uniform"), strict=True):
-                self._mask(layer, keep_units(matrix(layer).abs().sum(0), count))
+                self._mask(layer, keep_units(matrix(layer).abs().sum(0).float(), count))
             return
         end = self.plan.epochs_of(self.options.end, "method.end")
         if moment.final or moment.epoch >= end:
@@ -90,12 +90,12 @@ class Method(MaskedMethod):
 
 
 def matrix(layer: Layer) -> Tensor:
-    """The layer's weights as (fan-in, units), everything coupled to a unit below each other; float32."""
+    """The layer's weights as (fan-in, units), everything coupled to a unit below each other; float64."""
     parts = []
     for member in layer.members:
         if member.weighs:
             assert member.units is not None
-            rows = member.rows(member.tensor.detach()).float().flatten(1)
+            rows = member.rows(member.tensor.detach()).double().flatten(1)
             slices = len(rows) // layer.units
             # Several slices of one weight can belong to one unit.
             order = member.units.to(rows.device).argsort(stable=True)
@@ -104,11 +104,14 @@ def matrix(layer: Layer) -> Tensor:
 
 
 def leverage(weights: Tensor, kept: int) -> Tensor:
-    """Squared row norms of the first `kept` right singular vectors; the L1 norm where fan-in is below the units."""
+    """Squared row norms of the first `kept` right singular vectors; the L1 norm where fan-in is below the units.
+
+    Of float64 `weights`, (fan-in, units); the scores, (units,), are rounded to float32, so that equal columns tie.
+    """
     if weights.shape[0] < weights.shape[1]:
-        return weights.abs().sum(0)
+        return weights.abs().sum(0).float()
     _, _, right = torch.linalg.svd(weights, full_matrices=False)
-    return right[:kept].square().sum(0)
+    return right[:kept].square().sum(0).float()
 
 
 def outside(base: Tensor, columns: Tensor) -> Tensor:

@@ -68,6 +68,9 @@ class Method(LearnedMethod):
         mask = torch.sigmoid(self.beta * self.extras[layer.name]) * self._scale
         return weight * self.pattern.spread(mask, layer, member or layer.members[0], weight)
 
+    def recorded_with(self) -> float:
+        return self.beta
+
     def penalty(self) -> Tensor | None:
         sums = [torch.sigmoid(self.beta * scores).sum() for scores in self.extras.values()]
         return self.options.penalty * self._scale * torch.stack(sums).sum()

@@ -43,7 +43,7 @@ class Method(SparseMethod):
             share = first if target is None else min(target, first)
             sizes = [layer.units for layer in layers]
             shapes = [tuple(layer.weight.shape) for layer in layers]
-            counts = erk_budget(shapes, sizes, count_pruned(share, sum(sizes)))
+            counts = erk_budget(shapes, sizes, count_pruned(share, sum(sizes)), [one.least for one in layers])
             for layer, count in zip(layers, counts, strict=True):
                 layer.pruned, layer.active = count, True
         self.fraction = moment.fraction

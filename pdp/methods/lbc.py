@@ -21,8 +21,8 @@ class Method(method.Method):
 
     A weight is kept while a living candidate covers it. Backward is straight-through: a candidate's score gets the sum
     of W * dL/dW~ over the weights that it covers. At fraction f of the schedule 1 + ceil((C - 1)(1 - f)) are left:
-    1 - f is the authors' (1 - (e - t_i) / (t_f - t_i))^3 with PDP's e + 1 in place of e, so that one candidate is left
-    from the ramp's last epoch on, an epoch before theirs. A classifier whose inputs divide by M is pruned unless
+    1 - f is the authors' (1 - (e - t_i) / (t_f - t_i))^3, of which PDP's e + 1 is one ahead: the fraction of the moment
+    before is taken, so that nothing is put out before it was trained. A classifier whose inputs divide by M is pruned unless
     `prune.exclude` names it; theirs is dense.
     """
 
@@ -37,6 +37,7 @@ class Method(method.Method):
         chosen = [[index in kept for index in range(m)] for kept in itertools.combinations(range(m), n)]
         self.candidates = torch.tensor(chosen, dtype=torch.float32)
         self.left = 0  # candidates alive in each group
+        self.before, self.now = 0.0, 0.0  # the schedule's fraction at the moment before, and at this one
         for layer in layers:
             groups = self.pattern.groups(layer.weight.detach(), layer).shape[:-1]
             scores = torch.full((*groups, len(chosen)), 1 / math.comb(m - 1, n - 1), device=layer.weight.device)
@@ -52,7 +53,10 @@ class Method(method.Method):
             layer.active = True
 
     def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
-        left = 1 + math.ceil((len(self.candidates) - 1) * (1 - moment.fraction) - 1e-9)
+        if moment.epoch_start or moment.fraction != self.now:
+            self.before, self.now = self.now, moment.fraction
+        fraction = 1.0 if moment.final else self.before
+        left = 1 + math.ceil((len(self.candidates) - 1) * (1 - fraction) - 1e-9)
         if left == self.left:
             return
         self.left = left
@@ -75,5 +79,15 @@ class Method(method.Method):
         sums = self.pattern.ungroup(scores @ self.candidates, layer)
         return weight * (keep + (sums - sums.detach()))
 
+    def recorded_with(self) -> int:
+        return self.left
+
     def keep(self, layer: Layer) -> Tensor:
         return layer.state["keep"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"before": self.before, "now": self.now}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.before, self.now = state["before"], state["now"]

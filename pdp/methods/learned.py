@@ -68,24 +68,28 @@ class LearnedMethod(method.Method):
         """Shifts all margins so that `share` of all units is pruned, exactly but for rounding in the shift."""
         margins = [self.margin(layer).float() for layer in layers]
         total = count_pruned(share, sum(layer.units for layer in layers))
-        counts = count_global(margins, total)
+        counts = count_global(margins, total, [layer.least for layer in layers])
         highest, lowest = -torch.inf, torch.inf
+        own: list[tuple[float, float]] = []  # of each layer: its largest pruned margin, its smallest kept one
         for layer, margin, count in zip(layers, margins, counts, strict=True):
             layer.pruned = count
             keep = keep_units(margin, count)
-            if count:
-                highest = max(highest, float(margin[~keep].max()))
             finite = margin[keep & margin.isfinite()]
-            if finite.numel():
-                lowest = min(lowest, float(finite.min()))
+            pruned_most = float(margin[~keep].max()) if count else -torch.inf
+            own.append((pruned_most, float(finite.min()) if finite.numel() else torch.inf))
+            highest, lowest = max(highest, own[-1][0]), min(lowest, own[-1][1])
         if highest > -torch.inf:
             # A unit that is kept so that no layer is empty may lie under the others' cut.
             by = highest + (lowest - highest) * 0.5 if lowest > highest else highest
         else:
             # Nothing goes but exact zeros, which go wherever the cut lies: it needs only to lie under the rest.
             by = lowest - 1 if lowest <= 0 else 0.0
-        for layer in layers:
-            self.shift(layer, by)
+        for layer, (below, above) in zip(layers, own, strict=True):
+            # A layer that keeps more than the common cut would leave it has a cut of its own, just under what stays.
+            if layer.least > 1 and above <= by:
+                self.shift(layer, below + (above - below) * 0.5 if below > -torch.inf else above - 1)
+            else:
+                self.shift(layer, by)
 
     def settle(self, layers: Sequence[Layer]) -> None:
         if not self.ended:

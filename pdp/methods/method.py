@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,9 +54,12 @@ class Method(ABC):
     """
 
     schedule: ClassVar[str] = "linear"  # the schedule and allocation of its own paper
+    unit: ClassVar[str] = "epoch"  # and the schedule's unit, where the steps of an epoch are known
+    ramp: ClassVar[str | None] = None  # and its ramp, a time; None: the library's default
     allocation: ClassVar[str] = "global"
     prunes: ClassVar[bool] = True
     needs_attach: ClassVar[bool] = False  # whether the optimizer must know its extras before the first step
+    recordable: ClassVar[bool] = True  # whether a step's forward and backward can be replayed (pdp.training.graphs)
     comparable: ClassVar[bool] = False  # whether its saliency compares across layers without being made relative
 
     def __init__(self, options: MethodOptions, pattern: Pattern):
@@ -79,6 +82,11 @@ class Method(ABC):
     def takes_budget(self) -> bool:
         """Whether each layer's share can be given (allocation=file), rather than be the method's own to find."""
         return True
+
+    @property
+    def locked(self) -> bool:
+        """Whether the zeros that the model has are its mask, so that no share is shared out."""
+        return False
 
     def refuses(self, layer: Layer) -> str | None:
         """Why the method leaves a layer dense, where it does."""
@@ -125,6 +133,13 @@ class Method(ABC):
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         """What the layer computes with in training in place of `weight`, one of its members; differentiable."""
 
+    def slope(self, layer: Layer) -> Tensor:
+        """d(effective) / d(stored) of each weight as it is now: what of its gradient reaches a weight."""
+        weight = layer.weight.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(self.effective_weight(layer, weight).sum(), weight, allow_unused=True)
+        return torch.zeros_like(layer.weight) if slope is None else slope
+
     def saliency(self, layer: Layer) -> Tensor:
         """One number per unit, from the stored weight; what is smallest is pruned."""
         return self.pattern.saliency(layer)
@@ -138,8 +153,23 @@ class Method(ABC):
         keep = self.pattern.spread(keep, layer, member or layer.members[0], weight)
         return torch.where(keep, weight, torch.zeros((), dtype=weight.dtype, device=weight.device))
 
+    def temperature_of(self, layer: Layer) -> Tensor | float | None:
+        """The temperature of the layer's soft mask as it is now; None where there is none."""
+        return None
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups of trainable extras; a rate or decay that a group does not name is the recipe's."""
+        return []
+
+    def recorded_with(self) -> Hashable:
+        """Numbers of Python that a recorded forward holds as they are now; another recording is made where they move.
+
+        Tensors that change in place are none of them.
+        """
+        return None
+
+    def clipped(self) -> list[nn.Parameter]:
+        """Trainable extras whose gradients a recipe's clipping counts and scales with the model's own."""
         return []
 
     def penalty(self) -> Tensor | None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdp.layers import Layer
 from pdp.methods import method
@@ -50,6 +50,12 @@ class Method(ScoredMethod):
     def score_rate(self) -> float | None:
         return self.options.score_lr
 
+    def recorded_with(self) -> float | None:
+        return None if self.exact else self.fraction  # of the penalty
+
+    def clipped(self) -> list[nn.Parameter]:
+        return list(self.extras.values())
+
     def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
         self.fraction = moment.fraction
         self.ended = moment.final and self.plan.target is not None
@@ -73,7 +79,7 @@ class Method(ScoredMethod):
         under = int((torch.sigmoid(self.saliency(layer)) <= threshold).sum()) if threshold else 0
         if self.pattern.implied_share is not None:
             return min(under, layer.final)
-        return min(under, layer.units - max(1, math.ceil(_LEAST_KEPT * layer.units)))
+        return min(under, layer.units - max(layer.least, math.ceil(_LEAST_KEPT * layer.units)))
 
     def penalty(self) -> Tensor | None:
         if self.exact or not self.fraction:

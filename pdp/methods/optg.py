@@ -1,40 +1,40 @@
-"""OptG: optimizing gradient-driven criteria (Zhang et al. 2022, zyxxmu/OptG), scores cut once an epoch."""
+"""OptG: optimizing gradient-driven criteria (Zhang et al. 2022, zyxxmu/OptG), scores cut a hundred times a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from pdp.layers import Layer
 from pdp.methods import method
 from pdp.methods.options import OptgOptions
 from pdp.methods.scored import ScoredMethod
 
+# The authors' sigmoid is never zero: scores rank their weights while nothing is pruned yet, whatever their scale.
+_LEAST_RATE = 1e-6
+
 
 class Method(ScoredMethod):
-    """One cut over all scores an epoch, at R_e = R * sigmoid(beta * (e - E/2)); the mask holds for the epoch.
+    """One cut over all scores every `update_every`, at R * sigmoid(e - E/2); the mask holds until the next.
 
-    The scores' rate is the weights' times the same sigmoid, without weight decay.
+    The scores' rate is the weights' times the same sigmoid, without weight decay. Among equal scores nothing is pruned
+    before the end, as in the authors' comparison: so scores that have learned nothing prune nothing.
     """
 
     schedule = "sigmoid"
+    unit: ClassVar[str] = "step"
     options: OptgOptions
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.fraction = 0.0  # at which the masks that hold were made
-        self.due = False
+        self.fraction = -1.0  # at which the masks that hold were made
+        self.spared = False  # whether they prune less, as equals stayed
         self.rates: list[tuple[dict[str, Any], float]] = []  # of the scores' groups, as the loop set them
 
     def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
-        # What ships is the mask that the last epoch was trained with, unless the target was not reached.
-        self.due = moment.epoch_start or (moment.final and moment.fraction != self.fraction)
-        if not self.due:
-            return
-        self.fraction = moment.fraction
-        super().share_out(layers, moment)
-        if self.plan.allocation == "global" and self.plan.target is not None:
-            self.set_shares(layers, moment.fraction * self.plan.target)
         for layer in layers:
             layer.active = True  # the scores learn from the first step on
 
@@ -42,10 +42,55 @@ class Method(ScoredMethod):
         for group, rate in self.rates:
             group["lr"] = rate
         self.rates = []
-        if self.due:
-            self.due = False
-            for layer in layers:
-                self.replace_state(layer, "keep", self.pattern.keep(layer, self.saliency(layer)))
+        # What ships is the mask that was trained with, unless the target was not reached.
+        short = moment.fraction != self.fraction or self.spared
+        if short if moment.final else self._due(moment):
+            self.fraction = moment.fraction
+            self._cut(layers, moment)
+
+    def _due(self, moment: method.Moment) -> bool:
+        steps = self.plan.steps_per_epoch
+        if moment.epoch_start and (self.fraction < 0 or not steps):
+            return True
+        if not steps:
+            return False
+        if not moment.epoch_start and moment.step % steps == 0:
+            return False  # the epoch is measured under its own masks; its end is the next one's start
+        return moment.step % self.plan.steps_of(self.options.update_every, "method.update_every") == 0
+
+    def _cut(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        together = self.plan.allocation == "global" and self.plan.target is not None
+        super().share_out(layers, moment)
+        if together:
+            assert self.plan.target is not None
+            self.set_shares(layers, moment.fraction * self.plan.target)
+        scores = [self.saliency(layer) for layer in layers]
+        keeps = [self.pattern.keep(layer, one) for layer, one in zip(layers, scores, strict=True)]
+        wanted = sum(layer.pruned for layer in layers)
+        if not moment.final:
+            keeps = self._sparing_equals(scores, keeps, together)
+        for layer, keep in zip(layers, keeps, strict=True):
+            layer.pruned, layer.active = int((~keep).sum()), True
+            self.replace_state(layer, "keep", keep)
+        self.spared = sum(layer.pruned for layer in layers) < wanted
+
+    def _sparing_equals(self, scores: Sequence[Tensor], keeps: Sequence[Tensor], together: bool) -> list[Tensor]:
+        """The masks without what they prune among equals: the largest pruned scores, where a kept one is as large.
+
+        In groups (N:M), whose cuts are many, a layer is spared where all of its scores are equal.
+        """
+        if self.pattern.implied_share is not None:
+            return [keep | (one == one.max()).all() for one, keep in zip(scores, keeps, strict=True)]
+        cuts = [one[~keep].max() if not keep.all() else one.new_tensor(-torch.inf) for one, keep in zip(scores, keeps)]
+        if together:
+            cuts = [torch.stack([cut.to(cuts[0].device) for cut in cuts]).max()] * len(cuts)
+        cuts = [cut.to(one.device) for cut, one in zip(cuts, scores, strict=True)]
+        tied = [bool(((one == cut) & keep).any()) for one, cut, keep in zip(scores, cuts, keeps, strict=True)]
+        spared = [any(tied)] * len(tied) if together else tied
+        return [
+            keep | (one == cut) if spare else keep
+            for one, cut, keep, spare in zip(scores, cuts, keeps, spared, strict=True)
+        ]
 
     def after_backward(self, layers: Sequence[Layer], moment: method.Moment) -> None:
         assert self.optimizer is not None
@@ -53,11 +98,11 @@ class Method(ScoredMethod):
             if group.get("name") == "scores":
                 # Only for this step: a loop that does not set the rate at each would see it shrink to nothing.
                 self.rates.append((group, group["lr"]))
-                group["lr"] *= moment.fraction
+                group["lr"] *= max(self.fraction, _LEAST_RATE)
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"fraction": self.fraction}
+        return super().state_dict() | {"fraction": self.fraction, "spared": self.spared}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.fraction = state["fraction"]
+        self.fraction, self.spared = state["fraction"], state["spared"]

@@ -1,4 +1,8 @@
-"""The options of each pruning method; needs no torch, so that a command line can be checked in a moment."""
+"""The options of each pruning method; needs no torch, so that a command line can be checked in a moment.
+
+The comment at an option, or right above it, is its meaning, and in brackets whose value the default is: method cards,
+`docs/configuration.md` and their test read them there.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +35,40 @@ class PdpOptions(MethodOptions):
     """
 
     name: str = "pdp"
+    # tau of the soft mask in absolute mode [the paper's, as third parties quote it]
     temperature: float = PAPERS_TEMPERATURE
-    temperature_mode: str = "auto"  # absolute: temperature holds; relative: kappa does; auto: the pattern's own
-    kappa: float | None = None  # null: the pattern's own, 0.02 for single weights, 0.002 for channels
-    refresh: int = 1  # optimizer steps between two new cuts
-    detach_cut: bool = True  # t a constant to autograd, as in the paper; false: its two weights get the gradient of t
+    # absolute: temperature holds; relative: kappa does; learned: log tau is trained; auto: the pattern's own [ours]
+    temperature_mode: str = "auto"
+    # tau / t^2 in relative mode; null: the pattern's own, 0.02 for single weights, 0.002 for channels [ours]
+    kappa: float | None = None
+    # optimizer steps between two new cuts [the paper's, as a third party quotes it]
+    refresh: int = 1
+    # true: t is a constant to autograd; false: its two weights get the gradient of t [ours; the paper's not verified]
+    detach_cut: bool = True
+    anneal: str = "none"  # of the temperature, from soft to hard: none, geometric or linear [ours]
+    kappa_end: float | None = None  # kappa where annealing ends, in relative mode [ours]
+    temperature_end: float | None = None  # temperature where annealing ends, in absolute mode [ours]
+    anneal_from: str = "target"  # target: from when the ramp has ended; or a time [ours]
+    anneal_share: float = 0.8  # of the run that is left when annealing begins; then the last value holds [ours]
+    temperature_lr: float | None = None  # temperature_mode=learned: the rate of log tau; null: the recipe's [ours]
+    temperature_decay: float = 0.0  # temperature_mode=learned: the weight decay of log tau [ours]
+    # fixed: each layer keeps its share of the first cut; moving: one cut over all layers, made anew
+    # [fixed is the paper's, as a third party quotes it]
+    budget: str = "fixed"
+
+
+@dataclass
+class PdpAnnealedOptions(PdpOptions):
+    """PDP with a temperature that begins soft, so that every weight keeps a gradient through the ramp, and ends hard.
+
+    The code is PDP's, the values are ours: tau = kappa t^2, kappa annealed geometrically once the target is reached.
+    """
+
+    name: str = "pdp_annealed"
+    temperature_mode: str = "relative"
+    kappa: float | None = 0.3
+    anneal: str = "geometric"
+    kappa_end: float | None = 9e-5
 
 
 @dataclass
@@ -43,8 +76,11 @@ class GmpOptions(MethodOptions):
     """Gradual magnitude pruning (Zhu and Gupta 2017): cubic, the same share in every layer."""
 
     name: str = "gmp"
-    update_every: int | None = None  # least steps between two mask updates; null is whenever the schedule moves
-    budget: str = "moving"  # allocation=global: moving (one cut over all layers at each update) or fixed (at the first)
+    # least steps between two mask updates; null is whenever the schedule moves [ours; the authors try 2000 to 8000]
+    update_every: int | None = None
+    # allocation=global: moving (one cut over all layers at each update) or fixed (at the first)
+    # [as AC/DC's and GraNet's repositories have it]
+    budget: str = "moving"
 
 
 @dataclass
@@ -62,16 +98,17 @@ class StrOptions(MethodOptions):
     """
 
     name: str = "str"
-    initial: float = -3200.0  # s0
-    threshold_decay: float | None = None  # null: the recipe's weight decay, as the authors have it
-    controller: str = "cubic"  # cubic: the total follows the schedule to sparsity; none: the authors' way
+    initial: float = -3200.0  # s0, where every threshold begins [the authors', of their ResNet-50 at 90 %]
+    threshold_decay: float | None = None  # weight decay of s; null: the recipe's for weights [the authors']
+    controller: str = "cubic"  # cubic: the total follows the schedule to sparsity; none: the authors' way [ours]
 
 
 @dataclass
 class OptgOptions(MethodOptions):
-    """OptG (Zhang et al. 2022); its beta of 1 is per hundredth of the run, as an epoch is in the authors' 100."""
+    """OptG (Zhang et al. 2022); a cut every hundredth of the run, as an epoch is in the authors' 100."""
 
     name: str = "optg"
+    update_every: str = "0.01"  # a time between two cuts [the authors', who cut once an epoch of 100]
 
 
 @dataclass
@@ -79,10 +116,10 @@ class GranetOptions(MethodOptions):
     """GraNet (Liu et al. 2021); the authors' 4000 steps of batch 128 are 0.4 epochs of ImageNet."""
 
     name: str = "granet"
-    initial_density: float = 0.5
-    update_every: str = "0.4ep"  # a time
-    prune_rate: float = 0.5  # share of the kept weights exchanged at an update, at first
-    last_rate: float = 0.005  # and at the end of the run, by a cosine
+    initial_density: float = 0.5  # share of the weights in the first random mask [the authors']
+    update_every: str = "0.4ep"  # a time between two updates [the authors', 4000 steps of batch 128 on ImageNet]
+    prune_rate: float = 0.5  # share of the kept weights exchanged at an update, at first [the authors']
+    last_rate: float = 0.005  # and at the end of the run, by a cosine [the authors']
 
 
 @dataclass
@@ -90,7 +127,7 @@ class AcdcOptions(MethodOptions):
     """AC/DC (Peste et al. 2021)."""
 
     name: str = "acdc"
-    reset_momentum: bool = True  # at the start of a dense phase
+    reset_momentum: bool = True  # whether momentum begins anew with a dense phase [the authors']
 
 
 @dataclass
@@ -98,12 +135,12 @@ class CsOptions(MethodOptions):
     """Continuous sparsification (Savarese et al. 2020)."""
 
     name: str = "cs"
-    initial: float = 0.0  # s0; lower is sparser
-    final_temperature: float = 200.0  # beta at the end of a round
-    penalty: float = 1e-8  # lambda, on the sum of all masks
-    rounds: int = 1  # the authors train three in a row
-    score_lr: float | None = None  # null: the recipe's
-    controller: str = "none"  # cubic: the total follows the schedule to sparsity; none: the authors' way
+    initial: float = 0.0  # s0, where every score begins; lower is sparser [the authors', on CIFAR-10]
+    final_temperature: float = 200.0  # beta at the end of a round [the authors']
+    penalty: float = 1e-8  # lambda, on the sum of all masks [the authors', on CIFAR-10]
+    rounds: int = 1  # of beta from 1 to its end, in a run [ours; the authors train three in a row]
+    score_lr: float | None = None  # learning rate of the scores; null: the recipe's [the authors']
+    controller: str = "none"  # cubic: the total follows the schedule to sparsity; none: not [none is the authors' way]
 
 
 @dataclass
@@ -118,10 +155,12 @@ class RiglOptions(MethodOptions):
     """RigL (Evci et al. 2020), as its code has it."""
 
     name: str = "rigl"
-    drop_fraction: float = 0.3
-    anneal: str = "constant"  # of the drop fraction: constant (the code's default) or cosine
-    update_every: str = "100it"  # a time
-    end: str = "0.78"  # a time: 25,000 of 32,000 steps
+    drop_fraction: float = 0.3  # share of the kept weights exchanged at an update [the authors']
+    anneal: str = "constant"  # of the drop fraction: constant or cosine [the authors' code's default]
+    # a time between two updates [the authors' 100 steps; that their runs have 32,000 is not verified]
+    update_every: str = "0.003125"
+    # a time, from which the mask stays [the authors' 25,000 steps; that their runs have 32,000 is not verified]
+    end: str = "0.78"
 
 
 @dataclass
@@ -129,10 +168,10 @@ class MovementOptions(MethodOptions):
     """Movement pruning (Sanh et al. 2020)."""
 
     name: str = "movement"
-    variant: str = "hard"  # hard (MvP, a share) or soft (SMvP, a threshold and a penalty)
-    score_lr: float | None = 1e-2  # null: the recipe's
-    threshold: float = 0.1  # soft: at the end of the schedule
-    penalty: float = 400.0  # soft: lambda at the end of the schedule
+    variant: str = "hard"  # hard (MvP, a share) or soft (SMvP, a threshold and a penalty) [ours; the authors have both]
+    score_lr: float | None = 1e-2  # learning rate of the scores; null: the recipe's [the authors']
+    threshold: float = 0.1  # soft: of sigmoid(S), at the end of the schedule [the authors']
+    penalty: float = 400.0  # soft: lambda at the end of the schedule [the authors']
 
 
 @dataclass
@@ -140,8 +179,10 @@ class PofaOptions(MethodOptions):
     """Prune once for all (Zafrir et al. 2021); the authors' masks change every 1000 of 100,000 steps."""
 
     name: str = "pofa"
-    stage: str = "prune"  # prune (a pre-trained model, with a teacher) or finetune (under the zeros it then has)
-    update_every: str | None = None  # a time; null is whenever the schedule moves
+    # prune (a pre-trained model, with a teacher) or finetune (under the zeros it then has) [the authors' two stages]
+    stage: str = "prune"
+    # a time between two updates; null is whenever the schedule moves [ours; the authors' is 1000 of 100,000 steps]
+    update_every: str | None = None
 
 
 @dataclass
@@ -149,7 +190,7 @@ class SrsteOptions(MethodOptions):
     """SR-STE (Zhou et al. 2021)."""
 
     name: str = "srste"
-    decay: float = 2e-4  # lambda_w, of pruned weights
+    decay: float = 2e-4  # lambda_w, of pruned weights [the authors']
 
 
 @dataclass
@@ -157,7 +198,7 @@ class AspOptions(MethodOptions):
     """ASP (NVIDIA apex): give it a trained model (model.pretrained) or dense epochs (schedule=oneshot)."""
 
     name: str = "asp"
-    all_layers: bool = False  # also where the outputs do not divide by 8 or the inputs not by 16
+    all_layers: bool = False  # also where outputs do not divide by 8 or inputs not by 16 [the authors']
 
 
 @dataclass
@@ -179,7 +220,7 @@ class SlimmingOptions(MethodOptions):
     """Network slimming (Liu et al. 2017)."""
 
     name: str = "slimming"
-    penalty: float = 1e-4  # lambda, on the sum of |gamma| until the cut
+    penalty: float = 1e-4  # lambda, on the sum of |gamma| until the cut [the default of the authors' code]
 
 
 @dataclass
@@ -187,14 +228,24 @@ class ChexOptions(MethodOptions):
     """CHEX (Hou et al. 2022)."""
 
     name: str = "chex"
-    regrow: float = 0.2  # d_0: the authors' 0.2 for half of the channels, 0.3 for 0.7 of them
-    update_every: int = 2  # epochs
-    end: str = "0.72"  # a time: 180 of 250 epochs
+    # d_0, the share of channels that may come back at first
+    # [the authors' where half of the channels go; 0.3 where 0.7 go]
+    regrow: float = 0.2
+    update_every: int = 2  # epochs between two updates [the authors']
+    end: str = "0.72"  # a time, from which the masks stay [the authors', 180 of 250 epochs]
+
+
+@dataclass
+class HeldOptions(MethodOptions):
+    """Training under the zeros that the model has, which stay: fine-tuning of a pruned model."""
+
+    name: str = "held"
 
 
 OPTIONS: dict[str, type[MethodOptions]] = {
     "dense": DenseOptions,
     "pdp": PdpOptions,
+    "pdp_annealed": PdpAnnealedOptions,
     "gmp": GmpOptions,
     "str": StrOptions,
     "optg": OptgOptions,
@@ -212,4 +263,5 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "sfp": SfpOptions,
     "slimming": SlimmingOptions,
     "chex": ChexOptions,
+    "held": HeldOptions,
 }

@@ -14,7 +14,9 @@ from pdp.methods.sparse import SparseMethod
 class Method(SparseMethod):
     """Every `update_every` steps until `end`, in each layer: drop a fraction of the kept weights, grow as many.
 
-    An update replaces the optimizer's step. The fraction is constant as in the code, or a cosine to zero at `end`. The
+    The first is at step 0. In the authors' code an update replaces an optimizer's step that is not counted; a run here
+    has so many steps as it has, so the step is taken after the update, with the gradient that the new mask lets
+    through. The fraction is constant as in the code, or a cosine to zero at `end`. The
     code's noise of 1e-5 on magnitudes is left out: equals fall by index. With `allocation=uniform` the authors leave
     the first layer dense: exclude it.
     """
@@ -25,15 +27,11 @@ class Method(SparseMethod):
         assert self.optimizer is not None
         every = self.plan.steps_of(self.options.update_every, "method.update_every")
         end = self.plan.steps_of(self.options.end, "method.end")
-        if not moment.step or moment.step % every or moment.step >= end:
-            self.mask_gradients(layers)
-            return
-        fraction = self.options.drop_fraction
-        if self.options.anneal == "cosine":
-            fraction *= 0.5 * (1 + math.cos(math.pi * moment.step / end))
-        for layer in layers:
-            if layer.active and layer.weight.grad is not None:
-                self.exchange(layer, int(fraction * (layer.units - layer.pruned)), layer.weight.grad)
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+        if moment.step % every == 0 and moment.step < end:
+            fraction = self.options.drop_fraction
+            if self.options.anneal == "cosine":
+                fraction *= 0.5 * (1 + math.cos(math.pi * moment.step / end))
+            for layer in layers:
+                if layer.active and layer.weight.grad is not None:
+                    self.exchange(layer, int(fraction * (layer.units - layer.pruned)), layer.weight.grad)
+        self.mask_gradients(layers)

@@ -12,7 +12,7 @@ from pdp.methods.options import SfpOptions
 
 
 class Method(method.Method):
-    """After each epoch the filters of the smallest norms in each layer become zero; no gradient is masked.
+    """Before each epoch the filters of the smallest norms in each layer become zero; no gradient is masked.
 
     The norms behind them keep their weights and biases, as in the authors' code: a filter and a scale that are both
     zero have no gradient, and the channel could not grow back. Here a channel goes with all filters coupled to it,
@@ -24,7 +24,7 @@ class Method(method.Method):
     options: SfpOptions
 
     def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
-        if not moment.epoch_start or moment.epoch == 0:
+        if not moment.epoch_start:
             return
         for layer in layers:
             keep = super().keep(layer)

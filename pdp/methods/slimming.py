@@ -34,6 +34,9 @@ class Method(MaskedMethod):
     def saliency(self, layer: Layer) -> Tensor:
         return scale_saliency(layer)
 
+    def recorded_with(self) -> bool:
+        return bool(self.fraction)
+
     def penalty(self) -> Tensor | None:
         if self.fraction:
             return None

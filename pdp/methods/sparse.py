@@ -35,6 +35,9 @@ class SparseMethod(MaskedMethod):
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         return straight_through(weight, layer.state["keep"])
 
+    def slope(self, layer: Layer) -> Tensor:
+        return layer.state["keep"].float()  # what the mask lets through after backward
+
     def mask_gradients(self, layers: Sequence[Layer]) -> None:
         """Pruned weights get no gradient."""
         for layer in layers:

@@ -12,16 +12,20 @@ from torch import Tensor, nn
 
 from pdp.cost import count_macs
 from pdp.errors import Refusal
-from pdp.layers import Layer, Member, Site, first_convolution, is_conv1d
+from pdp.layers import Layer, Member, Site, first_convolution
 from pdp.masks.cut import cut_at
+from pdp.masks.sums import row_sums
 from pdp.masks.units import along
 from pdp.patterns import pattern
-from pdp.patterns.coupling import Coupling, batch_norm, find_couplings, input_columns, slim_densities
+from pdp.patterns.coupling import Coupling, input_columns, row_axis, slim_densities
+from pdp.patterns.find import find_couplings
 from pdp.patterns.options import ChannelOptions
 from pdp.patterns.pattern import Wanted
 from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
+
+_PROJECTION = "the heads of nn.MultiheadAttention stay"
 
 
 class Pattern(pattern.Pattern):
@@ -63,6 +67,8 @@ class Pattern(pattern.Pattern):
                 self.couplings[coupling.name] = coupling
             else:
                 dense |= {part.name: reason for part in coupling.outputs if part.name in known}
+        masked = {part.name for one in self.couplings.values() for part in one.outputs}
+        dense |= {name: _PROJECTION for name in known if name not in masked and name not in dense}
         frame = count_macs(model, example_input)
         self.macs = dict(zip(frame.name, (int(one) for one in frame.macs), strict=True))
         return taken, dense
@@ -75,15 +81,15 @@ class Pattern(pattern.Pattern):
                 return f"coupled with {part.name}, which stays as it is"
             if part.module is stem and not self.options.prune_stem:
                 return "the stem, or coupled with it" if len(coupling.outputs) > 1 else "the stem"
-        if any(not batch_norm(part.module) for part in coupling.norms):
-            return "its norm has no weight that a mask could reach"
         return None if coupling.units > 1 else "a single unit"
 
     def budget(self, layers: Sequence[Layer], wanted: Wanted) -> list[int]:
         def compared(layer: Layer) -> Tensor:
             values = wanted.saliency(layer)
-            relative = self.options.relative_budget and not wanted.comparable
-            return values / values.mean().clamp(min=1e-30) if relative else values
+            if not self.options.relative_budget or wanted.comparable:
+                return values
+            # In float64, so that units which all equal their layer's mean are equal across layers as well.
+            return (values.double() / values.double().mean().clamp(min=1e-30)).float()
 
         if self.options.target == "channels" or wanted.allocation == "file":
             return super().budget(layers, replace(wanted, saliency=compared))
@@ -134,14 +140,14 @@ class Pattern(pattern.Pattern):
 
     def _square(self, layer: Layer) -> Tensor:
         """s^2 of each unit: the mean (l2: the sum) of the squares of all its weights; float32."""
-        return self._sums(layer, Tensor.square) * self._scale(layer)
+        return (self._sums(layer, Tensor.square) * self._scale(layer)).float()
 
     def _sums(self, layer: Layer, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """The sum over each unit's weights of a function of them; float32."""
-        total = torch.zeros(layer.units, device=layer.weight.device)
+        """The sum over each unit's weights of a function of them; float64."""
+        total = torch.zeros(layer.units, dtype=torch.float64, device=layer.weight.device)
         for member in layer.members:
             if member.weighs:
-                sums = _row_sums(of(member.rows(member.tensor.detach()).float()))
+                sums = row_sums(member.rows(member.tensor.detach()), of)
                 units = units_of(member, total)
                 total = total + sums if units is None else total.index_add(0, units, sums)
         return total
@@ -153,8 +159,18 @@ class Pattern(pattern.Pattern):
 
     def saliency(self, layer: Layer) -> Tensor:
         if self.options.saliency == "l1":
-            return self._sums(layer, Tensor.abs)
+            return self._sums(layer, Tensor.abs).float()
         return self._square(layer).sqrt()
+
+    def alive(self, layer: Layer) -> Tensor:
+        """A unit is zero with all that is coupled to it: filters, biases, norms."""
+        some = torch.zeros(layer.units, device=layer.weight.device)
+        for member in layer.members:
+            rows = member.rows(member.tensor.detach())
+            counts = (rows != 0).reshape(len(rows), -1).sum(1).float()
+            units = units_of(member, some)
+            some = some + counts if units is None else some.index_add(0, units, counts)
+        return some > 0
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
@@ -227,8 +243,9 @@ class Pattern(pattern.Pattern):
             weight: Tensor = part.module.weight  # type: ignore[assignment]
             units = torch.tensor(input_columns(part), device=weight.device)
             gone = (units >= 0) & ~keep[units.clamp(min=0)]
-            read = gone[:, None] if is_conv1d(part.module) else gone.reshape(1, -1, *[1] * (weight.dim() - 2))
-            weight.masked_fill_(read, 0.0)
+            weight.transpose(0, 1 - row_axis(part.module)).masked_fill_(
+                gone.reshape(-1, *[1] * (weight.dim() - 1)), 0.0
+            )
 
     def weights(self, layer: Layer) -> dict[str, Tensor]:
         one = self.couplings[layer.name]
@@ -243,22 +260,30 @@ def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], ta
     return torch.stack([taus[layer.name] for layer in table.layers])
 
 
-def _row_sums(values: Tensor) -> Tensor:
-    return values.sum(dim=tuple(range(1, values.dim())))
-
-
 def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
     first = known[coupling.name]
     members: list[Member] = []
-    for part in (*coupling.outputs, *coupling.norms):
-        weighs = part.name in known
-        for key in ("weight", "bias"):
-            tensor = part.module._parameters.get(key)
-            if tensor is not None:
-                units = torch.tensor(part.units, device=tensor.device)
-                site = Site(part.module, key, part.module)
-                in_order = part.units == list(range(coupling.units))
-                name = f"{part.name}.{key}".lstrip(".")
-                turned = key == "weight" and is_conv1d(part.module)
-                members.append(Member(name, [site], weighs and key == "weight", units, in_order, turned))
+
+    def add(name: str, module: nn.Module, key: str, axis: int, units: list[int], weighs: bool = False) -> None:
+        tensor = module._parameters.get(key)
+        if tensor is None:
+            return
+        # What belongs to no unit of this coupling has a mask of 1 behind those of the units.
+        table = torch.tensor(units, device=tensor.device)
+        table = torch.where(table < 0, coupling.units, table)
+        in_order = units == list(range(coupling.units))
+        members.append(Member(f"{name}.{key}".lstrip("."), [Site(module, key, module)], weighs, table, in_order, axis))
+
+    for part in coupling.outputs:
+        add(part.name, part.module, "weight", row_axis(part.module), part.units, True)
+        add(part.name, part.module, "bias", 0, part.units)
+    for part in coupling.norms:
+        add(part.name, part.module, "weight", 0, part.units)
+        add(part.name, part.module, "bias", 0, part.units)
+    for vector in coupling.vectors:
+        if vector.masked:
+            add(vector.name, vector.module, vector.key, vector.axis, vector.units)
+    for part in coupling.inputs:
+        if part.masked:
+            add(part.name, part.module, "weight", 1 - row_axis(part.module), input_columns(part))
     return Layer(first.name, first.kind, first.parameter, first.sites, members, units=coupling.units)

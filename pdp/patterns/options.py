@@ -22,8 +22,8 @@ class RandomOptions:
 class NmOptions(RandomOptions):
     """N weights kept of each M consecutive inputs."""
 
-    n: int = 2
-    m: int = 4
+    n: int = 2  # weights kept of each group
+    m: int = 4  # consecutive inputs of a group
 
     def check(self) -> None:
         if not 0 < self.n < self.m:

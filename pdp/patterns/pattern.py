@@ -98,6 +98,10 @@ class Pattern:
         """Which units stay, bool, shaped like `saliency`: exactly `layer.pruned` go."""
         return keep_units(saliency, layer.pruned)
 
+    def alive(self, layer: Layer) -> Tensor:
+        """Which units are not zero in the stored weights, bool, shaped like `saliency`."""
+        return layer.weight.detach() != 0
+
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         """PDP's t of each layer for its current share: one number, or one for each group of units."""
         weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pdp.kernels.gpu import unit_kernels
 from pdp.layers import Layer, Member, compute_dtype
 from pdp.masks.units import mask_units, steepness
 from pdp.patterns.unit_table import UnitTable
@@ -22,15 +23,15 @@ class Forward:
 
     def __init__(self, tables: Sequence[tuple[UnitTable, Tensor | float]]):
         self.tables = tables
-        # By whether gradients are recorded, then by name: the stored tensor, its effective one, the layer's as found.
-        self.made: dict[bool, dict[str, tuple[Tensor, Tensor, list[Found]]]] = {}
+        # By whether gradients are recorded, then by member: the stored tensor, its effective one, the layer's as found.
+        self.made: dict[bool, dict[int, tuple[Tensor, Tensor, list[Found]]]] = {}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
         """The effective counterpart of `weight`; None where it is not one of this forward's."""
         recording = torch.is_grad_enabled()
         if recording not in self.made:
-            self.made[recording] = {name: one for table in self.tables for name, one in _masked(*table)}
-        stored, effective, found = self.made[recording].get(member.parameter, (None, weight, []))
+            self.made[recording] = {key: one for table in self.tables for key, one in _masked(*table)}
+        stored, effective, found = self.made[recording].get(id(member), (None, weight, []))
         # A copy of the model has weights of its own, and autocast may have begun or ended since.
         fits = stored is weight and effective.dtype in (weight.dtype, compute_dtype(member.sites[0], weight))
         # A model may change its weights in its forward, a norm that must not grow, say.
@@ -41,24 +42,27 @@ def _as_found(tensor: Tensor) -> list[int]:
     return [0 if tensor.is_inference() else tensor._version, tensor.data_ptr()]
 
 
-def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[str, tuple[Tensor, Tensor, list[Found]]]]:
+def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tuple[Tensor, Tensor, list[Found]]]]:
     # A copy: the live masks change in place at the next step.
     masks = torch.cat([layer.state["mask"] for layer in table.layers])
     parts = zip(table.layers, table.split(masks), table.split(table.steepness(masks, temperature)), strict=True)
-    made: list[tuple[str, tuple[Tensor, Tensor, list[Found]]]] = []
+    made: list[tuple[int, tuple[Tensor, Tensor, list[Found]]]] = []
     for layer, mask, steep in parts:
         tensors = [member.tensor for member in layer.members]
+        stored_rows = [member.rows(member.tensor) for member in layer.members]
+        units = [units_of(member, mask) for member in layer.members]
         effective = mask_units(
             mask,
             steep,
-            [member.rows(member.tensor) for member in layer.members],
-            [units_of(member, mask) for member in layer.members],
+            stored_rows,
+            units,
             [member.weighs for member in layer.members],
             [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)],
+            unit_kernels(mask, stored_rows, units),
         )
         found: list[Found] = [(tensor, *_as_found(tensor)) for tensor in tensors]  # type: ignore[misc]
         for member, stored, rows in zip(layer.members, tensors, effective, strict=True):
-            made.append((member.parameter, (stored, member.rows(rows), found)))
+            made.append((id(member), (stored, member.rows(rows), found)))
     return made
 
 
@@ -68,13 +72,16 @@ def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tens
     factor = 2 * scale / temperature
     steep = steepness(mask, factor if isinstance(factor, Tensor) else mask.new_full((), factor))
     others = [one for one in layer.members if one.weighs and one.tensor is not weight]
+    tensors = [*(one.rows(one.tensor) for one in others), member.rows(weight)]
+    units = [units_of(one, mask) for one in (*others, member)]
     (rows,) = mask_units(
         mask,
         steep,
-        [*(one.rows(one.tensor) for one in others), member.rows(weight)],
-        [units_of(one, mask) for one in (*others, member)],
+        tensors,
+        units,
         [*(True for _ in others), member.weighs and weight is member.tensor],
         [*(None for _ in others), compute_dtype(member.sites[0], weight)],
+        unit_kernels(mask, tensors, units),
     )
     return member.rows(rows)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pdp.kernels.gpu import usable
 from pdp.layers import Layer
+from pdp.masks.sums import row_sums
 from pdp.masks.units import steepness
 
 
@@ -41,6 +42,7 @@ class UnitTable:
         self.place = (owner * max(self.sizes) + within).to(self.device)
         self.scales = torch.tensor(scales, device=self.device)
         self.scale = self.scales[self.owner]
+        self.exact_scale = torch.tensor(scales, dtype=torch.float64, device=self.device)[self.owner]
         # Units that a layer lacks compared to the widest one lie behind all others.
         self.padded = torch.full((len(self.layers), max(self.sizes)), math.inf, device=self.device)
         self.pruned: list[int] = []
@@ -49,20 +51,20 @@ class UnitTable:
         self._device_squares: Any = None
 
     def squares(self) -> Tensor:
-        """s^2 of all units, (units of all layers,), float32: each layer's scale times the sums of squares."""
+        """s^2 of all units, (units of all layers,), float32: each layer's scale times the sums of squares.
+
+        Everything is float64 until the end: units of equal weights come out equal.
+        """
         tensors = [member.rows(member.tensor.detach()) for member in self.members]
         if all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
             from pdp.kernels.gpu.units import UnitSquares
 
             if self._device_squares is None:
-                self._device_squares = UnitSquares(tensors, self.host_rows, self.scale)
+                self._device_squares = UnitSquares(tensors, self.host_rows, self.exact_scale)
             return self._device_squares.find(tensors)
-        norms = [
-            torch.linalg.vector_norm(values, dim=tuple(range(1, values.dim())))
-            for values in (one.float() for one in tensors)
-        ]
-        joint = torch.zeros(len(self.owner), device=self.device)
-        return joint.index_add_(0, self.rows, torch.cat(norms).square()) * self.scale
+        sums = torch.cat([row_sums(one, Tensor.square) for one in tensors])
+        joint = torch.zeros(len(self.owner), dtype=torch.float64, device=self.device)
+        return (joint.index_add_(0, self.rows, sums) * self.exact_scale).float()
 
     def cuts(self, squares: Tensor) -> Tensor:
         """t of each layer for its pruned units, (layers,): as `pdp.masks.cut.cut_at` of the saliencies s."""

@@ -24,6 +24,7 @@ from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner.report import layer_report, soft_gap
 from pdp.pruner.shadow import Shadow, WholeForward, guard_hooks, uncover
 from pdp.pruner.state import load_state, state_of
+from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
 
 
@@ -33,7 +34,8 @@ class Pruner:
     Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
     share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: 16
     epochs dense, then 0.015 of the target an epoch, in the method's own shape), `allocation` global, uniform, erk, file
-    (then `allocation_path`) or None for the method's own, `exclude` fnmatch patterns on module names. `pattern` is
+    (then `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer
+    keeps, `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module names. `pattern` is
     random, "2:4" (then the target is implied) or channel, which follows the model through `example_input` (a tensor,
     a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
@@ -50,6 +52,8 @@ class Pruner:
         schedule: Schedule | str | dict[str, Any] | None = None,
         allocation: str | None = None,
         allocation_path: str | Path | None = None,
+        least_density: float = 0.0,
+        ends: str = "pruned",
         exclude: Sequence[str] = (),
         own_exclude: Sequence[str] = (),
         steps_per_epoch: int | None = None,
@@ -72,9 +76,14 @@ class Pruner:
                 f"pattern {self.pattern.label} has no layer to prune: "
                 + "; ".join(f"{name} ({reason})" for name, reason in list(self.skipped.items())[:3])
             )
-        self.target = self.pattern.target_of(sparsity)
+        for layer, least in zip(self.layers, least_units(self.layers, least_density, ends), strict=True):
+            layer.least = least
+        # Where the model's own zeros are held, what was asked for when they were made does not share anything out.
+        self.target = None if self.method.locked else self.pattern.target_of(sparsity)
         implied = self.pattern.implied_share is not None and allocation != "file"
         self.allocation = "implied" if implied else allocation or self.method.allocation
+        if self.method.locked and allocation != "file":
+            self.allocation = "held"
         self.allocation_path = allocation_path
         self.upper_bound = upper_bound
         if self.method.prunes:
@@ -90,7 +99,8 @@ class Pruner:
                 raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
         self.schedule: Schedule | None = None
         if self.method.prunes:
-            self.schedule = place_schedule(schedule, self.method.schedule, epochs, steps_per_epoch)
+            own = {"name": self.method.schedule, "unit": self.method.unit, "ramp": self.method.ramp}
+            self.schedule = place_schedule(schedule, own, epochs, steps_per_epoch)
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pandas as pd
 import torch
 
 from pdp.patterns.pattern import squared_cut
-
-if TYPE_CHECKING:
-    from pdp.pruner.pruner import Pruner
+from pdp.pruner.parts import Parts
 
 
 @torch.no_grad()
-def layer_report(pruner: Pruner) -> pd.DataFrame:
+def layer_report(pruner: Parts) -> pd.DataFrame:
     """`Pruner.report`."""
     if not pruner.finished:
         pruner.method.settle(pruner.layers)
@@ -45,7 +41,7 @@ def layer_report(pruner: Pruner) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def soft_gap(pruner: Pruner) -> pd.DataFrame:
+def soft_gap(pruner: Parts) -> pd.DataFrame:
     """`Pruner.soft_gap`."""
     pruner.method.settle(pruner.layers)
     rows = []
@@ -58,7 +54,7 @@ def soft_gap(pruner: Pruner) -> pd.DataFrame:
             mask = (effective / stored.float()).abs()
             soft = float(((mask > 0.1) & (mask < 0.9)).float().mean())
         cut = layer.state.get("cut")
-        tau = layer.state.get("temperature", getattr(pruner.method.options, "temperature", None))
+        tau = pruner.method.temperature_of(layer)
         rows.append(
             {
                 "name": layer.name,

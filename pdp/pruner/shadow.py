@@ -47,7 +47,8 @@ class Shadow:
         if not layer.active:
             return
         module = caller.get_submodule(self.inner) if self.inner else caller
-        weight = module._parameters[self.parameter]
+        # What another coupling's mask has made of it already.
+        weight = module.__dict__.get(self.parameter, module._parameters[self.parameter])
         assert weight is not None
         if layer.hard_keep is not None:
             effective = self.method.hard_weight(layer, weight, layer.hard_keep, self.member)

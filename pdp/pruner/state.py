@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pdp.errors import Refusal
-
-if TYPE_CHECKING:
-    from pdp.pruner.pruner import Pruner
+from pdp.pruner.parts import Parts
 
 _OWN = ("epoch", "steps", "start", "fraction", "finished")
 
 
-def state_of(pruner: Pruner) -> dict[str, Any]:
+def state_of(pruner: Parts) -> dict[str, Any]:
     """Tensors and plain values only."""
     return {
         "method": pruner.method.options.name,
@@ -33,7 +31,7 @@ def state_of(pruner: Pruner) -> dict[str, Any]:
     }
 
 
-def load_state(pruner: Pruner, state: dict[str, Any]) -> None:
+def load_state(pruner: Parts, state: dict[str, Any]) -> None:
     """Takes back what `state_of` gave; raises `Refusal` if it is of another model, method or pattern."""
     for key, own in (("method", pruner.method.options.name), ("pattern", pruner.pattern.label)):
         if state.get(key) != own:

@@ -12,12 +12,13 @@ from matplotlib.figure import Figure
 
 from pdp.reports import drawings
 from pdp.reports.cells import KEY, cells
-from pdp.reports.look import as_png, as_svg
+from pdp.reports.look import as_svg, style
 from pdp.reports.masks import mask_values, read_distributions, weight_values
 from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sheet import target
 
 _STUDY = ["study", "model", "data", "metric_name"]
+_ARROWS = "▾▴◂"  # how a figure begins what it says of a value beyond its axis
 SAME_MACS = 1.01  # methods whose multiply-adds lie within this factor are not told apart by them
 
 
@@ -48,24 +49,35 @@ def draw_all(runs: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
         mine: list[Drawn] = []
         for key, group in runs.groupby(_STUDY, sort=True):
             where = f"{kind.name}-{key[0]}-{key[1]}-{key[2]}"
-            mine += kind.draw(where, group.reset_index(drop=True))
+            new = list(kind.draw(where, group.reset_index(drop=True)))
+            for one in new:
+                _head(one, f"{key[1]} on {key[2]}: {kind.title}")
+            mine += new
         if not mine:
             left_out.append(f"{kind.title}: not drawn; it needs {kind.needs}")
         drawn += mine
     return drawn, left_out
 
 
+def _head(drawn: Drawn, title: str) -> None:
+    """Writes model, data and what is shown above the figure, and what an arrow means where it has one."""
+    arrows = any(text.get_text()[:1] in _ARROWS for axis in drawn.figure.axes for text in axis.texts)
+    if arrows:
+        title += "  (an arrow at an edge: the value beside it lies beyond the axis)"
+    with style():
+        drawn.figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+
+
 def write_figures(drawn: list[Drawn], folder: Path) -> list[Path]:
-    """Writes every figure as SVG and PNG; figures of these kinds that are no longer drawn go."""
+    """Writes every figure as SVG; figures of these kinds that are no longer drawn go, PNGs of before among them."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for one in drawn:
         head = '<?xml version="1.0" encoding="utf-8"?>\n'
-        for ending, content in (("svg", (head + as_svg(one.figure)).encode()), ("png", as_png(one.figure))):
-            path = folder / f"{one.name}.{ending}"
-            beside = folder / f".{path.name}"
-            beside.write_bytes(content)
-            written.append(beside.replace(path))
+        path = folder / f"{one.name}.svg"
+        beside = folder / f".{path.name}"
+        beside.write_bytes((head + as_svg(one.figure)).encode())
+        written.append(beside.replace(path))
     for kind in KINDS:
         for ending in ("svg", "png"):
             for path in folder.glob(f"{kind.name}-*.{ending}"):

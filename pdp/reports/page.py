@@ -17,11 +17,35 @@ th:first-child, td:first-child, .words td { text-align: left } .words td { white
 article table { display: block; overflow-x: auto } article td, article th { text-align: left; white-space: normal }
 article td { min-width: 9em }
 svg { max-width: 100%; height: auto } figure { margin: 1em 0 } figcaption { color: #555; max-width: 52em }
+.sortable th { cursor: pointer; white-space: nowrap } .sortable th[aria-sort=ascending]::after { content: " ▲" }
+.sortable th[aria-sort=descending]::after { content: " ▼" }
 .row { display: flex; flex-wrap: wrap } pre { overflow-x: auto; background: #f5f5f5; padding: .6em }
 progress { width: 9em } .quiet { color: #666 } nav { columns: 18em; font-size: 14px } nav a { display: block }
 @media (max-width: 40em) { body { margin: .5em auto; padding: 0 .6em } figure { overflow-x: auto }
   figure svg { min-width: 34em } th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
   td:first-child { white-space: normal; min-width: 6em; max-width: 10em; overflow-wrap: anywhere } }
+"""
+
+# Numbers are compared as numbers, whatever sign or unit stands beside them; a heading is reached by the keyboard too.
+_SORT = """
+const number = text => { const found = text.replace(/,/g, '').match(/^-?[0-9.]+(e[-+]?[0-9]+)?/i);
+  return found ? parseFloat(found[0]) : NaN };
+for (const head of document.querySelectorAll('table.sortable th')) {
+  head.tabIndex = 0;
+  const sort = () => {
+    const table = head.closest('table'), body = table.tBodies[0], column = head.cellIndex;
+    const up = head.getAttribute('aria-sort') !== 'ascending';
+    for (const other of table.querySelectorAll('th')) other.removeAttribute('aria-sort');
+    head.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+    const key = row => row.cells[column].textContent.trim();
+    const compare = (a, b) => { const [x, y] = [number(key(a)), number(key(b))];
+      return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) || key(a).localeCompare(key(b)) : x - y };
+    const rows = [...body.rows].sort((a, b) => up ? compare(a, b) : compare(b, a));
+    body.append(...rows);
+  };
+  head.addEventListener('click', sort);
+  head.addEventListener('keydown', event => { if (event.key === 'Enter') sort() });
+}
 """
 
 
@@ -30,17 +54,24 @@ def document(title: str, body: str, refresh: int | None = None) -> str:
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head = f'<meta charset="utf-8">{view}{again}<title>{html.escape(title)}</title><style>{_STYLE}</style>'
-    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"
+    script = f"<script>{_SORT}</script>" if "class=sortable" in body else ""
+    return f"<!doctype html><html lang=en><head>{head}</head><body>{body}{script}</body></html>\n"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], escape: bool = True, words: bool = False) -> str:
-    """A table that scrolls by itself where it is too wide; `words`: its cells are text and break."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], escape: bool = True, words: bool = False, sortable: bool = False
+) -> str:
+    """A table that scrolls by itself where it is too wide.
+
+    `words`: its cells are text and break; `sortable`: a click on a heading sorts by it, a second one the other way.
+    """
     clean = html.escape if escape else str
     lines = ["".join(f"<th>{html.escape(one)}</th>" for one in head)]
     lines += ["".join(f"<td>{clean(str(one))}</td>" for one in row) for row in rows]
     kind = "wide words" if words else "wide"
-    inside = "".join(f"<tr>{line}</tr>" for line in lines)
-    return f'<div class="{kind}"><table>{inside}</table></div>'
+    body = "".join(f"<tr>{line}</tr>" for line in lines[1:])
+    inside = f"<thead><tr>{lines[0]}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="{kind}"><table{" class=sortable" if sortable else ""}>{inside}</table></div>'
 
 
 def write(text: str, target: Path) -> None:

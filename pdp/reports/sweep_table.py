@@ -5,13 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from pdp.reports.runs import read_runs
+from pdp.reports.sheet import target
 from pdp.reports.statistics import summarise
 
-CELL = ("model", "data", "method", "pattern", "target_sparsity", "allocation", "epochs", "cell")
+CELL = (
+    "model",
+    "pretrained",
+    "data",
+    "method",
+    "pattern",
+    "target_unit",
+    "target_sparsity",
+    "allocation",
+    "epochs",
+    "cell",
+)
 RESULTS = (
     *("metric_name", "metric", "metric_best", "metric_soft", "metric_before_pruning", "validation"),
     *("sparsity", "sparsity_all", "params", "params_nonzero", "macs", "macs_sparse", "macs_attention", "steps"),
@@ -52,27 +65,43 @@ def write_tables(tables: Tables, folder: Path) -> list[Path]:
 
 def shown(cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """The table per cell as people read it: fractions in percent, counts with commas."""
-    from pdp.training.display import percent, score
+    from pdp.wording import percent, score
 
-    head = ["model", "data", "method", "pattern", "sparsity", "seeds", "metric", "mean", "std", "least", "most"]
-    head += ["zeros", "sparse MACs", "train s"]
+    head = ["model", "start", "data", "method", "pattern", "asked", "seeds", "metric", "mean", "std", "least", "most"]
+    head += ["zeros", "sparse MACs", "train s", "epochs", "cell"]
     rows = []
     for row in cells.to_dict("records"):
         values = [score(row["metric_name"], row[f"metric_{kind}"]) for kind in ("mean", "std", "min", "max")]
         values = ["" if "nan" in value else value for value in values]
         rows.append(
             [
-                *(row[key] for key in ("model", "data", "method", "pattern")),
-                percent(row["target_sparsity"]),
+                row["model"],
+                start_of(row["pretrained"]),
+                *(row[key] for key in ("data", "method", "pattern")),
+                asked(row),
                 str(row["seeds"]),
                 row["metric_name"],
                 *values,
                 percent(row["sparsity_mean"]),
                 f"{row['macs_sparse_mean']:,.0f}",
                 f"{row['train_seconds_mean']:.1f}",
+                str(row["epochs"]),
+                str(row["cell"]),
             ]
         )
     return head, rows
+
+
+def start_of(pretrained: str) -> str:
+    """What a run's weights began as, in a word or two: "random", "hub", or the name of the file they came from."""
+    return {"false": "random", "true": "hub"}.get(str(pretrained).lower(), str(pretrained).partition(" (")[0])
+
+
+def asked(row: dict[str, Any]) -> str:
+    """The target, with what it is a share of where that is not the weights: "50 % of MACs"."""
+    if row["method"] == "dense":
+        return ""
+    return target(row["target_sparsity"]) + {"mac": " of MACs", "channel": " of channels"}.get(row["target_unit"], "")
 
 
 def markdown(cells: pd.DataFrame) -> str:

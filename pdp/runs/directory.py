@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pdp.errors import Refusal
-from pdp.runs.record import RECORD
+from pdp.runs.record import RECORD, write_json
 
 LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds; whoever only looks whether a run is held has its lock for a moment
 
@@ -28,6 +29,7 @@ class RunDirectory:
         self.before_pruning = self.checkpoints / "before_pruning.safetensors"
         self.best = self.checkpoints / "best.safetensors"
         self.weights = path / "model.safetensors"
+        self.ending = path / "ending.json"
         self._lock: TextIO | None = None
 
     @property
@@ -55,6 +57,7 @@ class RunDirectory:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
             raise Refusal(f"{self.path} is in use by {holder}: wait for it, or choose another output_dir= or seed=")
+        self.ending.unlink(missing_ok=True)
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
         self._lock.flush()
@@ -64,6 +67,24 @@ class RunDirectory:
         if self._lock:
             self._lock.close()
             self._lock = None
+
+    def note_ending(self, how: str, reason: str = "") -> None:
+        """Says how the process that held the run ended: saved, stopped, refused, interrupted or failed.
+
+        A run that is neither held nor finished and has no such note was killed.
+        """
+        write_json(self.ending, {"how": how, "reason": reason, "when": time.time()})
+
+    def discard_if_nothing_begun(self) -> None:
+        """Removes what a start made before it was refused, where no step was trained and nothing else lies there."""
+        own = {".lock", self.config.name, self.ending.name, self.history.name}
+        if self.finished or self.begun or self.read_history() or {one.name for one in self.path.iterdir()} - own:
+            return
+        for name in own:
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another seed lies beside it
+            self.path.rmdir()
+            self.path.parent.rmdir()
 
     def move_aside(self) -> Path:
         """Renames what is there, so that the run starts over; nothing is deleted."""

@@ -64,7 +64,15 @@ class Record:
     method_options: dict[str, Any] = field(default_factory=dict)
     distillation: dict[str, Any] = field(default_factory=dict)  # empty: no teacher
     validation: str = "held out"  # or "test": the data's labelled set served every choice too
+    model_source: str = ""  # of a model of the user's own: the sha256 of its source file
+    start: dict[str, Any] = field(default_factory=dict)  # the run it went on from, empty: none
     notes: list[str] = field(default_factory=list)
+    method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the run lies that this was read from; None of a record that was not read."""
+        return self.__dict__.get("_directory")
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -91,7 +99,9 @@ def read_record(directory: Path) -> Record:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         known = {one.name for one in dataclasses.fields(Record)}
-        return Record(**{key: value for key, value in values.items() if key in known})
+        record = Record(**{key: value for key, value in values.items() if key in known})
+        record.__dict__["_directory"] = directory
+        return record
     except FileNotFoundError:
         raise Refusal(f"run={directory} has no {RECORD}: it is not a finished run's directory") from None
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import contextlib
 import fcntl
 import json
 import os
@@ -12,19 +13,19 @@ import tarfile
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pdp.config.suggest import nearest
 from pdp.errors import Refusal
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD
+from pdp.wording import nearest
 
 LARGEST_RUN = 100_000  # bytes of one kept run
-LARGEST_RESULTS = 20_000_000  # bytes of all that is committed under results/
+LARGEST_RESULTS = 40_000_000  # bytes of all that is committed under results/
 NOT_COMMITTED = ("runs", "report.html", "dashboard.html")  # under results/
 _TAIL = 1 << 16  # bytes; longer than a history's line
 _ID = re.compile(r"([0-9a-f]{8})(?:-(\d.*))?")
@@ -47,6 +48,13 @@ class StoredRun:
     metric_name: str = ""
     metric: float | None = None  # of the test set where finished, else of the last epoch's validation
     when: float | None = None  # seconds since 1970 of the end, or of the last epoch
+    ending: str | None = None  # of an unfinished one: saved, stopped, refused, interrupted, failed; None: killed
+    values: dict[str, Any] = field(default_factory=dict)  # its configuration by dotted key
+
+    @property
+    def state(self) -> str:
+        """What a table calls it: finished, running, damaged, or how it ended: saved, stopped, ..., dead (killed)."""
+        return (self.ending or "dead") if self.status == "unfinished" else self.status
 
     @property
     def id(self) -> str:
@@ -86,11 +94,16 @@ def read_run(path: Path) -> StoredRun:
             run = StoredRun(path, "finished", **known, sparsity=float(record["target_sparsity"]))
             run.epoch = run.epochs = int(record["epochs"])
             run.when = calendar.timegm(time.strptime(record["finished_at"], "%Y-%m-%dT%H:%M:%SZ"))
+            with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+                text = (path / "config.yaml").read_text(encoding="utf-8")
+                run.values = _flat(yaml.load(text, Loader=_LOADER))
             return run
         except (OSError, ValueError, KeyError, TypeError):
             return StoredRun(path, "damaged")
     run = StoredRun(path, "running" if is_held(path) else "unfinished")
     _read_configuration(run)
+    if run.status == "unfinished":
+        run.ending = _ending(path)
     line = last_line(path / "history.jsonl")
     if line:
         run.epoch, run.metric = line.get("epoch", -1) + 1, line.get("metric")
@@ -99,9 +112,26 @@ def read_run(path: Path) -> StoredRun:
     return run
 
 
+def _ending(path: Path) -> str | None:
+    try:
+        return str(json.loads((path / "ending.json").read_text(encoding="utf-8"))["how"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict) or not node:
+        return {path.removesuffix("."): node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _flat(value, f"{path}{key}.")
+    return found
+
+
 def _read_configuration(run: StoredRun) -> None:
     try:
         config = yaml.load((run.path / "config.yaml").read_text(encoding="utf-8"), Loader=_LOADER)
+        run.values = _flat(config)
         prune = config["prune"]
         run.model, run.data, run.method = (config[group]["name"] for group in ("model", "data", "method"))
         run.pattern = f"{prune['n']}:{prune['m']}" if prune["pattern"] == "nm" else prune["pattern"]
@@ -140,6 +170,15 @@ def last_line(history: Path) -> dict[str, Any] | None:
         if isinstance(line, dict):
             return line
     return None
+
+
+def seconds_left(run: Path, epochs: int | None) -> float | None:
+    """Seconds of training that are left, at the mean speed of the epochs so far."""
+    line = last_line(run / "history.jsonl")
+    if not line or not epochs or not line.get("seconds"):
+        return None
+    done = line["epoch"] + 1
+    return line["seconds"] / done * (epochs - done)
 
 
 # -------------------------------------------------------------------------------------------------------------- keep

@@ -14,6 +14,7 @@ from pdp.errors import Refusal
 from pdp.layers import Layer
 from pdp.masks.cut import count_global, count_pruned
 
+ENDS = ("pruned", "first_dense", "dense")
 Saliency = Callable[[Layer], Tensor]
 
 
@@ -22,7 +23,8 @@ def allocate(
 ) -> list[int]:
     """The budget of `layers` in units; `global` and `erk` sum to floor(share * units + 0.5) exactly.
 
-    No layer is emptied. Raises `Refusal` for an unknown allocation or a budget that cannot be met.
+    Each layer keeps its `least` units at least. `uniform` is the same share in every layer; where some must keep more
+    than that, the others share what is left, and it sums to the total too. Raises `Refusal` for an unknown allocation or a budget that cannot be met.
     """
     if name == "file":
         if path is None:
@@ -34,12 +36,66 @@ def allocate(
         raise Refusal(f"sparsity={share} must lie in [0, 1)")
     total = count_pruned(share, sum(layer.units for layer in layers))
     if name == "global":
-        return count_global([saliency(layer) for layer in layers], total)
+        return count_global([saliency(layer) for layer in layers], total, [layer.least for layer in layers])
     if name == "uniform":
-        return [min(count_pruned(share, layer.units), layer.units - 1) for layer in layers]
+        return uniform_budget(layers, share, total)
     if name == "erk":
-        return erk_budget([tuple(layer.weight.shape) for layer in layers], [layer.units for layer in layers], total)
+        shapes, sizes = [tuple(layer.weight.shape) for layer in layers], [layer.units for layer in layers]
+        return erk_budget(shapes, sizes, total, [layer.least for layer in layers])
     raise Refusal(f"allocation={name} is unknown: choose one of global, uniform, erk, file")
+
+
+def least_units(layers: Sequence[Layer], least_density: float, ends: str) -> list[int]:
+    """How many units each layer keeps whatever the budget: one, `least_density` of them rounded up, or all.
+
+    All stay in the first and the last layer with `ends` dense, in the first with first_dense.
+    """
+    if not 0 <= least_density < 1:
+        raise Refusal(f"allocation.least_density={least_density} must lie in [0, 1): the least share each layer keeps")
+    if ends not in ENDS:
+        raise Refusal(f"allocation.ends={ends} is unknown: choose one of {', '.join(ENDS)}")
+    floors = [max(1, math.ceil(least_density * layer.units - 1e-9)) for layer in layers]
+    dense = {"pruned": set(), "first_dense": {0}, "dense": {0, len(layers) - 1}}[ends]
+    return [layer.units if place in dense else floor for place, (layer, floor) in enumerate(zip(layers, floors))]
+
+
+def uniform_budget(layers: Sequence[Layer], share: float, total: int) -> list[int]:
+    """The same share in every layer; layers that must keep more than that keep it, and the others make up for them."""
+    counts = [min(count_pruned(share, layer.units), layer.units - layer.least) for layer in layers]
+    if all(layer.least <= 1 for layer in layers):
+        return counts
+    if sum(layer.units - layer.least for layer in layers) < total:
+        raise Refusal(
+            f"allocation=uniform cannot prune {total} of {sum(layer.units for layer in layers)} units while each layer "
+            "keeps what it must: lower sparsity= or allocation.least_density="
+        )
+    bound: set[int] = set()
+    while True:
+        free = [place for place in range(len(layers)) if place not in bound]
+        left = total - sum(layers[place].units - layers[place].least for place in bound)
+        units = sum(layers[place].units for place in free)
+        common = left / units if units else 0.0
+        over = {place for place in free if common * layers[place].units > layers[place].units - layers[place].least}
+        if not over:
+            break
+        bound |= over
+    exact = [
+        float(layer.units - layer.least) if place in bound else common * layer.units
+        for place, layer in enumerate(layers)
+    ]
+    return _rounded(exact, [layer.units - layer.least for layer in layers], total)
+
+
+def _rounded(exact: Sequence[float], most: Sequence[int], total: int) -> list[int]:
+    """Whole numbers that sum to `total`, by largest remainder, none above its `most`; it must be reachable."""
+    counts = [min(math.floor(value + 1e-9), limit) for value, limit in zip(exact, most, strict=True)]
+    by_remainder = sorted(range(len(exact)), key=lambda index: (counts[index] - exact[index], index))
+    while (left := total - sum(counts)) > 0:
+        for index in by_remainder:
+            if left and counts[index] < most[index]:
+                counts[index] += 1
+                left -= 1
+    return counts
 
 
 def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[int], density: float) -> list[float]:
@@ -60,18 +116,24 @@ def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[int], density
         full |= over
 
 
-def erk_budget(shapes: Sequence[Sequence[int]], sizes: Sequence[int], total: int) -> list[int]:
-    """ERK densities as whole numbers of pruned units that sum to `total`, by largest remainder."""
+def erk_budget(
+    shapes: Sequence[Sequence[int]], sizes: Sequence[int], total: int, least: Sequence[int] | None = None
+) -> list[int]:
+    """ERK densities as whole numbers of pruned units that sum to `total`, by largest remainder.
+
+    Each layer keeps its `least` units, by default one.
+    """
     units = sum(sizes)
+    most = [size - floor for size, floor in zip(sizes, least or [1] * len(sizes), strict=True)]
     densities = erk_densities(shapes, sizes, (units - total) / units)
     exact = [size * (1 - density) for size, density in zip(sizes, densities, strict=True)]
-    counts = [min(math.floor(value), size - 1) for value, size in zip(exact, sizes, strict=True)]
+    counts = [min(math.floor(value), limit) for value, limit in zip(exact, most, strict=True)]
     by_remainder = sorted(range(len(sizes)), key=lambda index: (counts[index] - exact[index], index))
     left = total - sum(counts)
     while left:
         before = left
         for index in by_remainder:
-            if left and counts[index] < sizes[index] - 1:
+            if left and counts[index] < most[index]:
                 counts[index] += 1
                 left -= 1
         if left == before:

@@ -19,8 +19,11 @@ SHAPES: dict[str, Callable[[float], float]] = {
 SCHEDULES = (*SHAPES, "sigmoid", "alternating")
 WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that warm-up and ramp do not move
 # AC/DC's phases in a run of 100 epochs: pruned at 10, 20, ... 70, dense again at 15, 25, ... 75, pruned for good at 85.
-_PRUNED = tuple((start, start + 5) for start in range(10, 80, 10)) + ((85, 100),)
+_PHASES = tuple(moment / 100 for moment in (*range(10, 80, 5), 85))
+_SIGMOID_ENDS = 0.95
+_LEAST_HALF = 6.0  # of a sigmoid, from its middle to the run's ends
 AUTO_EPOCHS = 5  # the paper's automatic start: so many epochs running over half of the metric's upper bound
+DEFAULT_WARMUP = Time(0.16, "run")
 DEFAULT_RAMP = Time(0.4, "run")
 
 
@@ -28,8 +31,10 @@ DEFAULT_RAMP = Time(0.4, "run")
 class Schedule:
     """Dense until `start`, then a ramp of `length` moments; a moment is an epoch or an optimizer step (`unit`).
 
-    Of two names it has other meanings: "sigmoid" is OptG's sigmoid(e - E/2), with e and E counted as in a run of
-    100 epochs, "alternating" AC/DC's phases, the target or nothing, likewise scaled.
+    Of two names it has other meanings. "sigmoid" is OptG's sigmoid(e - E/2) with e and E in epochs; in a run of fewer
+    than 12 epochs its slope is 12 / E, what it lacks of 0 at the start is taken out by rescaling it, and the target
+    holds in the last twentieth, all of which changes nothing in the authors' 100 epochs and lets short runs reach it. "alternating" is AC/DC's
+    phases, the target or nothing: `phases` are the moments of change, pruned from the first on.
 
     At moment i >= start the fraction is shape(min(1, speed * (i - start + 1))), with speed = rate where one was given
     (PDP: r_l = R_l * min(1, eps * (e - s + 1))) and 1 / length otherwise.
@@ -41,18 +46,18 @@ class Schedule:
     length: int
     speed: float
     moments: int  # the run's length
+    epochs: float = 100.0  # likewise, in epochs: what "sigmoid" counts
+    phases: tuple[float, ...] = _PHASES  # of "alternating", as fractions of the run
 
     def fraction(self, moment: int, start: int | None) -> float:
         """The fraction of the target in [0, 1] at `moment`, counted from 0, for a ramp that begins at `start`."""
-        if self.name in ("sigmoid", "alternating"):
-            percent = 100 * moment / self.moments
-            if self.name == "alternating":
-                # However short the run, it does not end dense.
-                if moment >= self.moments - 1:
-                    return 1.0
-                return float(any(low <= percent + 1e-9 and percent + 1e-9 < high for low, high in _PRUNED))
-            value = 1 / (1 + math.exp(-(percent - 50)))
-            return 0.0 if value < 1e-6 else 1.0 if value > 1 - 1e-6 else value
+        if self.name == "alternating":
+            # However short the run, it does not end dense.
+            if moment >= self.moments - 1:
+                return 1.0
+            return float(sum(change <= moment / self.moments + 1e-11 for change in self.phases) % 2)
+        if self.name == "sigmoid":
+            return _sigmoid(moment / self.moments, self.epochs)
         if start is None or moment < start:
             return 0.0
         done = moment - start + 1
@@ -74,8 +79,11 @@ def make_schedule(
     rate: float | None = None,
     unit: str = "epoch",
     steps_per_epoch: int | None = None,
+    phases: Sequence[str | float | Time] = (),
 ) -> Schedule:
     """Places a schedule in a run; raises `Refusal` where the run would end before its ramp does.
+
+    `phases` are the times at which "alternating" changes, pruned from the first on; none are AC/DC's own.
 
     `warmup` is a time or "auto". `ramp` (a time) and `rate` (share of the target per epoch) are two spellings of one
     thing; with neither the ramp takes 0.4 of the run.
@@ -96,8 +104,9 @@ def make_schedule(
         return parsed.epochs(epochs, steps_per_epoch) if unit == "epoch" else parsed.steps(epochs, steps_per_epoch)
 
     moments = epochs if unit == "epoch" else epochs * (steps_per_epoch or 1)
+    placed = place_phases(name, phases, epochs, steps_per_epoch)
     if name in ("sigmoid", "alternating"):
-        return Schedule(name, unit, 0, 1, 1.0, moments)
+        return Schedule(name, unit, 0, 1, 1.0, moments, float(epochs), placed)
     if rate is not None:
         speed = rate if unit == "epoch" else rate / (steps_per_epoch or 1)
         length = math.ceil(1 / speed - 1e-9)
@@ -116,19 +125,64 @@ def make_schedule(
     return Schedule(name, unit, start, length, speed, moments)
 
 
+def place_phases(
+    name: str, phases: Sequence[str | float | Time], epochs: int, steps_per_epoch: int | None
+) -> tuple[float, ...]:
+    """AC/DC's moments of change as fractions of the run; raises `Refusal` for phases that are none."""
+    if not phases:
+        return _PHASES
+    given = ",".join(map(str, phases))
+    if name != "alternating":
+        raise Refusal(f"schedule.phases=[{given}] has no effect with schedule={name}: give schedule=alternating")
+    times = [Time.parse(one, "schedule.phases") for one in phases]
+    known = [one for one in times if one.unit != "it" or steps_per_epoch]
+    placed = [
+        one.value
+        if one.unit == "run"
+        else one.value / epochs
+        if one.unit == "ep"
+        else one.value / (epochs * (steps_per_epoch or 1))
+        for one in known
+    ]
+    if any(later <= earlier for earlier, later in zip(placed, placed[1:], strict=False)) or placed and placed[-1] >= 1:
+        raise Refusal(
+            f"schedule.phases=[{given}] must grow and lie within the run of {epochs} epochs: each is the time of a change"
+        )
+    if len(times) % 2 == 0:
+        raise Refusal(
+            f"schedule.phases=[{given}] would end dense: give an odd number of changes, pruned from the first"
+        )
+    return tuple(placed)
+
+
+def _sigmoid(progress: float, epochs: float) -> float:
+    """OptG's sigmoid at a fraction of a run of so many epochs, 0 and 1 where it differs from them by less than 1e-6."""
+    if progress >= _SIGMOID_ENDS:
+        return 1.0
+    half = max(_LEAST_HALF, epochs / 2)
+    lowest = 1 / (1 + math.exp(half))
+    value = (1 / (1 + math.exp(-half * (2 * progress - 1))) - lowest) / (1 - 2 * lowest)
+    return 0.0 if value < 1e-6 else 1.0 if value > 1 - 1e-6 else value
+
+
 def place_schedule(
-    given: Schedule | str | dict[str, Any] | None, own: str, epochs: int, steps_per_epoch: int | None
+    given: Schedule | str | dict[str, Any] | None, own: dict[str, Any], epochs: int, steps_per_epoch: int | None
 ) -> Schedule:
     """A schedule from what a library user gives: a whole one, a name, or `make_schedule`'s arguments.
 
-    What is not said is the method's `own` shape, 16 dense epochs and 0.015 of the target an epoch. Raises `Refusal`.
+    What is not said is the method's `own` name, unit (epochs, where the steps of one are not known) and ramp, 16 dense
+    epochs (0.16 of the run beside a ramp of the method's own) and 0.015 of the target an epoch. Raises `Refusal`.
     """
     if isinstance(given, Schedule):
         return given
     values: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
     if not any(key in values for key in ("ramp", "rate")):
-        values["rate"] = 0.015
-    return make_schedule(values.pop("name", own), epochs, steps_per_epoch=steps_per_epoch, **values)
+        if own["ramp"] is not None:
+            values = {"ramp": own["ramp"], "warmup": DEFAULT_WARMUP} | values
+        else:
+            values["rate"] = 0.015
+    values.setdefault("unit", own["unit"] if steps_per_epoch else "epoch")
+    return make_schedule(values.pop("name", own["name"]), epochs, steps_per_epoch=steps_per_epoch, **values)
 
 
 def starts_after(metrics: Sequence[float], upper_bound: float = 1.0) -> bool:

@@ -15,9 +15,13 @@ from pathlib import Path
 from pdp.config.schema import Config
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.runs.record import RECORD
-from pdp.studies.study import Cell, Setting, Study
+from pdp.studies.search import Trials
+from pdp.studies.study import Cell, Chosen, Setting, Study
 
 Report = Callable[[str, Cell], None]
+
+
+_fingerprints: dict[str, str] = {}  # by data and model, which say what is read
 
 
 def _placed(overrides: Sequence[str]) -> tuple[Config, Path]:
@@ -27,9 +31,12 @@ def _placed(overrides: Sequence[str]) -> tuple[Config, Path]:
     from pdp.tasks import build_task
 
     config = compose(overrides)
-    task = build_task(config)
-    task.open_data()
-    return config, Path(run_directory(config, task.data_fingerprint))
+    what = repr((config.model, config.data))
+    if what not in _fingerprints:
+        task = build_task(config)
+        task.open_data()
+        _fingerprints[what] = task.data_fingerprint
+    return config, Path(run_directory(config, _fingerprints[what]))
 
 
 def kept_at(cell: Cell, results: Path) -> Path:
@@ -38,11 +45,17 @@ def kept_at(cell: Cell, results: Path) -> Path:
     return results / "records" / cell.study / run.parent.name / run.name
 
 
-def run_cell(cell: Cell, results: Path, output_dir: Path, keep_files: bool) -> str:
-    """Runs and keeps one cell; returns done, kept (there already), or one line of what stood in the way."""
+def run_cell(
+    cell: Cell, results: Path, output_dir: Path, keep_files: bool, fingerprints: dict[str, str] | None = None
+) -> str:
+    """Runs and keeps one cell; returns done, kept (there already), or one line of what stood in the way.
+
+    `fingerprints` are those of data that another process has opened.
+    """
     from pdp.runs import store as run_store
     from pdp.training.run import train
 
+    _fingerprints.update(fingerprints or {})
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
         config, run = _placed([*cell.overrides, f"output_dir={output_dir}"])
@@ -67,11 +80,21 @@ def run_cells(cells: Sequence[Cell], results: Path, output_dir: Path, jobs: int,
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pdp.training.run", "pdp.tasks.images", "sklearn.datasets"])
     failed = 0
-    left = list(cells)
+    left = []
+    for cell in cells:
+        try:
+            if (kept_at(cell, results) / RECORD).is_file():
+                tell("kept", cell)
+                continue
+        except (Refusal, Stopped):
+            pass  # its own process says why
+        left.append(cell)
     while left:
         # A process for each cell: its peak of memory is its own.
         with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-            pending = {pool.submit(run_cell, cell, results, output_dir, keep_files): cell for cell in left}
+            pending = {
+                pool.submit(run_cell, cell, results, output_dir, keep_files, _fingerprints): cell for cell in left
+            }
             left = []
             for future in as_completed(pending):
                 cell = pending[future]
@@ -96,19 +119,52 @@ def kept_rows(study: Study, results: Path) -> dict[Path, str]:
     }
 
 
-def choose(study: Study, method: str, results: Path) -> Setting:
-    """The setting whose tuning run was best on the validation part at its last epoch; the earlier one among equals."""
+def score_of(cell: Cell, results: Path) -> float | None:
+    """How the cell's kept run did on the validation part at its last epoch, higher being better; None: not kept."""
+    folder = kept_at(cell, results)
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        last = json.loads((folder / "history.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return last["metric"] if record["metric_name"] not in ("perplexity", "loss") else -last["metric"]
+
+
+def trials_of(study: Study, results: Path) -> Trials:
+    """The study's trials as they were drawn."""
+    return Trials(results / "studies" / f"{study.name}_trials.json")
+
+
+def choose(study: Study, method: str, results: Path) -> Chosen:
+    """The setting whose tuning run was best on the validation part at its last epoch; the earlier one among equals.
+
+    With a search one for each sparsity. Raises `Refusal` where a run is not kept yet.
+    """
+    if study.search is not None:
+        return {
+            sparsity: _best_trial(study, method, sparsity, results)
+            for sparsity in study.sparsities_of(method)
+            if study.wants(method, sparsity)
+        }
     cells = study.tuning(method)
     if not cells:
         return study.methods[method][0]
-    scores = []
-    for cell in cells:
-        folder = kept_at(cell, results)
-        try:
-            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            last = json.loads((folder / "history.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-        except (OSError, ValueError, IndexError):
-            raise Refusal(f"{cell.label} is not run yet, so {method} has no setting: run the study first") from None
-        higher = record["metric_name"] not in ("perplexity", "loss")
-        scores.append(last["metric"] if higher else -last["metric"])
-    return cells[scores.index(max(scores))].setting
+    scores = [score_of(cell, results) for cell in cells]
+    return cells[_best(cells, scores, "run the study first")].setting
+
+
+def _best_trial(study: Study, method: str, sparsity: float | None, results: Path) -> Setting:
+    settings = trials_of(study, results).settings(method, sparsity)
+    first = f"run scripts/tune.py conf/study/{study.name}.yaml first"
+    if study.search is None or len(settings) < study.search.trials:
+        drawn = f"{len(settings)} of {study.search.trials if study.search else 0} trials of {method}"
+        raise Refusal(f"{drawn}{'' if sparsity is None else f' at {sparsity:g}'} are drawn: {first}")
+    cells = [study.trial(method, sparsity, one) for one in settings]
+    return settings[_best(cells, [score_of(cell, results) for cell in cells], first)]
+
+
+def _best(cells: Sequence[Cell], scores: Sequence[float | None], hint: str) -> int:
+    for cell, score in zip(cells, scores, strict=True):
+        if score is None:
+            raise Refusal(f"{cell.label} is not run yet, so {cell.method} has no setting: {hint}")
+    return scores.index(max(score for score in scores if score is not None))

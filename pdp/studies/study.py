@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import yaml
 
 from pdp.errors import Refusal
+from pdp.studies.search import Search, read_search
 
 Setting = tuple[str, ...]
+Chosen = Setting | Mapping[float | None, Setting]  # one setting, or one for each sparsity
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,10 @@ class Cell:
 
     @property
     def overrides(self) -> list[str]:
-        """What train.py would be given."""
-        words = [*self.common, f"method={self.method}", *self.setting, f"seed={self.seed}"]
+        """What train.py would be given; a key that both name is the setting's."""
+        own = {word.partition("=")[0] for word in self.setting}
+        common = [word for word in self.common if word.partition("=")[0] not in own]
+        words = [*common, f"method={self.method}", *self.setting, f"seed={self.seed}"]
         return words if self.sparsity is None else [*words, f"sparsity={self.sparsity}"]
 
     @property
@@ -38,11 +42,21 @@ class Cell:
         return f"{self.study} {self.method}{sparsity} seed {self.seed}" + "".join(f" {one}" for one in self.setting)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A part of a study that is run before the next one: these methods at these sparsities with these seeds."""
+
+    methods: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
 @dataclass
 class Study:
     """What a study file says; `sparsities` is empty where the pattern implies it.
 
-    With `tuned` false (`tuning: none`) nothing is chosen: every setting of a method is a row of the table.
+    With `tuned` false (`tuning: none`) nothing is chosen: every setting of a method is a row of the table. With a
+    `search` each method's first setting is where its trials begin, and they are drawn at each sparsity.
     """
 
     name: str
@@ -53,26 +67,60 @@ class Study:
     tuning_sparsity: float | None
     methods: dict[str, list[Setting]] = field(default_factory=dict)
     tuned: bool = True
+    search: Search | None = None
+    stages: list[Stage] = field(default_factory=list)
 
     def tuning(self, method: str) -> list[Cell]:
-        """The runs among which a method's setting is chosen; none where there is nothing to choose."""
+        """The runs among which a method's setting is chosen; none where there is nothing to choose, or it is drawn."""
         settings = self.methods[method]
-        if len(settings) < 2 or not self.tuned:
+        if len(settings) < 2 or not self.tuned or self.search:
             return []
         sparsity = None if method == "dense" else self.tuning_sparsity
         name = f"{self.name}_tuning"
         return [Cell(name, method, one, sparsity, self.tuning_seed, self.common) for one in settings]
 
-    def runs(self, method: str, setting: Setting) -> list[Cell]:
-        """The runs of the table: every sparsity with every seed."""
-        sparsities: list[Any] = [None] if method == "dense" or not self.sparsities else list(self.sparsities)
+    def trial(self, method: str, sparsity: float | None, setting: Setting) -> Cell:
+        """The tuning run of a setting that was drawn: its words, then those of all trials and of the method's."""
+        assert self.search is not None
+        words = merged(setting, self.search.words, self.search.of.get(method, ()))
+        return Cell(f"{self.name}_tuning", method, words, sparsity, self.tuning_seed, self.common)
+
+    def sparsities_of(self, method: str) -> list[float | None]:
+        """At which a method is run; None where it has none, or the pattern implies it."""
+        return [None] if method == "dense" or not self.sparsities else list(self.sparsities)
+
+    def runs(self, method: str, chosen: Chosen) -> list[Cell]:
+        """The runs of the table: every sparsity with every seed, those of its stages where there are some."""
         return [
             Cell(self.name, method, setting, sparsity, seed, self.common)
             for seed in self.seeds
-            for sparsity in sparsities
+            for sparsity in self.sparsities_of(method)
+            if self._wanted(method, sparsity, seed)
+            and (setting := chosen.get(sparsity) if isinstance(chosen, Mapping) else chosen) is not None
         ]
 
-    def rows(self, chosen: Mapping[str, Setting]) -> dict[str, list[Cell]]:
+    def wants(self, method: str, sparsity: float | None) -> bool:
+        """Whether the table has a run of the method at that sparsity."""
+        return any(self._wanted(method, sparsity, seed) for seed in self.seeds)
+
+    def _wanted(self, method: str, sparsity: float | None, seed: int) -> bool:
+        return not self.stages or any(
+            method in stage.methods and seed in stage.seeds and (sparsity is None or sparsity in stage.sparsities)
+            for stage in self.stages
+        )
+
+    def stage_of(self, cell: Cell) -> int:
+        """The first stage that has the cell, counted from 0."""
+        for number, stage in enumerate(self.stages):
+            if (
+                cell.method in stage.methods
+                and cell.seed in stage.seeds
+                and (cell.sparsity is None or cell.sparsity in stage.sparsities)
+            ):
+                return number
+        return len(self.stages)
+
+    def rows(self, chosen: Mapping[str, Chosen]) -> dict[str, list[Cell]]:
         """The runs of each row of the table by its name: of a method at its `chosen` setting, or at every setting."""
         if self.tuned:
             return {method: self.runs(method, setting) for method, setting in chosen.items()}
@@ -83,11 +131,41 @@ class Study:
         }
 
     def cells(self, method: str) -> list[Cell]:
-        """All runs of a method, whichever setting is chosen: as many as there will be."""
+        """All runs of a method, whichever setting is chosen: as many as there will be, drawn trials left out."""
         settings = self.methods[method]
         return self.tuning(method) + [
             cell for setting in (settings[:1] if self.tuned else settings) for cell in self.runs(method, setting)
         ]
+
+    def at_stage(self, number: int | None) -> Study:
+        """The study of one of its stages alone, counted from 1; None is all of it. Raises `Refusal`."""
+        if number is None:
+            return self
+        if not 1 <= number <= len(self.stages):
+            raise Refusal(f"--stage={number}: {self.name} has {len(self.stages) or 'no'} stages")
+        stage = self.stages[number - 1]
+        return Study(
+            self.name,
+            self.common,
+            list(stage.sparsities) if self.sparsities else [],
+            list(stage.seeds),
+            self.tuning_seed,
+            self.tuning_sparsity,
+            {method: self.methods[method] for method in stage.methods},
+            self.tuned,
+            self.search,
+            [stage],
+        )
+
+
+def merged(*parts: Sequence[str]) -> Setting:
+    """Words of which a later one replaces an earlier one of the same key."""
+    found: dict[str, str] = {}
+    for word in (word for part in parts for word in part):
+        key = word.partition("=")[0]
+        found.pop(key, None)
+        found[key] = word
+    return tuple(found.values())
 
 
 def read_study(path: Path) -> Study:
@@ -109,6 +187,8 @@ def read_study(path: Path) -> Study:
                 for name, settings in values["methods"].items()
             },
             tuned=tuned,
+            search=read_search(tuning, values["search"]) if values.get("search") else None,
+            stages=[_stage(one, values) for one in values.get("stages", [])],
         )
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -118,4 +198,18 @@ def read_study(path: Path) -> Study:
         ) from None
     if study.tuned and study.tuning_seed in study.seeds:
         raise Refusal(f"{path}: tuning.seed={study.tuning_seed} is among seeds: choose settings with a seed of its own")
+    for stage in study.stages:
+        unknown = [one for one in stage.methods if one not in study.methods]
+        unknown += [str(one) for one in stage.sparsities if one not in study.sparsities]
+        unknown += [f"seed {one}" for one in stage.seeds if one not in study.seeds]
+        if unknown:
+            raise Refusal(f"{path}: a stage names {unknown[0]}, which the study itself does not")
     return study
+
+
+def _stage(values: Mapping[str, Any], whole: Mapping[str, Any]) -> Stage:
+    return Stage(
+        tuple(map(str, values.get("methods", whole["methods"]))),
+        tuple(float(one) for one in values.get("sparsities", whole.get("sparsities", []))),
+        tuple(int(one) for one in values.get("seeds", whole["seeds"])),
+    )

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
+from pdp.wording import one_line
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 HUB = "nyu-mll/glue"

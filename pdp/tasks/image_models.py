@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pdp.config.schema import ModelConfig
 from pdp.errors import Refusal
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
-from pdp.tasks.image_weights import load_weights, one_line
+from pdp.tasks.image_weights import ANEW, load_weights
+from pdp.tasks.own_model import build_own, check_own, prove
+from pdp.wording import one_line
 
-LIBRARIES = ("pdp", "timm")
+LIBRARIES = ("pdp", "timm", "import")
 _TORCHVISION = ("resnet18", "resnet34", "resnet50", "mobilenet_v2")
 NAMES = (*_TORCHVISION, "mobilenet_v1", "resnet20")
 
@@ -21,6 +23,9 @@ def check_name(model: ModelConfig) -> None:
     """Raises `Refusal`, with the nearest known names, for an unknown model or library."""
     if model.library not in LIBRARIES:
         raise Refusal(f"model.library={model.library} is unknown; it can be {', '.join(LIBRARIES)}")
+    if model.library == "import":
+        check_own(model)
+        return
     if model.library == "pdp":
         if model.name not in NAMES:
             near = difflib.get_close_matches(model.name, NAMES, 3, 0.5) or NAMES
@@ -36,16 +41,21 @@ def check_name(model: ModelConfig) -> None:
         raise Refusal(f"model.name={model.name} is no timm model; {known}; set model.name")
 
 
-def build_model(model: ModelConfig, classes: int) -> tuple[nn.Module, list[str]]:
-    """The model for so many classes, and notes of what of it did not come from `model.pretrained`; raises `Refusal`."""
+def build_model(model: ModelConfig, classes: int, example: Tensor | None = None) -> tuple[nn.Module, list[str]]:
+    """The model for so many classes, and notes of where its weights were and what of it has none; raises `Refusal`.
+
+    A model of the user's own is proved by a forward of `example`, where that is given: float32 (1, 3, H, W).
+    """
     check_name(model)
     pretrained = str(model.pretrained)
     if pretrained.lower() == "true":
         return _from_hub(model, classes)
     network = _construct(model, classes)
+    if model.library == "import" and example is not None:
+        prove(network, model, example, classes)
     if pretrained.lower() == "false":
         return network, []
-    return network, load_weights(network, pretrained, _classifier(model, network))
+    return network, load_weights(network, pretrained, classes, _heads(model, network))
 
 
 def _timm_name(model: ModelConfig) -> str | None:
@@ -55,6 +65,8 @@ def _timm_name(model: ModelConfig) -> str | None:
 
 
 def _construct(model: ModelConfig, classes: int) -> nn.Module:
+    if model.library == "import":
+        return build_own(model, classes)
     arguments = {str(key): value for key, value in dict(model.arguments).items()}
     reserved = sorted({"num_classes", "pretrained", "weights"} & arguments.keys())
     if reserved:
@@ -80,13 +92,15 @@ def _construct(model: ModelConfig, classes: int) -> nn.Module:
         ) from None
 
 
-def _classifier(model: ModelConfig, network: nn.Module) -> str | None:
-    """The name of the last linear layer, whose size follows the class count."""
-    name = getattr(network, "pretrained_cfg", {}).get("classifier") if _timm_name(model) else None
-    if isinstance(name, str):
-        return name
+def _heads(model: ModelConfig, network: nn.Module) -> tuple[str, ...]:
+    """The layers that give the classes: what timm calls the classifier (a distilled DeiT has two), else the last."""
+    named = getattr(network, "pretrained_cfg", {}).get("classifier") if _timm_name(model) else None
+    if isinstance(named, str):
+        return (named,)
+    if isinstance(named, list | tuple):
+        return tuple(named)
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    return linear[-1] if linear else None
+    return tuple(linear[-1:])
 
 
 def _from_hub(model: ModelConfig, classes: int) -> tuple[nn.Module, list[str]]:
@@ -108,7 +122,7 @@ def _from_hub(model: ModelConfig, classes: int) -> tuple[nn.Module, list[str]]:
             f"model.pretrained=true: the weights of {model.name} could not be downloaded"
             f" ({type(error).__name__}: {one_line(error)}); without network {offline}"
         ) from None
-    return network, load_weights(network, str(weights), _classifier(model, network), state)
+    return network, load_weights(network, str(weights), classes, _heads(model, network), state)
 
 
 def _from_timm(name: str, plain: Any, classes: int, arguments: dict[str, Any]) -> tuple[nn.Module, list[str]]:
@@ -120,4 +134,4 @@ def _from_timm(name: str, plain: Any, classes: int, arguments: dict[str, Any]) -
     theirs = plain.pretrained_cfg.get("num_classes", classes)
     if theirs == classes:
         return network, []
-    return network, [f"the classifier of timm's {name} is for {theirs} classes, not {classes}: it starts random"]
+    return network, [f"the classifier of timm's {name} is for {theirs} classes, not {classes}: it {ANEW}"]

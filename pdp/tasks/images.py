@@ -194,7 +194,7 @@ class ImagesTask(Task):
 
     def build_model(self) -> nn.Module:
         """The model for the data's classes, fp32, on the CPU; `notes` says what is not pretrained; raises `Refusal`."""
-        model, notes = build_model(self.config.model, self.classes)
+        model, notes = build_model(self.config.model, self.classes, self.example_input())
         self.notes += [note for note in notes if note not in self.notes]
         return model
 
@@ -221,6 +221,10 @@ class ImagesTask(Task):
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
         """Every sample of "validation" (the test set where data.validation is 0) or "test" once, in order."""
         return evaluation_loader(self._part(part), batch_size, workers)
+
+    def evaluation_batch(self, batch_size: int, device: str) -> int:
+        """Small images by the thousand on a GPU, which would wait for the host otherwise."""
+        return max(batch_size, 1024) if device != "cpu" and self.image_size <= 64 else batch_size
 
     def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
         """The logits in float32; images have no hidden states that would be compared."""

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from pdp.config.schema import Config
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.layers import is_weighted
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
+from pdp.wording import one_line
 
 _RESERVED = ("num_labels", "id2label", "label2id", "vocab_size", "problem_type")
 

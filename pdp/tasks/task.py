@@ -75,6 +75,10 @@ class Task(ABC):
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
         """Every sample of "validation" or "test" once and in order, the last batch as short as it is."""
 
+    def evaluation_batch(self, batch_size: int, device: str) -> int:
+        """Samples of a batch that is only measured, on that type of device, where training takes `batch_size`."""
+        return batch_size
+
     def loss(self, model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
         """The mean loss over the micro-batch, a 0-dim float32 tensor."""
         return self.loss_of(self.outputs(model, batch), batch, label_smoothing)

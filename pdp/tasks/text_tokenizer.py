@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from pdp.config.suggest import one_line
 from pdp.errors import Refusal
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
+from pdp.wording import one_line
 
 END_OF_TEXT = "<|endoftext|>"
 _CHUNK = 10_000  # texts encoded at a time

@@ -1,40 +1,22 @@
-"""Where curves go besides the run's own history: nowhere, Weights & Biases or TensorBoard, imported when chosen.
+"""What every tracker of curves does, and what those that send them somewhere share.
 
 history.jsonl stays the truth: a tracker that fails says so in one line and the training goes on.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pdp.config.check_prune import implied_sparsity, is_dense
-from pdp.config.schema import Config, NmPruneConfig, TensorboardConfig, WandbConfig
-from pdp.config.suggest import one_line
+from pdp.config.schema import Config, NmPruneConfig
 from pdp.runs.record import Record
+from pdp.wording import one_line
 
 _PREFIXES = {"layer_shares": "share", "layer_revived": "revived"}
 _LONGEST_TAG = 64
-
-
-def make_tracker(
-    config: Config, directory: Path, run_id: str, say: Callable[[str], None], is_main: bool = True
-) -> Tracker:
-    """The tracker that `config.tracker` asks for; on processes other than the main one it sends nothing.
-
-    `run_id` is the record's. Raises `Refusal` for tracker.mode=online where no key is configured.
-    """
-    if is_main and isinstance(config.tracker, WandbConfig):
-        from pdp.tracking.wandb_tracker import WandbTracker
-
-        return WandbTracker(config, directory, run_id, say)
-    if is_main and isinstance(config.tracker, TensorboardConfig):
-        return TensorboardTracker(directory, say)
-    return Tracker()
 
 
 def flat(line: dict[str, Any]) -> dict[str, Any]:
@@ -135,29 +117,6 @@ class Sender(Tracker):
 
     def _abandon(self) -> None:
         """Lets go of what a failure left."""
-
-
-class TensorboardTracker(Sender):
-    """Event files in the run's directory, against the optimizer step; those of a resumed run hide what it repeats."""
-
-    label = "TensorBoard"
-
-    def _start(self, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(self.directory / "tensorboard"), purge_step=step + 1)
-
-    def _log(self, values: dict[str, Any]) -> None:
-        for key, value in values.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(key, value, values["step"])
-        self._writer.flush()
-
-    def _finish(self, record: Record | None) -> None:
-        if record:
-            text = json.dumps(dataclasses.asdict(record), indent=1)
-            self._writer.add_text("record", "\n".join(f"    {line}" for line in text.splitlines()), record.steps)
-        self._writer.close()
 
 
 def reason_of(error: Exception) -> str:

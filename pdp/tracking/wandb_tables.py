@@ -47,7 +47,7 @@ def send_tables(sweep: str, files: Sequence[Path], folder: Path, run: Path | Non
 
 def _place_of(run: Path | None) -> tuple[str | None, str | None]:
     """The project and the entity that the run's configuration names."""
-    from pdp.config.compose import from_yaml
+    from pdp.config.stored import from_yaml
 
     if run is None:
         return None, None

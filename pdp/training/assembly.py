@@ -61,7 +61,7 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
             f"schedule.warmup=auto needs a metric with an upper bound, {task.metric_name} has none: give a time"
         )
     schedule: dict[str, Any] = {
-        key: getattr(config.schedule, key) for key in ("name", "warmup", "ramp", "rate", "unit")
+        key: getattr(config.schedule, key) for key in ("name", "warmup", "ramp", "rate", "unit", "phases")
     }
     example_input = None
     if config.prune.pattern == "channel":
@@ -75,6 +75,8 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
         schedule=schedule,
         allocation=config.allocation.name,
         allocation_path=config.allocation.path,
+        least_density=config.allocation.least_density,
+        ends=config.allocation.ends,
         exclude=config.prune.exclude,
         own_exclude=task.exclude,
         steps_per_epoch=steps_per_epoch,

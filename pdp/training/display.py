@@ -2,33 +2,67 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pdp.runs.record import Record
+from pdp.wording import duration, percent, score
+
+LINE_SECONDS = 30.0  # between two lines where there is no bar
 
 
-def percent(share: float) -> str:
-    """A fraction as people read it."""
-    return f"{100 * share:.2f} %"
+def stage(phase: str, fraction: float) -> str:
+    """Where pruning is, in words: dense, ramp 40 % (of the way to the target), at target, finished."""
+    return {"dense": "dense", "ramp": f"ramp {fraction:.0%}".replace("%", " %"), "full": "at target"}.get(phase, phase)
 
 
-def score(name: str, value: float) -> str:
-    """A metric: fractions in percent, perplexity raw."""
-    return f"{value:.3f}" if name.startswith("perplexity") else percent(value)
+@dataclass(frozen=True)
+class Look:
+    """What is known of a run that goes on; `rate` is the optimizer's learning rate, `sparsity` a fraction."""
+
+    step: int
+    steps: int  # of the whole run
+    epoch: int  # from 0
+    epochs: int
+    loss: float  # mean of the epoch so far
+    rate: float
+    sparsity: float
+    stage: str
+    samples_per_second: float
+    samples: str  # what they are: images, texts
+    seconds_left: float
+    metric_name: str
+    metric: float | None = None  # the last validation's, of the hard model
+    pruned: bool = True
+
+    def state(self) -> str:
+        """What counts, in a few words: it stands beside the bar."""
+        words = [f"loss {self.loss:.3f}"]
+        if self.metric is not None:
+            words.append(f"validation {self.metric_name} {score(self.metric_name, self.metric)}")
+        if self.pruned:
+            words.append(f"sparsity {percent(self.sparsity)} ({self.stage})")
+        words.append(f"{self.samples_per_second:,.0f} {self.samples}/s")
+        return ", ".join(words)
+
+    def line(self) -> str:
+        """The same with place, rate and time left, as one line of a log."""
+        place = f"step {self.step:,}/{self.steps:,}, epoch {self.epoch + 1}/{self.epochs}"
+        return f"{place}: {self.state()}, rate {self.rate:.3g}, {duration(self.seconds_left)} left"
 
 
 class Display:
-    """Prints on the main process alone; a bar on a terminal, a line an epoch elsewhere."""
+    """Prints on the main process alone; a bar on a terminal, a line every half a minute elsewhere."""
 
     def __init__(self, shown: bool = True):
         self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
+        self._said = time.monotonic()
 
     def say(self, text: str) -> None:
         """One line, beside a running bar too."""
@@ -42,31 +76,27 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]}"),
+            TextColumn("{task.fields[state]},"),
             TimeElapsedColumn(),
-            TextColumn("left"),
+            TextColumn("gone,"),
             TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("left"),
             console=self.console,
             transient=False,
         )
         self._task = self._progress.add_task("training", total=total_steps, completed=done_steps, state="")
         self._progress.start()
 
-    def step(self, done: int, epoch: int, epochs: int, state: str) -> None:
-        """Moves the bar."""
+    def step(self, look: Look, ends: bool = False) -> None:
+        """Moves the bar; where there is none, a line every `LINE_SECONDS` and, with `ends`, at the end of the run."""
         if self._progress:
-            self._progress.update(self._task, completed=done, description=f"epoch {epoch + 1}/{epochs}", state=state)
-
-    def epoch(self, line: dict[str, Any], epochs: int, metric: str) -> None:
-        """Where there is no bar, the end of an epoch, `line` as its history has it."""
-        if self.console.is_terminal:
+            place = f"epoch {look.epoch + 1}/{look.epochs}"
+            self._progress.update(self._task, completed=look.step, description=place, state=look.state())
             return
-        done = line["epoch"] + 1
-        self.say(
-            f"epoch {done}/{epochs} loss {line['loss']:.4f} {metric} {score(metric, line['metric'])} "
-            f"sparsity {percent(line['sparsity'])} {line['phase']}, "
-            f"{line['seconds'] / done * (epochs - done):.0f} s left"
-        )
+        now = time.monotonic()
+        if now - self._said >= LINE_SECONDS or ends:
+            self._said = now
+            self.say(look.line())
 
     def stop(self) -> None:
         """Ends the bar."""
@@ -90,23 +120,3 @@ class Display:
         for row in rows:
             table.add_row(*row)
         self.console.print(table)
-
-    def closing(self, record: Record, directory: str) -> None:
-        """The result of a run and where it lies."""
-        name = record.metric_name
-        part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
-        rows = [
-            (f"{name} before pruning", score(name, record.metric_before_pruning)),
-            (f"{name} soft, last epoch", score(name, record.metric_soft)),
-            (f"{name} hard, last epoch", score(name, record.metric)),
-            ("sparsity asked", percent(record.target_sparsity)),
-            ("sparsity reached", percent(record.sparsity)),
-            ("parameters", f"{record.params:,}"),
-            ("parameters not zero", f"{record.params_nonzero:,}"),
-            ("MACs dense", f"{record.macs:,}"),
-            ("MACs sparse", f"{record.macs_sparse:,}"),
-            ("seconds of training", f"{record.train_seconds:.1f}"),
-        ]
-        title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
-        self.table(title, ("", "value"), rows)
-        self.say(f"run: {directory}")

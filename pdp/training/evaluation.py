@@ -14,6 +14,12 @@ from torch import nn
 from pdp.errors import Stopped
 from pdp.tasks.task import Task
 
+_HELD = 64  # batches whose observations stay on the device: each fetch waits for it
+
+
+def _fetched(held: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
+    return {key: torch.cat([one[key] for one in held]).cpu().numpy() for key in held[0]}
+
 
 @torch.no_grad()
 def measure(
@@ -27,10 +33,15 @@ def measure(
     training = model.training
     model.eval()
     parts: list[dict[str, np.ndarray]] = []
+    held: list[dict[str, torch.Tensor]] = []
     for batch in loader:
         if len(batch["index"]):
-            observed = task.observe(model, batch)
-            parts.append({key: value.cpu().numpy() for key, value in observed.items()})
+            held.append(task.observe(model, batch))
+        if len(held) == _HELD:
+            parts.append(_fetched(held))
+            held = []
+    if held:
+        parts.append(_fetched(held))
     model.train(training)
     if accelerator.num_processes > 1:
         parts = gather_object(parts)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from pdp.config.compose import from_yaml
 from pdp.config.schema import Config
+from pdp.config.stored import from_yaml
 from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
 from pdp.export.compare import TOLERANCE, difference
@@ -20,13 +20,13 @@ from pdp.export.program import save_program
 from pdp.export.semi_structured import check_nm, refuse_without_semi_structured, save_semi_structured
 from pdp.export.slim_folder import save_slim
 from pdp.export.transformer_folder import save_transformer
+from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import Record, read_record, write_json
 from pdp.tasks import build_task
 from pdp.tasks.image_data import model_input
 from pdp.tasks.task import Batch, Task
 from pdp.tasks.text_task import TextTask
 from pdp.training.assembly import make_model, make_pruner
-from pdp.training.checkpoint import load_weights
 
 FORMATS = ("slim", "nm", "onnx", "safetensors")
 

@@ -9,16 +9,18 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from pdp.config.compose import from_yaml
 from pdp.config.schema import Config, data_label
+from pdp.config.source import source_digest
+from pdp.config.stored import from_yaml
 from pdp.cost import count_bytes, count_macs, count_parameters
+from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import Record, read_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_accelerator, make_model
-from pdp.training.checkpoint import load_weights
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display
 from pdp.training.evaluation import measure
+from pdp.wording import percent, score
 
 
 def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
@@ -36,6 +38,8 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
         warnings.warn(
             f"the data is not the run's: {task.data_fingerprint}, not {record.data_fingerprint}", stacklevel=2
         )
+    if record.model_source and source_digest(config.model.name) != record.model_source:
+        warnings.warn(f"the source of {config.model.name} is not what it was when the run was made", stacklevel=2)
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
     model = make_model(config, task)
@@ -50,7 +54,10 @@ def evaluate(config: Config) -> None:
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
     display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
-    _show_measurement(config, task, make_model(config, task), accelerator, display, None)
+    model = make_model(config, task)
+    for note in task.notes:
+        display.say(note)
+    _show_measurement(config, task, model, accelerator, display, None)
 
 
 def _show_measurement(

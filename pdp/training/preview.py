@@ -6,15 +6,18 @@ from pdp.config.schema import Config, data_label
 from pdp.cost import count_macs, count_parameters
 from pdp.distill.teacher import describe
 from pdp.tasks.task import Task
-from pdp.training.assembly import make_model, make_pruner, steps_in_epoch
-from pdp.training.display import Display, percent
+from pdp.training.assembly import make_pruner, steps_in_epoch
+from pdp.training.display import Display
+from pdp.training.start import make_first_model, note_zeros
+from pdp.wording import percent
 
 
 def preview(config: Config, task: Task) -> None:
     """A dry run: model, prunable layers, budget preview, MACs and schedule; trains nothing, writes nothing."""
     display = Display()
-    model = make_model(config, task)
+    model = make_first_model(config, task)
     pruner = make_pruner(config, task, model, steps_in_epoch(config, task))
+    task.notes += note_zeros(config, model, pruner)
     frame = count_macs(model, task.example_input())
     params, _ = count_parameters(model)
     shares = {}
@@ -51,6 +54,8 @@ def preview(config: Config, task: Task) -> None:
         said = (
             ("the budget is a preview from", "the initial weights, the run fixes it where pruning begins")
             if targeted
+            else ("there are no shares to share out: these", "are the zeros that the weights have, which are held")
+            if pruner.method.locked
             else ("there is no target: these", "are the zeros the method starts with, it finds its shares itself")
         )
         display.say(f"sparsity over all convolution and linear weights {percent(pruned / total)}; {said[0]}")

@@ -6,7 +6,7 @@ import errno
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,47 +17,56 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pdp.config.compose import to_yaml
 from pdp.config.identity import config_hash, pretrained_label, run_directory
 from pdp.config.schema import Config, data_label
+from pdp.config.source import source_digest
+from pdp.config.stored import to_yaml
 from pdp.cost import count_macs, count_parameters
 from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.methods.revisions import revision_of
 from pdp.pruner.pruner import Pruner
+from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import Record, read_record, write_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task
-from pdp.tracking.tracker import make_tracker
-from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
-from pdp.training.checkpoint import load_weights, save_weights
+from pdp.tracking.making import make_tracker
+from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
+from pdp.training.closing import close
 from pdp.training.display import Display
 from pdp.training.preview import preview
 from pdp.training.recalibration import recalibrate
+from pdp.training.start import make_first_model, note_zeros, start_of
 from pdp.training.trainer import Trainer
 
 
-def train(config: Config) -> None:
-    """Trains, prunes, measures and records one run; says what it did and where it lies."""
+def train(config: Config, shown: bool = True) -> Record | None:
+    """Trains, prunes, measures and records one run, and returns its record; None of a dry run.
+
+    `shown` says what it did and where it lies.
+    """
     task = build_task(config)
     if config.dry_run:
         preview(config, task)
-        return
+        return None
     task.open_data()
     directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
     accelerator = make_accelerator(config)
-    display = Display(accelerator.is_main_process)
+    display = Display(shown and accelerator.is_main_process)
     display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
     if directory.finished and not config.rerun:
-        display.closing(read_record(directory.path), str(directory.path))
+        record = read_record(directory.path)
+        close(display, config, record, directory.path)
         display.say("this run is finished; rerun=true moves it aside and starts over")
-        return
+        return record
     # Whatever can be refused is refused before anything is written.
-    model = make_model(config, task).to(accelerator.device)
+    model = make_first_model(config, task).to(accelerator.device)
     objective = make_objective(config, task, model, accelerator)
     steps = steps_in_epoch(config, task)
     pruner = make_pruner(config, task, model, steps)
+    task.notes += note_zeros(config, model, pruner)
     run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
     tracker = make_tracker(config, directory.path, run_id, display.say, accelerator.is_main_process)
     try:
@@ -69,10 +78,12 @@ def train(config: Config) -> None:
                 display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
             elif accelerator.is_main_process:
                 directory.cut_history(0)
-            objective.prepare(directory, display)
+            objective.prepare(directory, display.say)
             tracker.start(trainer.step)
             trainer.fit()
             finish(config, task, trainer, directory, display)
+            accelerator.wait_for_everyone()  # the main process has written the record
+            return read_record(directory.path)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -111,15 +122,31 @@ def claimed(directory: RunDirectory, config: Config, accelerator: Accelerator, d
     accelerator.wait_for_everyone()
     try:
         yield
+    except BaseException as error:
+        if accelerator.is_main_process:
+            _note_ending(directory, error)
+        raise
     finally:
         directory.release()
+
+
+def _note_ending(directory: RunDirectory, error: BaseException) -> None:
+    """Leaves word of how the run ended, so that nobody takes it for running; of a refused start, nothing."""
+    kinds = {SavedForRestart: "saved", Stopped: "stopped", Refusal: "refused", KeyboardInterrupt: "interrupted"}
+    how = next((word for kind, word in kinds.items() if isinstance(error, kind)), "failed")
+    with suppress(OSError):  # a full disk, which is what it ended of
+        if how == "refused":
+            directory.discard_if_nothing_begun()
+        if directory.path.is_dir():
+            directory.note_ending(how, " ".join(str(error).split())[:300])
 
 
 def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory, display: Display) -> None:
     """Hardens the model, reads the test set once, and leaves weights, tables and the record."""
     accelerator, pruner, model = trainer.accelerator, trainer.pruner, trainer.model
     name = task.metric_name
-    test = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))
+    batch = task.evaluation_batch(config.recipe.batch_size, accelerator.device.type)
+    test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
     if accelerator.is_main_process:
         trainer.keep_histograms("end")
     soft = trainer.measure(test)
@@ -156,12 +183,23 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     record.metric_before_pruning = elsewhere.get("before", metrics[name])
     record.metric_best = elsewhere.get("best", metrics[name])
     write_record(record, directory.path)
+    _draw(directory, display)
     trainer.tracker.finish(record)
     for path in (directory.before_pruning, directory.best, *directory.checkpoints.glob("teacher_logits-*")):
         path.unlink(missing_ok=True)
     if task.unreadable:
         display.say(f"left out as unreadable: {len(task.unreadable)} images, the first {min(task.unreadable)}")
-    display.closing(record, str(directory.path))
+    close(display, config, record, directory.path)
+
+
+def _draw(directory: RunDirectory, display: Display) -> None:
+    """The run's two pictures; whatever goes wrong with them, the run is whole."""
+    from pdp.reports.run_figures import draw_run  # matplotlib is needed nowhere before
+
+    try:
+        draw_run(directory.path)
+    except Exception as error:  # a drawing library's failures share no class
+        display.say(f"curves.png and layers.png could not be drawn: {' '.join(str(error).split())[:200]}")
 
 
 def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
@@ -249,8 +287,11 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         git_commit=git_commit(),
         versions=versions(),
         finished_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        method_revision=revision_of(config.method.name, config.prune.pattern),
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
+        model_source=source_digest(config.model.name) if config.model.library == "import" else "",
+        start=start_of(config),
         notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
     )

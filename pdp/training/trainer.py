@@ -14,17 +14,19 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pdp.config.schema import Config
+from pdp.distill.objective import Objective
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.pruner.alive import live_share
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
+from pdp.runs.checkpoint import load_newest, random_state, restore_random_state, save_checkpoint, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
-from pdp.training.checkpoint import load_newest, random_state, restore_random_state, save_checkpoint, save_weights
-from pdp.training.display import Display, percent, score
+from pdp.training.display import Display, Look, stage
 from pdp.training.evaluation import measure
-from pdp.training.objective import Objective
+from pdp.training.graphs import StepGraphs, usable
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.signals import StopSignals
 
@@ -60,10 +62,18 @@ class Trainer:
             recipe.batch_size // recipe.accumulation, config.seed, recipe.augmentation, config.data.workers
         )
         self.sampler: Any = loader.batch_sampler
-        trained = torch.compile(model) if recipe.compile else model
+        trained = torch.compile(model) if recipe.compile is True else model
         self.trained, self.optimizer, self.loader = accelerator.prepare(trained, optimizer, loader)
         self.validation = accelerator.prepare(
-            task.evaluation_loader("validation", recipe.batch_size, config.data.workers)
+            task.evaluation_loader(
+                "validation", task.evaluation_batch(recipe.batch_size, accelerator.device.type), config.data.workers
+            )
+        )
+        plain = type(self.objective) is Objective
+        self.graphs = (
+            StepGraphs(self.trained, self.optimizer, pruner, self.objective.loss)
+            if usable(config, accelerator, pruner, plain)
+            else None
         )
         self.average = make_average(model, recipe)
         self.epoch, self.batch, self.step = 0, 0, 0
@@ -74,6 +84,8 @@ class Trainer:
         self.step_ms: deque[float] = deque(maxlen=2000)
         self.mask_ms: deque[float] = deque(maxlen=2000)
         self.histograms: dict[str, np.ndarray] = {}
+        self._begun = self._shown = (0, time.perf_counter())  # step and time of this start, and of the last look
+        self._speed = 0.0  # steps a second
 
     # ---------------------------------------------------------------- the loop
 
@@ -82,6 +94,7 @@ class Trainer:
         total = self.recipe.epochs * self.steps_per_epoch
         with StopSignals() as signals, self.display:
             self.display.start(total, self.step)
+            self._begun = self._shown = (self.step, time.perf_counter())
             for epoch in range(self.epoch, self.recipe.epochs):
                 if self.batch == 0:
                     self._start_epoch(epoch)
@@ -124,10 +137,7 @@ class Trainer:
             if self.batch >= micro_batches:
                 continue  # too few are left for one more optimizer step; leaving early would leave the loader open
             with self.accelerator.accumulate(self.trained):
-                loss = self.objective.loss(self.trained, batch)
-                penalty = self.pruner.penalty()
-                self.accelerator.backward(loss if penalty is None else loss + penalty)
-                loss_sum += loss.detach()
+                loss_sum += self._backward(batch)
                 self.loss_count += 1
                 self.batch += 1
                 if not self.accelerator.sync_gradients:
@@ -150,6 +160,23 @@ class Trainer:
         self.batch = 0
         self.epoch = epoch + 1
 
+    def _backward(self, batch: Any) -> torch.Tensor:
+        """The loss of a micro-batch, without its penalty; its gradients are in the parameters."""
+        if self.graphs is not None:
+            try:
+                return self.graphs.backward(batch)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # an operation that waits for the device, say
+                self.graphs = None
+                self.optimizer.zero_grad()
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                self.display.say(f"recipe.compile=graphs: steps cannot be recorded, training goes on without: {reason}")
+        loss = self.objective.loss(self.trained, batch)
+        penalty = self.pruner.penalty()
+        self.accelerator.backward(loss if penalty is None else loss + penalty)
+        return loss.detach()
+
     def _optimizer_step(self) -> None:
         before = self.pruner.fraction
         set_rate(self.optimizer, rate_factor(self.recipe, self.step, self.steps_per_epoch))
@@ -157,7 +184,8 @@ class Trainer:
             self.accelerator.unscale_gradients()
         self.pruner.after_backward()
         if self.recipe.clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
+            clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
+            torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
         self.optimizer.step()
         started = time.perf_counter()
         self.pruner.step()
@@ -176,9 +204,37 @@ class Trainer:
                 f"the loss is {mean} in epoch {epoch + 1} at step {self.step}: lower recipe.lr={self.recipe.lr}, "
                 "give recipe.clip=1.0 or a longer recipe.lr_warmup"
             )
-        metric = "" if self.metric is None else f" {self.task.metric_name} {score(self.task.metric_name, self.metric)}"
-        state = f"loss {mean:.3f}{metric} sparsity {percent(self.pruner.share)}"
-        self.display.step(self.step, epoch, self.recipe.epochs, state)
+        self._show(mean, epoch)
+
+    def _show(self, loss: float, epoch: int, ends: bool = False) -> None:
+        total = self.recipe.epochs * self.steps_per_epoch
+        now = time.perf_counter()
+        step, when = self._shown
+        speed = (self.step - step) / max(now - when, 1e-9)
+        # A look soon after another says little of the speed.
+        if now - when > LOOK_SECONDS and self.step > step:
+            self._shown, self._speed = (self.step, now), speed
+        begun_step, begun = self._begun
+        left = (now - begun) / max(1, self.step - begun_step) * (total - self.step)
+        self.display.step(
+            Look(
+                step=self.step,
+                steps=total,
+                epoch=epoch,
+                epochs=self.recipe.epochs,
+                loss=loss,
+                rate=self.optimizer.param_groups[0]["lr"],
+                sparsity=self.pruner.share,
+                stage=stage(self.pruner.phase, self.pruner.fraction),
+                samples_per_second=(self._speed or speed) * self.recipe.batch_size,
+                samples="images" if self.config.model.task == "images" else "texts",
+                seconds_left=left,
+                metric_name=self.task.metric_name,
+                metric=self.metric,
+                pruned=self.pruner.method.prunes,
+            ),
+            ends,
+        )
 
     # ---------------------------------------------------------------- between epochs
 
@@ -207,11 +263,11 @@ class Trainer:
             "seconds": self.seconds,
         }
         if self.accelerator.is_main_process:
-            line |= self.revived.look(self.pruner)
+            line |= self.revived.look(self.pruner) | live_share(self.pruner)
             self.directory.write_history(line)
             self.tracker.log(line)
         self.save()
-        self.display.epoch(line, self.recipe.epochs, self.task.metric_name)
+        self._show(line["loss"], epoch, ends=last)
 
     def measure(self, loader: Any) -> dict[str, float]:
         """Metrics of the model, or of its running average where there is one."""

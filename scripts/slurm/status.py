@@ -19,8 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from pdp.cluster.manifest import SweepFolder, find_sweep
-from pdp.cluster.state import STATES, RunState, in_words, read_states
+from pdp.cluster.state import STATES, RunState, read_states
 from pdp.scripting import Parser, guarded
+from pdp.wording import duration
 
 NOT_WELL = ("saved", "failed", "lost", "missing")
 
@@ -31,7 +32,7 @@ def show(folder: SweepFolder, states: Sequence[RunState], logs: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pdp.training.display import score
+    from pdp.wording import score
 
     table = Table(box=SIMPLE, title=f"sweep {folder.path}", title_justify="left")
     for column in ("run", "what varies", "state", "job", "epoch", "metric", "left", "limit", "words"):
@@ -46,7 +47,7 @@ def show(folder: SweepFolder, states: Sequence[RunState], logs: bool) -> None:
             one.job,
             "" if one.epochs is None else f"{one.epoch or 0}/{one.epochs}",
             "" if one.metric is None else f"{one.metric_name} {score(one.metric_name, one.metric)}",
-            in_words(one.left),
+            "" if one.left is None else duration(one.left),
             one.limit,
             words,
         )
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(states)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
     left = [one.left for one in states if one.left is not None]
     if left:
-        print(f"the slowest of those running needs about {in_words(max(left))} more")
+        print(f"the slowest of those running needs about {duration(max(left))} more")
     return 0
 
 

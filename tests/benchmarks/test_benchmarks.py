@@ -26,6 +26,8 @@ import benchmark_loading  # noqa: E402
 import benchmark_overhead  # noqa: E402
 import benchmark_training  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["model=resnet20", "data=imagenet", "data.noise_if_absent=true", "data.image_size=16", "recipe.batch_size=2"]
 SMALL += ["recipe.lr=1e-4", "device=cpu"]
 CPU = torch.device("cpu")

@@ -8,12 +8,14 @@ import pytest
 from pdp.cluster.batch import Resources, start_command
 from pdp.cluster.job import wait_until_free
 from pdp.cluster.manifest import Run, SweepFolder
-from pdp.cluster.ranks import take_rank
 from pdp.cluster.slurm import QueuedTask
 from pdp.cluster.state import read_state
 from pdp.errors import Refusal
+from pdp.ranks import take_rank
 from pdp.runs.directory import RunDirectory
 from pdp.runs.store import is_held
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = {"nodes": 2, "processes": 4, "cpus": 3, "warn": 120}
 

@@ -39,6 +39,8 @@ from pdp.runs.record import read_record
 from scripts import sweep_table
 from scripts.slurm import status, submit
 
+pytestmark = pytest.mark.slurm
+
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ["model=resnet20", "debug=smoke", "device=cpu"]
 SWEEP = [*SMOKE, "method=pdp,gmp,str,optg", "sparsity=0.8,0.9", "seed=0,1"]

@@ -6,9 +6,10 @@ import pytest
 from experiment_cells import DISTINCT, EXPERIMENTS, needed
 
 from pdp.config.check_values import DATA, LANGUAGE_MODELS, MODELS, TEXT_DATA
-from pdp.config.compose import compose, from_yaml, to_yaml
+from pdp.config.compose import compose
 from pdp.config.groups import CONF, GROUPS, choices
 from pdp.config.schema import ImagesDataConfig
+from pdp.config.stored import from_yaml, to_yaml
 from pdp.errors import Refusal
 from pdp.methods.checks import PATTERNS_OF
 from pdp.methods.options import OPTIONS, GmpOptions, PdpOptions
@@ -212,7 +213,7 @@ def test_a_rate_falls_in_steps_where_it_is_said_when(words, refusal):
 
 
 def test_files_and_known_names_agree():
-    assert {*choices("model")} == {*MODELS, *LANGUAGE_MODELS, "timm", "huggingface"}
+    assert {*choices("model")} == {*MODELS, *LANGUAGE_MODELS, "timm", "huggingface", "import"}
     assert {*choices("data")} == {*DATA, *TEXT_DATA}
     assert {*choices("method")} == {*OPTIONS}
     others = {"hydra", "sweep", "study"}  # Hydra's own, and the files of submit.py and compare.py

@@ -2,9 +2,10 @@
 
 import pytest
 
-from pdp.config.compose import compose, from_yaml, to_yaml
+from pdp.config.compose import compose
 from pdp.config.identity import changed_values, run_directory
 from pdp.config.schema import ChannelPruneConfig, NmPruneConfig
+from pdp.config.stored import from_yaml, to_yaml
 from pdp.errors import Refusal
 
 

@@ -13,6 +13,7 @@ from pdp.config.compose import compose
 from pdp.config.distill import own_weight
 from pdp.config.schema import Config
 from pdp.distill.distillation import Distilled, make_objective, matched_depths, matched_loss, soft_loss
+from pdp.distill.objective import Objective
 from pdp.distill.teacher import Teacher, weights_digest
 from pdp.distill.teacher_cache import LogitsCache
 from pdp.errors import Refusal
@@ -20,7 +21,8 @@ from pdp.tasks import build_task
 from pdp.tasks.images import ImagesTask
 from pdp.tasks.task import Outputs
 from pdp.training.assembly import make_accelerator, make_model
-from pdp.training.objective import Objective
+
+pytestmark = pytest.mark.slow
 
 COMMON = ["model=resnet20", "sparsity=0.5", "data.limit=64", "distill=teacher", "device=cpu"]
 

@@ -18,9 +18,11 @@ from safetensors.torch import load_file, save_file
 
 from pdp.config.command_line import main
 from pdp.errors import Refusal, SavedForRestart
+from pdp.runs.checkpoint import load_newest
 from pdp.runs.record import read_record
 from pdp.training import trainer
-from pdp.training.checkpoint import load_newest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ["model=resnet20", "recipe.epochs=5", "data.limit=128", "device=cpu"]  # 4 steps an epoch

@@ -22,6 +22,8 @@ from pdp.tasks import build_task
 from pdp.training.assembly import make_accelerator, make_model
 from pdp.training.export_run import ExportedRun, export
 
+pytestmark = pytest.mark.language
+
 BERT = [
     "model=bert_tiny",
     "model.sizes={hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 64}",

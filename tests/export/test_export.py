@@ -21,6 +21,8 @@ from pdp.export.semi_structured import check_nm, refuse_without_semi_structured
 from pdp.export.slim_folder import save_slim
 from pdp.tasks.image_models import build_model
 
+pytestmark = pytest.mark.slow
+
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 SIZE = 64
 MODELS = {

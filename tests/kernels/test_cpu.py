@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_formulas import reference, reference_cut
 
-from pdp import Pruner, soft_prune
+from pdp import Pruner
 from pdp.kernels import cpu as host_kernels
 from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.cuts import Cuts
@@ -20,6 +20,7 @@ from pdp.kernels.cpu.masks import host_prune
 from pdp.kernels.gpu import usable as usable_on_device
 from pdp.masks import soft as mask
 from pdp.masks.cut import count_pruned, magnitude_cuts_at
+from pdp.masks.soft import soft_prune
 
 
 def both(weight, cut, temperature, upstream):

@@ -11,6 +11,8 @@ import torch
 
 from pdp.kernels.gpu import runs_on
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 
 

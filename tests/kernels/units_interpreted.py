@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pdp import Pruner
+from pdp.kernels.gpu import unit_kernels
 from pdp.kernels.gpu.units import UnitSquares
 from pdp.masks.units import mask_units, steepness
 
@@ -38,6 +39,10 @@ class Residual(nn.Module):
         return self.head(self.norm4(self.last(x)).relu().mean((2, 3)))
 
 
+def kernels(mask, tensors):
+    return unit_kernels(mask, tensors, [None] * len(tensors))
+
+
 def over_rows(mask, tensor):
     return mask.reshape(-1, *[1] * (tensor.dim() - 1))
 
@@ -57,8 +62,8 @@ def check(tensors, weighs, dtypes, upstream, tolerance=2e-6):
     mask = exact.detach().float()
     steep = steepness(mask, torch.tensor(2 * scale / TAU, device=DEVICE))
     stored = [one.detach().requires_grad_() for one in tensors]
-    effective = mask_units(mask, steep, stored, [None] * len(stored), weighs, dtypes)
-    assert effective[0].grad_fn.by_kernels
+    effective = mask_units(mask, steep, stored, [None] * len(stored), weighs, dtypes, kernels(mask, stored))
+    assert effective[0].grad_fn.kernels
     wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
     made = dict(zip(wanted, effective, strict=True))
     for place, one in made.items():
@@ -136,7 +141,7 @@ def test_vectors_alone_and_what_does_not_weigh():
     vectors = tensors_of(40, [()] * 5)
     mask = torch.rand(40, device=DEVICE)
     stored = [one.requires_grad_() for one in vectors]
-    effective = mask_units(mask, mask, stored, [None] * 5, [False] * 5, dtypes[:5])
+    effective = mask_units(mask, mask, stored, [None] * 5, [False] * 5, dtypes[:5], kernels(mask, stored))
     assert all(torch.equal(one, mask * two) for one, two in zip(effective, stored, strict=True))
     found = torch.autograd.grad(effective, stored, [torch.ones_like(mask)] * 5)
     assert all(torch.equal(one, mask) for one in found)
@@ -152,7 +157,9 @@ def test_an_expanded_gradient_and_weights_of_a_lower_type():
 def test_a_retained_graph_gives_its_gradient_again_and_a_changed_weight_is_refused():
     tensors = [one.requires_grad_() for one in tensors_of(8, [(4,), (70,), ()])]
     mask = torch.rand(8, device=DEVICE)
-    effective = mask_units(mask, mask, tensors, [None] * 3, [True, True, False], [torch.float32] * 3)
+    effective = mask_units(
+        mask, mask, tensors, [None] * 3, [True, True, False], [torch.float32] * 3, kernels(mask, tensors)
+    )
     upstream = [torch.rand_like(one) for one in effective]
     twice = [torch.autograd.grad(effective, tensors, upstream, retain_graph=True) for _ in range(2)]
     assert all(torch.equal(one, two) for one, two in zip(*twice, strict=True))
@@ -165,8 +172,9 @@ def test_a_retained_graph_gives_its_gradient_again_and_a_changed_weight_is_refus
 def test_units_out_of_order_stay_with_the_readable_mask():
     (weight,) = (one.requires_grad_() for one in tensors_of(8, [(4,)]))
     mask, order = torch.rand(8, device=DEVICE), torch.randperm(8, device=DEVICE)
+    assert unit_kernels(mask, [weight], [order]) is None and unit_kernels(mask, [weight], [None]) is not None
     (effective,) = mask_units(mask, mask, [weight], [order], [True], [torch.float32])
-    assert not effective.grad_fn.by_kernels and torch.equal(effective, weight * mask[order][:, None])
+    assert torch.equal(effective, weight * mask[order][:, None])
 
 
 @pytest.mark.parametrize("kind", [torch.float32, LOWER])
@@ -179,7 +187,7 @@ def test_squares_of_units_in_any_order_and_of_weights_that_move(kind):
         for one in tensors_of(count, [shape], order=LAST)
     ]
     units = torch.cat([torch.arange(30), torch.randperm(30), *(torch.randint(0, 30, (one,)) for one in counts[2:])])
-    scales = torch.rand(31, device=DEVICE)
+    scales = torch.rand(31, dtype=torch.float64, device=DEVICE)
     squares = UnitSquares(weights, units.to(DEVICE), scales)
     for change in (lambda one: one, lambda one: one.mul_(2), lambda one: one.clone() * 3):
         weights = [change(one) for one in weights]
@@ -202,7 +210,7 @@ def test_training_goes_as_with_the_readable_mask(order, autocast, announced, mon
     def trained(kernels):
         torch.manual_seed(1)
         if not kernels:
-            for place in ("unit_mask", "patterns.unit_table"):
+            for place in ("kernels.gpu", "patterns.unit_table"):
                 monkeypatch.setattr(f"pdp.{place}.usable", lambda weight: False)
         model = Residual().to(memory_format=order).to(DEVICE)
         pruner = Pruner(

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mask_formulas import reference
 
-from pdp import soft_mask, soft_prune
+from pdp import soft_mask
 from pdp.kernels.cpu.masks import host_prune
+from pdp.masks.soft import soft_prune
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

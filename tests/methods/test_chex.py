@@ -22,6 +22,7 @@ from channel_by_hand import (
 from torch import nn
 
 from pdp import Pruner
+from pdp.methods import chex
 
 SHARE, REGROW, EPOCHS, END = 0.6, 0.3, 10, 6
 ALL = sum(UNITS.values())
@@ -150,3 +151,11 @@ def test_a_saved_run_goes_on_alike():
         other.start_epoch(epoch)
         assert all(np.array_equal(kept(pruner)[name], kept(other)[name]) for name in UNITS)
         assert pruner.at_target == other.at_target
+
+
+def test_equal_columns_have_equal_scores():
+    """Of an SVD's last digits none is promised; a processor may treat the columns at the end of a matrix differently."""
+    drawn = torch.randn(200, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for kinds, kept in ((5, 3), (12, 5)):
+        which = torch.arange(24) * 7 % kinds
+        assert len(chex.leverage(drawn[:, which], kept).unique()) == kinds

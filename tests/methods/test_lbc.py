@@ -16,10 +16,10 @@ RATE, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 0.02
 
 
 def left_at(epoch, candidates, start, length):
-    """1 + ceil((C - 1) (1 - (e - t_i) / (t_f - t_i))^3), with e + 1 for e as in PDP's own schedule."""
+    """1 + ceil((C - 1) (1 - (e - t_i) / (t_f - t_i))^3), the authors' own count: all of them while e is t_i."""
     if epoch < start:
         return candidates
-    progress = min(Fraction(1), Fraction(epoch + 1 - start, length))
+    progress = min(Fraction(1), Fraction(epoch - start, length))
     return 1 + math.ceil((candidates - 1) * (1 - progress) ** 3)
 
 
@@ -134,14 +134,8 @@ def test_candidates_left_at_every_epoch(n, m, start, length, epochs):
         before = alive.clone()
         with torch.no_grad():
             pruner.method.extras["0"].normal_()
-    assert left_at(start + length - 1, math.comb(m, n), start, length) == 1
-
-
-def test_the_authors_count_is_an_epoch_later():
-    """Their e runs from 0 where PDP's schedule has e + 1: the same numbers, one epoch apart."""
-    for epoch in range(1, 60):
-        theirs = 1 + math.ceil(5 * (1 - Fraction(epoch, 60)) ** 3)
-        assert left_at(epoch - 1, 6, 0, 60) == theirs
+    assert left_at(start, math.comb(m, n), start, length) == math.comb(m, n)  # nothing untrained is put out
+    assert left_at(start + length, math.comb(m, n), start, length) == 1
 
 
 def test_finalize_cuts_what_the_ramp_has_left():

@@ -14,7 +14,7 @@ from pdp.methods.checks import PATTERNS_OF
 from pdp.methods.options import OPTIONS
 
 EPOCHS = 8
-VARIANTS = [(name, {}) for name in OPTIONS if name != "dense"] + [("movement", {"variant": "soft"})]
+VARIANTS = [(name, {}) for name in OPTIONS if name not in ("dense", "held")] + [("movement", {"variant": "soft"})]
 NM = [one for one in VARIANTS if "nm" in PATTERNS_OF.get(one[0], ("nm",))]
 CHANNEL = [one for one in VARIANTS if "channel" in PATTERNS_OF.get(one[0], ("channel",))]
 SCORED = [("optg", {}), ("movement", {})]
@@ -93,7 +93,8 @@ def test_combinations_without_sense_are_refused():
 def test_scores_of_single_weights_in_groups(case):
     """dL/dS = dL/dW~ * W of all weights, dL/dW = dL/dW~ * B, and the largest scores of each group stay."""
     model = net()
-    pruner = Pruner(model, case[0], "2:4", epochs=EPOCHS, schedule=times(case[0]))
+    schedule = {"name": "constant"} if case[0] == "optg" else times(case[0])
+    pruner = Pruner(model, case[0], "2:4", epochs=EPOCHS, schedule=schedule)
     pruner.attach(torch.optim.SGD(model.parameters(), 0.1))
     with torch.no_grad():
         pruner.method.extras["1"].copy_(100 * torch.rand(model[1].weight.shape))

@@ -1,6 +1,7 @@
-"""SFP against float64: which filters an epoch's end zeroes, that they train on and grow back, the last cut."""
+"""SFP against float64: which filters are zero before each epoch, that they train on and grow back, the last cut."""
 
 import numpy as np
+import pytest
 import torch
 from channel_by_hand import (
     IMAGE,
@@ -30,14 +31,20 @@ def by_hand(model):
     return {name: smallest(np.linalg.norm(filters(model, name), axis=1), COUNTS[name]) for name in UNITS}
 
 
-def test_an_epochs_end_zeroes_the_smallest_filters_and_nothing_else():
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_before_an_epoch_the_smallest_filters_become_zero_and_nothing_else(epoch):
+    """Before the first one too, as in the authors' code."""
     model, pruner = make()
+    if epoch:
+        pruner.start_epoch(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn(parameter.shape))
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    pruner.start_epoch(0)
-    pruner.step()
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # no epoch has ended
+    pruner.step() if epoch else None
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # within an epoch nothing
     keeps = by_hand(model)
-    pruner.start_epoch(1)
+    pruner.start_epoch(epoch)
     pruner.step()
     for key, value in model.state_dict().items():
         owner = next((name for name, ones in MADE_BY.items() if key in [f"{one}.weight" for one in ones]), None)

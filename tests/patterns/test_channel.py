@@ -17,7 +17,7 @@ from pdp import Pruner, count_macs
 from pdp.errors import Refusal
 from pdp.export.compare import difference
 from pdp.export.slim import slim
-from pdp.patterns.coupling import find_couplings
+from pdp.patterns.find import find_couplings
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 IMAGE = torch.zeros(1, 3, 8, 8)

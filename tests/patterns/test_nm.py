@@ -12,9 +12,10 @@ from torch import nn
 from torchvision.models import resnet50
 from transformers.pytorch_utils import Conv1D
 
-from pdp import Pruner, count_macs, soft_prune
+from pdp import Pruner, count_macs
 from pdp.errors import Refusal
 from pdp.layers import find_layers
+from pdp.masks.soft import soft_prune
 from pdp.methods.method import Moment
 from pdp.patterns import make_pattern
 from pdp.patterns.nm import merge_exchanges, obeys, sorted_columns

@@ -1,10 +1,19 @@
 """What a step finds for all layers at once against each layer by itself."""
 
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
 import timm
 import torch
 from small_models import batch
 from test_channel import NOW, make
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from pdp import Pruner
 from pdp.masks.cut import cut_at
@@ -18,6 +27,22 @@ def transformer():
     )
     values = {"pattern": "channel", "sparsity": 0.4, "epochs": 4, "schedule": NOW, "allocation": "uniform"}
     return model, Pruner(model, example_input=torch.zeros(1, 3, 32, 32), **values)
+
+
+def conv1d():
+    """Weights that lie (in, out), so that a unit's weights are not neighbours."""
+    sizes = {
+        "n_embd": 24,
+        "n_layer": 1,
+        "n_head": 3,
+        "vocab_size": 20,
+        "n_positions": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    model = GPT2LMHeadModel(GPT2Config(**sizes, attn_implementation="eager"))
+    values = {"pattern": "channel", "sparsity": 0.4, "epochs": 4, "schedule": NOW, "allocation": "uniform"}
+    return model, Pruner(model, example_input={"input_ids": torch.zeros(1, 8, dtype=torch.long)}, **values)
 
 
 def pruners():
@@ -35,7 +60,7 @@ def filters(layer):
     parts = [[] for _ in range(layer.units)]
     for member in layer.members:
         if member.weighs:
-            for unit, values in zip(member.units.tolist(), member.tensor.detach().double(), strict=True):
+            for unit, values in zip(member.units.tolist(), member.rows(member.tensor.detach()).double(), strict=True):
                 parts[unit].append(values.reshape(-1))
     return torch.stack([torch.cat(one) for one in parts])
 
@@ -65,15 +90,74 @@ def test_any_number_of_pruned_units_has_its_cut_and_equal_saliencies_are_it_exac
         for _ in range(2):
             cuts = pruner.pattern.cuts(pruner.layers)
             expected = [cut_at(pruner.pattern.saliency(layer), layer.pruned) for layer in pruner.layers]
-            assert torch.allclose(torch.stack(cuts), torch.stack(expected), rtol=1e-6)
-    with torch.no_grad():
-        for layer in pruner.layers:
-            layer.pruned = 4
-            for member in layer.members:
-                if member.weighs:
-                    member.tensor.fill_(0.5)
-    assert [float(cut) for cut in pruner.pattern.cuts(pruner.layers)] == [0.5, 0.5]
+            assert torch.equal(torch.stack(cuts), torch.stack(expected))
+    for value in (0.5, 0.3, 1.7e-4, 3e5):
+        with torch.no_grad():
+            for layer in pruner.layers:
+                layer.pruned = 4
+                for member in layer.members:
+                    if member.weighs:
+                        member.tensor.fill_(value)
+        assert torch.equal(torch.stack(pruner.pattern.cuts(pruner.layers)), torch.full((2,), value))
     assert pruner.pattern.cuts([]) == []
+
+
+@pytest.mark.parametrize("saliency", ["rms", "l2", "l1"])
+def test_units_of_equal_weights_are_equal_to_the_last_bit_and_go_lowest_index_first(saliency):
+    """Whatever order the weights lie in and however they are summed: three filters, each many times over."""
+    generator = torch.Generator().manual_seed(8)
+    made = [make(method="gmp", pattern_options={"saliency": saliency}) for _ in range(2)]
+    made[0][0].to(memory_format=torch.channels_last)
+    if saliency == "rms":
+        made += [transformer(), conv1d()]
+    for _, pruner in made:
+        for layer in pruner.layers:
+            kinds = torch.randint(0, 3, (layer.units,), generator=generator)
+            with torch.no_grad():
+                for member in layer.members:
+                    if member.weighs:
+                        rows = member.rows(member.tensor)
+                        for unit in range(layer.units):
+                            own = (member.units == unit).nonzero().reshape(-1)
+                            first = (member.units == int((kinds == kinds[unit]).nonzero()[0])).nonzero().reshape(-1)
+                            # Another order of the same weights is the same saliency too.
+                            rows[own] = rows[first].flip(-1) if unit % 2 else rows[first]
+            found = pruner.pattern.saliency(layer)
+            assert len(found.unique()) == len(kinds.unique())
+            exact = filters(layer)
+            sums = [math.fsum(abs(one) if saliency == "l1" else one * one for one in unit.tolist()) for unit in exact]
+            if saliency != "l1":
+                sums = [math.sqrt(one / (exact.shape[1] if saliency == "rms" else 1)) for one in sums]
+            assert torch.allclose(found.double(), torch.tensor(sums, dtype=torch.float64), rtol=1.2e-7, atol=0)
+            layer.pruned = layer.units // 2
+            order = sorted(range(layer.units), key=lambda unit: (float(found[unit]), unit))
+            assert (~pruner.pattern.keep(layer, found)).nonzero().reshape(-1).tolist() == sorted(order[: layer.pruned])
+
+
+def bits(pruner):
+    return [one.view(torch.int32).tolist() for one in map(pruner.pattern.saliency, pruner.layers)]
+
+
+def seeded():
+    """Weights made of integers: random numbers themselves come out of vectors of the processor's width."""
+    generator = torch.Generator().manual_seed(11)
+    made = [make(), transformer()]
+    for model, _ in made:
+        for one in model.parameters():
+            whole = torch.randint(-(2**20), 2**20, one.shape, generator=generator)
+            one.data.copy_(whole / 2**20)
+    return [pruner for _, pruner in made]
+
+
+def test_saliencies_have_the_same_bits_on_a_processor_with_narrower_vectors():
+    """PyTorch's own switch makes a process add up as on a processor without AVX."""
+    code = "import json, test_unit_table as own; print(json.dumps([own.bits(one) for one in own.seeded()]))"
+    tests = Path(__file__).parents[1]
+    paths = [str(tests / "patterns"), str(tests), str(tests.parent)]
+    narrow = {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | narrow, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [bits(one) for one in seeded()]
 
 
 def test_masks_of_a_table_know_one_temperature_or_one_a_layer():

@@ -11,7 +11,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pdp import Pruner, soft_prune
+from pdp import Pruner
+from pdp.masks.soft import soft_prune
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 

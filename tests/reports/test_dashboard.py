@@ -14,6 +14,7 @@ from record_values import record_values
 from stored_runs import make_run
 
 from pdp.errors import Refusal
+from pdp.reports.dashboard import _together
 from pdp.reports.sweep_table import make_tables, write_tables
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import Record, write_record
@@ -63,16 +64,43 @@ def test_the_page_shows_every_view_and_fetches_nothing(results, tmp_path, capsys
     held.hold()
     assert dashboard.main([str(results / "runs"), "--to", str(target)]) == 0
     held.release()
-    assert "4 finished, 1 running, 1 unfinished" in capsys.readouterr().out
+    assert "1 dead, 4 finished, 1 running" in capsys.readouterr().out
     text = target.read_text()
     page = Page(text)
-    assert not page.fetched and "script" not in page.tags and "link" not in page.tags
+    assert not page.fetched and "link" not in page.tags  # its one script lies inside
     assert not re.search(r"url\((?!#)|@import", text)
     assert page.tags.count("svg") == 2 + 1 + 1 + 1 + 2  # curves, two scatters, shares, two bars
     for words in ("Accuracy against sparsity", "Accuracy against MACs", "Per-layer shares", "Training cost"):
         assert words in text
     assert "dddddddd-0" in text and "2/4" in text and "3/4" in text
     assert not list(tmp_path.glob(".page*"))
+
+
+def test_patterns_and_fine_tuned_runs_are_drawn_apart_and_their_cost_too(tmp_path):
+    """Each figure joins the runs of one pattern and one start, with the dense ones of that start."""
+    folder = tmp_path / "results"
+    for name, values in {
+        "a": {"pattern": "random"},
+        "b": {"pattern": "channel", "target_unit": "channel"},
+        "c": {"pattern": "random", "pretrained": "weights.pth (file 0123)"},
+        "d": {"pattern": "none", "method": "dense", "target_sparsity": 0.0, "sparsity": 0.0},
+        "e": {"pattern": "random", "data": "cifar10"},
+    }.items():
+        path = make_run(folder, name * 8, "0")
+        write_record(Record(**record_values(**values, config_hash=name * 16)), path)
+    frame = make_tables(sorted((folder / "runs").glob("*/seed*"))).runs
+    groups = {title: sorted(cell[0] for cell in group.cell) for title, group in _together(frame)}
+    assert groups == {
+        "resnet20 on digits, random": ["a", "d"],
+        "resnet20 on digits, channel": ["b", "d"],
+        "resnet20 on digits, random, from weights.pth weights": ["c"],
+        "resnet20 on cifar10, random": ["e"],
+    }
+    dashboard.main([str(folder / "runs"), "--to", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    for title in groups:
+        assert text.count(f"{title}: training") == 1, title
+    assert "86.6 % of channels" in text
 
 
 def test_a_page_of_nothing_and_of_no_folder(tmp_path, capsys):
@@ -102,7 +130,8 @@ def test_tables_are_means_over_seeds_and_left_as_they_were_by_writing(results, t
     assert row["metric_std"] == statistics.stdev(values)
     assert (row["metric_min"], row["metric_max"]) == (0.5, 0.75)
     write_tables(tables, tmp_path / "out")
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "out" / "runs.csv"), tables.runs, check_dtype=False)
+    written = pd.read_csv(tmp_path / "out" / "runs.csv", dtype={"pretrained": str})
+    pd.testing.assert_frame_equal(written, tables.runs, check_dtype=False)
     text = (tmp_path / "out" / "table.md").read_text().splitlines()
     assert len({line.count("|") for line in text}) == 1 and len(text) == 4
     assert "62.50 %" in text[3] and "pdp" in text[3] and "nan" not in "".join(text)

@@ -61,11 +61,52 @@ def test_list_says_what_each_run_is(results, call):
         *["aaaaaaaa-0", "mobilenet_v1", "digits", "pdp", "2:4", "50.00", "%", "finished", "4/4", "top1", "75.00", "%"],
         *["2026-01-02", "03:04"],
     ]
-    unfinished = ["bbbbbbbb-1", "resnet20", "digits", "pdp", "random", "86.60", "%", "unfinished", "3/4", "top1"]
+    unfinished = ["bbbbbbbb-1", "resnet20", "digits", "pdp", "random", "86.60", "%", "dead", "3/4", "top1"]
     assert rows["bbbbbbbb-1"].split()[:12] == [*unfinished, "25.00", "%"]
     assert "running" in rows["cccccccc-0"] and "0/4" in rows["cccccccc-0"]
-    assert "damaged" in rows["dddddddd-0"] and "unfinished" in rows["eeeeeeee-0"]
-    assert "5 runs: 1 damaged, 1 finished, 1 running, 2 unfinished" in out
+    assert "damaged" in rows["dddddddd-0"] and "dead" in rows["eeeeeeee-0"]
+    assert "5 runs: 1 damaged, 2 dead, 1 finished, 1 running" in out
+
+
+def test_runs_of_one_cell_are_told_apart_by_what_was_typed_otherwise(results, call):
+    texts = {
+        "aaaaaaaa": ("lr: 0.1", "lr: 0.1"),
+        "bbbbbbbb": ("lr: 0.1", "lr: 0.05"),
+        "cccccccc": ("epochs: 4", "epochs: 9"),
+    }
+    for name, (old, new) in texts.items():
+        path = make_run(results, name, **{"config_hash": name * 2})
+        text = (path / "config.yaml").read_text()
+        assert text.count(f" {old}\n") >= 1
+        (path / "config.yaml").write_text(text.replace(f" {old}\n", f" {new}\n", 1))
+    make_run(results, "dddddddd", model="mobilenet_v1", config_hash="d" * 16)
+    lines = {match[0]: line for line in call("list")[1].splitlines() if (match := re.search(r"[a-d]{8}-0", line))}
+    assert "recipe.lr=0.05" in lines["bbbbbbbb-0"] and "recipe.lr=0.1" in lines["aaaaaaaa-0"]
+    assert "recipe.epochs=9" in lines["cccccccc-0"] and "recipe.epochs=4" in lines["bbbbbbbb-0"]
+    assert "recipe" not in lines["dddddddd-0"] and "model" not in lines["aaaaaaaa-0"]
+
+
+@pytest.mark.parametrize("how", ["saved", "stopped", "refused", "interrupted", "failed"])
+def test_a_run_is_called_by_how_it_ended(results, call, how):
+    path = make_run(results, "aaaaaaaa", finished=False)
+    directory = RunDirectory(path)
+    directory.note_ending(how, "why")
+    assert how in call("list")[1]
+    directory.hold()  # it goes on
+    assert "running" in call("list")[1] and not directory.ending.exists()
+    directory.release()
+
+
+def test_what_a_refused_start_made_goes_and_what_was_trained_stays(tmp_path):
+    fresh, begun = RunDirectory(tmp_path / "a" / "seed0"), RunDirectory(tmp_path / "b" / "seed0")
+    for one in (fresh, begun):
+        one.hold()
+        one.config.write_text("seed: 0\n")
+    begun.write_history({"epoch": 0})
+    for one in (fresh, begun):
+        one.discard_if_nothing_begun()
+        one.release()
+    assert not (tmp_path / "a").exists() and begun.read_history() == [{"epoch": 0}]
 
 
 def test_a_history_torn_in_its_last_line_is_read_up_to_it(results, call):
@@ -166,9 +207,9 @@ def test_keep_refuses_what_it_must(results, call):
     assert tree(results) == before
     (results / "figures").mkdir()
     with (results / "figures" / "large.png").open("wb") as file:
-        file.truncate(19_999_000)
+        file.truncate(39_999_000)
     code, _, err = call("keep", good, "--study", "s")
-    assert code == 2 and "has 1,000 left of 20,000,000" in err
+    assert code == 2 and "has 1,000 left of 40,000,000" in err
     assert not (results / "records").exists()
 
 

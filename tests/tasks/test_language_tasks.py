@@ -22,6 +22,8 @@ from pdp.tasks.text_loading import LengthGroupedSampler, measured_windows, train
 from pdp.training.assembly import make_model, make_pruner
 from pdp.training.evaluation import measure
 
+pytestmark = pytest.mark.language
+
 VERSE = ["the cat sat on the mat .\n", "\n", "a dog sat on a log and sang a song .\n"]
 
 

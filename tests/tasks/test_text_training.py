@@ -11,6 +11,8 @@ from pdp.tasks import build_task
 from pdp.training.assembly import make_accelerator, make_model, make_pruner, steps_in_epoch
 from pdp.training.optimizers import make_optimizer, rate_factor
 
+pytestmark = pytest.mark.language
+
 NOW = ["schedule.warmup=0", "schedule.ramp=1ep", "recipe.epochs=2", "sparsity=0.75"]
 
 

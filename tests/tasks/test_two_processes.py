@@ -17,6 +17,8 @@ from pdp.tasks.sampling import set_epoch
 from pdp.training.assembly import make_model
 from pdp.training.evaluation import measure
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):

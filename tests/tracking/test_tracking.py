@@ -11,12 +11,16 @@ from pathlib import Path
 import pytest
 from record_values import record_values
 
-from pdp.config.compose import compose, from_yaml, to_yaml
+from pdp.config.compose import compose
 from pdp.config.identity import config_hash
 from pdp.config.schema import TensorboardConfig, TrackerConfig, WandbConfig
+from pdp.config.stored import from_yaml, to_yaml
 from pdp.errors import Refusal
 from pdp.runs.record import Record
-from pdp.tracking.tracker import Tracker, flat, make_tracker
+from pdp.tracking.making import make_tracker
+from pdp.tracking.tracker import Tracker, flat
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).resolve().parents[1]
 BASE = ["model=resnet20", "sparsity=0.866", "seed=3"]

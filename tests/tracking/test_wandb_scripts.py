@@ -20,6 +20,8 @@ from pdp.tracking.tracker import flat
 from pdp.tracking.wandb_tracker import WandbTracker
 from scripts import sweep_table, wandb_dashboard, wandb_sync
 
+pytestmark = pytest.mark.slow
+
 KEY = "0123456789abcdef0123456789abcdef01234567"  # of the right form, nobody's
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ["model=resnet20", "sparsity=0.8", "debug=smoke", "recipe.epochs=6", "device=cpu"]

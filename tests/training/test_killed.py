@@ -15,9 +15,11 @@ from pdp.config.command_line import main
 from pdp.config.compose import compose
 from pdp.config.identity import run_directory
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.runs.checkpoint import load_newest, save_checkpoint
 from pdp.runs.directory import RunDirectory
 from pdp.tasks import build_task
-from pdp.training.checkpoint import load_newest, save_checkpoint
+
+pytestmark = pytest.mark.kills
 
 ROOT = Path(__file__).resolve().parents[2]
 # 8 epochs of 10 steps: dense 0, budget and ramp 1 to 3, full 4 to 7.

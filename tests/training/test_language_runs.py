@@ -19,6 +19,8 @@ from pdp.training.evaluation import measure
 from pdp.training.export_run import ExportedRun, export
 from pdp.training.optimizers import make_optimizer
 
+pytestmark = pytest.mark.language
+
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 BERT = [

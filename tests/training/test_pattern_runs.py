@@ -15,6 +15,8 @@ from pdp.cost import count_macs
 from pdp.runs.record import read_record
 from pdp.tasks.image_models import build_model
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

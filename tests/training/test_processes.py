@@ -15,6 +15,8 @@ from small_models import CASES, VARIANT_CASES
 
 from pdp.runs.record import read_record
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -25,6 +25,9 @@ from pdp.config.schema import ModelConfig
 from pdp.runs.record import read_record
 from pdp.tasks import build_task
 from pdp.tasks.image_models import build_model
+from pdp.training.display import Display, Look, stage
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 SHORT = ["model=resnet20", "sparsity=0.8", "recipe.epochs=6", "data.limit=320", "recipe.batch_size=32"]
@@ -303,5 +306,23 @@ def test_on_a_terminal_a_bar_shows_loss_metric_sparsity_and_time_left(tmp_path):
             break
     assert process.wait() == 0, shown
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    (bar,) = {line.strip() for line in re.split(r"[\r\n]", text) if "epoch 3/3" in line and "12/12" in line} or {""}
-    assert re.search(r"loss \d+\.\d+ top1 \d+\.\d+ % sparsity 50\.00 % .*left", bar), text
+    bars = [line.strip() for line in re.split(r"[\r\n]", text) if "epoch 3/3" in line and "12/12" in line] or [""]
+    words = r"loss \d+\.\d+, validation top1 \d+\.\d+ %, sparsity 50\.00 % \(at target\), [\d,]+ images/s,.*left"
+    assert re.search(words, bars[-1]), text
+
+
+def test_elsewhere_a_line_every_half_a_minute_says_where_a_run_is(monkeypatch, capsys):
+    """Time is a stand-in here: what is waited for is half a minute."""
+    now = [0.0]
+    monkeypatch.setattr("pdp.training.display.time.monotonic", lambda: now[0])
+    display = Display()
+    look = Look(120, 1200, 1, 12, 1.2345, 0.05, 0.433, stage("ramp", 0.5), 512.4, "images", 80.0, "top1", 0.881)
+    for moment in (0.0, 10.0, 29.0, 31.0, 45.0, 62.0):
+        now[0] = moment
+        display.step(look)
+    display.step(look, ends=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and set(lines) == {
+        "step 120/1,200, epoch 2/12: loss 1.234, validation top1 88.10 %, sparsity 43.30 % (ramp 50 %), 512 images/s, "
+        "rate 0.05, 1 min 20 s left"
+    }

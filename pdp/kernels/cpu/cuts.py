@@ -11,8 +11,8 @@ from torch import Tensor
 
 from pdp.kernels.cpu import selection
 from pdp.kernels.cpu.parting import parting
-from pdp.kernels.cpu.threads import in_parts
 from pdp.masks.host_cut import neighbours
+from pdp.threads import in_parts
 
 _WHOLE = 1 << 12  # magnitudes of a layer up to which all are looked at, wherever they lie
 _PIECE = 1 << 16  # magnitudes of a piece, the least that a thread takes

@@ -11,8 +11,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.parting import parting
-from pdp.kernels.cpu.threads import in_parts
 from pdp.masks.soft import lies_dense
+from pdp.threads import in_parts
 
 _LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
 Numbers = tuple[float, float]

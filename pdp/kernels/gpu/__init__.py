@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +29,15 @@ def usable(weight: Tensor) -> bool:
     if type(weight) not in (Tensor, nn.Parameter):  # a sharded tensor, say, has no address
         return False
     return weight.dtype in KINDS and weight.numel() <= LARGEST and lies_dense(weight) and runs_on(weight.device)
+
+
+def unit_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None]) -> Any:
+    """`pdp.kernels.gpu.units` where its kernels take all these arguments of `pdp.masks.units.mask_units`, else None."""
+    if any(own is not None for own in units) or any(one.device != mask.device or not usable(one) for one in tensors):
+        return None
+    from pdp.kernels.gpu import units as kernels
+
+    return kernels
 
 
 @cache

@@ -113,9 +113,12 @@ def write_slopes(masks, steeps, weights, gradients, slopes, one, one_gradient, o
 @triton.jit
 def write_squares(addresses, lengths, starts, scales, squares, TYPE: tl.constexpr, ALIGNED: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
-    """The scaled sum of squares of each unit's rows, which lie wherever `addresses` says; ALIGNED in sixteens."""
+    """The scaled sum of squares of each unit's rows, which lie wherever `addresses` says; ALIGNED in sixteens.
+
+    In float64 until it is stored, so that units of equal weights have equal saliencies in whatever order they add up.
+    """
     unit = tl.program_id(0)
-    parts = tl.zeros([BLOCK], tl.float32)
+    parts = tl.zeros([BLOCK], tl.float64)
     for place in range(tl.load(starts + unit), tl.load(starts + unit + 1)):
         row = tl.load(addresses + place).to(tl.pointer_type(TYPE))
         length = tl.load(lengths + place)
@@ -123,6 +126,6 @@ def write_squares(addresses, lengths, starts, scales, squares, TYPE: tl.constexp
             row, length = tl.multiple_of(row, 16), tl.multiple_of(length, 16)
         for start in range(0, length, BLOCK):
             at = start + tl.arange(0, BLOCK)
-            value = tl.load(row + at, mask=at < length, other=0.0).to(tl.float32)
+            value = tl.load(row + at, mask=at < length, other=0.0).to(tl.float64)
             parts += value * value
     tl.store(squares + unit, tl.sum(parts, 0) * tl.load(scales + unit))

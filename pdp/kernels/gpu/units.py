@@ -91,7 +91,7 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], 
 class UnitSquares:
     """The sums of squares of each unit's rows in tensors of the same shapes, again and again, in one launch.
 
-    `units` names the unit of each tensor's rows, one after the other; `scales`, (units,), float32, the factor of each.
+    `units` names the unit of each tensor's rows, one after the other; `scales`, (units,), float64, the factor of each.
     """
 
     def __init__(self, tensors: Sequence[Tensor], units: Tensor, scales: Tensor):
@@ -116,7 +116,7 @@ class UnitSquares:
             addresses = np.repeat(np.array(places, np.int64), self.rows) + self.numbers * self.lengths * kind.itemsize
             self.addresses = upload(addresses[self.order], self.device)
             self.aligned = not (addresses % 16).any() and not (self.lengths % 16).any()
-        squares = torch.empty_like(self.scales)
+        squares = torch.empty_like(self.scales, dtype=torch.float32)
         launch(
             unit_masking.write_squares, len(squares), self.addresses, self.sizes, self.starts, self.scales, squares,
             TYPE=TYPES[kind], ALIGNED=self.aligned, BLOCK=_SQUARES,

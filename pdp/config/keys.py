@@ -1,0 +1,74 @@
+"""Which options each group of conf/ has: the dataclasses of the schema by group and choice. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pdp.config import schema
+from pdp.config.groups import CONF, GROUPS
+from pdp.config.meanings import Meaning, meanings
+from pdp.methods.options import OPTIONS
+
+# By group: what all its choices have, then what some have besides, each with the words that say which.
+NODES: dict[str, list[tuple[str, type]]] = {
+    "model": [("", schema.ModelConfig)],
+    "data": [
+        ("", schema.DataConfig),
+        ("images", schema.ImagesDataConfig),
+        ("every text", schema.TextDataConfig),
+        ("classified text", schema.TextClassificationDataConfig),
+        ("running text", schema.LanguageModellingDataConfig),
+    ],
+    "recipe": [("", schema.RecipeConfig)],
+    "prune": [
+        ("", schema.PruneConfig),
+        ("prune=nm", schema.NmPruneConfig),
+        ("prune=channel", schema.ChannelPruneConfig),
+    ],
+    "allocation": [("", schema.AllocationConfig)],
+    "schedule": [("", schema.ScheduleConfig)],
+    "distill": [("", schema.DistillConfig), ("distill=teacher", schema.TeacherConfig)],
+    "tracker": [
+        ("", schema.TrackerConfig),
+        ("tracker=wandb", schema.WandbConfig),
+        ("tracker=tensorboard", schema.TensorboardConfig),
+    ],
+    "method": [(f"method={name}", options) for name, options in OPTIONS.items()],
+}
+_OF_CHOICE: dict[str, dict[str, Any]] = {
+    "method": OPTIONS,
+    "prune": schema.PRUNE,
+    "distill": schema.DISTILL,
+    "tracker": schema.TRACKERS,
+}
+
+
+def of_the_run() -> list[Meaning]:
+    """The keys that stand in no group: sparsity, seed, ..., start.run, start.mask."""
+    start = [dataclasses.replace(one, name=f"start.{one.name}") for one in meanings(schema.StartConfig)]
+    return [one for one in meanings(schema.Config) if one.name not in {*GROUPS, "start"}] + start
+
+
+def of_group(group: str) -> list[tuple[str, list[Meaning]]]:
+    """The options of a group by which of its choices have them, those of all first."""
+    seen: set[str] = {"name"} if group == "method" else set()
+    parts = []
+    for label, options in NODES.get(group, []):
+        own = [one for one in meanings(options) if one.name not in seen]
+        if group != "method":
+            seen |= {one.name for one in own}
+        parts.append((label, own))
+    return parts
+
+
+def of_choice(group: str, choice: str) -> list[Meaning]:
+    """The options that one choice has, its name among them."""
+    if group in _OF_CHOICE:
+        return meanings(_OF_CHOICE[group][choice])
+    if group == "data":
+        # The file says which of the schemas its node has.
+        text = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
+        kind = next((one for name, one in schema.DATA_SCHEMAS.items() if f"/schema/data/{name}@" in text), None)
+        return meanings(kind or schema.DataConfig)
+    return meanings(NODES[group][0][1]) if group in NODES else []

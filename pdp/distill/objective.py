@@ -1,0 +1,36 @@
+"""What the trainer minimises for a micro-batch: the task's own loss, or one with a teacher in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from pdp.runs.directory import RunDirectory
+from pdp.tasks.task import Batch, Task
+
+
+class Objective:
+    """The task's own loss."""
+
+    def __init__(self, task: Task, label_smoothing: float):
+        self.task, self.label_smoothing = task, label_smoothing
+
+    def prepare(self, directory: RunDirectory, say: Callable[[str], None]) -> None:
+        """What has to be done once the run's directory is held and before training begins; `say` shows a line."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean over the micro-batch, a 0-dim float32 tensor."""
+        return self.task.loss(model, batch, self.label_smoothing)
+
+    def record(self) -> dict[str, Any]:
+        """What the run's record says of a teacher."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on has to find as it was."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises `Refusal` where it is not."""

@@ -1,0 +1,188 @@
+"""From what a walk found to couplings: the units, and every slice of every tensor that goes with one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pdp.layers import is_weighted
+from pdp.patterns.attention import Attention
+from pdp.patterns.coupling import Coupling, Part, Vector, row_axis
+from pdp.patterns.walk import Walk
+
+OUTPUTS = "its channels are the model's outputs"
+_SLICED = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass
+class _Group:
+    """Makers that share units."""
+
+    makers: list[int] = field(default_factory=list)
+    unit_of: dict[int, int] = field(default_factory=dict)
+
+
+def assemble(walk: Walk, model: nn.Module) -> list[Coupling]:
+    """The couplings in the model's own order."""
+    place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
+    atoms = walk.atoms
+    _pin_shared(walk)
+    classes = atoms.classes()
+    _pin_ragged(walk, classes)
+    reasons = atoms.reasons(classes)
+    makers = sorted(
+        (key[1] for key in atoms.blocks if key[0] == "rows" and _site(walk, key[1])[0] not in walk.apart),
+        key=lambda identity: place[_site(walk, identity)[0]],
+    )
+    groups = _groups(walk, makers, classes)
+    masked = set(np.unique(np.concatenate(walk.masked)).tolist()) if walk.masked else set()
+    kept = set(np.unique(np.concatenate(walk.read_kept)).tolist()) if walk.read_kept else set()
+    couplings = [_coupling(walk, group, classes, reasons) for group in groups]
+    owner = {one: index for index, group in enumerate(groups) for one in group.unit_of}
+    for (kind, identity), (first, size) in atoms.blocks.items():
+        own = classes[first : first + size]
+        for index in {owner[one] for one in np.unique(own).tolist() if one in owner}:
+            units = np.array([groups[index].unit_of.get(one, -1) for one in own.tolist()])
+            if kind == "columns":
+                _add_reader(couplings[index], walk, identity, units, first, kept)
+            elif kind == "elements":
+                _add_vector(couplings[index], walk, identity, units, first, masked)
+    couplings += _uncoupled(walk, model)
+    for one in couplings:
+        for parts in (one.inputs, one.norms):
+            parts.sort(key=lambda part: place[part.name])
+        if not one.inputs:
+            one.refused = one.refused or OUTPUTS
+    return couplings
+
+
+def _site(walk: Walk, identity: int) -> Any:
+    """The layer whose weight this is, else whatever holds it."""
+    owners = walk.owners[identity]
+    for axes in ((0, 1), (1, 0)):
+        site = walk.weight_site(identity, *axes)
+        if site is not None:
+            return site
+    return owners[0]
+
+
+def _uncoupled(walk: Walk, model: nn.Module) -> list[Coupling]:
+    """Layers whose weight the forward does not read as a layer's, with the reason."""
+    found = []
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or not is_weighted(module) or name in walk.apart or ("rows", id(weight)) in walk.atoms.blocks:
+            continue
+        reason = walk.shared.get(id(weight), "no forward of the example input reads its weight")
+        rows = weight.shape[row_axis(module)]
+        found.append(Coupling(rows, [Part(name, module, list(range(rows)))], refused=reason))
+    return found
+
+
+def _pin_shared(walk: Walk) -> None:
+    """What is read as a whole stays, and a weight that is also followed element by element."""
+    for key, (first, size) in list(walk.atoms.blocks.items()):
+        kind, identity = key
+        reason = walk.shared.get(identity)
+        if kind != "elements" and ("elements", identity) in walk.atoms.blocks:
+            reason = reason or f"{walk.owners[identity][0][0]}'s weight is read in another way as well"
+        if reason:
+            walk.atoms.pin(np.arange(first, first + size), reason)
+
+
+def _pin_ragged(walk: Walk, classes: np.ndarray) -> None:
+    """A parameter of several dimensions whose units do not lie along one of them cannot be cut."""
+    for key, (first, size) in walk.atoms.blocks.items():
+        kind, identity = key
+        own = classes[first : first + size]
+        if kind == "elements" and len(walk.held[identity].shape) > 1 and _axis(own, walk.held[identity].shape) is None:
+            reason = f"{walk.owners[identity][0][0] or 'the model'}.{walk.owners[identity][0][2]} cannot be cut"
+            walk.atoms.pin(np.arange(first, first + size), reason)
+
+
+def _axis(values: np.ndarray, shape: Any) -> int | None:
+    """The one dimension along which the values differ; None where there are several."""
+    table = values.reshape(shape)
+    along = [axis for axis in range(table.ndim) if (table != table.take([0], axis)).any()]
+    return along[0] if len(along) == 1 else None
+
+
+def _groups(walk: Walk, makers: list[int], classes: np.ndarray) -> list[_Group]:
+    """Makers with a class in common, in order, and the number of each class among their units."""
+    leader: dict[int, int] = {}
+
+    def root(one: int) -> int:
+        while leader[one] != one:
+            one = leader[one]
+        return one
+
+    seen: dict[int, int] = {}
+    rows: dict[int, list[int]] = {}
+    for index, identity in enumerate(makers):
+        leader[index] = index
+        first, size = walk.atoms.blocks["rows", identity]
+        rows[index] = classes[first : first + size].tolist()
+        for one in set(rows[index]):
+            if one in seen:
+                low, high = sorted((root(seen[one]), root(index)))
+                leader[high] = low
+            seen[one] = index
+    found: dict[int, _Group] = defaultdict(_Group)
+    for index, identity in enumerate(makers):
+        group = found[root(index)]
+        group.makers.append(identity)
+        for one in rows[index]:
+            group.unit_of.setdefault(one, len(group.unit_of))
+    return list(found.values())
+
+
+def _coupling(walk: Walk, group: _Group, classes: np.ndarray, reasons: dict[int, tuple[int, str]]) -> Coupling:
+    coupling = Coupling(len(group.unit_of))
+    for identity in group.makers:
+        name, module, _ = _site(walk, identity)
+        first, size = walk.atoms.blocks["rows", identity]
+        units = [group.unit_of[one] for one in classes[first : first + size].tolist()]
+        coupling.outputs.append(Part(name, module, units))
+    held = [reasons[one] for one in group.unit_of if one in reasons]
+    if held:
+        coupling.refused = min(held)[1]
+    return coupling
+
+
+def _add_reader(coupling: Coupling, walk: Walk, identity: int, units: np.ndarray, first: int, kept: set[int]) -> None:
+    name, module, _ = _site(walk, identity)
+    groups = getattr(module, "groups", 1)
+    if groups > 1 and len(units) == 1:
+        return  # a depthwise convolution, whose rows say the same
+    masked = any(first + index in kept for index in np.nonzero(units >= 0)[0].tolist())
+    coupling.inputs.append(Part(name, module, np.tile(units, groups).tolist(), masked))
+
+
+def _add_vector(coupling: Coupling, walk: Walk, identity: int, units: np.ndarray, first: int, masked: set[int]) -> None:
+    shape = walk.held[identity].shape
+    axis = 0 if len(shape) == 1 else _axis(units, shape)
+    if axis is None:
+        coupling.refused = coupling.refused or "a parameter that it needs cannot be cut"
+        return
+    own = np.moveaxis(units.reshape(shape), axis, 0).reshape(shape[axis], -1)[:, 0]
+    zeroed = any(first + index in masked for index in np.nonzero(units >= 0)[0].tolist())
+    for name, module, key in walk.owners[identity]:
+        if hasattr(module, "num_features") and key in _SLICED:
+            if not any(part.module is module for part in coupling.norms):
+                coupling.norms.append(Part(name, module, own.tolist()))
+        else:
+            coupling.vectors.append(Vector(name, module, key, axis, own.tolist(), zeroed))
+
+
+def head_coupling(model: nn.Module, attention: Attention) -> Coupling:
+    """The heads of an attention of a known kind."""
+    heads = [index // attention.size for index in range(attention.heads * attention.size)]
+    one = Coupling(attention.heads, heads=attention.counter)
+    for maker in attention.makers:
+        one.outputs.append(Part(maker, model.get_submodule(maker), heads * attention.blocks))
+    one.inputs.append(Part(attention.reader, model.get_submodule(attention.reader), heads))
+    return one

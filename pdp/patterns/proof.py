@@ -1,0 +1,217 @@
+"""Couplings are tried before they are believed: masked, finished and physically smaller, the model is one function.
+
+On a copy with random weights and statistics, in float64 where the model computes in it, some units of every coupling
+are zeroed. Whether the smaller model runs is tried on shapes alone first, which costs next to nothing. Where something
+is wrong with all couplings together, parts of them are added one after the other; what does not go with those proven
+so far stays. The number of trials is bounded, whatever the model.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pdp.layers import is_weighted
+from pdp.patterns.coupling import Coupling, describe, input_columns, row_axis
+from pdp.patterns.shrink import remove
+
+Call = Callable[[nn.Module, Any], Any]
+
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-3}  # of the largest output; random weights amplify rounding
+_SHAPE_TRIALS, _TRIALS = 64, 12
+_HEAVY = 20e9, 40e6  # multiply-adds of a forward, and parameters, above which float32 must do
+_UNSETTLED = "whether the model stays the same function without its channels could not be settled"
+
+
+def prove(model: nn.Module, couplings: Sequence[Coupling], call: Call, example: Any, macs: int) -> None:
+    """Refuses those of `couplings` with which the smaller model would be another function, each with its reason."""
+    wanted = [one for one in couplings if one.refused is None and one.units > 1]
+    if not wanted:
+        return
+    heavy = macs > _HEAVY[0] or sum(one.numel() for one in model.parameters()) > _HEAVY[1]
+    trial = _Trial(model, wanted, call, example, torch.float32 if heavy else torch.float64)
+    if trial.takes_shapes:
+        wanted = _together(wanted, trial.does_not_run, _SHAPE_TRIALS)
+    _together(wanted, trial.differs, _TRIALS)
+
+
+def _together(wanted: list[Coupling], wrong: Callable[[list[Coupling]], str | None], trials: int) -> list[Coupling]:
+    """Those with which nothing is wrong, all at once; the others are refused."""
+    proven: list[Coupling] = []
+    pending = [wanted]
+    while pending:
+        some = pending.pop()
+        reason = _UNSETTLED if trials <= 0 else wrong(proven + some)
+        trials -= 1
+        if reason is None:
+            proven += some
+        elif len(some) == 1 or reason is _UNSETTLED:
+            for one in some:
+                one.refused = reason
+        else:
+            half = len(some) // 2
+            pending += [some[half:], some[:half]]
+    return proven
+
+
+class _Trial:
+    """A random copy of the model, its inputs, and what some units of each coupling are."""
+
+    def __init__(self, model: nn.Module, couplings: Sequence[Coupling], call: Call, example: Any, dtype: torch.dtype):
+        self.call, self.example = call, example
+        self.generator = torch.Generator().manual_seed(0)
+        self.model = copy.deepcopy(model).eval()
+        self.gone = {one.name: self._some(one.units) for one in couplings}
+        self._randomize(couplings)
+        self.dtype = torch.float32
+        self.inputs = tree_map(self._noise, example)
+        self.takes_shapes = self._shapes([]) is None
+        if dtype == torch.float64:
+            self._in_doubles()
+
+    def _some(self, units: int) -> set[int]:
+        count = min(max(1, round(0.4 * units)), units - 1)
+        return set(torch.randperm(units, generator=self.generator)[:count].tolist())
+
+    def _in_doubles(self) -> None:
+        """Takes float64 where the model does."""
+        single = self.inputs
+        self.dtype = torch.float64
+        self.model.double()
+        self.inputs = tree_map(self._noise, self.example)
+        if self.takes_shapes:
+            runs = self._shapes([]) is None
+        else:
+            runs = self._error(self.model, self.inputs) is None
+        if not runs:
+            self.dtype = torch.float32
+            self.model.float()
+            self.inputs = single
+
+    def _noise(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+        return noise.to(value.device, self.dtype)
+
+    @torch.no_grad()
+    def _randomize(self, couplings: Sequence[Coupling]) -> None:
+        """Random numbers of a size at which signals neither die nor explode."""
+        vectors = {f"{one.name}.{one.key}" for coupling in couplings for one in coupling.vectors}
+        for name, module in self.model.named_modules():
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is None or not tensor.is_floating_point():
+                    continue
+                own = isinstance(tensor, nn.Parameter)
+                if not own and "running_" not in key and f"{name}.{key}" not in vectors:
+                    continue
+                numbers = torch.rand(tensor.shape, generator=self.generator)
+                if "var" in key or "weight" in key and (tensor.dim() <= 1 or not own):
+                    numbers += 0.5
+                else:
+                    fan = tensor.numel() / tensor.shape[row_axis(module)] if is_weighted(module) else tensor.shape[-1:]
+                    size = (
+                        0.3 if tensor.dim() <= 1 else math.sqrt(2 / fan) if isinstance(fan, float) else fan[0] ** -0.5
+                    )
+                    numbers = (numbers - 0.5) * math.sqrt(12) * size
+                tensor.data.copy_(numbers)
+
+    def _error(self, model: nn.Module, inputs: Any) -> str | None:
+        try:
+            with torch.no_grad():
+                self.call(model, inputs)
+        except Exception as error:
+            return f"the model does not run without them ({describe(error)})"
+        return None
+
+    def _shapes(self, couplings: Sequence[Coupling]) -> str | None:
+        """What the model without these channels says to tensors without contents."""
+        model = _copy(self.model, lambda tensor: torch.empty_like(tensor, device="meta"))
+        inputs = tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, self.inputs)
+        try:
+            remove(model, [(one, self.gone[one.name]) for one in couplings])
+            return self._error(model, inputs)
+        except Exception as error:
+            return f"it cannot be cut ({describe(error)})"
+
+    def does_not_run(self, couplings: list[Coupling]) -> str | None:
+        """Why the model without some units of these does not run; None where it does."""
+        return self._shapes(couplings)
+
+    @torch.no_grad()
+    def differs(self, couplings: list[Coupling]) -> str | None:
+        """What is wrong without some units of these; None where nothing is."""
+        model = _copy(self.model, lambda tensor: tensor)
+        written: set[tuple[str, str]] = set()
+        try:
+            for one in couplings:
+                _zero(model, one, self.gone[one.name], written, finished=False)
+            hard = _numbers(self.call(model, self.inputs))
+            for one in couplings:
+                _zero(model, one, self.gone[one.name], written, finished=True)
+            finished = _numbers(self.call(model, self.inputs))
+            remove(model, [(one, self.gone[one.name]) for one in couplings])
+            smaller = _numbers(self.call(model, self.inputs))
+        except Exception as error:
+            return f"the model does not run without them ({describe(error)})"
+        if (off := self._apart(hard, finished)) is not None:
+            return f"a masked channel is read as something else than zero ({off})"
+        if (off := self._apart(finished, smaller)) is not None:
+            return f"the model is another function without them ({off})"
+        return None
+
+    def _apart(self, one: list[Tensor], other: list[Tensor]) -> str | None:
+        if [value.shape for value in one] != [value.shape for value in other]:
+            return "its outputs have another shape"
+        for first, second in zip(one, other, strict=True):
+            off = float((first - second).abs().max() / first.abs().max().clamp(min=1e-30)) if first.numel() else 0.0
+            if not off <= _TOLERANCE[self.dtype]:
+                return f"{off:.2g} of the largest output apart"
+        return None
+
+
+def _copy(model: nn.Module, of: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy whose modules are its own and whose tensors are what `of` gives for each."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        other = of(tensor)
+        if isinstance(tensor, nn.Parameter) and not isinstance(other, nn.Parameter):
+            other = nn.Parameter(other, requires_grad=False)
+        memo[id(tensor)] = other
+    return copy.deepcopy(model, memo)
+
+
+def _numbers(output: Any) -> list[Tensor]:
+    """The tensors of an output."""
+    return [one.double() for one in tree_leaves(output) if isinstance(one, Tensor)]
+
+
+def _zero(model: nn.Module, coupling: Coupling, gone: set[int], written: set[tuple[str, str]], finished: bool) -> None:
+    """What a mask does to these units; `finished` with all that reads them. Tensors are replaced when first written."""
+
+    def write(name: str, key: str, axis: int, units: list[int]) -> None:
+        held: Any = model.get_submodule(name)
+        if held._parameters.get(key) is None:
+            return
+        if (name, key) not in written:
+            held._parameters[key] = nn.Parameter(held._parameters[key].detach().clone(), requires_grad=False)
+            written.add((name, key))
+        places = torch.tensor([index for index, unit in enumerate(units) if unit in gone], dtype=torch.long)
+        tensor = held._parameters[key].data
+        tensor.index_fill_(axis, places.to(tensor.device), 0.0)
+
+    for part in (*coupling.outputs, *coupling.norms):
+        write(part.name, "weight", row_axis(part.module), part.units)
+        write(part.name, "bias", 0, part.units)
+    for vector in coupling.vectors:
+        if vector.masked:
+            write(vector.name, vector.key, vector.axis, vector.units)
+    for part in coupling.inputs:
+        if part.masked or finished:
+            write(part.name, "weight", 1 - row_axis(part.module), input_columns(part))

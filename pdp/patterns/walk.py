@@ -1,0 +1,245 @@
+"""One forward of a model, watched: what channels each tensor holds, and what that ties together.
+
+Every operation that reaches the dispatcher is seen with its real tensors, whatever Python wrote it. What it does to
+labels is said in `pdp.patterns.rules`; an operation without a rule makes the channels that it reads stay. One forward,
+and work in proportion to its operations: nothing here can grow beyond that.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from pdp.layers import is_weighted
+from pdp.patterns import labels as lab
+from pdp.patterns.atoms import Atoms
+from pdp.patterns.labels import Mark
+
+_MOST_ELEMENTS = 2**18  # of a parameter whose elements are followed one by one; larger ones are weights
+
+Owner = tuple[str, nn.Module, str]  # a module's name, the module and what it calls the tensor
+
+
+class Walk(TorchDispatchMode):
+    """Labels every tensor of a forward; `atoms` then says what is tied and what must stay.
+
+    `apart` are makers whose rows are followed in another way.
+    """
+
+    def __init__(self, model: nn.Module, apart: set[str]):
+        super().__init__()
+        self.atoms = Atoms()
+        self.apart = apart
+        self.owners: dict[int, list[Owner]] = {}
+        self.held: dict[int, Tensor] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            for table in (module._parameters, module._buffers):
+                for key, tensor in table.items():
+                    if tensor is not None and not any(one[1:] == (module, key) for one in self._known(tensor)):
+                        self.owners.setdefault(id(tensor), []).append((name, module, key))
+                        self.held[id(tensor)] = tensor
+        self.masked: list[np.ndarray] = []  # atoms of parameters that must be masked with their unit
+        self.read_kept: list[np.ndarray] = []  # atoms of columns that read something else than zero of a pruned unit
+        self.shared: dict[int, str] = {}  # parameters that something reads as a whole, and what
+        self.stack: list[tuple[str, str]] = []
+        self.closed = 0  # depth of modules that are followed as a whole
+        self.macs = 0
+        self._marks: Any = WeakTensorKeyDictionary()
+        self._alive: dict[int, list[weakref.ref[Tensor]]] = {}
+
+    def _known(self, tensor: Tensor) -> list[Owner]:
+        return self.owners.get(id(tensor), [])
+
+    @property
+    def where(self) -> str:
+        """The module that computes now."""
+        if not self.stack or not self.stack[-1][0]:
+            return "the model's own forward"
+        name, kind = self.stack[-1]
+        return f"{name}, {kind}"
+
+    def mark(self, tensor: Tensor) -> Mark | None:
+        """What is known of a tensor."""
+        found = self._marks.get(tensor)
+        if found is None and id(tensor) in self.owners:
+            return Mark(source=(id(tensor), tuple(range(tensor.dim()))))
+        return found
+
+    def labels(self, tensor: Any) -> Tensor | None:
+        """A tensor's labels; those of a parameter name each element."""
+        if not isinstance(tensor, Tensor) or tensor.numel() < 2:
+            return None
+        mark = self.mark(tensor)
+        if mark is None or mark.labels is not None or mark.source is None:
+            return None if mark is None else mark.labels
+        identity, axes = mark.source
+        own = self.held[identity]
+        if own.dim() > 1 and any(key == "weight" and is_weighted(module) for _, module, key in self.owners[identity]):
+            self.share(identity, f"its weight is computed from another tensor in {self.where} before it is read")
+            return None
+        if own.numel() > _MOST_ELEMENTS or not own.is_floating_point():
+            self.share(identity, f"it is read as a whole in {self.where}")
+            return None
+        first = self.atoms.block(("elements", identity), own.numel())
+        state = lab.FREE if isinstance(own, nn.Parameter) else lab.KEPT
+        numbers = lab.encode(torch.arange(first, first + own.numel()).reshape(own.shape), state, parameter=True)
+        present = [axis for axis in axes if axis is not None]
+        numbers = numbers.permute(present)
+        for dim, axis in enumerate(axes):
+            if axis is None:
+                numbers = numbers.unsqueeze(dim)
+        return numbers
+
+    def data_labels(self, tensor: Any) -> Tensor | None:
+        """Those of channels that a layer makes; None for a parameter."""
+        if not isinstance(tensor, Tensor):
+            return None
+        mark = self._marks.get(tensor)
+        return None if mark is None else mark.labels
+
+    def put(self, tensor: Any, labels: Tensor | None, source: Any = None) -> None:
+        """Remembers what is known of a tensor."""
+        if labels is None and source is None:
+            self._marks.pop(tensor, None)
+        else:
+            self._marks[tensor] = Mark(labels, source)
+
+    def share(self, identity: int, what: str) -> None:
+        """A parameter is read as a whole: no part of it can go."""
+        self.shared.setdefault(identity, what)
+
+    def pin(self, labels: Tensor | None, reason: str) -> None:
+        """The channels of these labels stay."""
+        if labels is not None:
+            atoms = lab.atoms_of(labels)
+            self.atoms.pin(atoms[atoms >= 0], reason)
+
+    def pin_all(self, values: Any, reason: str) -> None:
+        """The channels in any of these tensors stay, and parameters among them are read as a whole."""
+        for one in tree_leaves(values):
+            if isinstance(one, Tensor):
+                mark = self.mark(one)
+                if mark is not None and mark.labels is not None:
+                    self.pin(mark.labels, reason)
+                elif mark is not None and mark.source is not None:
+                    self.share(mark.source[0], reason)
+
+    def mask(self, atoms: np.ndarray) -> None:
+        """These elements of parameters are to be zero where their unit is pruned."""
+        self.masked.append(atoms[atoms >= 0])
+
+    def weight_site(self, identity: int, outputs: int, inputs: int) -> Owner | None:
+        """The one layer that this is the weight of, with these axes; None for any other parameter."""
+        for owner in self.owners[identity]:
+            name, module, key = owner
+            if key == "weight" and is_weighted(module):
+                turned = type(module).__name__ == "Conv1D" or isinstance(module, nn.modules.conv._ConvTransposeNd)
+                if (outputs, inputs) == ((1, 0) if turned else (0, 1)):
+                    return owner
+        return None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self.closed:
+            self._note(func, args, out)
+            return out
+        before = self._written(func, args)
+        try:
+            from pdp.patterns.rules import follow
+
+            follow(self, func, args, kwargs, out)
+        except Exception as error:  # an operation with arguments that its rule does not know
+            self.pin_all((args, kwargs), f"its channels pass through {_title(func)} ({self.where}): {error}")
+            for one in tree_leaves(out):
+                if isinstance(one, Tensor) and id(one) not in self.owners:
+                    self.put(one, None)
+        if before is not None:
+            self._settle(args[0], before[0], func)
+        self._note(func, args, out)
+        return out
+
+    def _note(self, func: Any, args: Any, out: Any) -> None:
+        for one in tree_leaves(out):
+            if isinstance(one, Tensor):
+                self._alive.setdefault(one.untyped_storage()._cdata, []).append(weakref.ref(one))
+
+    def _written(self, func: Any, args: Any) -> tuple[Tensor | None] | None:
+        """The labels so far of what the operation writes in place; None where it writes nothing."""
+        first = func._schema.arguments[0] if func._schema.arguments else None
+        if first is None or first.alias_info is None or not first.alias_info.is_write or not args:
+            return None
+        if not isinstance(args[0], Tensor):
+            return None
+        return (self.data_labels(args[0]),)
+
+    def _settle(self, written: Tensor, before: Tensor | None, func: Any) -> None:
+        """What else lies in the memory that was written holds the same channels as before, or they stay."""
+        after = self.data_labels(written)
+        if id(written) in self.owners:
+            self.share(id(written), "it is written in the forward")
+            self.pin(after, f"its channels are written into a tensor of the model's own ({self.where})")
+            return
+        if _same(before, after):
+            return
+        storage = written.untyped_storage()
+        alive = [ref() for ref in self._alive.get(storage._cdata, [])]
+        others = [one for one in alive if one is not None and one is not written]
+        if all(one.shape == written.shape and one.stride() == written.stride() for one in others) and (
+            written.numel() * written.element_size() >= storage.nbytes() or not written._is_view()
+        ):
+            for one in others:
+                self.put(one, after)
+            return
+        reason = f"its channels are written into a part of another tensor ({_title(func)} in {self.where})"
+        for labels in (before, after, *(self.data_labels(one) for one in others)):
+            self.pin(labels, reason)
+
+    @contextmanager
+    def watching(self, model: nn.Module, wholes: dict[str, Any]) -> Iterator[None]:
+        """Inside, forwards of `model` are followed; `wholes` are modules followed by a rule of their own."""
+        with ExitStack() as stack:
+            for name, module in model.named_modules(remove_duplicate=True):
+                for handle in self._announce(name, module, wholes.get(name)):
+                    stack.callback(handle.remove)
+            stack.enter_context(self)
+            yield
+
+    def _announce(self, name: str, module: nn.Module, whole: Any) -> list[Any]:
+        depth: list[int] = []
+
+        def enter(_: nn.Module, inputs: Any) -> None:
+            depth.append(len(self.stack))
+            self.stack.append((name, type(module).__name__))
+            self.closed += whole is not None
+
+        def leave(_: nn.Module, inputs: Any, output: Any) -> None:
+            del self.stack[depth.pop() :]
+            if whole is not None:
+                self.closed -= 1
+                if not self.closed:
+                    whole(self, module, inputs, output)
+
+        return [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, always_call=True),
+        ]
+
+
+def _title(func: Any) -> str:
+    return str(func).removeprefix("aten.").partition(".")[0]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.shape == other.shape and bool((one == other).all())

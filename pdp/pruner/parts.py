@@ -1,0 +1,23 @@
+"""What a pruner's state and its report read of it, so that neither imports the pruner."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from pdp.layers import Layer
+from pdp.methods.method import Method
+from pdp.patterns.pattern import Pattern
+
+
+class Parts(Protocol):
+    """A method on the layers of a model, and how far its life has come."""
+
+    method: Method
+    pattern: Pattern
+    layers: list[Layer]
+    epoch: int | None
+    steps: int
+    start: int | None
+    fraction: float
+    finished: bool
+    metrics: list[float]

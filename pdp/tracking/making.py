@@ -1,0 +1,27 @@
+"""Where curves go besides the run's own history: nowhere, Weights & Biases or TensorBoard, imported when chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pdp.config.schema import Config, TensorboardConfig, WandbConfig
+from pdp.tracking.tracker import Tracker
+
+
+def make_tracker(
+    config: Config, directory: Path, run_id: str, say: Callable[[str], None], is_main: bool = True
+) -> Tracker:
+    """The tracker that `config.tracker` asks for; on processes other than the main one it sends nothing.
+
+    `run_id` is the record's. Raises `Refusal` for tracker.mode=online where no key is configured.
+    """
+    if is_main and isinstance(config.tracker, WandbConfig):
+        from pdp.tracking.wandb_tracker import WandbTracker
+
+        return WandbTracker(config, directory, run_id, say)
+    if is_main and isinstance(config.tracker, TensorboardConfig):
+        from pdp.tracking.tensorboard_tracker import TensorboardTracker
+
+        return TensorboardTracker(directory, say)
+    return Tracker()

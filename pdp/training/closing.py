@@ -1,0 +1,108 @@
+"""The closing table: a run's result beside the dense run of the same cell, and where both lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pdp.config.command import command_of
+from pdp.config.identity import dense_cell
+from pdp.config.schema import Config
+from pdp.distill.dense import dense_run
+from pdp.errors import Refusal
+from pdp.reports.sweep_table import make_tables, print_table
+from pdp.runs.record import Record, read_record
+from pdp.training.display import Display
+from pdp.wording import percent, score
+
+_BYTES = 4  # of a float32
+
+
+def close(display: Display, config: Config, record: Record, directory: Path) -> None:
+    """Prints the result of a run, what the dense run of its cell reached, and where the run lies."""
+    part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
+    title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
+    dense, missing = (None, "") if record.method == "dense" else _dense(config, record)
+    columns = ("", "this run", "dense run")[: 2 + (dense is not None)]
+    display.table(title, columns, [row[: len(columns)] for row in rows(record, dense)])
+    if missing:
+        display.say(missing)
+    display.say(f"run: {directory}")
+
+
+def close_sweep(directories: Sequence[Path], cells: int) -> None:
+    """Prints one table of a sweep's finished runs, a row a configuration over its seeds."""
+    print_table(make_tables(directories), f"the sweep ({len(directories)} of {cells} finished)")
+
+
+def _dense(config: Config, record: Record) -> tuple[Record | None, str]:
+    try:
+        found = dense_run(config, record.data_fingerprint)
+        if found is not None:
+            return read_record(found), ""
+        return None, f"not compared: there is no dense run of this cell and seed; {command_of(dense_cell(config))}"
+    except Refusal:  # what a run began with may have moved since
+        return None, ""
+
+
+def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
+    """What is compared, a row each: its name, this run's value, the dense one's."""
+    name = record.metric_name
+
+    def beside(text: str) -> str:
+        return text if dense is not None else ""
+
+    found = [
+        (f"{name}, hard, last epoch", score(name, record.metric), beside(score(name, dense.metric) if dense else ""))
+    ]
+    if record.method != "dense":
+        if abs(record.metric_soft - record.metric) > 5e-5:
+            found.append((f"{name}, soft, last epoch", score(name, record.metric_soft), ""))
+        begun = _pruning_began(record)
+        if begun:
+            found.append((f"{name}, as pruning began ({begun})", score(name, record.metric_before_pruning), ""))
+        unit = {"mac": "MACs", "channel": "channels"}.get(record.target_unit, "prunable weights")
+        found.append(
+            (f"asked: zeros of {unit}" if unit != "MACs" else "asked: MACs gone", percent(record.target_sparsity), "")
+        )
+        found.append(
+            ("zeros of prunable weights", percent(record.sparsity), beside(percent(dense.sparsity) if dense else ""))
+        )
+        if record.target_unit == "mac":
+            found.append(("MACs gone", percent(1 - record.macs_sparse / record.macs), beside("0.00 %")))
+    found += [
+        (
+            "parameters not zero",
+            f"{record.params_nonzero:,} of {record.params:,}",
+            beside(f"{dense.params_nonzero:,}" if dense else ""),
+        ),
+        (
+            "bytes, float32, without zeros",
+            size(_BYTES * record.params_nonzero),
+            beside(size(_BYTES * dense.params_nonzero) if dense else ""),
+        ),
+        (
+            "MACs without zeros",
+            f"{record.macs_sparse:,} of {record.macs:,}",
+            beside(f"{dense.macs_sparse:,}" if dense else ""),
+        ),
+        ("seconds of training", f"{record.train_seconds:.1f}", beside(f"{dense.train_seconds:.1f}" if dense else "")),
+    ]
+    return found
+
+
+def _pruning_began(record: Record) -> str:
+    """When the weights before pruning were taken: the schedule's start, or "" where it is not known."""
+    start, unit = record.schedule.get("start"), record.schedule.get("unit", "epoch")
+    if start is None or not start:
+        return ""  # pruned from the first step on: there is no model before it
+    return f"after {start} {unit}{'' if start == 1 else 's'}"
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"

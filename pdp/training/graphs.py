@@ -1,0 +1,109 @@
+"""recipe.compile=graphs: a training step's forward and backward as CUDA graphs, for nets that wait for the host.
+
+A small net's step is hundreds of kernels of a few microseconds, which the host launches more slowly than a GPU runs
+them. The kernels are recorded once and replayed as one launch; they are the same kernels on the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdp.pruner.pruner import Pruner
+
+_WARM_UP = 3  # steps before a recording, in which kernels are compiled and chosen
+Batch = dict[str, Tensor]
+
+
+class StepGraphs:
+    """Forward, loss and backward of a batch, recorded for every state of the pruner in which they differ.
+
+    What a replay reads changes in place: weights, cuts, masks, temperatures, the batch. What it does not see, numbers
+    of Python and which layers are masked, is in the key of a recording. `usable` says whether a step can be recorded.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Any, pruner: Pruner, loss_of: Callable[[nn.Module, Batch], Tensor]
+    ) -> None:
+        self.model, self.optimizer, self.pruner, self.loss_of = model, optimizer, pruner, loss_of
+        self.recorded: dict[Hashable, _Recording] = {}
+
+    def backward(self, batch: Batch) -> Tensor:
+        """The loss of the batch, its gradients in the parameters; as eager training would leave them."""
+        key = self._key(batch)
+        if key not in self.recorded:
+            if len(self.recorded) >= 8:
+                self.recorded.clear()
+            self.recorded[key] = _Recording(self, batch)
+        return self.recorded[key].replay(batch)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained, a method's extras too."""
+        return [one for group in self.optimizer.param_groups for one in group["params"]]
+
+    def step(self, batch: Batch) -> Tensor:
+        """What is recorded: the loss and its backward."""
+        loss = self.loss_of(self.model, batch)
+        penalty = self.pruner.penalty()
+        (loss if penalty is None else loss + penalty).backward()
+        return loss.detach()
+
+    def _key(self, batch: Batch) -> Hashable:
+        layers = tuple(
+            (layer.active, *(value.data_ptr() for value in layer.state.values())) for layer in self.pruner.layers
+        )
+        shapes = tuple((name, value.shape, value.dtype) for name, value in batch.items())
+        return layers, shapes, self.pruner.method.recorded_with()
+
+
+class _Recording:
+    def __init__(self, steps: StepGraphs, batch: Batch):
+        self.inputs = {name: value.clone() for name, value in batch.items()}
+        parameters = steps.parameters()
+        buffers = list(steps.model.buffers())
+        before = [one.clone() for one in buffers]
+        beside = torch.cuda.Stream()
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(_WARM_UP):
+                _forget(parameters)
+                steps.step(self.inputs)
+            # The running statistics of a batch that was only tried.
+            for one, value in zip(buffers, before, strict=True):
+                one.copy_(value)
+        torch.cuda.current_stream().wait_stream(beside)
+        _forget(parameters)
+        self.graph = torch.cuda.CUDAGraph()
+        # Other threads, such as one that pins batches, may go on meanwhile.
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            self.loss = steps.step(self.inputs)
+        self.gradients = [(one, one.grad) for one in parameters]
+
+    def replay(self, batch: Batch) -> Tensor:
+        for name, value in batch.items():
+            self.inputs[name].copy_(value, non_blocking=True)
+        self.graph.replay()
+        for one, gradient in self.gradients:
+            one.grad = gradient
+        return self.loss
+
+
+def _forget(parameters: list[nn.Parameter]) -> None:
+    for one in parameters:
+        one.grad = None
+
+
+def usable(config: Any, accelerator: Any, pruner: Pruner, plain_objective: bool) -> bool:
+    """Whether steps are recorded: on one CUDA device, one batch a step, no loss scaling, no teacher, a known method."""
+    return (
+        config.recipe.compile == "graphs"
+        and accelerator.device.type == "cuda"
+        and accelerator.num_processes == 1
+        and config.recipe.accumulation == 1
+        and accelerator.scaler is None
+        and plain_objective
+        and pruner.method.recordable
+    )

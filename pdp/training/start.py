@@ -1,0 +1,101 @@
+"""What a run begins with: another run's weights, and what is said of zeros that came with any weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pdp.config.schema import Config
+from pdp.config.start import Start, open_start
+from pdp.layers import is_weighted
+from pdp.pruner.pruner import Pruner
+from pdp.runs.checkpoint import read_tensors
+from pdp.tasks.image_weights import load_weights
+from pdp.tasks.task import Task
+from pdp.training.assembly import make_model
+
+_SOME = 0.01  # of a layer: a trained dense one hardly has an exact zero
+
+
+def make_first_model(config: Config, task: Task) -> nn.Module:
+    """The model that training begins with: the task's, or with the weights of the run that start.run names."""
+    if config.start.run is None:
+        return make_model(config, task)
+    pretrained, config.model.pretrained = config.model.pretrained, "false"  # the run's weights follow
+    try:
+        model = make_model(config, task)
+    finally:
+        config.model.pretrained = pretrained
+    start = open_start(config.start.run, config.seed)
+    classes = len(getattr(task, "labels", None) or ()) or getattr(task, "classes", 0) or 1
+    notes = load_weights(model, str(start.path / "model.safetensors"), classes, state=_weights(start))
+    task.notes += [_described(start, config), *notes]
+    return model
+
+
+def _weights(start: Start) -> dict[str, Tensor]:
+
+    return read_tensors(start.path / "model.safetensors")
+
+
+def _described(start: Start, config: Config) -> str:
+    record = start.record
+    held = "its zeros are held" if config.start.mask == "hold" else "its zeros are free"
+    return (
+        f"begins with run {record.run_id} ({record.model}, {record.method}, sparsity {record.sparsity:.4f}, "
+        f"{record.metric_name} {record.metric:.4f}), {held}"
+    )
+
+
+def start_of(config: Config) -> dict[str, Any]:
+    """What a record says of the run that its own went on from."""
+    if config.start.run is None:
+        return {}
+    record = open_start(config.start.run, config.seed).record
+    return {
+        "mask": config.start.mask,
+        "run_id": record.run_id,
+        "config_hash": record.config_hash,
+        "seed": record.seed,
+        "method": record.method,
+        "pattern": record.pattern,
+        "sparsity": record.sparsity,
+        "metric": record.metric,
+    }
+
+
+def note_zeros(config: Config, model: nn.Module, pruner: Pruner) -> list[str]:
+    """A sentence where the weights that training begins with have zeros which it will not keep."""
+    if config.model.pretrained == "false" and config.start.run is None:
+        return []
+    held = set(pruner.prunable_weights) if pruner.method.locked else set()
+    weights = {
+        name: module.weight
+        for name, module in model.named_modules()
+        if is_weighted(module) and isinstance(getattr(module, "weight", None), Tensor)
+    }
+    zeros = {name: int((weight == 0).sum()) for name, weight in weights.items() if name not in held}
+    pruned = {name: count for name, count in zeros.items() if count >= max(2, _SOME * weights[name].numel())}
+    if not pruned:
+        return []
+    count, total = sum(pruned.values()), sum(weight.numel() for weight in weights.values())
+    source = f"run {config.start.run}" if config.start.run else f"model.pretrained={config.model.pretrained}"
+    fate = (
+        "they will not stay: nothing holds them"
+        if not pruner.method.prunes
+        else (f"they will not stay as they are: method={config.method.name} chooses its own")
+    )
+    if pruner.method.locked:
+        fate = "they will not stay: their layers are not pruned here"
+    cure = (
+        ""
+        if config.start.run
+        else "; from=<the run that pruned them>, or method=pofa method.stage=finetune, holds them"
+    )
+    if config.start.run and config.start.mask == "free":
+        cure = "; start.mask=hold holds them"
+    return [
+        f"{source} has {count:,} zeros among its {total:,} convolution and linear weights ({count / total:.1%}), and "
+        f"{fate}{cure}"
+    ]

@@ -1,0 +1,52 @@
+"""Words for people: the nearest known names, any text as one line, shares and metrics as they are read."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three known names most like `name`, best first; empty where none is near."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
+
+
+_MOST = 30  # names that a line can hold
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """'did you mean a or b? known: a, b, c' for a name that is none of `known`."""
+    known = sorted(known)
+    near = nearest(name, known)
+    question = f"did you mean {' or '.join(near)}? " if near else ""
+    if len(known) > _MOST:
+        return f"{question}{len(known)} are known; python train.py --help lists them"
+    return f"{question}known: {', '.join(known)}" if known else "none is known"
+
+
+def one_line(text: object) -> str:
+    """The text with every run of white space made one blank."""
+    return " ".join(str(text).split())
+
+
+def percent(share: float) -> str:
+    """A fraction as people read it."""
+    return f"{100 * share:.2f} %"
+
+
+def score(name: str, value: float) -> str:
+    """A metric: fractions in percent, perplexity raw."""
+    return f"{value:.3f}" if name.startswith("perplexity") else percent(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42 s, 3 min 20 s, 5 h 07 min, 2 days 3 h."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 86400} days {whole % 86400 // 3600} h"

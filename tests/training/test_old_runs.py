@@ -1,0 +1,77 @@
+"""A finished run, an interrupted one, their records, configurations and checkpoints of earlier code open today."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pdp.config.compose import compose, from_yaml
+from pdp.config.identity import run_directory
+from pdp.reports.sheet import as_markdown
+from pdp.reports.tables import make_sheets
+from pdp.runs.record import read_record
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+OLD = ROOT / "tests" / "old_runs"
+NAME = "bert_tiny-grammar_nli-pdp-random-0.9-ac1a503c"
+WORDS = [
+    *("model=bert_tiny", "model.sizes.hidden_size=16", "model.sizes.intermediate_size=32"),
+    *("model.sizes.num_hidden_layers=1", "model.sizes.num_attention_heads=2"),
+    *("data.limit=200", "recipe.epochs=6", "sparsity=0.9", "method=pdp"),
+]
+ONE_ANSWER = 1 / 200  # of the test set's, which another processor's rounding may turn
+
+
+@pytest.fixture
+def runs(tmp_path):
+    shutil.copytree(OLD / NAME, tmp_path / NAME)
+    return tmp_path
+
+
+def call(program, *words):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, program, *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_its_command_still_means_the_same_run():
+    record = read_record(OLD / NAME / "seed0")
+    assert (record.status, record.steps, record.target_sparsity) == ("finished", 72, 0.9)
+    stored = from_yaml((OLD / NAME / "seed0" / "config.yaml").read_text())
+    for config in (compose([*WORDS, "seed=0"]), stored):
+        assert run_directory(config, record.data_fingerprint) == Path("results/runs") / NAME / "seed0"
+
+
+def test_tables_take_its_record(tmp_path):
+    shutil.copytree(OLD / NAME / "seed0", tmp_path / "records" / "old" / NAME / "seed0")
+    sheets = {sheet.name: sheet for sheet in make_sheets(tmp_path)}
+    assert "33.50" in as_markdown(sheets["language_grammar_nli"])
+
+
+def test_its_command_finds_it_finished_and_its_weights_measure_as_recorded(runs):
+    before = {path: path.stat().st_mtime_ns for path in (runs / NAME / "seed0").iterdir()}
+    call("train.py", *WORDS, "seed=0", f"output_dir={runs}")
+    assert {path: path.stat().st_mtime_ns for path in (runs / NAME / "seed0").iterdir() if path in before} == before
+    record = read_record(runs / NAME / "seed0")
+    said = call("evaluate.py", f"run={runs / NAME / 'seed0'}")
+    metric = next(float(line.split()[1]) for line in said.splitlines() if line.startswith("accuracy "))
+    assert metric == pytest.approx(record.metric, abs=ONE_ANSWER)
+    assert said.count(f"{record.params_nonzero:,}") == 2 and said.count(f"{record.macs_sparse:,}") == 2
+
+
+def test_an_interrupted_one_goes_on_from_its_checkpoint(runs):
+    said = call("train.py", *WORDS, "seed=1", f"output_dir={runs}")
+    assert "step 49" in said
+    record = read_record(runs / NAME / "seed1")
+    assert (record.status, record.steps, record.config_hash) == ("finished", 72, "ac1a503ce20c0417")
+    whole = read_record(runs / NAME / "seed0")
+    assert record.sparsity == whole.sparsity and record.params_nonzero == whole.params_nonzero
+    lines = (runs / NAME / "seed1" / "history.jsonl").read_text().splitlines()
+    assert len(lines) == 6 and lines[:4] == (OLD / NAME / "seed1" / "history.jsonl").read_text().splitlines()[:4]
