@@ -78,6 +78,7 @@ def ours(values: dict[str, Any], root: str, output: str) -> Callable[[int], dict
 def resident(values: dict[str, Any], root: str) -> Callable[[int], dict[str, Any]]:
     """The same steps on a single batch, which needs no reading, decoding or copying."""
     import torch
+
     from pdp.benchmarks.contender import Contender
 
     torch.set_num_threads(values["threads"])
