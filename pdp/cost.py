@@ -1,23 +1,22 @@
 """Parameters and multiply-adds, per layer: convolution and linear layers, attention products on their own.
 
-Ground floor: it needs only `pdp.layers`, and patterns whose target is a share of the MACs stand on it.
+It needs only `pdp.layers`; patterns whose target is a share of the MACs use it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.conv import _ConvTransposeNd
-from torch.utils.flop_counter import FlopCounterMode
 
 from pdp.layers import Site, is_conv1d, weighted_sites
+from pdp.products import Products, shared_weights
+from pdp.reading_mode import stored_weights
 
 
 @torch.no_grad()
@@ -25,54 +24,56 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
     """Per-layer cost of one forward of `example_input`: name, type, params, nonzero, macs, sparse_macs.
 
     A MAC is one multiply-add of a convolution or linear layer: output positions x weights that each takes part in
-    (groups, stride, padding and dilation included by construction), summed over repeated calls. Biases, norms,
-    activations and pooling are not counted. sparse_macs = macs x nonzero / params. `example_input` is a tensor, a tuple
-    of arguments or a dict of keywords. `frame.attrs["macs_attention"]` holds the products of queries, keys and values.
+    (groups, stride, padding and dilation included by construction), counted where the product happens, whichever module
+    reads the weight, and summed over repeated calls. Biases, norms, activations and pooling are not counted.
+    sparse_macs = macs x nonzero / params. `example_input` is a tensor, a tuple of arguments or a dict of keywords.
+    Three attributes hold the rest: `frame.attrs["macs_attention"]` the products of two activations (queries, keys and
+    values), `"macs_other"` those with other parameters and buffers by name, `"uncounted"` the operations that cannot be
+    counted.
     """
     sites = list(weighted_sites(model))
-    macs = {name: 0 for name, _, _ in sites}
-    handles = [
-        one.caller.register_forward_hook(partial(_count, macs, name, one), with_kwargs=True) for name, _, one in sites
-    ]
-    flops = FlopCounterMode(display=False)
+    # The name of each layer by that of its parameter: what is called after a module says only `weight` of it.
+    layers = {parameter_name(model, site): name for name, _, site in sites}
+    products = Products(model, list(layers))
+    shared = shared_weights([(parameter_name(model, site), site.caller, _weight(site)) for _, _, site in sites])
+    handles = []
+    for name, caller in shared:
+        handles.append(caller.register_forward_pre_hook(products.runs(name)))
+        handles.append(caller.register_forward_hook(products.ran(name), always_call=True))
     try:
-        with _evaluating(model), _products_in_the_open(), flops:
-            _call(model, example_input)
+        with _evaluating(model), _products_in_the_open(), stored_weights():
+            _counted(model, example_input, products)
     finally:
         for handle in handles:
             handle.remove()
+    macs = {layers[name]: count for name, count in products.by_name.items() if name in layers}
     rows = []
     for name, kind, site in sites:
         weight = _weight(site)
-        nonzero = int(torch.count_nonzero(weight))
-        rows.append((name, kind, weight.numel(), nonzero, macs[name], macs[name] * nonzero // weight.numel()))
+        nonzero, own = int(torch.count_nonzero(weight)), macs.get(name, 0)
+        rows.append((name, kind, weight.numel(), nonzero, own, own * nonzero // max(1, weight.numel())))
     frame = pd.DataFrame(rows, columns=["name", "type", "params", "nonzero", "macs", "sparse_macs"])
-    counts = flops.get_flop_counts().get("Global", {})
-    frame.attrs["macs_attention"] = (
-        sum(value for operation, value in counts.items() if "bmm" in str(operation) or "attention" in str(operation))
-        // 2
-    )
+    frame.attrs["macs_attention"] = products.rest
+    frame.attrs["macs_other"] = {name: count for name, count in products.by_name.items() if name not in layers}
+    frame.attrs["uncounted"] = list(products.uncounted)
     return frame
 
 
-def _count(
-    macs: dict[str, int], name: str, site: Site, caller: nn.Module, inputs: tuple, keywords: dict, output: Any
-) -> None:
-    """A forward hook: adds what one call of `caller` multiplies by the weight of `site`."""
-    weight = _weight(site)
-    if isinstance(caller, nn.MultiheadAttention):
-        sequences = dict(zip(("query", "key", "value"), inputs, strict=False)) | keywords
-        positions = {key: sequences[key].numel() // sequences[key].shape[-1] for key in ("query", "key", "value")}
-        if site.parameter == "in_proj_weight":  # a third of it for each
-            macs[name] += sum(positions.values()) * weight.numel() // 3
-        else:
-            of = {"k_proj_weight": "key", "v_proj_weight": "value"}.get(site.parameter, "query")
-            macs[name] += positions[of] * weight.numel()
-        return
-    transposed = isinstance(caller, _ConvTransposeNd)
-    outputs = weight.shape[1] if transposed or is_conv1d(caller) else weight.shape[0]
-    places = inputs[0].numel() // weight.shape[0] if transposed else output.numel() // outputs
-    macs[name] += places * weight.numel()
+def parameter_name(model: nn.Module, site: Site) -> str:
+    """What the model's state dict calls the weight at `site`."""
+    prefix = next(name for name, module in model.named_modules() if module is site.module)
+    return f"{prefix}.{site.parameter}".lstrip(".")
+
+
+def _counted(model: nn.Module, example_input: Any, products: Products) -> None:
+    """Runs the model once; a forward that fails only because it is watched is told and counted up to there."""
+    try:
+        with products:
+            _call(model, example_input)
+    except Exception as error:  # whatever the watched model raises: the model itself decides
+        _call(model, example_input)
+        reason = next(iter(str(error).splitlines()), "")
+        products.uncounted[f"all from {type(error).__name__} on ({reason[:100]})"] = None
 
 
 def _weight(site: Site) -> Tensor:
@@ -129,7 +130,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _products_in_the_open() -> Iterator[None]:
-    """PyTorch's fused attention skips submodules' forwards, and its products are counted in some versions only."""
+    """Inside, attention is computed step by step: the fused one skips forwards, and some versions do not count it."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,18 +1,17 @@
-"""Which layers of a model are prunable: convolution and linear weights, each shared weight once."""
+"""What a prunable layer is: a convolution's or linear layer's weight, and the places that use it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from pdp.errors import Refusal
 from pdp.masks.host_cut import Trail
+from pdp.reading_mode import reads_for_any_use
 
 
 @dataclass(eq=False)
@@ -42,7 +41,7 @@ class Member:
         return site.module._parameters[site.parameter]  # type: ignore[return-value]
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """This tensor or one of its shape with the units along dimension 0; and back."""
+        """`tensor`, of this one's shape, with its units along dimension 0; applied again, it is as it was."""
         return tensor.transpose(0, self.axis) if self.axis else tensor
 
     def compute_dtype(self, weight: Tensor) -> torch.dtype:
@@ -68,6 +67,8 @@ class Layer:
     state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
     hard_keep: Tensor | None = None  # set while the hard model is evaluated
     trail: Trail = field(default_factory=Trail)  # where its cuts lay
+    was_read: bool = False  # whether the model has computed with its effective weight since the last step
+    last_gradient: tuple[int, int] | None = None  # which one the stored weight had then, and its version
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -78,6 +79,14 @@ class Layer:
         """The stored weight, in its dense shape."""
         site = self.sites[0]
         return site.module._parameters[site.parameter]  # type: ignore[return-value]
+
+    def beside(self, weight: Tensor) -> Layer:
+        """The layer with its state on the device of `weight`: the model, or a replica of it, may have moved."""
+        device = weight.device
+        if all(value.device == device for value in self.state.values()):
+            return self
+        state = {key: value.to(device) for key, value in self.state.items()}
+        return replace(self, state=state, hard_keep=None if self.hard_keep is None else self.hard_keep.to(device))
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -93,10 +102,12 @@ def is_weighted(module: nn.Module) -> bool:
 def compute_dtype(site: Site, weight: Tensor) -> torch.dtype:
     """The type in which the layer at `site` multiplies `weight`: autocast's where it would cast it, else its own.
 
-    An effective weight written in that type is the one that autocast would make of it, a pass over memory sooner.
+    An effective weight written in that type saves autocast's own pass over memory.
     """
     device = weight.device.type
     if torch.compiler.is_compiling() or weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return weight.dtype
+    if reads_for_any_use():
         return weight.dtype
     read_by_itself = site.caller is site.module and site.parameter in ("weight", "bias")
     return torch.get_autocast_dtype(device) if read_by_itself and _casts_by_autocast(site.module) else weight.dtype
@@ -114,8 +125,13 @@ _PLAIN = (
 
 
 def _casts_by_autocast(module: nn.Module) -> bool:
-    """Whether the module's forward hands its weight to the one operation of its kind, and to nothing else."""
+    """Whether the module's forward uses its weight in the one operation of its kind and nowhere else."""
     return "forward" not in module.__dict__ and _is_plain(type(module))  # type: ignore[arg-type]
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the module's class multiplies by its weight as it is."""
+    return _is_plain(type(module))  # type: ignore[arg-type]
 
 
 @cache
@@ -133,34 +149,6 @@ def first_convolution(model: nn.Module) -> nn.Module | None:
     return first if isinstance(first, _ConvNd) else None
 
 
-def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequence[str] = ()) -> list[Layer]:
-    """The prunable layers in the model's order.
-
-    `exclude` are fnmatch patterns on module names given by a person, each of which must match a layer, `own_exclude`
-    the task's own. Weights tied to anything but a prunable layer (an embedding, say) stay out. Raises `Refusal` for a
-    pattern that matches nothing and for a model without prunable layers.
-    """
-    weights = list(weighted_sites(model))
-    _check_patterns(exclude, [name for name, _, _ in weights])
-    outside = _used_outside(model, {id(site.module) for _, _, site in weights})
-    found: dict[int, Layer] = {}
-    for name, kind, site in weights:
-        weight = site.module._parameters[site.parameter]
-        if weight is None or id(weight) in outside:
-            continue
-        if any(fnmatchcase(name, pattern) for pattern in (*exclude, *own_exclude)):
-            continue
-        if id(weight) in found:
-            found[id(weight)].sites.append(site)
-        else:
-            found[id(weight)] = Layer(
-                name, kind, name if name.endswith("_weight") else f"{name}.weight".lstrip("."), [site]
-            )
-    if not found:
-        raise Refusal("the model has no prunable layer left: prune.exclude leaves no convolution or linear layer")
-    return list(found.values())
-
-
 def weighted_sites(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
     """Every convolution and linear weight: its layer's name, kind and place.
 
@@ -176,22 +164,3 @@ def weighted_sites(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
         elif is_weighted(module) and module._parameters.get("weight") is not None:
             kind = "Linear" if id(module) in attention_outputs else type(module).__name__
             yield name, kind, Site(module, "weight", attention_outputs.get(id(module), module))
-
-
-def _used_outside(model: nn.Module, weighted: set[int]) -> set[int]:
-    return {
-        id(parameter)
-        for module in model.modules()
-        if id(module) not in weighted
-        for parameter in module._parameters.values()
-        if parameter is not None
-    }
-
-
-def _check_patterns(exclude: Sequence[str], names: list[str]) -> None:
-    for pattern in exclude:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise Refusal(
-                f"prune.exclude={pattern} matches no convolution or linear layer: the layers are called "
-                f"{', '.join(names[:3])}, ... {names[-1] if names else ''}; dry_run=true lists them"
-            )

@@ -43,9 +43,9 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
     """Seconds of one pass over layers of these sizes, each a little after the one before, as a step leaves weights."""
     import torch
 
-    from pdp.layers import find_layers
     from pdp.masks.cut import count_pruned
     from pdp.patterns import make_pattern
+    from pdp.survey import find_layers
 
     generator = torch.Generator(device).manual_seed(0)
     model = torch.nn.ModuleList(torch.nn.Linear(size, 1, bias=False, device="meta") for size in sizes)

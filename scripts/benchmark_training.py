@@ -246,8 +246,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     low, high = row["ratio_quartiles"]
     figures = (f"{row['timm_per_second']:.1f}", f"{row['pdp_per_second']:.1f}", f"{row['ratio']:.3f}")
-    of_it = (f"{row['resident_per_second']:.1f}", f"{row['of_resident']:.3f}")
-    of_it += (verdict(RESIDENT, row["resident_held"]),)
+    rate, share = f"{row['resident_per_second']:.1f}", f"{row['of_resident']:.3f}"
+    of_it = (rate, share, verdict(RESIDENT, row["resident_held"]))
     table.add_row(arguments.model, *figures, f"{low:.3f} to {high:.3f}", verdict(TARGET, row["held"]), *of_it)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if arguments.out:

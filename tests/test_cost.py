@@ -12,7 +12,7 @@ from torchvision.models import ViT_B_16_Weights, mobilenet_v2, resnet18, resnet5
 
 from pdp import Pruner, count_macs
 from pdp.cost import count_bytes, count_parameters
-from pdp.layers import find_layers
+from pdp.survey import find_layers
 
 # torchvision's documentation, the MobileNet-v1 of STR's README (4.21 M, 569 M)
 PUBLISHED = [

@@ -83,15 +83,15 @@ class Job:
         while True:
             with suppress(subprocess.TimeoutExpired):
                 return self.process.wait(timeout=0.5)
-            if self.asked and not self.passed_on and time.time() - self.asked_at > GRACE[self.asked]:
+            if self.asked and not self.passed_on and time.monotonic() - self.asked_at > GRACE[self.asked]:
                 self.process.send_signal(signal.SIGUSR1)
                 self.passed_on = True
-            if self.asked == "SIGUSR1" and time.time() - self.asked_at > max(5, self.settings.warn - SPARE):
+            if self.asked == "SIGUSR1" and time.monotonic() - self.asked_at > max(5, self.settings.warn - SPARE):
                 return None
 
     def _note_request(self, number: int, frame: FrameType | None) -> None:
         if not self.asked:
-            self.asked, self.asked_at = signal.Signals(number).name, time.time()
+            self.asked, self.asked_at = signal.Signals(number).name, time.monotonic()
 
     def _judge(self, status: int | None) -> tuple[int, str, bool]:
         """Exit code, last words, and whether the run is to be started again."""
@@ -153,8 +153,8 @@ class Job:
 
 def wait_until_free(run: Path, longest: float, asked: Callable[[], bool]) -> None:
     """Waits until no process holds the run, at most so many seconds, and not where an end is asked for."""
-    end = time.time() + longest
-    while is_held(run) and time.time() < end and not asked():
+    end = time.monotonic() + longest
+    while is_held(run) and time.monotonic() < end and not asked():
         time.sleep(0.5)
 
 

@@ -20,6 +20,9 @@ from pdp.wording import did_you_mean
 
 _FROM = "from"
 _HOME = re.compile(r"^([\w.+]+=)~(?=/|$)")
+_PLAIN = re.compile(r"([A-Za-z_+][\w.+]*)=(?!\s*['\"{$])(?!.*\$\{)(.+)", re.ASCII)
+_NAMES = ("data.root", "data.train", "data.validation_file", "data.test", "data.text", "data.label", "data.score")
+_UNREADABLE = (HydraException, ValueError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,38 @@ def parse_overrides(overrides: Sequence[str], loader: ConfigLoader | None = None
             raise Refusal(f"{text!r} is not an override: give key=value without control characters")
         text = quote_beyond_ascii(text)
         try:
-            parsed += parser.parse_overrides([text])
-        except (HydraException, ValueError, RecursionError) as error:
+            parsed += _read(parser, text)
+        except _UNREADABLE as error:
             raise Refusal(
                 f"{text} is not an override: give key=value, and quote a value with special characters: \"key='a b,c'\""
             ) from error
     return parsed
+
+
+def _read(parser: OverridesParser, text: str) -> list[Override]:
+    """Hydra's reading; a name that its grammar cannot read, or takes for a number, is quoted for it.
+
+    Its grammar knows no letters beyond ASCII and few signs, and folders, files and columns are called what they are.
+    """
+    plain = _PLAIN.fullmatch(text)
+    named = plain is not None and plain[1].lstrip("+") in _NAMES
+    try:
+        read = parser.parse_overrides([text])
+        if not named or not any(type(one) in (int, float, bool) for one in _values(read[0])):
+            return read
+    except _UNREADABLE:
+        if plain is None:
+            raise
+    assert plain is not None
+    key, value = plain[1], plain[2].strip()
+    if value.startswith("[") and value.endswith("]"):
+        return parser.parse_overrides([f"{key}=[{','.join(map(_quoted, value[1:-1].split(',')))}]"])
+    return parser.parse_overrides([f"{key}={','.join(map(_quoted, value.split(',')))}"])
+
+
+def _values(override: Override) -> list[Any]:
+    value = override.value()
+    return value if isinstance(value, list) else [value]
 
 
 def quote_beyond_ascii(text: str) -> str:
@@ -78,7 +107,9 @@ def quote_beyond_ascii(text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    escaped = text.strip().replace("\\", "\\\\").replace('"', '\\"')
+    """The text as Hydra reads it back, between quotes."""
+    text = text.strip()
+    escaped = re.sub(r"(\\*)(\"|$)", lambda match: match[1] * 2 + ("\\" if match[2] else "") + match[2], text)
     return f'"{escaped}"'
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 from pdp.config.check_data import check_data, check_model
@@ -21,20 +21,23 @@ from pdp.config.schema import (
     PruneConfig,
     ScheduleConfig,
     TeacherConfig,
-    TextDataConfig,
 )
 from pdp.errors import Refusal
+from pdp.ranks import process_count
 from pdp.schedule.time import Time
 
 
-def check(config: Config, typed: Set[str] = frozenset()) -> None:
-    """Raises `Refusal` for the first thing that cannot be run; `typed` are the keys given on the command line."""
+def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = ()) -> None:
+    """Raises `Refusal` for the first thing that cannot be run.
+
+    `typed` are the keys given on the command line, `words` the overrides themselves.
+    """
     check_values(config)
     check_model(config)
     check_data(config)
     _check_recipe(config)
     check_prune(config, typed)
-    check_schedule(config)
+    check_schedule(config, words)
     check_distill(config)
     _check_tracker(config)
     if not config.output_dir.strip():
@@ -54,8 +57,9 @@ def normalise(config: Config, typed: Set[str] = frozenset()) -> None:
         config.device = "cuda"
     if config.data.root is not None:
         config.data.root = os.path.expanduser(config.data.root)
-    if isinstance(config.data, TextDataConfig) and config.data.tokenizer is not None:
-        config.data.tokenizer = os.path.expanduser(config.data.tokenizer)
+    for key in ("tokenizer", "train", "validation_file", "test"):
+        if isinstance(path := getattr(config.data, key, None), str):
+            setattr(config.data, key, os.path.expanduser(path))
     if config.data.smallest_inputs:
         _shrink(config, typed)
     if config.allocation.path is not None:
@@ -117,7 +121,7 @@ def _check_recipe(config: Config) -> None:
         )
     if isinstance(recipe.compile, str) and recipe.compile != "graphs":
         raise Refusal(f"recipe.compile={recipe.compile}: no such choice; known: false, true, graphs")
-    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    processes = process_count()
     parts = processes * recipe.accumulation
     if recipe.batch_size % parts:
         raise Refusal(
@@ -138,11 +142,10 @@ def _check_recipe(config: Config) -> None:
         raise Refusal(f"recipe.lr_min={recipe.lr_min} is above recipe.lr={recipe.lr}: lower recipe.lr_min")
     if recipe.nesterov and recipe.optimizer == "sgd" and recipe.momentum == 0:
         raise Refusal("recipe.nesterov=true needs momentum: give recipe.momentum above 0 or recipe.nesterov=false")
-    warmup = Time.parse(recipe.lr_warmup, "recipe.lr_warmup")
-    if warmup.unit == "ep" and warmup.value > recipe.epochs:
+    if recipe.evaluate_every is not None and Time.parse(recipe.evaluate_every, "recipe.evaluate_every").value == 0:
         raise Refusal(
-            f"recipe.lr_warmup={recipe.lr_warmup} is longer than the run's recipe.epochs={recipe.epochs}: shorten "
-            "recipe.lr_warmup or raise recipe.epochs"
+            f"recipe.evaluate_every={recipe.evaluate_every} is no time between two measurements: give one above 0, "
+            "such as 0.1 (of the run), 2000it or 2ep, or recipe.evaluate_every=null for every epoch"
         )
 
 

@@ -103,13 +103,63 @@ def check_data(config: Config) -> None:
         )
     if data.name in NEED_ROOT and not data.root and not (config.dry_run or data.noise_if_absent):
         environment = ", or set IMAGENET_DIR" if data.name == "imagenet" else ""
-        raise Refusal(f"data={data.name} needs data.root: give data.root=<folder with train/ and val/>{environment}")
+        besides = "" if data.name == "imagenet" else ", or a folder for each class"
+        raise Refusal(
+            f"data={data.name} needs data.root: give data.root=<folder with train/ and val/{besides}>{environment}"
+        )
+
+
+def _check_table(data: Any, opened: bool) -> None:
+    """Raises `Refusal` where a table's file or columns are not named, or are for other data; columns become a list.
+
+    What is not `opened`, in a dry run, need not be named.
+    """
+    keys = ("train", "validation_file", "test", "text", "label", "score")
+    if data.source != "table":
+        given = next((key for key in keys if getattr(data, key, None) is not None), None)
+        if given:
+            raise Refusal(
+                f"data.{given}={getattr(data, given)} is for data=table: give data=table, or drop data.{given}"
+            )
+        return
+    columns = data.text if isinstance(data.text, list | tuple) else [] if data.text is None else [data.text]
+    data.text = [str(one) for one in columns]
+    if data.task is not None:
+        raise Refusal(f"data.task={data.task} is for data=glue: drop data.task, or give data=glue")
+    if not opened and data.text == [] and data.label is None and data.score is None:
+        return
+    if not data.train and not data.test:
+        raise Refusal("data=table needs data.train: give data.train=<a .csv, .tsv, .jsonl or .parquet file of rows>")
+    if len(data.text) not in (1, 2) or not all(data.text):
+        raise Refusal(
+            f"data.text={_listed(data.text)} must name the column of the texts, or of both texts of pairs: give "
+            "data.text=[<column>] or data.text=[<column>,<column>]"
+        )
+    if (data.label is None) == (data.score is None):
+        raise Refusal(
+            "data=table needs either data.label, the column of the classes, or data.score, the column of a score: give "
+            + (
+                "one of them"
+                if data.label is None
+                else f"only one of data.label={data.label} and data.score={data.score}"
+            )
+        )
+    target = data.label if data.score is None else data.score
+    if target in data.text or len(set(data.text)) < len(data.text):
+        raise Refusal(
+            f"data.text={_listed(data.text)} and the column {target} must be different columns: change data.text"
+        )
+
+
+def _listed(names: list[str]) -> str:
+    return f"[{','.join(names)}]"
 
 
 def _check_text(config: Config) -> None:
     data: Any = config.data
     if not data.name.strip():
         raise Refusal("data.name is empty: give data.name=<what tables call the data>")
+    _check_table(data, opened=not (config.dry_run or data.noise_if_absent))
     if data.source in ("tsv", "files") and not data.root and not (config.dry_run or data.noise_if_absent):
         raise Refusal(f"data={data.name} needs data.root: give data.root=<the folder that holds its files>")
     if data.source == "glue" and data.task is None:

@@ -25,7 +25,7 @@ LANGUAGE_MODELS = (
     "gpt2_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
-TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained")
+TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
 GLUE_TASKS = ("mnli", "qqp", "qnli", "sst2", "rte", "mrpc", "cola", "stsb", "wnli")
 WIKITEXT = ("wikitext-2", "wikitext-103", "wikitext-2-raw", "wikitext-103-raw")
 # Of each reader of texts: the task that takes it, and the names that its data can have (empty: any).
@@ -33,6 +33,7 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "grammar": ("text_classification", ("grammar_nli",)),
     "glue": ("text_classification", ("glue",)),
     "tsv": ("text_classification", ()),
+    "table": ("text_classification", ()),
     "docstrings": ("language_modelling", ("docstrings",)),
     "wikitext": ("language_modelling", WIKITEXT),
     "files": ("language_modelling", ()),
@@ -48,6 +49,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "recipe.lr_schedule": ("cosine", "linear", "constant", "steps"),
     "recipe.lr_unit": ("step", "epoch"),
     "recipe.augmentation": ("none", "pad_crop_flip", "random_resized_crop"),
+    "recipe.on_nonfinite": ("stop", "skip"),
     "recipe.precision": ("fp32", "bf16", "fp16"),
     "schedule.name": SCHEDULES,
     "schedule.unit": ("epoch", "step"),
@@ -81,6 +83,8 @@ _RANGES: dict[str, _Range] = {
     "recipe.clip": _ABOVE_0,
     "recipe.ema": (lambda value: 0 < value < 1, "between 0 and 1"),
     "recipe.soft_every": _AT_LEAST_0,
+    "recipe.checkpoint_minutes": _AT_LEAST_0,
+    "recipe.history_steps": _AT_LEAST_0,
     "recipe.recalibrate_bn": _AT_LEAST_0,
     "data.validation": _BELOW_1,
     "data.workers": _AT_LEAST_0,

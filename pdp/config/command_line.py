@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
 import logging
@@ -30,7 +31,16 @@ def main(program: str, argv: Sequence[str]) -> int:
 
         words = [argument for argument in argv if not argument.startswith("-")]
         return _guarded(program, lambda: _print(help_text(program, words)))
-    return _guarded(program, lambda: _dispatch(program, list(argv)))
+    return _guarded(program, lambda: _settled(program, list(argv)))
+
+
+def _settled(program: str, argv: list[str]) -> int:
+    """Works with what the environment says of processes made plain, before anything reads it."""
+    from pdp.ranks import settle_processes
+
+    if note := settle_processes():
+        print(f"{program}: {note}", file=sys.stderr, flush=True)
+    return _dispatch(program, argv)
 
 
 def _print(text: str) -> int:
@@ -53,10 +63,20 @@ def _guarded(label: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{label}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return _our_bug(label)
+        name = str(error.filename or "")
+        print(f"{label}: {name[:60]}... is longer than a name can be ({error.strerror}): shorten it", file=sys.stderr)
+        return Refusal.exit_code
     except Exception:
-        print(f"{label}: an error of ours, not of your input:", file=sys.stderr)
-        traceback.print_exc()
-        return OUR_BUG
+        return _our_bug(label)
+
+
+def _our_bug(label: str) -> int:
+    print(f"{label}: an error of ours, not of your input:", file=sys.stderr)
+    traceback.print_exc()
+    return OUR_BUG
 
 
 def _dispatch(program: str, argv: list[str]) -> int:

@@ -17,6 +17,9 @@ _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
     "recipe.batch_size": ((int,), "a whole number of at least 1"),
     "device": ((str,), "auto, cpu, cuda or gpu"),
     "data.root": ((str,), "a folder"),
+    "data.train": ((str,), "the file of the training rows"),
+    "data.validation_file": ((str,), "a file of rows"),
+    "data.test": ((str,), "a file of rows"),
     "data.workers": ((int,), "a whole number of at least 0"),
 }
 _FILES = ("config.yaml", "model.safetensors")
@@ -55,7 +58,7 @@ def of_run(typed: Sequence[Argument]) -> tuple[Path, dict[str, Any]]:
 def _fits(key: str, value: Any) -> bool:
     if key == "device":
         return value in ("auto", "cpu", "cuda", "gpu")
-    if key == "data.root":
+    if key.startswith("data.") and key != "data.workers":
         return bool(value)
     return value >= (1 if key == "recipe.batch_size" else 0)
 

@@ -11,7 +11,7 @@ import yaml
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # An installed package carries the files; in a checkout they lie beside it.
-_INSTALLED, _CHECKOUT = _PACKAGE / "conf", _PACKAGE.parent / "conf"
+_INSTALLED, _CHECKOUT = (_PACKAGE / "conf").resolve(), _PACKAGE.parent / "conf"
 CONF = _INSTALLED if (_INSTALLED / "config.yaml").is_file() else _CHECKOUT
 GROUPS = {
     "model": "what to train",

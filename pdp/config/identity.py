@@ -20,6 +20,8 @@ from pdp.methods.options import DenseOptions
 from pdp.methods.revisions import revision_of
 from pdp.schedule.time import Time
 
+LONGEST_NAME = 255  # bytes of a file's name, in every common file system
+
 # What does not decide the result, a dotted key or a whole group.
 EXCLUDED = (
     "seed",
@@ -31,26 +33,35 @@ EXCLUDED = (
     "device",
     "provenance",
     "recipe.name",
+    "recipe.checkpoint_minutes",
+    "recipe.history_steps",
     "data.workers",
     "data.root",
     "data.unasked",
     "distill.cache",
     # The tokens are in the fingerprint, whatever files they came from.
     "data.tokenizer",
+    "data.train",
+    "data.validation_file",
+    "data.test",
+    "data.text",
+    "data.label",
+    "data.score",
     "data.train_files",
     "data.validation_files",
     "data.test_files",
 )
-_TIMES = ("recipe.lr_warmup", "schedule.warmup", "schedule.ramp")
+_TIMES = ("recipe.lr_warmup", "recipe.evaluate_every", "schedule.warmup", "schedule.ramp")
 _LISTS_OF_TIMES = ("schedule.phases",)
 
 
 def run_directory(config: Config, data_fingerprint: str) -> Path:
     """`<output_dir>/<model>-<data>-<method>-<pattern>-<sparsity>-<hash8>/seed<k>`; raises `Refusal` like the hash."""
     names = [_slug(part) for part in (config.model.name, data_label(config.data), config.method.name)]
-    slug = "-".join(
-        [*names, _pattern_slug(config), _slug(_sparsity_slug(config)), config_hash(config, data_fingerprint)[:8]]
-    )
+    ending = [_pattern_slug(config), _slug(_sparsity_slug(config)), config_hash(config, data_fingerprint)[:8]]
+    slug = "-".join([*names, *ending])
+    if len(slug.encode()) > LONGEST_NAME:
+        slug = "-".join([*(_cut(name, LONGEST_NAME // 4) for name in names), *ending])
     return Path(config.output_dir) / slug / f"seed{config.seed}"
 
 
@@ -90,9 +101,16 @@ def changed_values(config: Config) -> dict[str, Any]:
     values: dict[str, Any] = {}
     _collect(config, "", values)
     values["method.name"] = config.method.name
-    if (revision := revision_of(config.method.name, config.prune.pattern)) > 1:
+    if (revision := method_revision(config)) > 1:
         values["method.revision"] = revision
     return values
+
+
+def method_revision(config: Config) -> int:
+    """The revision of the method as this run has it."""
+    allocation = config.allocation
+    floored = allocation.least_density > 0 or allocation.ends != "pruned"
+    return revision_of(config.method.name, config.prune.pattern, floored)
 
 
 def _collect(node: Any, path: str, values: dict[str, Any]) -> None:
@@ -144,6 +162,11 @@ def _sparsity_slug(config: Config) -> str:
     if config.sparsity is None:
         return "file" if config.allocation.name == "file" else "free"
     return f"{_canonical(float(config.sparsity), '')!r}"
+
+
+def _cut(name: str, longest: int) -> str:
+    """The name in at most so many bytes; what tells runs apart is the hash."""
+    return name.encode()[:longest].decode(errors="ignore")
 
 
 def _slug(text: str) -> str:

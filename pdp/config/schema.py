@@ -20,7 +20,7 @@ class ModelConfig:
 
     name: str = MISSING  # of the architecture, as `library` knows it
     task: str = MISSING  # images, text_classification or language_modelling: the tasks/ module of model, data and loss
-    # pdp: a name this project knows (pdp.tasks.image_models); timm; transformers; import: your own
+    # pdp: a name this project knows (pdp.tasks.image_models); timm: any timm model; transformers; import: your own
     library: str = "pdp"
     pretrained: str = "false"  # false, true (the hub's weights), a file, or a folder as the hub has them
     smallest_input: int = 1  # pixels; smaller images are enlarged to it unless data.image_size says otherwise
@@ -68,6 +68,12 @@ class TextClassificationDataConfig(TextDataConfig):
     task: str | None = None  # source=glue: mnli, qqp, qnli, sst2, rte, mrpc, cola, stsb or wnli
     max_length: int = 128  # tokens; longer texts lose their end, of a pair the longer one first
     length_grouping: bool = False  # batches of texts of about the same length, so that little is padded
+    train: str | None = None  # source=table, as the next five: a file of rows, under data.root where that is given
+    validation_file: str | None = None  # null: a share of the training rows, data.validation
+    test: str | None = None  # null: a fifth of the training rows, by a fixed split
+    text: Any = None  # the column of the texts, or a list of one or two columns
+    label: str | None = None  # the column of the classes, which are called as they are there
+    score: str | None = None  # in its place: the column of a score
 
 
 @dataclass
@@ -77,7 +83,7 @@ class LanguageModellingDataConfig(TextDataConfig):
     context: int = 1024  # tokens of a window
     stride: int | None = None  # tokens between the starts of two windows that are measured; null: context - 1
     train_files: list[str] = field(default_factory=list)  # source=files: names or glob patterns under data.root
-    validation_files: list[str] = field(default_factory=list)  # none: a share of the training windows
+    validation_files: list[str] | None = None  # []: a share of the training windows; null: valid*.*, else a share
     test_files: list[str] = field(default_factory=list)  # source=files: what is measured at the end
 
 
@@ -121,6 +127,10 @@ class RecipeConfig:
     channels_last: bool = False  # memory layout of images and convolution weights
     compile: bool | str = False  # true: torch.compile; graphs: small nets' steps as CUDA graphs, the same numbers
     gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time
+    evaluate_every: str | None = None  # a time between two measurements; null: at the end of every epoch
+    on_nonfinite: str = "stop"  # at a loss that is not finite: stop, or skip the step and count it
+    checkpoint_minutes: float = 10.0  # between two checkpoints within an epoch; 0: at the ends of epochs alone
+    history_steps: int = 100  # steps between two lines of steps.jsonl, more where there would be too many; 0: none
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
     recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
 

@@ -22,7 +22,8 @@ from pdp.errors import Refusal
 from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import Record, read_record
 from pdp.tasks import build_task
-from pdp.tasks.task import Task
+from pdp.tasks.task import Task, same_classes
+from pdp.wording import one_line
 
 WEIGHTS = "model.safetensors"
 
@@ -100,6 +101,11 @@ def _of_run(config: Config, task: Task, path: Path) -> nn.Module:
     theirs = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
     record = read_record(path)
     _check_same_data(config, task, theirs, path)
+    if not same_classes(record.classes, task.class_names):
+        raise Refusal(
+            f"distill.teacher={path} ({theirs.model.name}) was trained for other classes than this {config.data.name} "
+            f"has, {', '.join(map(one_line, record.classes[:5]))}: give a distill.teacher of the same data"
+        )
     if replace(theirs.model, pretrained=config.model.pretrained) == config.model:
         model = task.build_model()
     else:

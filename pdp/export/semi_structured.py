@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pdp.errors import Refusal
-from pdp.layers import find_layers
 from pdp.patterns.nm import obeys
+from pdp.survey import find_layers
 
 
 def check_nm(model: nn.Module, n: int, m: int, names: set[str]) -> list[str]:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
+
+from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
 
 # Beyond this |z| the mask is 0 or 1 to 1e-26. A bounded z cannot overflow, and a mask that small, or its product with a
 # weight or gradient, would be a subnormal number, with which a CPU's convolutions take four times as long.
 SATURATED = 60.0
 NOTHING = 1e-26
-FARTHEST = -1e20  # of -t^2 / tau in a slope
+FARTHEST = -1e20  # least -t^2 / tau that a slope is computed with
 _PIECE = 1 << 18  # numbers worked on at a time on the CPU, so that the passes over them stay in its cache
 
 
 def soft_mask(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) -> Tensor:
     """m(w) = sigmoid((w^2 - t^2) / tau) in [0, 1], float32 (float64 for float64), differentiable in `weight`.
 
-    `cut` t and `temperature` tau broadcast against `weight`; t = -inf keeps everything, +inf nothing.
+    `cut` t and `temperature` tau broadcast against `weight`; t = -inf keeps everything, +inf nothing. Derivatives of
+    any order and `torch.func` follow the formula.
     """
+    if in_transform():
+        return plain_mask(weight, as_cut(cut, weight), temperature)
     return _SoftMask.apply(weight, as_cut(cut, weight), temperature)
 
 
@@ -29,7 +35,24 @@ def soft_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float)
 
     Keeps nothing for backward but the weight and the cut: the mask is computed again there.
     """
+    if in_transform():
+        return plain_prune(weight, as_cut(cut, weight), temperature)
     return _SoftPrune.apply(weight, as_cut(cut, weight), temperature)
+
+
+def plain_mask(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+    """`soft_mask` in plain operations, which differentiate any number of times in any mode."""
+    precise = exact(weight)
+    if isinstance(temperature, Tensor):
+        temperature = temperature.to(precise.dtype)
+    offset = offset_of(cut, temperature, precise.dtype)
+    mask = (offset + precise * precise / temperature).clamp(-SATURATED, SATURATED).sigmoid()
+    return torch.where(mask > NOTHING, mask, torch.zeros((), dtype=mask.dtype, device=mask.device))
+
+
+def plain_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
+    """`soft_prune` in plain operations, which differentiate any number of times in any mode."""
+    return (plain_mask(weight, cut, temperature) * exact(weight)).to(weight.dtype)
 
 
 def as_cut(cut: Tensor | float, weight: Tensor) -> Tensor:
@@ -90,16 +113,18 @@ class _SoftPrune(torch.autograd.Function):
         return effective.to(weight.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         weight, cut = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature = ctx.temperature  # type: ignore[attr-defined]
+        if wants_a_graph():
+            plain = partial(plain_prune, cut=cut, temperature=temperature)
+            return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
         precise = exact(weight)
         offset = offset_of(cut, temperature, precise.dtype)
         slope = torch.empty_like(precise)
         tensors = (precise, gradient.to(precise.dtype), slope)
         one_number = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
-        # A clamped z times an endless cut would be a slope where there is none.
+        # With an infinite cut the slope is zero, which a clamped z times infinity would not give.
         bounded = offset.clamp(min=FARTHEST) if one_number else offset
         for w, upstream, out in _pieces(offset, temperature, *tensors):
             z = _scaled_square(offset, w, temperature, out).clamp_(-SATURATED, SATURATED)
@@ -122,10 +147,12 @@ class _SoftMask(torch.autograd.Function):
         return torch.threshold_(mask, NOTHING, 0.0)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         weight, cut = ctx.saved_tensors  # type: ignore[attr-defined]
         temperature = ctx.temperature  # type: ignore[attr-defined]
+        if wants_a_graph():
+            plain = partial(plain_mask, cut=cut, temperature=temperature)
+            return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
         precise = exact(weight)
         offset = offset_of(cut, temperature, precise.dtype)
         mask = _scaled_square(offset, precise, temperature, torch.empty_like(precise)).sigmoid_()

@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from pdp.masks.transforms import in_transform
 
 
 def straight_through(weight: Tensor, keep: Tensor) -> Tensor:
     """W * B forward, the identity backward: dL/dW = dL/d(W * B). `keep` is bool and broadcasts to `weight`."""
+    if in_transform():
+        return weight + (weight * keep - weight).detach()
     return _StraightThrough.apply(weight, keep)
 
 
@@ -20,6 +23,5 @@ class _StraightThrough(torch.autograd.Function):
         return weight * keep
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None

@@ -1,20 +1,22 @@
 """The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it.
 
-What is written here in plain operations defines it; whoever has kernels that do the same in fewer launches hands them
-over.
+The plain operations here define it; a caller may hand over kernels that do the same in fewer launches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pdp.masks.kept import keep, kept
 from pdp.masks.soft import exact
+from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
+
+_FLAT = 1e-7  # m (1 - m) below which a mask does not move
 
 
 def steepness(mask: Tensor, factor: Tensor) -> Tensor:
@@ -39,7 +41,44 @@ def mask_units(
     last and stays as it is. `kernels` is what `pdp.kernels.gpu.unit_kernels` found for these tensors. Raises
     `RuntimeError` in backward where a tensor has been changed in place since.
     """
+    if in_transform():
+        return _plain(mask, steep, tensors, units, weighs, dtypes)
+    if not torch.is_grad_enabled():
+        return _masked(mask, tensors, units, dtypes, kernels)
     return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), kernels, *tensors)
+
+
+def _plain(
+    mask: Tensor,
+    steep: Tensor,
+    tensors: Sequence[Tensor],
+    units: Sequence[Tensor | None],
+    weighs: Sequence[bool],
+    dtypes: Sequence[torch.dtype | None],
+) -> tuple[Tensor, ...]:
+    """`mask_units` in plain operations, which differentiate any number of times in any mode.
+
+    The mask is moved by what the squares of its weights move: as a number it stays what it was given as.
+    """
+    squares = torch.zeros_like(mask)
+    for tensor, own, weigh in zip(tensors, units, weighs, strict=True):
+        if weigh:
+            sums = _row_sums(exact(tensor) ** 2).to(mask.dtype)
+            squares = squares + (
+                sums if own is None else with_rest(torch.zeros_like(mask)).index_add(0, own, sums)[:-1]
+            )
+    slope = mask * (1 - mask)
+    some = slope > _FLAT
+    # d m / d s^2 = m (1 - m) factor / 2: a logit that moves by as much.
+    factor = torch.where(some, steep / slope.clamp(min=_FLAT), torch.zeros_like(mask)).detach()
+    logit = torch.logit(mask.clamp(_FLAT, 1 - _FLAT)).detach()
+    moving = torch.sigmoid(logit + (squares - squares.detach()) * factor * 0.5)
+    live = mask.detach() + (moving - moving.detach())
+    return tuple(
+        (exact(tensor) * along(live, own, tensor)).to(dtype)
+        for tensor, own, dtype in zip(tensors, units, dtypes, strict=True)
+        if dtype is not None
+    )
 
 
 def along(values: Tensor, units: Tensor | None, tensor: Tensor, rest: float = 1.0) -> Tensor:
@@ -56,6 +95,30 @@ def with_rest(values: Tensor, rest: float = 1.0) -> Tensor:
     return torch.cat([values, values.new_full((1,), rest)])
 
 
+def _gathered(mask: Tensor, units: Tensor, sums: Tensor) -> Tensor:
+    """Sums of slices added up by unit; those of no unit are dropped."""
+    return with_rest(torch.zeros_like(mask)).index_add(0, units, sums)[:-1]
+
+
+def _plain_of(mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, *tensors: Tensor):
+    return _plain(mask, steep, tensors, units, weighs, dtypes)
+
+
+def _masked(
+    mask: Tensor, tensors: Sequence[Tensor], units: Sequence, dtypes: Sequence, kernels: Any
+) -> tuple[Tensor, ...]:
+    if kernels:
+        return tuple(kernels.masked(mask, tensors, dtypes))
+    wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
+    vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
+    made = dict(zip(vectors, _multiplied([tensors[place] for place in vectors], mask), strict=True))
+    for place in wanted:
+        if place not in made:
+            tensor = tensors[place]
+            made[place] = _scaled(tensor, along(mask, units[place], tensor), dtypes[place])
+    return tuple(made[place] for place in wanted)
+
+
 class _MaskUnits(torch.autograd.Function):
     """One node for a whole layer: autograd would add up full-size gradients for each tensor that the mask scales."""
 
@@ -68,22 +131,15 @@ class _MaskUnits(torch.autograd.Function):
             keep(ctx, mask, steep, *tensors)
             ctx.set_materialize_grads(False)
         ctx.kernels = kernels
-        if kernels:
-            return tuple(kernels.masked(mask, tensors, dtypes))
-        wanted = [place for place, dtype in enumerate(dtypes) if dtype is not None]
-        vectors = [place for place in wanted if units[place] is None and _plain_vector(tensors[place], dtypes[place])]
-        made = dict(zip(vectors, _multiplied([tensors[place] for place in vectors], mask), strict=True))
-        for place in wanted:
-            if place not in made:
-                tensor = tensors[place]
-                made[place] = _scaled(tensor, along(mask, units[place], tensor), dtypes[place])
-        return tuple(made[place] for place in wanted)
+        return _masked(mask, tensors, units, dtypes, kernels)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None):
         units, weighs = ctx.units, ctx.weighs
         mask, steep, *tensors = kept(ctx) if hasattr(ctx, "kept") else ctx.saved_tensors
+        if wants_a_graph():
+            plain = partial(_plain_of, mask, steep, units, weighs, ctx.dtypes)
+            return None, None, None, None, None, None, *gradients_with_a_graph(plain, tensors, gradients)
         wanted = [place for place, dtype in enumerate(ctx.dtypes) if dtype is not None]
         upstream = {place: one for place, one in zip(wanted, gradients, strict=True) if one is not None}
         if ctx.kernels:
@@ -100,7 +156,7 @@ class _MaskUnits(torch.autograd.Function):
         for place, gradient in upstream.items():
             if place not in found:
                 tensor = tensors[place]
-                # Laid out as the weight is: it is the buffer of the weight's gradient as well.
+                # In the weight's memory layout, as this buffer becomes the weight's gradient.
                 found[place] = exact(tensor) * gradient
                 rows = _row_sums(found[place]).to(mask.dtype)
                 if units[place] is not None:
@@ -132,7 +188,7 @@ def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _multiplied(tensors: list[Tensor], by: Tensor | list[Tensor]) -> Sequence[Tensor]:
-    """Each of several vectors of one length times its own of another list or a common one, in one operation."""
+    """Several vectors of one length, each times its partner in a list or all times one vector, in one operation."""
     if not tensors:
         return ()
     return torch._foreach_mul(tensors, by if isinstance(by, list) else [by] * len(tensors))

@@ -65,8 +65,8 @@ class Method(LearnedMethod):
         return 1 / float(torch.sigmoid(torch.tensor(self.options.initial, dtype=torch.float64)))
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
-        mask = torch.sigmoid(self.beta * self.extras[layer.name]) * self._scale
-        return weight * self.pattern.spread(mask, layer, member or layer.members[0], weight)
+        mask = torch.sigmoid(self.beta * self.extra(layer, weight)) * self._scale
+        return (weight * self.pattern.spread(mask, layer, member or layer.members[0], weight)).to(weight.dtype)
 
     def recorded_with(self) -> float:
         return self.beta
@@ -78,7 +78,7 @@ class Method(LearnedMethod):
     def margin(self, layer: Layer) -> Tensor:
         return self.extras[layer.name].detach()
 
-    def shift(self, layer: Layer, by: float) -> None:
+    def shift(self, layer: Layer, by: float | Tensor) -> None:
         with torch.no_grad():
             self.extras[layer.name].sub_(by)
 

@@ -51,7 +51,7 @@ class LearnedMethod(method.Method):
         """How far each unit is from being pruned, comparable across layers; finite or -inf."""
 
     @abstractmethod
-    def shift(self, layer: Layer, by: float) -> None:
+    def shift(self, layer: Layer, by: float | Tensor) -> None:
         """Lowers all margins of the layer by `by`."""
 
     def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
@@ -59,10 +59,24 @@ class LearnedMethod(method.Method):
             layer.active = True
 
     def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
+        self.hold_floors(layers)
         steered = self.controlled and moment.epoch_start and moment.fraction
         if self.plan.target is not None and (steered or moment.final):
             self.steer(layers, moment.fraction * self.plan.target)
             self.ended = moment.final
+
+    @torch.no_grad()
+    def hold_floors(self, layers: Sequence[Layer]) -> None:
+        """Shifts the margins of layers that learned to prune more than they may: what they must keep stays above zero.
+
+        A layer without a weight left would have no gradient to come back by. No device synchronization.
+        """
+        for layer in layers:
+            if layer.least > 1:
+                last = self.margin(layer).reshape(-1).topk(layer.least).values[-1]
+                # Further than float32 rounds a threshold of this size.
+                room = 1e-5 * (1 + last.abs())
+                self.shift(layer, (last - room).clamp(max=0.0))
 
     def steer(self, layers: Sequence[Layer], share: float) -> None:
         """Shifts all margins so that `share` of all units is pruned, exactly but for rounding in the shift."""

@@ -161,6 +161,10 @@ class Method(ABC):
         """Optimizer groups of trainable extras; a rate or decay that a group does not name is the recipe's."""
         return []
 
+    def extra(self, layer: Layer, weight: Tensor) -> Tensor:
+        """The layer's trainable extra on the device of `weight`: the model, or a replica of it, may have moved."""
+        return self.extras[layer.name].to(weight.device)
+
     def recorded_with(self) -> Hashable:
         """Numbers of Python that a recorded forward holds as they are now; another recording is made where they move.
 

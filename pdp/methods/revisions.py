@@ -5,14 +5,16 @@ A run's identity holds the revision where it is above 1, and its record names it
 
 from __future__ import annotations
 
-# By method, and by method and pattern where not all patterns changed; what is not named is at its first revision.
-# What changed with each revision is told in docs/methods.md.
+# By method, by method/pattern where not all patterns changed, and by method+floor where only runs did in which layers
+# must keep more than one unit. What is not named is at its first revision; `CHANGES` says what the last one changed.
 REVISIONS: dict[str, int] = {
     "optg": 2,
     "rigl": 2,
     "movement": 2,
     "sfp": 2,
     "lbc": 2,
+    "str+floor": 2,
+    "cs+floor": 2,
 }
 CHANGES: dict[str, str] = {
     "optg": "cuts every hundredth of the run, the sigmoid's slope is per epoch, scores learn while nothing is pruned, "
@@ -21,9 +23,21 @@ CHANGES: dict[str, str] = {
     "movement": "recipe.clip counts the scores' gradients too",
     "sfp": "the first mask comes before epoch 0",
     "lbc": "the number of candidates at epoch e is the authors'; none goes before anything was trained",
+    "str+floor": "learned thresholds keep to allocation.least_density and allocation.ends at every step",
+    "cs+floor": "learned scores keep to allocation.least_density and allocation.ends at every step",
 }
 
 
-def revision_of(method: str, pattern: str) -> int:
-    """The revision of a method with a pattern (random, nm or channel)."""
-    return REVISIONS.get(f"{method}/{pattern}", REVISIONS.get(method, 1))
+def revision_of(method: str, pattern: str, floored: bool = False) -> int:
+    """The revision of a method with a pattern (random, nm or channel).
+
+    `floored` says whether layers must keep more than one unit (allocation.least_density, allocation.ends).
+    """
+    known = REVISIONS.get(f"{method}/{pattern}", REVISIONS.get(method, 1))
+    return max(known, REVISIONS.get(f"{method}+floor", 1)) if floored else known
+
+
+def named(method: str, pattern: str, revision: int, floored: bool = False) -> str:
+    """The method's name in a table, with its revision where the code has a later one."""
+    base = {"nm": "nm", "channel": "channel"}.get(pattern, "nm" if ":" in pattern else "random")
+    return f"{method} (revision {revision})" if revision < revision_of(method, base, floored) else method

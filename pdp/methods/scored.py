@@ -37,9 +37,9 @@ class ScoredMethod(method.Method):
         return self.extras[layer.name].detach() if layer.name in self.extras else self.pattern.saliency(layer)
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
-        scores = self.extras[layer.name]
+        scores = self.extra(layer, weight)
         mask = layer.state["keep"] + (scores - scores.detach())
-        return weight * self.pattern.spread(mask, layer, member or layer.members[0], weight)
+        return (weight * self.pattern.spread(mask, layer, member or layer.members[0], weight)).to(weight.dtype)
 
     def keep(self, layer: Layer) -> Tensor:
         return layer.state["keep"] if "keep" in layer.state else super().keep(layer)

@@ -38,7 +38,7 @@ class Method(LearnedMethod):
         return [group]
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
-        return torch.sign(weight) * torch.relu(weight.abs() - torch.sigmoid(self.extras[layer.name]))
+        return torch.sign(weight) * torch.relu(weight.abs() - torch.sigmoid(self.extra(layer, weight)))
 
     def margin(self, layer: Layer) -> Tensor:
         """logit |W| - s, in which one shift of all thresholds is one shift of all margins."""
@@ -57,12 +57,12 @@ class Method(LearnedMethod):
                     self.optimizer.state[extra]["momentum_buffer"].zero_()
         super().steer(layers, share)
 
-    def shift(self, layer: Layer, by: float) -> None:
+    def shift(self, layer: Layer, by: float | Tensor) -> None:
         with torch.no_grad():
             self.extras[layer.name].add_(by)
 
     def hard_weight(self, layer: Layer, weight: Tensor, keep: Tensor, member: Member | None = None) -> Tensor:
-        threshold = torch.sigmoid(self.extras[layer.name].detach())
+        threshold = torch.sigmoid(self.extra(layer, weight).detach())
         # A kept weight within rounding of its threshold stays a number, so that counts are exact.
         shrunk = (weight.abs() - threshold).clamp(min=torch.finfo(weight.dtype).tiny)
         return torch.where(keep, torch.sign(weight) * shrunk, torch.zeros((), dtype=weight.dtype, device=weight.device))

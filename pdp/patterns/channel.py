@@ -15,7 +15,8 @@ from pdp.errors import Refusal
 from pdp.layers import Layer, Member, Site, first_convolution
 from pdp.masks.cut import cut_at
 from pdp.masks.sums import row_sums
-from pdp.masks.units import along
+from pdp.masks.transforms import in_transform
+from pdp.masks.units import along, with_rest
 from pdp.patterns import pattern
 from pdp.patterns.coupling import Coupling, input_columns, row_axis, slim_densities
 from pdp.patterns.find import find_couplings
@@ -169,7 +170,10 @@ class Pattern(pattern.Pattern):
             rows = member.rows(member.tensor.detach())
             counts = (rows != 0).reshape(len(rows), -1).sum(1).float()
             units = units_of(member, some)
-            some = some + counts if units is None else some.index_add(0, units, counts)
+            if units is None:
+                some = some + counts
+            else:
+                some = some + with_rest(torch.zeros_like(some), 0.0).index_add(0, units, counts)[:-1]
         return some > 0
 
     @contextmanager
@@ -180,6 +184,10 @@ class Pattern(pattern.Pattern):
                 yield
         finally:
             self._measured = None
+
+    def forget(self) -> None:
+        super().forget()
+        self._known_tables.clear()
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         if self.options.saliency == "l1":
@@ -231,7 +239,7 @@ class Pattern(pattern.Pattern):
         self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
-        if self._forwards and not torch.compiler.is_compiling():
+        if self._forwards and not torch.compiler.is_compiling() and not in_transform():
             shared = self._forwards[-1].effective(member, weight)
             if shared is not None:
                 return shared
@@ -272,7 +280,9 @@ def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
         table = torch.tensor(units, device=tensor.device)
         table = torch.where(table < 0, coupling.units, table)
         in_order = units == list(range(coupling.units))
-        members.append(Member(f"{name}.{key}".lstrip("."), [Site(module, key, module)], weighs, table, in_order, axis))
+        # An attention may read it outside of the module's own forward.
+        sites = known[name].sites if key == "weight" and name in known else [Site(module, key, module)]
+        members.append(Member(f"{name}.{key}".lstrip("."), sites, weighs, table, in_order, axis))
 
     for part in coupling.outputs:
         add(part.name, part.module, "weight", row_axis(part.module), part.units, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,6 +30,10 @@ class Bundles:
                 numbers = 0
             self.lists[-1].append(place)
             numbers += size
+        # By weight; they are the layers' own as long as this is asked for at all.
+        own = Counter(id(layer.weight) for layer in layers)  # one with several masks is masked by each in turn
+        pairs = [(id(self.layers[place].weight), one) for one in self.lists if len(one) > 1 for place in one]
+        self.waiting = {weight: one for weight, one in pairs if own[weight] == 1}
         self._joints: dict[tuple[int, ...], tuple[list[Any], Joint]] = {}
 
     def joint(self, parts: Sequence[Part], members: int) -> Joint:
@@ -55,8 +60,7 @@ class JointForward:
         members: int,
     ):
         self.bundles, self.temperatures, self.part_of, self.members = bundles, temperatures, part_of, members
-        weights = [layer.weight for layer in bundles.layers]
-        self._waiting = {id(weights[place]): one for one in bundles.lists if len(one) > 1 for place in one}
+        self._waiting = dict(bundles.waiting)
         self._made: dict[int, tuple[Tensor, int, int, Tensor]] = {}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
@@ -75,9 +79,8 @@ class JointForward:
         for place in bundle:
             layer = self.bundles.layers[place]
             weight = layer.weight
-            self._waiting.pop(id(weight), None)
             # What is not trained has no gradient that anybody should compute.
-            if not weight.requires_grad or not usable(weight):
+            if self._waiting.pop(id(weight), None) is None or not weight.requires_grad or not usable(weight):
                 continue
             part = self.part_of(layer, weight, None if shared else self.temperatures[place])  # type: ignore[index]
             if part is not None and joinable(part):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,14 @@ class Wanted:
     comparable: bool = False  # whether the saliencies compare across layers as they are
 
 
+class _Threads(threading.local):
+    def __init__(self) -> None:
+        self.forwards: list[Any] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Threads:
+        return _Threads()
+
+
 class Pattern:
     """Every weight a unit of its own; other patterns replace what differs."""
 
@@ -45,8 +54,13 @@ class Pattern:
     def __init__(self, options: RandomOptions):
         self.options = options
         self._finder: Any = None  # of cuts, which remembers where they lay
-        self._forwards: list[Any] = []  # of the whole model, now running
         self._bundles: Any = None  # of layers that are masked together on a GPU, and of which weights they are
+        self._threads = _Threads()
+
+    @property
+    def _forwards(self) -> list[Any]:
+        """Those of the whole model that run in this thread now."""
+        return self._threads.forwards
 
     @property
     def label(self) -> str:
@@ -122,6 +136,11 @@ class Pattern:
         # A forward that was interrupted has not said so, and the masks are about to change.
         self._forwards.clear()
         yield
+
+    def forget(self) -> None:
+        """Drops what was kept of tensors that the layers have no longer, as in a copy."""
+        self._finder = None
+        self._forwards.clear()
 
     def soft_states(
         self, layers: Sequence[Layer], cuts: Sequence[Tensor], temperatures: Sequence[Tensor] | float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,30 +13,33 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pdp.errors import Refusal
-from pdp.layers import find_layers
 from pdp.methods import make_method
 from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
+from pdp.pruner.averaging import average_gradients
+from pdp.pruner.gather import gather
+from pdp.pruner.guard import Guard, refuse_second_pruner
 from pdp.pruner.report import layer_report, soft_gap
-from pdp.pruner.shadow import Shadow, WholeForward, guard_hooks, uncover
+from pdp.pruner.shadow import hook, strip, unhook
 from pdp.pruner.state import load_state, state_of
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
+from pdp.survey import count_weights, nothing_to_prune, survey
 
 
 class Pruner:
     """Prunes `model` in place during training.
 
     Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
-    share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: 16
-    epochs dense, then 0.015 of the target an epoch, in the method's own shape), `allocation` global, uniform, erk, file
-    (then `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer
-    keeps, `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module names. `pattern` is
+    share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: the
+    paper's relative to the run, of 100 epochs 16 dense, then 0.015 of the target an epoch, in the method's own shape),
+    `allocation` global, uniform, erk, file (then `allocation_path`) or None for the method's own, `least_density` the
+    least share of its units that each layer keeps, `ends` whether the first and last layer are pruned, dense or
+    first_dense, `exclude` fnmatch patterns on module names. `pattern` is
     random, "2:4" (then the target is implied) or channel, which follows the model through `example_input` (a tensor,
     a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
@@ -66,16 +70,11 @@ class Pruner:
         self.model = model
         self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
-        # `skipped` says of layers that the pattern leaves dense why.
-        self.layers, self.skipped = self.pattern.gather(model, find_layers(model, exclude, own_exclude), example_input)
-        refused = {layer.name: reason for layer in self.layers if (reason := self.method.refuses(layer))}
-        self.skipped |= refused
-        self.layers = [layer for layer in self.layers if layer.name not in refused]
+        found, others = survey(model, exclude, own_exclude)
+        # `skipped` says of every other weight of the model why it stays dense.
+        self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
         if not self.layers:
-            raise Refusal(
-                f"pattern {self.pattern.label} has no layer to prune: "
-                + "; ".join(f"{name} ({reason})" for name, reason in list(self.skipped.items())[:3])
-            )
+            raise Refusal(nothing_to_prune(f"with pattern {self.pattern.label} the model", self.skipped))
         for layer, least in zip(self.layers, least_units(self.layers, least_density, ends), strict=True):
             layer.least = least
         # Where the model's own zeros are held, what was asked for when they were made does not share anything out.
@@ -107,25 +106,12 @@ class Pruner:
         self.fraction = 0.0
         self.finished = False
         self.metrics: list[float] = []
+        if self.method.prunes:
+            refuse_second_pruner(model, self.layers)
+            self.guard = Guard(model, self.layers)
+            self.guard.check_numbers()
         self.method.begin(self.layers, Plan(self.target, self.allocation, epochs, steps_per_epoch, seed, self._budget))
-        self._handles = self._hooked() if self.method.prunes else []
-
-    def _hooked(self) -> list[RemovableHandle]:
-        # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
-        guard_hooks()
-        handles = WholeForward(self.model, self.layers, self.method).attach()
-        for layer in self.layers:
-            for member in layer.members:
-                for site in member.sites:
-                    handles += Shadow(layer, member, site, self.method).attach(site.caller)
-        return handles
-
-    def _unhook(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        for site in (site for layer in self.layers for member in layer.members for site in member.sites):
-            uncover(site)
+        self._handles = hook(model, self.layers, self.method) if self.method.prunes else []
 
     @property
     def phase(self) -> str:
@@ -158,27 +144,61 @@ class Pruner:
         `metric` is the last validation's, which schedule.warmup=auto waits for.
         """
         self._alive()
+        if self.method.prunes:
+            self.guard.check_places()
+            self.guard.check_numbers()
         self.epoch = epoch
         if metric is not None:
             self.metrics.append(float(metric))
         if self.schedule is None:
             return
         moment = epoch if self.schedule.unit == "epoch" else self.steps
-        if self.start is None and (
-            starts_after(self.metrics, self.upper_bound) or moment >= self.schedule.latest_start
-        ):
-            if not starts_after(self.metrics, self.upper_bound):
-                warnings.warn(
-                    f"schedule.warmup=auto: no start by {self.schedule.unit} {moment}, the last at which the ramp fits",
-                    stacklevel=2,
-                )
-            self.start = moment
+        self._start_by_itself(moment)
         self._advance(moment, self._moment(epoch_start=True))
+        self.guard.note_gradients()
+
+    def note_metric(self, metric: float) -> None:
+        """A validation metric that is there before the epoch ends; where the share changes by steps it counts at once.
+
+        schedule.warmup=auto then waits for five measurements instead of five epochs.
+        """
+        self._alive()
+        self.metrics.append(float(metric))
+        if self.schedule is not None and self.schedule.unit == "step" and self.start is None:
+            self._start_by_itself(self.steps)
+            if self.start is not None:
+                self._advance(self.steps, self._moment())
+
+    def _start_by_itself(self, moment: int) -> None:
+        """schedule.warmup=auto: begins the ramp where the metrics say so, or where it would no longer fit."""
+        assert self.schedule is not None
+        if self.start is not None:
+            return
+        by_metrics = starts_after(self.metrics, self.upper_bound)
+        if not by_metrics and moment < self.schedule.latest_start:
+            return
+        if not by_metrics:
+            warnings.warn(
+                f"schedule.warmup=auto: no start by {self.schedule.unit} {moment}, the last at which the ramp fits",
+                stacklevel=3,
+            )
+        self.start = moment
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Adds the method's trainable extras to the optimizer, in groups of their own."""
-        for group in self.method.parameter_groups():
-            optimizer.add_param_group(group)
+        """Adds the method's trainable extras to the optimizer, in groups of their own.
+
+        Call it before a learning-rate scheduler of this optimizer is made; raises `Refusal` after.
+        """
+        groups = self.method.parameter_groups()
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if any(id(extra) not in known for group in groups for extra in group["params"]):
+            if any("initial_lr" in group for group in optimizer.param_groups):
+                raise Refusal(
+                    f"method={self.method.options.name} adds parameters to the optimizer, and a learning-rate "
+                    "scheduler knows it already: call pruner.attach(optimizer) first, then make the scheduler"
+                )
+            for group in groups:
+                optimizer.add_param_group(group)
         self.method.optimizer = optimizer
 
     def penalty(self) -> Tensor | None:
@@ -190,13 +210,9 @@ class Pruner:
 
         The trainable extras are no part of a wrapped model: their gradients are averaged over the processes here.
         """
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for group in self.method.parameter_groups():
-                for extra in group["params"]:
-                    if extra.grad is not None:
-                        torch.distributed.all_reduce(extra.grad)
-                        extra.grad /= torch.distributed.get_world_size()
+        average_gradients([extra for group in self.method.parameter_groups() for extra in group["params"]])
         if self.schedule is not None:
+            self.guard.check_gradients()
             self.method.after_backward(self.layers, self._moment())
 
     def step(self) -> None:
@@ -209,10 +225,15 @@ class Pruner:
         self.steps += 1
         if self.schedule is None:
             return
+        self.guard.check_places()
+        self.guard.check_gradients()
         if self.schedule.unit == "step":
+            if self.start is None and self.steps >= self.schedule.latest_start:
+                self._start_by_itself(self.steps)
             self._advance(self.steps, self._moment())
         else:
             self._update(self._moment())
+        self.guard.note_gradients()
 
     def _moment(self, **values: Any) -> Moment:
         return Moment(self.epoch or 0, self.steps, self.fraction, **values)
@@ -255,6 +276,9 @@ class Pruner:
     @contextmanager
     def hard(self) -> Iterator[None]:
         """Inside, the model computes with exact zeros at the shares that hold now: what is measured and shipped."""
+        if self.method.prunes and not self.finished:
+            self.guard.check_places()
+            self.guard.check_numbers()
         with torch.no_grad():
             self.method.settle(self.layers)
             for layer in self.layers:
@@ -290,6 +314,8 @@ class Pruner:
         """Bakes exact zeros at the target into the model and removes every hook; warns where the ramp has not ended."""
         self._alive()
         if self.method.prunes:
+            self.guard.check_places()
+            self.guard.check_numbers()
             if self.fraction < 1:
                 warnings.warn(
                     f"finalize() at {self.fraction:.0%} of the target: the rest is pruned now, untrained", stacklevel=2
@@ -309,10 +335,16 @@ class Pruner:
         self._unhook()
         self.finished = True
 
+    def remove(self) -> None:
+        """Takes every hook off the model and leaves its weights as they are; pruning cannot go on."""
+        self._unhook()
+        self.finished = True
+
     def report(self) -> pd.DataFrame:
         """One row per prunable layer: name, type, weights, units, pruned, share, target_share, nonzero, density.
 
         `nonzero` counts the hard weight's numbers, before `finalize` those of the mask that holds now.
+        `frame.attrs["prunable_share"]` is `prunable_share`.
         """
         return layer_report(self)
 
@@ -320,6 +352,11 @@ class Pruner:
     def prunable_weights(self) -> dict[str, Tensor]:
         """Every convolution and linear weight that pruning reaches, by module name."""
         return {name: weight for layer in self.layers for name, weight in self.pattern.weights(layer).items()}
+
+    @property
+    def prunable_share(self) -> float:
+        """The share of all weights (parameters of two or more dimensions) that pruning reaches."""
+        return sum(one.numel() for one in self.prunable_weights.values()) / max(1, count_weights(self.model))
 
     def soft_gap(self) -> pd.DataFrame:
         """How far the soft model is from the hard one: name, cut, temperature, gap, soft_mask (one row per layer).
@@ -339,6 +376,29 @@ class Pruner:
         if self.finished:
             self._unhook()
 
+    def _unhook(self) -> None:
+        unhook(self.layers, self._handles)
+        if self.method.prunes:
+            self.guard.remove()
+
     def _alive(self) -> None:
         if self.finished:
             raise RuntimeError("the model is hard: finalize() was called, and pruning cannot go on")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
+        """A pruner of a copy of the model, its own in everything; the model itself may be copied along with it."""
+        memo[id(self)] = twin = type(self).__new__(type(self))
+        hooked, handles, self._handles = bool(self._handles), self._handles, []
+        try:
+            for key, value in vars(self).items():
+                if key != "guard":
+                    setattr(twin, key, copy.deepcopy(value, memo))
+        finally:
+            self._handles = handles
+        twin.pattern.forget()
+        if self.method.prunes:
+            twin.guard = Guard(twin.model, twin.layers)
+        if hooked:
+            strip(twin.model)
+            twin._handles = hook(twin.model, twin.layers, twin.method)
+        return twin

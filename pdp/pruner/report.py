@@ -37,7 +37,9 @@ def layer_report(pruner: Parts) -> pd.DataFrame:
                 "density": nonzero / weights,
             }
         )
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    frame.attrs["prunable_share"] = pruner.prunable_share
+    return frame
 
 
 @torch.no_grad()

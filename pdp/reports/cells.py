@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from pdp.methods.options import OPTIONS
+from pdp.reports.runs import revised
 from pdp.reports.statistics import interval, mean, paired, with_dense
 from pdp.runs.published import published_method
 
@@ -81,6 +82,7 @@ def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
     everything else is held against has the bare name.
     """
     settings = {key: _flat(group.iloc[0]) for key, group in runs.groupby(KEY)}
+    older = {key: _revision(group.iloc[0]) for key, group in runs.groupby(KEY)}
     together = frame.groupby(["study", "model", "data", "pattern", "method", "target_sparsity"], sort=False)
     found: dict[Any, str] = {}
     for _, group in together:
@@ -97,8 +99,14 @@ def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
             # Whatever else tells two of them apart, the configuration's hash does.
             words = words or ([key[1]] if bare > 1 else [])
             method = group.method.iloc[0]
-            found[key] = f"{method} ({', '.join(sorted(words))})" if words else method
+            words = sorted(words) + older[key]
+            found[key] = f"{method} ({', '.join(words)})" if words else method
     return [found[tuple(one)] for one in frame[KEY].to_numpy()]
+
+
+def _revision(row: pd.Series) -> list[str]:
+    """The method's revision, where the code has a later one."""
+    return [f"revision {row.method_revision}"] if revised(row) else []
 
 
 def _short(name: str) -> str:

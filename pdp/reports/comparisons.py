@@ -11,7 +11,7 @@ from pdp.reports.sheet import Section, Sheet, columns, heading, p_value, score, 
 from pdp.reports.statistics import holm, paired
 
 _GROUP = ["study", "model", "data", "metric_name"]
-OURS = "pdp"
+OURS, ANNEALED = "pdp", "pdp_annealed"
 
 
 def sparsities_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
@@ -56,7 +56,8 @@ def paired_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
             for first, ours in by_cell.items():
                 for second, others in by_cell.items():
                     against_itself = others.method.iloc[0] == OURS and names[first] == OURS and first != second
-                    if ours.method.iloc[0] == OURS and (against_itself or others.method.iloc[0] != OURS):
+                    mine_too = ours.method.iloc[0] == ANNEALED and others.method.iloc[0] not in (OURS, ANNEALED)
+                    if mine_too or (ours.method.iloc[0] == OURS and (against_itself or others.method.iloc[0] != OURS)):
                         test = paired(ours.set_index("seed").metric, others.set_index("seed").metric)
                         if test.pairs:
                             values = {"target_sparsity": share, "pdp": names[first], "method": names[second]}

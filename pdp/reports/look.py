@@ -41,7 +41,7 @@ _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
 # The order is each method's look: a new one goes to the end.
 _METHODS = (
     *("pdp", "gmp", "str", "optg", "granet", "acdc", "cs", "dnw", "rigl", "movement", "oneshot", "pofa"),
-    *("srste", "asp", "lbc", "sfp", "slimming", "chex", "dense"),
+    *("srste", "asp", "lbc", "sfp", "slimming", "chex", "dense", "pdp_annealed"),
 )
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
+from pdp.methods.revisions import named
 from pdp.reports.statistics import cell_of
 from pdp.runs.record import RECORD, Record, read_record
 
@@ -55,7 +56,15 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     """The epochs of a run; empty where there is no history."""
     from pdp.runs.directory import RunDirectory
 
-    return RunDirectory(path).read_history()
+    lines = RunDirectory(path).read_history()
+    # Measurements within epochs (recipe.evaluate_every) lie between them: an epoch's end counts as its number.
+    return [line | {"epoch": line["epochs_done"] - 1} if "epochs_done" in line else line for line in lines]
+
+
+def revised(row: Any) -> bool:
+    """Whether the method's code has changed since the run: it is not what the same command would give now."""
+    floored = row.least_density > 0 or row.allocation_ends != "pruned"
+    return named(row.method, row.pattern, int(row.method_revision), floored) != row.method
 
 
 def _row(path: Path, study: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pdp.reports.cost import ratios
-from pdp.reports.runs import read_runs
+from pdp.reports.runs import read_runs, revised
 from pdp.reports.sheet import is_better, percent, score, target
 from pdp.reports.statistics import median, summarise
 from pdp.runs.record import RECORD
@@ -30,6 +30,9 @@ def study_table(runs: pd.DataFrame, timed: dict[str, float] | None = None) -> pd
     the pruner's calls between two steps), extra_memory_mb (median over the dense run's), extra_parameters.
     """
     beside = ratios(runs)
+    beside["method"] = [
+        f"{row.method} (revision {row.method_revision})" if revised(row) else row.method for row in beside.itertuples()
+    ]
     # A dense run of a study for one pattern stands at the head, whatever the others are.
     beside["pattern"] = beside.pattern.where(beside.pattern != "none", "")
     values = ["metric", "metric_soft", "sparsity", "macs_sparse"]

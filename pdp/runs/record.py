@@ -67,7 +67,12 @@ class Record:
     model_source: str = ""  # of a model of the user's own: the sha256 of its source file
     start: dict[str, Any] = field(default_factory=dict)  # the run it went on from, empty: none
     notes: list[str] = field(default_factory=list)
+    step_best: int | None = None  # the optimizer step after which that epoch's best measurement was made
+    skipped_steps: int = 0  # with recipe.on_nonfinite=skip: those whose loss or gradients were not finite
+    classes: list[str] = field(default_factory=list)  # of own data, by their numbers
     method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
+    least_density: float = 0.0  # the least share of its units that each layer had to keep
+    allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
 
     @property
     def directory(self) -> Path | None:

@@ -106,7 +106,7 @@ def read_run(path: Path) -> StoredRun:
         run.ending = _ending(path)
     line = last_line(path / "history.jsonl")
     if line:
-        run.epoch, run.metric = line.get("epoch", -1) + 1, line.get("metric")
+        run.epoch, run.metric = epochs_done(line), line.get("metric")
         run.metric_name = next(iter(line.get("metrics") or ()), "")
         run.when = (path / "history.jsonl").stat().st_mtime
     return run
@@ -154,6 +154,11 @@ def is_held(path: Path) -> bool:
     return False
 
 
+def epochs_done(line: dict[str, Any]) -> int:
+    """How many whole epochs a history's line is after."""
+    return int(line.get("epochs_done", line.get("epoch", -1) + 1))
+
+
 def last_line(history: Path) -> dict[str, Any] | None:
     """The last whole line of a history."""
     try:
@@ -177,7 +182,7 @@ def seconds_left(run: Path, epochs: int | None) -> float | None:
     line = last_line(run / "history.jsonl")
     if not line or not epochs or not line.get("seconds"):
         return None
-    done = line["epoch"] + 1
+    done = line.get("epochs_done", line["epoch"] + 1)
     return line["seconds"] / done * (epochs - done)
 
 
@@ -329,7 +334,7 @@ def archive(paths: Sequence[Path], target: Path) -> int:
         if name in names:
             raise Refusal(f"{names[name]} and {path} are both called {name}: archive them in two files")
         names[name] = path
-    left_out = {f"{name}/{inside}" for name in names for inside in ("checkpoint", ".lock")}
+    left_out = {f"{name}/{inside}" for name in names for inside in ("checkpoint", ".lock", ".holder")}
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with tarfile.open(beside, "w") as tar:

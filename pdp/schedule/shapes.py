@@ -17,11 +17,11 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "oneshot": lambda progress: 1.0,
 }
 SCHEDULES = (*SHAPES, "sigmoid", "alternating")
-WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that warm-up and ramp do not move
+WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that have no warm-up and no ramp
 # AC/DC's phases in a run of 100 epochs: pruned at 10, 20, ... 70, dense again at 15, 25, ... 75, pruned for good at 85.
 _PHASES = tuple(moment / 100 for moment in (*range(10, 80, 5), 85))
 _SIGMOID_ENDS = 0.95
-_LEAST_HALF = 6.0  # of a sigmoid, from its middle to the run's ends
+_LEAST_HALF = 6.0  # least argument of the sigmoid at the run's ends, so that it begins near 0 and ends near 1
 AUTO_EPOCHS = 5  # the paper's automatic start: so many epochs running over half of the metric's upper bound
 DEFAULT_WARMUP = Time(0.16, "run")
 DEFAULT_RAMP = Time(0.4, "run")
@@ -31,10 +31,10 @@ DEFAULT_RAMP = Time(0.4, "run")
 class Schedule:
     """Dense until `start`, then a ramp of `length` moments; a moment is an epoch or an optimizer step (`unit`).
 
-    Of two names it has other meanings. "sigmoid" is OptG's sigmoid(e - E/2) with e and E in epochs; in a run of fewer
-    than 12 epochs its slope is 12 / E, what it lacks of 0 at the start is taken out by rescaling it, and the target
-    holds in the last twentieth, all of which changes nothing in the authors' 100 epochs and lets short runs reach it. "alternating" is AC/DC's
-    phases, the target or nothing: `phases` are the moments of change, pruned from the first on.
+    Two names mean something else. "sigmoid" is OptG's sigmoid(e - E/2) with e and E in epochs. So that short runs reach
+    the target, its slope is 12 / E in runs of fewer than 12 epochs, it is rescaled to begin at 0, and the target holds
+    in the last twentieth of the run; in the authors' 100 epochs that changes nothing. "alternating" is AC/DC's phases,
+    the target or nothing: `phases` are the moments of change, pruned from the first on.
 
     At moment i >= start the fraction is shape(min(1, speed * (i - start + 1))), with speed = rate where one was given
     (PDP: r_l = R_l * min(1, eps * (e - s + 1))) and 1 / length otherwise.
@@ -116,6 +116,15 @@ def make_schedule(
     if name in ("constant", "oneshot"):
         length, speed = 1, 1.0
     start = None if warmup == "auto" else 0 if name == "constant" else place(warmup, "schedule.warmup")
+    asked = [
+        0.0 if time in (None, "auto") else _exact(time, epochs, moments, steps_per_epoch) for time in (warmup, ramp)
+    ]
+    if rate is None and name not in ("constant", "oneshot") and (start or 0) + length > moments:
+        exact = asked[0] + (asked[1] if ramp is not None else DEFAULT_RAMP.value * moments)
+        if exact <= moments + 1e-9:  # it fits, and only both rounded up are one too many
+            start = None if start is None else min(start, moments - 1)
+            length = moments - (start or 0)
+            speed = 1 / length
     if (start or 0) + length > moments:
         given = f"schedule.rate={rate}" if rate is not None else f"schedule.ramp={ramp or DEFAULT_RAMP}"
         raise Refusal(
@@ -123,6 +132,15 @@ def make_schedule(
             f"of a run of {moments}; shorten schedule.warmup or schedule.ramp, or raise recipe.epochs={epochs}"
         )
     return Schedule(name, unit, start, length, speed, moments)
+
+
+def _exact(time: str | float | Time | None, epochs: int, moments: int, steps_per_epoch: int | None) -> float:
+    """A time in moments, not rounded."""
+    parsed = Time.parse(time)  # type: ignore[arg-type]
+    if parsed.unit == "run":
+        return parsed.value * moments
+    of_epochs = parsed.value if parsed.unit == "ep" else parsed.value / (steps_per_epoch or 1)
+    return of_epochs * moments / epochs
 
 
 def place_phases(
@@ -146,7 +164,7 @@ def place_phases(
     ]
     if any(later <= earlier for earlier, later in zip(placed, placed[1:], strict=False)) or placed and placed[-1] >= 1:
         raise Refusal(
-            f"schedule.phases=[{given}] must grow and lie within the run of {epochs} epochs: each is the time of a change"
+            f"schedule.phases=[{given}] must grow and lie within the run of {epochs} epochs: each is a time of change"
         )
     if len(times) % 2 == 0:
         raise Refusal(
@@ -170,17 +188,19 @@ def place_schedule(
 ) -> Schedule:
     """A schedule from what a library user gives: a whole one, a name, or `make_schedule`'s arguments.
 
-    What is not said is the method's `own` name, unit (epochs, where the steps of one are not known) and ramp, 16 dense
-    epochs (0.16 of the run beside a ramp of the method's own) and 0.015 of the target an epoch. Raises `Refusal`.
+    What is not said is the method's `own` name, unit (epochs, where the steps of one are not known) and ramp; without a
+    ramp of its own the paper's times relative to the run: 0.16 of it dense, then 0.015 of the target an epoch in a run
+    of 100. Raises `Refusal`.
     """
     if isinstance(given, Schedule):
         return given
     values: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
+    values.setdefault("warmup", DEFAULT_WARMUP)
     if not any(key in values for key in ("ramp", "rate")):
         if own["ramp"] is not None:
-            values = {"ramp": own["ramp"], "warmup": DEFAULT_WARMUP} | values
+            values["ramp"] = own["ramp"]
         else:
-            values["rate"] = 0.015
+            values["rate"] = min(1.0, 1.5 / epochs)
     values.setdefault("unit", own["unit"] if steps_per_epoch else "epoch")
     return make_schedule(values.pop("name", own["name"]), epochs, steps_per_epoch=steps_per_epoch, **values)
 

@@ -26,6 +26,7 @@ _NOT_THE_LIBRARY = {
     "turtledemo",
     "__pycache__",
 }
+VALIDATION = "valid*.*"
 _TENTHS = 10  # of the library's modules one tenth is the test, another the validation part
 
 
@@ -102,19 +103,28 @@ def read_wikitext(name: str, root: str | None) -> Corpus:
     return Corpus(*[_read([path]) for path in files])
 
 
-def read_files(root: str, train: list[str], validation: list[str], test: list[str]) -> Corpus:
-    """Text from files, or glob patterns, under `root`; raises `Refusal` where a part has none."""
+def read_files(root: str, train: list[str], validation: list[str] | None, test: list[str]) -> Corpus:
+    """Text from files, or glob patterns, under `root`; `validation` None is valid*.* where there are such files.
+
+    Raises `Refusal` where a pattern matches nothing.
+    """
     folder = _folder(root)
+    if validation is None:
+        validation = [VALIDATION] if _matching(folder, VALIDATION) else []
     found = {}
     for key, patterns in (("train_files", train), ("validation_files", validation), ("test_files", test)):
-        found[key] = list(dict.fromkeys(path for pattern in patterns for path in _matching(folder, pattern)))
-        if patterns and not found[key] and key != "validation_files":
-            raise Refusal(f"data.{key}={patterns} matches no file in data.root={root}: change data.{key} or data.root")
+        matching = {pattern: _matching(folder, pattern) for pattern in patterns}
+        for pattern, files in matching.items():
+            if not files:
+                raise Refusal(
+                    f"data.{key}: {pattern} matches no file in data.root={root}: change data.{key} or data.root"
+                )
+        found[key] = list(dict.fromkeys(path for files in matching.values() for path in files))
     if not found["test_files"]:
         raise Refusal(f"data.test_files is empty: give data.test_files=[<file in {root}>]")
-    twice = set(found["train_files"]) & set(found["test_files"])
-    if twice:
-        raise Refusal(f"{min(twice)} is in data.train_files and in data.test_files: take it out of one of them")
+    for one, other in (("train_files", "test_files"), ("train_files", "validation_files")):
+        if twice := set(found[one]) & set(found[other]):
+            raise Refusal(f"{min(twice)} is in data.{one} and in data.{other}: take it out of one of them")
     held = found["validation_files"]
     lines = _read(found["train_files"]) if found["train_files"] else None
     return Corpus(lines, _read(held) if held else None, _read(found["test_files"]))

@@ -1,21 +1,18 @@
-"""Folders of images, one per class: reading their layout, and the dataset that decodes them as they are asked for."""
+"""The dataset that decodes images as they are asked for, out of folders, parquet shards or tars."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pdp.errors import Refusal, Stopped
+from pdp.errors import Stopped
 from pdp.tasks.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageDataset, split_keys
+from pdp.tasks.image_decoding import read_rgb
+from pdp.tasks.image_parts import ImagePart
 from pdp.tasks.sampling import Key
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 class UnreadableImage(Stopped):
@@ -24,87 +21,6 @@ class UnreadableImage(Stopped):
     def __init__(self, message: str):
         # A loader raises a worker's exception again with the worker's whole traceback as its only argument.
         super().__init__(message.rsplit("UnreadableImage: ", 1)[-1].strip())
-
-
-@dataclass
-class FolderPart:
-    """The images of one folder: paths relative to data.root, their class numbers and sizes in bytes."""
-
-    name: str
-    classes: list[str]
-    paths: np.ndarray  # bytes (N,): one block that forked workers share, where a list would be copied
-    labels: np.ndarray  # int64 (N,)
-    sizes: np.ndarray  # int64 (N,)
-
-    def subset(self, positions: np.ndarray) -> FolderPart:
-        """The images at these positions."""
-        return FolderPart(self.name, self.classes, self.paths[positions], self.labels[positions], self.sizes[positions])
-
-
-def scan_folder(root: str, name: str) -> FolderPart | None:
-    """Reads `<root>/<name>/<class>/**`, sorted; None where that folder is not there; raises `Refusal`."""
-    base = os.path.join(os.path.expanduser(root), name)
-    if not os.path.isdir(base):
-        return None
-    with os.scandir(base) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise Refusal(f"data.root={root}: {name}/ has no class folders; it needs {name}/<class>/<image>; set data.root")
-    paths: list[bytes] = []
-    labels: list[int] = []
-    sizes: list[int] = []
-    empty = []
-    for label, class_name in enumerate(classes):
-        found = sorted(_images(os.path.join(base, class_name), f"{name}/{class_name}"))
-        if not found:
-            empty.append(class_name)
-        paths += [os.fsencode(path) for path, _ in found]
-        sizes += [size for _, size in found]
-        labels += [label] * len(found)
-    if empty:
-        raise Refusal(
-            f"data.root={root}: {name}/{empty[0]} holds no image{_more(len(empty))}"
-            f" (extensions read: {' '.join(EXTENSIONS)}); remove the folder or set data.root"
-        )
-    return FolderPart(name, classes, np.array(paths), np.array(labels), np.array(sizes, dtype=np.int64))
-
-
-def _images(folder: str, prefix: str) -> list[tuple[str, int]]:
-    found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = f"{prefix}/{entry.name}"
-            if entry.is_dir():
-                found += _images(entry.path, path)
-            elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
-                found.append((path, entry.stat().st_size if os.path.exists(entry.path) else 0))
-    return found
-
-
-def _more(count: int) -> str:
-    return f" (nor do {count - 1} others)" if count > 1 else ""
-
-
-def check_same_classes(root: str, train: FolderPart, other: FolderPart) -> None:
-    """Raises `Refusal` where one part has classes that the other lacks, naming the first of them."""
-    for have, lack in ((train, other), (other, train)):
-        missing = sorted(set(have.classes) - set(lack.classes))
-        if missing:
-            names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            count = "a class" if len(missing) == 1 else f"{len(missing)} classes"
-            raise Refusal(
-                f"data.root={root}: {have.name}/ has {count} that {lack.name}/ lacks ({names});"
-                " both must hold the same class folders; set data.root"
-            )
-
-
-def listing_hash(*parts: FolderPart) -> bytes:
-    """The sha256 over the sorted (relative path, size) of all images."""
-    digest = hashlib.sha256()
-    rows = [row for part in parts for row in zip(part.paths.tolist(), part.sizes.tolist(), strict=True)]
-    for path, size in sorted(rows):
-        digest.update(b"%b\0%d\n" % (path, size))
-    return digest.digest()
 
 
 def resize_side(size: int) -> int:
@@ -118,17 +34,17 @@ class FolderImages(ImageDataset):
     Batches hold bytes, a quarter of what workers and the device's bus would carry as float32: the task normalises them.
     """
 
-    def __init__(self, root: str, part: FolderPart, size: int, skip: bool):
+    def __init__(self, root: str, part: ImagePart, size: int, skip: bool, turned: bool):
         super().__init__(part.labels, size, IMAGENET_MEAN, IMAGENET_STD)
-        self.root, self.paths = os.path.expanduser(root), part.paths
+        self.root, self.part, self.turned = root, part, turned
         # Shared memory: worker processes write down what they could not read, the main process reads it.
-        self.skipped = torch.zeros(len(part.paths), dtype=torch.uint8).share_memory_() if skip else None
+        self.skipped = torch.zeros(len(part), dtype=torch.uint8).share_memory_() if skip else None
 
     def unreadable(self) -> list[str]:
-        """Paths, relative to data.root, of the images left out so far."""
+        """Names, relative to data.root, of the images left out so far."""
         if self.skipped is None:
             return []
-        return [os.fsdecode(self.paths[i]) for i in np.flatnonzero(self.skipped.numpy())]
+        return [self._name(int(i)) for i in np.flatnonzero(self.skipped.numpy())]
 
     def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
         epochs, indices = split_keys(keys)
@@ -151,19 +67,15 @@ class FolderImages(ImageDataset):
         return self.labelled(batch, indices)
 
     def _name(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.paths[index]))
+        return self.part.source.name(int(self.part.rows[index]))
 
     def _decode(self, index: int) -> Any:
-        from PIL import Image
-
         try:
-            with Image.open(self._name(index)) as image:
-                image.load()
-                return image if image.mode == "RGB" else image.convert("RGB")  # which would copy an RGB image
+            return read_rgb(self.part.source.open(int(self.part.rows[index])), self.turned)
         except Exception as error:  # decoders raise many kinds for damaged files
             if self.skipped is None:
                 raise UnreadableImage(
-                    f"{self._name(index)} cannot be read as an image ({type(error).__name__});"
+                    f"{self.root}/{self._name(index)} cannot be read as an image ({type(error).__name__});"
                     " repair it, or leave such images out: data.unreadable=skip"
                 ) from None
             self.skipped[index] = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,14 @@ from typing import Any
 import numpy as np
 
 from pdp.errors import Refusal
+from pdp.tasks.examples import Examples, make_examples
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
+from pdp.tasks.tables import Table, read_table, texts_of
 from pdp.wording import one_line
 
 NLI_LABELS = ("entailment", "neutral", "contradiction")
 HUB = "nyu-mll/glue"
 _SUFFIXES = (".tsv", ".txt", ".jsonl", ".json", ".parquet")
-
-
-@dataclass
-class Examples:
-    """One part of a data set: texts, second texts where there are pairs, and labels (int64, or float64 scores)."""
-
-    first: list[str]
-    second: list[str] | None
-    labels: np.ndarray
-    left_out: int = 0  # rows without a label or a column
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -132,56 +121,19 @@ def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _read(paths: list[Path], task: GlueTask) -> Examples:
-    try:
-        if paths[0].suffix in (".tsv", ".txt"):
-            columns, short = _read_tsv(paths[0], task.header)
-        else:
-            import pandas as pd
-
-            reader: Callable[[Path], Any] = (
-                pd.read_parquet if paths[0].suffix == ".parquet" else lambda path: pd.read_json(path, lines=True)
-            )
-            frame = pd.concat([reader(path) for path in paths])
-            columns, short = {str(name): frame[name].tolist() for name in frame.columns}, 0
-    except (OSError, ValueError) as error:
-        raise Refusal(f"{paths[0]} cannot be read ({one_line(error)[:120]}): set data.root") from None
-    examples = _examples(columns, task, str(paths[0]))
-    examples.left_out += short
-    return examples
+    table = read_table(paths, (*task.first, *task.second, *task.label), "data.root", task.header, plain=True)
+    return _examples(table, task, str(paths[0]))
 
 
-def _read_tsv(path: Path, header: tuple[str, ...]) -> tuple[dict[str, list[Any]], int]:
-    """Columns by name, and how many lines lack one; quotes mean nothing, as the original readers had it."""
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        lines = [line.rstrip("\r\n").split("\t") for line in file if line.strip()]
-    if not lines:
-        raise Refusal(f"{path} is empty: set data.root")
-    names = list(header) if header else lines.pop(0)
-    whole = [line for line in lines if len(line) >= len(names)]
-    return {name: [line[k] for line in whole] for k, name in enumerate(names)}, len(lines) - len(whole)
-
-
-def _examples(columns: dict[str, list[Any]], task: GlueTask, place: str) -> Examples:
-    def column(names: tuple[str, ...]) -> list[Any]:
-        for name in names:
-            if name in columns:
-                return columns[name]
-        raise Refusal(f"{place} has no column {' or '.join(names)}, it has {', '.join(columns)[:150]}: set data.root")
-
-    labels = [_label(value, task.labels) for value in column(task.label)]
+def _examples(table: Table, task: GlueTask, place: str) -> Examples:
     # MNLI and SNLI mark pairs on which annotators did not agree with "-"; the hub's unlabelled ones are -1.
-    known = [position for position, label in enumerate(labels) if label is not None]
-    if not known:
+    labels = [_label(value, task.labels) for value in table.column(task.label, place, "data.root")]
+    texts = [table.column(names, place, "data.root") for names in (task.first, task.second) if names]
+    if labels and all(label is None for label in labels):
         wanted = f"a label of {', '.join(task.labels)}" if task.labels else "a score from 0 up"
         raise Refusal(f"{place} has no row with {wanted}: set data.root")
-    first = column(task.first)
-    second = column(task.second) if task.second else None
-    return Examples(
-        [str(first[k]) for k in known],
-        None if second is None else [str(second[k]) for k in known],
-        np.asarray([labels[k] for k in known], dtype=np.int64 if task.labels else np.float64),
-        len(labels) - len(known),
-    )
+    kind = "label" if task.labels else "score"
+    return make_examples(texts, labels, kind, table.left_out, place, "data.root")
 
 
 def _label(value: Any, names: tuple[str, ...]) -> float | None:
@@ -199,8 +151,8 @@ def _label(value: Any, names: tuple[str, ...]) -> float | None:
 def _from_hub(name: str, task: GlueTask) -> tuple[Examples, list[Examples]]:
     def examples(part: str) -> Examples:
         rows = load_from_hub(HUB, name, part, f"data=glue data.task={name}")
-        columns = {column: list(rows[column]) for column in rows.column_names}
-        return _examples(columns, task, f"{HUB} {name} {part}")
+        table = Table({column: texts_of(rows[column]) for column in rows.column_names})
+        return _examples(table, task, f"{HUB} {name} {part}")
 
     return examples("train"), [examples(names[-1]) for names in task.parts]
 

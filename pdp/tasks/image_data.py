@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -43,6 +44,22 @@ IMAGE_SETS = {
     "imagenet": ImageSet("ImageNet", 1000, 224, 3, 1_281_167, 50_000, False),
     "image_folder": ImageSet("a folder of images", 1000, 224, 3, 1_281_167, 50_000, False),
 }
+
+
+def check_data(data: Any) -> None:
+    """Raises `Refusal` for a name or a value that no data of images has."""
+    if data.name not in IMAGE_SETS:
+        near = difflib.get_close_matches(str(data.name), IMAGE_SETS, 3, 0.4) or IMAGE_SETS
+        raise Refusal(f"data.name={data.name} is unknown for images; near it: {', '.join(near)}; set data")
+    if not 0 <= data.validation < 1:
+        raise Refusal(f"data.validation={data.validation} must be a share of train, at least 0 and below 1")
+    if data.limit is not None and data.limit < 1:
+        raise Refusal(f"data.limit={data.limit} must be at least 1, or null")
+    if data.image_size is not None and data.image_size < 1:
+        raise Refusal(f"data.image_size={data.image_size} must be at least 1 pixel, or null for the data's own")
+    if data.unreadable not in ("stop", "skip"):
+        raise Refusal(f"data.unreadable={data.unreadable} is unknown; it can be stop, skip")
+
 
 Arrays = tuple[Tensor, np.ndarray]  # images (N, C, H, W), uint8 or float32 in [0, 1]; labels int64 (N,)
 

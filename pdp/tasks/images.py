@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +15,25 @@ from torch.utils.data import DataLoader
 
 from pdp.config.schema import Config
 from pdp.errors import Refusal, Stopped
-from pdp.tasks import folder_images as folders
 from pdp.tasks import image_data as memory
+from pdp.tasks.folder_images import FolderImages
 from pdp.tasks.image_augmentation import check_augmentation
 from pdp.tasks.image_models import build_model, check_name
+from pdp.tasks.image_parts import processors
+from pdp.tasks.own_images import read_images, say_classes
 from pdp.tasks.sampling import (
     EpochBatchSampler,
     balanced_limit,
+    drawn_limit,
     evaluation_loader,
+    keeping_split,
     stratified_split,
     training_loader,
 )
-from pdp.tasks.task import Batch, Outputs, Task
+from pdp.tasks.task import Batch, Outputs, Task, say_limit
+from pdp.wording import one_line
 
+_OWN_RECIPE = " Recipe own_images, its times as fractions of the run; recipe=imagenet is ImageNet's."
 _UNASKED = (
     "No ImageNet was named (data.root= or IMAGENET_DIR), so this trains on scikit-learn's handwritten digits:"
     " 1,797 grey 8x8 images, 10 classes."
@@ -43,7 +49,7 @@ class ImagesTask(Task):
     def __init__(self, config: Config):
         self.config = config
         data: Any = config.data
-        self._check(data)
+        memory.check_data(data)
         check_name(config.model)
         self.image_set = memory.IMAGE_SETS[data.name]
         self.data_name = data.name
@@ -51,22 +57,10 @@ class ImagesTask(Task):
         self.image_size = data.image_size or max(self.image_set.size, config.model.smallest_input)
         self.notes: list[str] = []
         self._noise = False
+        self._names: tuple[str, ...] = ()
+        self._layout, self._damaged = "", 0
         self._fingerprint: str | None = None
         self._parts: dict[str, memory.ImageDataset] = {}
-
-    @staticmethod
-    def _check(data: Any) -> None:
-        if data.name not in memory.IMAGE_SETS:
-            near = difflib.get_close_matches(str(data.name), memory.IMAGE_SETS, 3, 0.4) or memory.IMAGE_SETS
-            raise Refusal(f"data.name={data.name} is unknown for images; near it: {', '.join(near)}; set data")
-        if not 0 <= data.validation < 1:
-            raise Refusal(f"data.validation={data.validation} must be a share of train, at least 0 and below 1")
-        if data.limit is not None and data.limit < 1:
-            raise Refusal(f"data.limit={data.limit} must be at least 1, or null")
-        if data.image_size is not None and data.image_size < 1:
-            raise Refusal(f"data.image_size={data.image_size} must be at least 1 pixel, or null for the data's own")
-        if data.unreadable not in ("stop", "skip"):
-            raise Refusal(f"data.unreadable={data.unreadable} is unknown; it can be stop, skip")
 
     @property
     def data_note(self) -> str:
@@ -77,16 +71,32 @@ class ImagesTask(Task):
         elif self._noise:
             note = f"Noise in the shape of {known.title} ({self.classes} classes), because the data is not at hand."
         else:
-            note = f"{known.title}: {self.classes} classes."
+            shown = f" ({say_classes(self._names)})" if self._names and self.data_name != "imagenet" else ""
+            note = f"{known.title}: {self.classes} classes{shown}."
+        recipe = _OWN_RECIPE if self.config.recipe.name == "own_images" else ""
         if not self._parts:
-            return f"{note} Images enter at {size}."
+            return f"{note} Images enter at {size}.{recipe}"
         sizes = self.sizes()
         held = f"{sizes['validation']:,} validation, " if sizes["validation"] else "none held out for validation, "
-        return f"{note} {sizes['train']:,} train, {held}{sizes['test']:,} test images, entering at {size}."
+        said = [f"{sizes['train']:,} train, {held}{sizes['test']:,} test images, entering at {size}", self._layout]
+        if self._damaged:
+            said.append(f"{self._damaged:,} cannot be read and are left out")
+        said.append(say_limit(self.config.data.limit, "images"))
+        return f"{note} {'; '.join(filter(None, said))}.{recipe}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes as the folders or shards name them; empty for data whose classes are fixed."""
+        return self._names
+
+    def recall(self, class_names: Sequence[str]) -> None:
+        """Takes the classes of a finished run, until its images are open."""
+        if class_names and not self.image_set.in_memory:
+            self._take_classes(class_names)
 
     @property
     def data_fingerprint(self) -> str:
-        """The first 16 hex digits of a sha256 of the images (in memory) or of their paths and sizes (folders)."""
+        """The first 16 hex digits of a sha256 of the images and labels in their order, of many large ones a sample."""
         if self._fingerprint is None:
             raise RuntimeError("the fingerprint is known after open_data()")
         return self._fingerprint
@@ -99,7 +109,7 @@ class ImagesTask(Task):
     @property
     def unreadable(self) -> list[str]:
         """Paths of the images that this process and its workers left out (data.unreadable=skip)."""
-        parts = [part for part in self._parts.values() if isinstance(part, folders.FolderImages)]
+        parts = [part for part in self._parts.values() if isinstance(part, FolderImages)]
         return sorted({path for part in parts for path in part.unreadable()})
 
     def open_data(self) -> None:
@@ -124,53 +134,53 @@ class ImagesTask(Task):
             mean, std = memory.IMAGENET_MEAN, memory.IMAGENET_STD
         self._fingerprint = self._identify(memory.content_hash(train, test))
 
-        def part(arrays: memory.Arrays, positions: np.ndarray) -> memory.ImageDataset:
-            positions = positions[balanced_limit(arrays[1][positions], self.config.data.limit)]
+        def part(name: str, arrays: memory.Arrays, positions: np.ndarray) -> memory.ImageDataset:
+            positions = positions[self._limited(name, arrays[1][positions])]
             chosen = (arrays[0][torch.from_numpy(positions)], arrays[1][positions])
             return memory.MemoryImages(chosen, self.image_size, mean, std)
 
-        self._parts = {"train": part(train, kept), "test": part(test, np.arange(len(test[1])))}
+        self._parts = {"train": part("train", train, kept), "test": part("test", test, np.arange(len(test[1])))}
         if self.config.data.validation:
-            self._parts["validation"] = part(train, held)
+            self._parts["validation"] = part("validation", train, held)
 
     def _open_folder(self) -> None:
         data: Any = self.config.data
-        layout = "train/<class>/ and val/<class>/" + ("" if self.data_name == "imagenet" else " (or test/<class>/)")
-        if data.root is None:
-            variable = " or IMAGENET_DIR" if self.data_name == "imagenet" else ""
-            raise Refusal(f"data.root{variable} is not set; data={self.data_name} needs data.root=<folder of {layout}>")
-        memory.check_root(data.root, layout)
-        train, val = folders.scan_folder(data.root, "train"), folders.scan_folder(data.root, "val")
-        test = folders.scan_folder(data.root, "test") if self.data_name == "image_folder" else None
-        test, val = (test, val) if test is not None else (val, None)
-        if test is None:
-            raise Refusal(f"data.root={data.root} has nothing to test on; it must hold {layout}; set data.root")
-        found = [part for part in (train, val, test) if part is not None]
-        for part in found[1:]:
-            folders.check_same_classes(data.root, found[0], part)
-        count = len(found[0].classes)
-        if self.data_name == "imagenet" and count != self.image_set.classes:
-            raise Refusal(f"data.root={data.root} has {count} classes, not 1,000; set data.root or data=image_folder")
-        self.classes = count
-        self._fingerprint = self._identify(folders.listing_hash(*found))
-        parts = {"test": test}
-        if train is not None:
-            # A val/ beside test/ is the validation set; else a share of train is held out.
-            kept, held = self._split(train.labels) if val is None else (np.arange(len(train.labels)), None)
-            parts["train"] = train.subset(kept)
-            if data.validation and held is not None:
-                parts["validation"] = train.subset(held)
-        if data.validation and val is not None:
-            parts["validation"] = val
-        skip = data.unreadable == "skip"
+        found = read_images(data, os.path.join(self.config.output_dir, ".cache"))
+        self._take_classes(found.classes)
+        self._layout, self._damaged = found.layout, found.damaged
+        self._fingerprint = self._identify(found.content)
+        parts = {"test": found.test}
+        if found.train is not None:
+            parts["train"] = found.train
+            if found.validation is None:  # a val/ beside test/ is the validation set; else a share of train is held out
+                kept, held = self._split(found.train.labels)
+                parts["train"] = found.train.subset(kept)
+                if data.validation:
+                    parts["validation"] = found.train.subset(held)
+        if data.validation and found.validation is not None:
+            parts["validation"] = found.validation
         self._parts = {}
         for name, part in parts.items():
-            chosen = part.subset(balanced_limit(part.labels, data.limit))
-            self._parts[name] = folders.FolderImages(data.root, chosen, self.image_size, skip)
+            chosen = part.subset(self._limited(name, part.labels))
+            # Models of ImageNet were trained without its few EXIF turns.
+            turned = self.data_name != "imagenet"
+            self._parts[name] = FolderImages(data.root, chosen, self.image_size, data.unreadable == "skip", turned)
+
+    def _take_classes(self, names: Sequence[str]) -> None:
+        if self.data_name == "imagenet" and len(names) != self.image_set.classes:
+            root = self.config.data.root
+            raise Refusal(f"data.root={root} has {len(names)} classes, not 1,000; set data.root or data=image_folder")
+        self._names, self.classes = tuple(names), len(names)
+
+    def _limited(self, name: str, labels: np.ndarray) -> np.ndarray:
+        """Positions that data.limit leaves: the test set, and what stands for it, keep their classes' shares."""
+        limit = self.config.data.limit
+        return balanced_limit(labels, limit) if name == "train" else drawn_limit(len(labels), limit)
 
     def _split(self, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         share = self.config.data.validation
-        kept, held = stratified_split(labels, share)
+        split = keeping_split if self._names else stratified_split
+        kept, held = split(labels, share)
         if share and not (len(held) and len(kept)):
             raise Refusal(f"data.validation={share} of {len(labels)} training images leaves a part empty; change it")
         return kept, held
@@ -178,7 +188,7 @@ class ImagesTask(Task):
     def _identify(self, content: bytes) -> str:
         digest = hashlib.sha256(content)
         if self.config.data.limit is not None:
-            digest.update(f"limit={self.config.data.limit}".encode())
+            digest.update(f"limit={self.config.data.limit}, test as drawn".encode())
         if self._noise:
             digest.update(b"noise")
         return digest.hexdigest()[:16]
@@ -194,6 +204,11 @@ class ImagesTask(Task):
 
     def build_model(self) -> nn.Module:
         """The model for the data's classes, fp32, on the CPU; `notes` says what is not pretrained; raises `Refusal`."""
+        if self.classes < 2 and "train" in self._parts:
+            raise Refusal(
+                f"data.root={self.config.data.root} has one class, {one_line(self._names[0])}, and two are needed to "
+                "train: set data.root to the folder that holds the class folders, or their train/ and val/"
+            )
         model, notes = build_model(self.config.model, self.classes, self.example_input())
         self.notes += [note for note in notes if note not in self.notes]
         return model
@@ -216,11 +231,17 @@ class ImagesTask(Task):
         """Shuffled, augmented batches; `batch_size` is that of all processes together. Raises `Refusal`."""
         check_augmentation(augmentation)
         dataset = self._part("train").augmented(augmentation, seed)
-        return training_loader(dataset, EpochBatchSampler(len(dataset), batch_size, seed), workers)
+        sampler = EpochBatchSampler(len(dataset), batch_size, seed)
+        return training_loader(dataset, sampler, self._useful(workers, len(sampler)))
 
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
         """Every sample of "validation" (the test set where data.validation is 0) or "test" once, in order."""
-        return evaluation_loader(self._part(part), batch_size, workers)
+        dataset = self._part(part)
+        return evaluation_loader(dataset, batch_size, self._useful(workers, -(-len(dataset) // batch_size)))
+
+    def _useful(self, workers: int, batches: int) -> int:
+        """Loader processes that have something to do: own images are often few."""
+        return max(0, min(workers, batches - 1, processors())) if self.data_name == "image_folder" else workers
 
     def evaluation_batch(self, batch_size: int, device: str) -> int:
         """Small images by the thousand on a GPU, which would wait for the host otherwise."""

@@ -69,10 +69,11 @@ class LanguageModellingTask(TextTask):
         counts = {name: f"{part.predicted:,}" for name, part in self._parts.items()}
         held = f"{counts['validation']} validation, " if "validation" in counts else "none held out for validation, "
         train = f"{counts['train']} train, " if "train" in counts else ""
+        limit = "" if self.data.limit is None else f"; the first {self.data.limit:,} windows of each part"
         words = f" ({self._parts['test'].words:,} words)" if self._parts["test"].words else ""
         return (
             f"{note} Predicted tokens: {train}{held}{counts['test']} test{words}, in windows of {self.length}, "
-            f"measured with stride {self.stride}; {self._tokenizer_note}; blank lines left out."
+            f"measured with stride {self.stride}; {self._tokenizer_note}; blank lines left out{limit}."
         )
 
     def open_data(self) -> None:
@@ -138,9 +139,7 @@ class LanguageModellingTask(TextTask):
         if self._parts:
             return {name: len(self._parts.get(name, ())) for name in ("train", "validation", "test")}
         train = max(2, self._expected_tokens() // self.length)
-        own_validation = (
-            self.data.source == "docstrings" or self.data.source == "wikitext" or self.data.validation_files
-        )
+        own_validation = self.data.source in ("docstrings", "wikitext") or bool(self.data.validation_files)
         held = train // 10 if own_validation else int(train * self.data.validation + 0.5)
         sizes = {"train": train if own_validation else train - held, "validation": held, "test": max(1, train // 10)}
         return {name: min(size, self.data.limit or size) for name, size in sizes.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from pdp.errors import Refusal
+from pdp.ranks import process_count
 
 SPLIT_SEED = 20230519  # never the run's seed: every run of a study holds out the same samples
 _ORDER, _DRAW, _SPLIT, _LIMIT = range(1, 5)  # streams: no draw of one kind repeats another's
@@ -49,6 +49,14 @@ def stratified_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[n
     return np.sort(order[~chosen]), np.sort(order[chosen])
 
 
+def keeping_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Like `stratified_split`, but a class of which nothing would be kept keeps one, so that own data can be learnt."""
+    kept, held = stratified_split(labels, share, salt)
+    lost = np.setdiff1d(labels[held], labels[kept])
+    back = [held[np.argmax(labels[held] == one)] for one in lost]
+    return np.sort(np.r_[kept, back].astype(np.int64)), np.setdiff1d(held, back)
+
+
 def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:
     """Sorted positions of at most `limit` samples, as many of each class as there are, to within one."""
     if limit is None or limit >= len(labels):
@@ -58,6 +66,13 @@ def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:
     starts = np.r_[0, np.flatnonzero(np.diff(labels[order])) + 1]
     turn = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
     return np.sort(order[np.lexsort((words[order], turn))][:limit])
+
+
+def drawn_limit(count: int, limit: int | None) -> np.ndarray:
+    """Sorted positions of at most `limit` of `count` samples, drawn as they come: classes keep their shares."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.sort(np.argsort(hashed(SPLIT_SEED, _LIMIT, np.arange(count)), kind="stable")[:limit])
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
@@ -116,7 +131,7 @@ def set_epoch(loader: DataLoader[Any], epoch: int, start_batch: int = 0) -> None
 
 def training_loader(dataset: Any, sampler: EpochBatchSampler, workers: int) -> DataLoader[Any]:
     """The sampler's batches, its workers kept; raises `Refusal` where a process would have no sample."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = process_count()
     if not len(dataset) or (processes > 1 and len(dataset) < sampler.batch_size):
         raise Refusal(
             f"a batch of {sampler.batch_size} over {processes} processes needs at least that many training samples, "
@@ -140,6 +155,7 @@ def _loader(dataset: Any, sampler: EpochBatchSampler, workers: int, persistent: 
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # which shares memory, and how signals are taken
         collate_fn=_whole,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=persistent and workers > 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,23 @@ class Outputs:
     attentions: tuple[Tensor, ...] | None = None
 
 
+def say_limit(limit: int | None, what: str) -> str:
+    """What data.limit did to classes; empty without one."""
+    if limit is None:
+        return ""
+    return (
+        f"at most {limit:,} training {what}, as many of each class as there are, validation and test drawn as they come"
+    )
+
+
+def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Whether classes are the same in the same order, as far as is known: shards may have but numbers for them."""
+    plain = [str(number) for number in range(len(first))]
+    if not first or not second or (len(first) == len(second) and plain in (list(first), list(second))):
+        return True
+    return list(first) == list(second)
+
+
 class Task(ABC):
     """Model, data, loss and metric of one kind of problem; the trainer knows nothing else of any of them."""
 
@@ -39,6 +57,14 @@ class Task(ABC):
     def unreadable(self) -> list[str]:
         """Files that were left out of the data, by name."""
         return []
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of own data by their numbers, as folders or tables name them; empty where they are fixed."""
+        return ()
+
+    def recall(self, class_names: Sequence[str]) -> None:  # noqa: B027
+        """Takes the classes that a finished run's record names, for a model of it where its data is not at hand."""
 
     @property
     @abstractmethod

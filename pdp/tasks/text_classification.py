@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,14 +16,25 @@ from torch.utils.data import DataLoader
 from pdp.config.schema import Config
 from pdp.errors import Refusal
 from pdp.tasks import text_loading as loading
-from pdp.tasks.glue import GLUE, NLI_LABELS, Examples, read_glue, read_tsv_folder
+from pdp.tasks.examples import Examples, say_left_out
+from pdp.tasks.glue import GLUE, NLI_LABELS, read_glue, read_tsv_folder
 from pdp.tasks.glue_metrics import measure, names_of
 from pdp.tasks.grammar_nli import LABELS, generate
-from pdp.tasks.sampling import SPLIT_SEED, balanced_limit, evaluation_loader, stratified_split
-from pdp.tasks.task import Batch, Outputs
+from pdp.tasks.own_texts import read_own_texts
+from pdp.tasks.sampling import (
+    SPLIT_SEED,
+    balanced_limit,
+    drawn_limit,
+    evaluation_loader,
+    keeping_split,
+    stratified_split,
+)
+from pdp.tasks.task import Batch, Outputs, say_limit
 from pdp.tasks.text_task import TextTask
 from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_word_pieces
+from pdp.wording import one_line
 
+_SHOWN = 10  # names of classes in the banner
 _GROUPS, _TEST_GROUPS = 2600, 200  # of the grammar: hypotheses with three premises each
 _UNASKED = (
     "No data was named (data=glue data.task=... for GLUE), so this trains on natural-language inference made from a"
@@ -39,17 +53,21 @@ class TextClassificationTask(TextTask):
     def __init__(self, config: Config):
         super().__init__(config)
         self.task_name: str | None = self.data.task
-        self.metric_names = names_of(self.task_name)
+        self.metric_names = names_of("stsb" if self.data.score else self.task_name)
         self.metric_name = self.metric_names[0]
         self._parts: dict[str, loading.Texts] = {}
-        self._left_out = 0
+        self._reasons: Counter[str] = Counter()
+        self._own: tuple[str, ...] = ("0", "1")  # of a table: known when it is open
+        self._own_notes: list[str] = []
         self._tokenizer_note = ""
         if self.regression and config.recipe.label_smoothing:
-            raise Refusal("recipe.label_smoothing has no meaning for scores (stsb): give recipe.label_smoothing=0")
+            raise Refusal("recipe.label_smoothing has no meaning for scores: give recipe.label_smoothing=0")
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The classes by their numbers: entailment, neutral, contradiction for inference; none for a score."""
+        if self.data.source == "table":
+            return () if self.data.score else self._own
         if self.data.source == "glue":
             return GLUE[self.data.task].labels
         return LABELS if self.data.source == "grammar" else NLI_LABELS
@@ -58,6 +76,16 @@ class TextClassificationTask(TextTask):
     def regression(self) -> bool:
         """Whether the label is a score (STS-B)."""
         return not self.labels
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes of an own table, as it names them."""
+        return self.labels if self.data.source == "table" else ()
+
+    def recall(self, class_names: Sequence[str]) -> None:
+        """Takes the classes of a finished run, until its table is open."""
+        if self.data.source == "table" and class_names:
+            self._own = tuple(class_names)
 
     @property
     def length(self) -> int:
@@ -79,20 +107,31 @@ class TextClassificationTask(TextTask):
         elif self.data.source == "grammar":
             note = _MADE
         else:
-            kind = "a score" if self.regression else f"labels {', '.join(self.labels)}"
+            shown = [one_line(name) for name in self.labels[:_SHOWN]] + ["..."] * (len(self.labels) > _SHOWN)
+            kind = "a score" if self.regression else f"labels {', '.join(shown)}"
+            if self.data.source == "table" and not self._parts:
+                kind = "a score" if self.regression else "its labels are known when it is open"
+            elif len(self.labels) > _SHOWN:
+                kind = f"{len(self.labels)} {kind}"
             note = f"{self.data_name}{f' {self.task_name}' if self.task_name else ''}: {kind}."
         if not self._parts:
             return f"{note} Texts have at most {self.length} tokens."
         sizes = self.sizes()
         held = f"{sizes['validation']:,} validation, " if sizes["validation"] else "none held out for validation, "
-        left = f", {self._left_out:,} rows without a label or a column left out" if self._left_out else ""
-        return f"{note} {sizes['train']:,} train, {held}{sizes['test']:,} test{left}; {self._tokenizer_note}."
+        said = [
+            say_left_out(self._reasons),
+            *self._own_notes,
+            say_limit(self.data.limit, "texts"),
+            self._tokenizer_note,
+        ]
+        return f"{note} {sizes['train']:,} train, {held}{sizes['test']:,} test; {'; '.join(filter(None, said))}."
 
     def open_data(self) -> None:
         """Reads and tokenizes the data; raises `Refusal`. A folder without a train part can be measured."""
+        source = self.data.source
         train, validation, measured = self._read()
         everything = [part for part in (train, validation, *measured) if part is not None]
-        self._left_out = sum(part.left_out for part in everything)
+        self._reasons = sum((part.reasons for part in everything), Counter())
         of_training = train if train is not None else measured[0]
 
         def train_tokenizer() -> Any:
@@ -101,20 +140,22 @@ class TextClassificationTask(TextTask):
         self.tokenizer, self._tokenizer_note = find_tokenizer(self.data.tokenizer, self.checkpoint, train_tokenizer)
         limit, share = self.data.limit, self.data.validation
         if train is not None and validation is None and share:
-            kept, held = stratified_split(_classes(train), share)
+            split = keeping_split if source == "table" else stratified_split
+            kept, held = split(train.classes, share)
             if not (len(held) and len(kept)):
                 raise Refusal(f"data.validation={share} of {len(train)} training texts leaves a part empty; change it")
-            train, validation = _chosen(train, kept), _chosen(train, held)
-        found = {"train": train, "validation": validation if share else None}
-        self._parts = {
-            name: self._encode([_chosen(part, balanced_limit(_classes(part), limit))])
-            for name, part in found.items()
-            if part is not None
-        }
-        self._parts["test"] = self._encode([_chosen(part, balanced_limit(_classes(part), limit)) for part in measured])
-        self.identify(
-            *(array for part in self._parts.values() for array in (part.ids, part.types, part.starts, part.labels))
-        )
+            train, validation = train.chosen(kept), train.chosen(held)
+        self._parts = {}
+        if train is not None:
+            self._parts["train"] = self._encode([train.chosen(balanced_limit(train.classes, limit))])
+        if validation is not None and share:
+            self._parts["validation"] = self._encode([validation.chosen(drawn_limit(len(validation), limit))])
+        self._parts["test"] = self._encode([part.chosen(drawn_limit(len(part), limit)) for part in measured])
+        arrays = [array for part in self._parts.values() for array in (part.ids, part.types, part.starts, part.labels)]
+        if self.data.source == "table":
+            names = json.dumps([self.labels, self._own_notes[-1:] if self.regression else []])
+            arrays.append(np.frombuffer(names.encode(), dtype=np.uint8))
+        self.identify(*arrays)
 
     def _read(self) -> tuple[Examples | None, Examples | None, list[Examples]]:
         source, root = self.data.source, self.data.root
@@ -124,6 +165,10 @@ class TextClassificationTask(TextTask):
             if source == "glue":
                 train, measured = read_glue(self.data.task, root)
                 return train, None, measured
+            if source == "table":
+                own = read_own_texts(self.data)
+                self._own, self._own_notes = own.labels, own.notes
+                return own.train, own.validation, [own.test]
             if root is None:
                 raise Refusal(
                     f"data={self.data_name} needs data.root: give data.root=<folder with train.tsv, test.tsv>"
@@ -154,7 +199,7 @@ class TextClassificationTask(TextTask):
         test: tuple[int, ...] = (_TEST_GROUPS * 3,)
         if self.data.source == "glue":
             train, test = GLUE[self.data.task].train, GLUE[self.data.task].test
-        elif self.data.source == "tsv":
+        elif self.data.source in ("tsv", "table"):
             train, test = 1000, (1000,)
         limit = self.data.limit
         held = int(train * self.data.validation + 0.5)
@@ -167,6 +212,8 @@ class TextClassificationTask(TextTask):
         if name == "validation" and "validation" not in self._parts:
             name = "test"
         if name not in self._parts:
+            if self.data.source == "table":
+                raise Refusal("data.train is not given, so nothing can be trained: give data.train=<a file of rows>")
             raise Refusal(f"data.root={self.data.root} has no train part, so nothing can be trained: set data.root")
         return self._parts[name]
 
@@ -232,16 +279,6 @@ class TextClassificationTask(TextTask):
             result |= {f"{name}{ending}": measure(name, labels, predictions) for name in self.metric_names}
             result[f"loss{ending}"] = float(np.mean(observations["loss"][chosen], dtype=np.float64))
         return result
-
-
-def _classes(part: Examples) -> np.ndarray:
-    """Labels by which a split is stratified; scores are all alike."""
-    return part.labels if part.labels.dtype.kind == "i" else np.zeros(len(part), dtype=np.int64)
-
-
-def _chosen(part: Examples, positions: np.ndarray) -> Examples:
-    second = None if part.second is None else [part.second[k] for k in positions]
-    return Examples([part.first[k] for k in positions], second, part.labels[positions])
 
 
 def _grammar(classes: int) -> tuple[Examples, None, list[Examples]]:

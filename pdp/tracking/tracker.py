@@ -27,6 +27,8 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
             values |= {f"{_PREFIXES.get(key, key)}/{name}": one for name, one in value.items()}
         elif value is not None:
             values[key] = value
+    if "epochs_done" in line:  # measured within epochs too: between whole numbers
+        values["epoch"] = line["epochs_done"] - 1
     # The units of a layer are of one size, so a pruned share is a share of zeros.
     return values | {f"density/{name}": 1 - share for name, share in line.get("layer_shares", {}).items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shlex
 from typing import Any
 
 import torch
@@ -11,10 +11,13 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DataLoaderConfiguration, GradientAccumulationPlugin, set_seed
 from torch import nn
 
+from pdp.config.check_schedule import check_schedule, misfits
+from pdp.config.command import command_of
 from pdp.config.schema import Config, pattern_options
 from pdp.environment import keep_freed_memory
 from pdp.errors import Refusal
 from pdp.pruner.pruner import Pruner
+from pdp.ranks import process_count
 from pdp.tasks.task import Task
 
 
@@ -23,7 +26,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("device=cuda: no CUDA device is at hand; give device=cpu or device=auto")
     # A sweep makes one after another in one process, each with its own device and precision.
-    AcceleratorState._reset_state(reset_partial_state=int(os.environ.get("WORLD_SIZE", 1)) == 1)
+    AcceleratorState._reset_state(reset_partial_state=process_count() == 1)
     GradientState._reset_state()
     accelerator = Accelerator(
         # Left to itself, accelerate starts no process group where there is nothing but a CPU.
@@ -56,6 +59,8 @@ def make_model(config: Config, task: Task) -> nn.Module:
 
 def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: int | None) -> Pruner:
     """The configured method on `model`."""
+    if steps_per_epoch:
+        _check_times(config, steps_per_epoch)
     if config.schedule.warmup == "auto" and task.upper_bound is None:
         raise Refusal(
             f"schedule.warmup=auto needs a metric with an upper bound, {task.metric_name} has none: give a time"
@@ -85,6 +90,12 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
         example_input=example_input,
         pattern_options=pattern_options(config.prune),
     )
+
+
+def _check_times(config: Config, steps_per_epoch: int) -> None:
+    """Raises `Refusal`, with a command that would do, where times in optimizer steps do not fit into the run."""
+    if misfits(config, steps_per_epoch):
+        check_schedule(config, shlex.split(command_of(config))[2:], steps_per_epoch)
 
 
 def steps_in_epoch(config: Config, task: Task) -> int:

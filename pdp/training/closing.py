@@ -22,7 +22,8 @@ def close(display: Display, config: Config, record: Record, directory: Path) -> 
     """Prints the result of a run, what the dense run of its cell reached, and where the run lies."""
     part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
     title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
-    dense, missing = (None, "") if record.method == "dense" else _dense(config, record)
+    alone = record.method == "dense" or config.start.run is not None  # what it went on from is said where it began
+    dense, missing = (None, "") if alone else _dense(config, record)
     columns = ("", "this run", "dense run")[: 2 + (dense is not None)]
     display.table(title, columns, [row[: len(columns)] for row in rows(record, dense)])
     if missing:

@@ -13,14 +13,15 @@ from pdp.config.schema import Config, data_label
 from pdp.config.source import source_digest
 from pdp.config.stored import from_yaml
 from pdp.cost import count_bytes, count_macs, count_parameters
+from pdp.errors import Refusal
 from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import Record, read_record
 from pdp.tasks import build_task
-from pdp.tasks.task import Task
+from pdp.tasks.task import Task, same_classes
 from pdp.training.assembly import make_accelerator, make_model
 from pdp.training.display import Display
 from pdp.training.evaluation import measure
-from pdp.wording import percent, score
+from pdp.wording import one_line, percent, score
 
 
 def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
@@ -33,7 +34,9 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
     config.recipe.accumulation = 1
     task = build_task(config)
     config.model.pretrained = "false"
+    task.recall(record.classes)
     task.open_data()
+    _check_classes(path, record, task)
     if task.data_fingerprint != record.data_fingerprint:
         warnings.warn(
             f"the data is not the run's: {task.data_fingerprint}, not {record.data_fingerprint}", stacklevel=2
@@ -45,6 +48,24 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
     model = make_model(config, task)
     load_weights(model, path / "model.safetensors")
     _show_measurement(config, task, model, accelerator, display, record)
+
+
+def _check_classes(path: Path, record: Record, task: Task) -> None:
+    """Raises `Refusal` where the data has other classes than the run was trained for, whose numbers mean others."""
+    theirs, ours = record.classes, list(task.class_names)
+    if not same_classes(theirs, ours):
+        told = "; ".join(
+            f"{what} {', '.join(one_line(name) for name in names[:5])}{', ...' * (len(names) > 5)}"
+            for what, names in (
+                ("it lacks", [name for name in theirs if name not in ours]),
+                ("it has besides", [name for name in ours if name not in theirs]),
+            )
+            if names
+        )
+        raise Refusal(
+            f"run={path} was trained for {len(theirs)} classes, and this {task.data_name} has others"
+            f" ({told or 'in another order'}): give data of the run's classes"
+        )
 
 
 def evaluate(config: Config) -> None:

@@ -14,11 +14,11 @@ from transformers.pytorch_utils import Conv1D
 
 from pdp import Pruner, count_macs
 from pdp.errors import Refusal
-from pdp.layers import find_layers
 from pdp.masks.soft import soft_prune
 from pdp.methods.method import Moment
 from pdp.patterns import make_pattern
 from pdp.patterns.nm import merge_exchanges, obeys, sorted_columns
+from pdp.survey import find_layers
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 RATIOS = [(2, 4), (1, 4), (2, 8), (4, 8), (1, 16)]

@@ -118,7 +118,7 @@ def twin_of(model):
 
 def test_where_no_deletion_can_be_compiled_the_stored_weight_hides_itself(monkeypatch):
     """The way of PyTorch 2.11."""
-    monkeypatch.setattr("pdp.pruner.shadow._DELETIONS_COMPILE", False)
+    monkeypatch.setattr("pdp.pruner.compiling.DELETIONS_COMPILE", False)
     torch._dynamo.reset()
     model, pruner = pruned_net()
     plain, other = pruned_net(twin_of(model))

@@ -193,11 +193,14 @@ def test_a_folder_with_val_and_test_keeps_val_for_validation(tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_stops_in_one_line_or_is_left_out(tmp_path, workers):
     root = write_folder(tmp_path, {"train": {"a": 4, "b": 4}, "val": {"a": 3, "b": 3}}, kind="jpg")
+    data = {"name": "image_folder", "root": str(root), "image_size": 8, "validation": 0.0}
+    whole = opened(data)
     for place in ("train/a/001.jpg", "val/a/001.jpg", "val/b/001.jpg", "val/b/002.jpg"):
         (root / place).write_bytes((root / place).read_bytes()[:200])
-    data = {"name": "image_folder", "root": str(root), "image_size": 8, "validation": 0.0}
+    with pytest.raises(Refusal, match="train/a/001.jpg cannot be read.*nor can 3 others.*data.unreadable=skip"):
+        opened(data)
     with pytest.raises(Stopped, match="val/a/001.jpg cannot be read.*data.unreadable=skip") as stopped:
-        list(opened(data).evaluation_loader("test", 2, workers))
+        list(whole.evaluation_loader("test", 2, workers))  # damaged meanwhile
     assert "\n" not in str(stopped.value)
     task = opened(data | {"unreadable": "skip"}, {"name": "resnet20"})
     assert task.unreadable == []

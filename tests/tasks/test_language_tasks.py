@@ -15,8 +15,8 @@ from torch.nn import functional
 from pdp.config.compose import compose
 from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal
-from pdp.layers import find_layers
 from pdp.patterns.nm import input_dim
+from pdp.survey import find_layers
 from pdp.tasks import build_task
 from pdp.tasks.text_loading import LengthGroupedSampler, measured_windows, training_windows
 from pdp.training.assembly import make_model, make_pruner

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pdp.config.compose import compose, from_yaml
+from pdp.config.compose import compose
 from pdp.config.identity import run_directory
+from pdp.config.stored import from_yaml
 from pdp.reports.sheet import as_markdown
 from pdp.reports.tables import make_sheets
 from pdp.runs.record import read_record

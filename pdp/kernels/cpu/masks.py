@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.parting import parting
-from pdp.masks.soft import lies_dense
+from pdp.masks.soft import NOTHING, SATURATED, lies_dense
+from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 from pdp.threads import in_parts
 
-_LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
+_LARGEST = torch.finfo(torch.float32).max / 4  # largest offset, which stays finite
 Numbers = tuple[float, float]
 
 
@@ -47,8 +49,14 @@ def differentiable(weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Ten
 def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
     """-t^2 / tau, t with its sign, and 1 / tau."""
     t, tau = cut.item(), float(temperature)
-    # The numbers that stand first stay where one is NaN.
+    # Of two arguments the first is returned where one is NaN.
     return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
+
+
+def _plain(weight: Tensor, numbers: Numbers) -> Tensor:
+    offset, inverse = numbers
+    mask = (offset + weight * weight * inverse).clamp(-SATURATED, SATURATED).sigmoid()
+    return torch.where(mask > NOTHING, mask, torch.zeros((), device=mask.device)) * weight
 
 
 class _HostPrune(torch.autograd.Function):
@@ -64,10 +72,12 @@ class _HostPrune(torch.autograd.Function):
         return effective
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        # Hooks for saved tensors may have brought it back otherwise; and gradients come as they like.
+        if wants_a_graph():
+            plain = partial(_plain, numbers=ctx.numbers)  # type: ignore[attr-defined]
+            return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
+        # A hook for saved tensors may return another layout, and gradients come in any.
         if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
             weight = weight.to("cpu", torch.float32).contiguous()
         if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pdp.masks.soft import as_cut, lies_dense
+from pdp.masks.transforms import in_transform
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
 LARGEST = 2**31 - 1  # numbers in a tensor, as they are counted in 32 bits
@@ -26,7 +27,7 @@ def usable(weight: Tensor) -> bool:
     """Whether the kernels take this weight: on a GPU, in one piece, and not inside a step that is compiled anyway."""
     if not (weight.is_cuda or _interpreted()) or torch.compiler.is_compiling():
         return False
-    if type(weight) not in (Tensor, nn.Parameter):  # a sharded tensor, say, has no address
+    if type(weight) not in (Tensor, nn.Parameter) or in_transform():  # a sharded tensor, say, has no address
         return False
     return weight.dtype in KINDS and weight.numel() <= LARGEST and lies_dense(weight) and runs_on(weight.device)
 

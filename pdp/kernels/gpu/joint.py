@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from pdp.kernels.gpu import joining
 from pdp.kernels.gpu.cuts import TYPES, upload
 from pdp.kernels.gpu.launching import launch
-from pdp.kernels.gpu.masks import alike
+from pdp.kernels.gpu.masks import alike, spread_cuts
 from pdp.masks.kept import keep, kept
+from pdp.masks.soft import plain_prune
+from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 
 SLOTS = 16  # of the kernels
 _BLOCK = 1024
@@ -82,7 +84,8 @@ class Joint:
         """m(w) w of each part, rounded once to `dtype`; backward needs weights, cuts and temperatures as they are."""
         weights = [part.weight for part in parts]
         others = [one for part in parts for one in (part.cuts, part.temperature) if one is not None]
-        return _JointPrune.apply(self, temperature, dtype, others, *weights)
+        inner = [part.inner for part in parts]
+        return _JointPrune.apply(self, temperature, dtype, inner, others, *weights)
 
     def launch(self, kernel: Any, addresses: Sequence[Sequence[int]], temperature: float, dtype: torch.dtype) -> None:
         """Over all weights; `addresses` of what each reads or writes besides, an empty slot's being of no use."""
@@ -94,8 +97,11 @@ class Joint:
 
 class _JointPrune(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, joint: Joint, temperature: float, dtype: torch.dtype, others: list[Tensor], *weights: Tensor):
+    def forward(
+        ctx: Any, joint: Joint, temperature: float, dtype: torch.dtype, inner: list, others: list, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.joint, ctx.temperature, ctx.dtype, ctx.count = joint, temperature, dtype, len(weights)
+        ctx.inner = inner
         keep(ctx, *weights, *others)
         ctx.set_materialize_grads(False)
         effective = [torch.empty_like(weight, dtype=dtype) for weight in weights]
@@ -104,15 +110,25 @@ class _JointPrune(torch.autograd.Function):
         return tuple(effective)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None):
-        weights = kept(ctx)[: ctx.count]
+        weights, others = kept(ctx)[: ctx.count], kept(ctx)[ctx.count :]
+        if wants_a_graph():
+            plain = partial(_plain, ctx.joint, ctx.temperature, ctx.inner, others)
+            return None, None, None, None, None, *gradients_with_a_graph(plain, weights, gradients)
         given = [_as_lies(*pair) for pair in zip(gradients, weights, strict=True)]
         slopes = [None if one is None else torch.empty_like(weight) for one, weight in zip(given, weights, strict=True)]
         places = [[NOWHERE if one is None else one.data_ptr() for one in ones] for ones in (given, slopes)]
         if any(one is not None for one in given):
             ctx.joint.launch(joining.write_slopes_of_many, places, ctx.temperature, ctx.dtype)
-        return None, None, None, None, *slopes
+        return None, None, None, None, None, *slopes
+
+
+def _plain(joint: Joint, temperature: float, inner: list, others: Sequence[Tensor], *weights: Tensor):
+    """The same by plain operations, which can be differentiated again."""
+    each = 2 if joint.held else 1
+    taus = others[1::2] if joint.held else [temperature] * len(weights)
+    own = zip(weights, others[::each], taus, inner, strict=True)
+    return tuple(plain_prune(one, spread_cuts(cuts, one, joint.members, by), tau) for one, cuts, tau, by in own)
 
 
 def _as_lies(gradient: Tensor | None, weight: Tensor) -> Tensor | None:

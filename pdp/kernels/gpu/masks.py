@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from pdp.kernels.gpu import masking
 from pdp.kernels.gpu.launching import launch
 from pdp.masks.kept import keep, kept
+from pdp.masks.soft import plain_prune
+from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 
 _BLOCK = 1024
 
@@ -37,6 +41,14 @@ def alike(one: Tensor, other: Tensor) -> bool:
     )
 
 
+def spread_cuts(cuts: Tensor, weight: Tensor, members: int, inner: int) -> Tensor:
+    """The cut of each weight, shaped like it, from those that lie in its memory's order."""
+    if members == 1:
+        return cuts
+    in_memory = cuts.as_strided((cuts.numel() // inner, 1, inner), (inner, inner, 1)).expand(-1, members, -1)
+    return in_memory.reshape(-1).as_strided(weight.shape, weight.stride())
+
+
 class _DevicePrune(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, weight: Tensor, cuts: Tensor, temperature, dtype, members: int, inner: int) -> Tensor:
@@ -47,9 +59,12 @@ class _DevicePrune(torch.autograd.Function):
         return effective
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, cuts = kept(ctx)
+        if wants_a_graph():
+            temperature, members, inner = ctx.how  # type: ignore[attr-defined]
+            of_each = partial(plain_prune, cut=spread_cuts(cuts, weight, members, inner), temperature=temperature)
+            return *gradients_with_a_graph(of_each, [weight], [gradient]), *(None,) * 5
         if not alike(gradient, weight):
             gradient = torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
         slope = torch.empty_like(weight)

@@ -1,0 +1,1 @@
+"""What stands for a package of your own."""

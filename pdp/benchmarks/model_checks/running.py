@@ -1,0 +1,84 @@
+"""Runs a part over many models: each in a process of its own with a time limit, a line of JSON when it is done."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import multiprocessing as mp
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pdp.benchmarks.model_checks import PARTS
+
+
+def read(path: Path) -> dict[str, dict[str, Any]]:
+    """What is known, by model."""
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    return {line["model"]: line for line in lines}
+
+
+def forget(path: Path, models: Sequence[str]) -> None:
+    """Drops the lines of these models."""
+    kept = [line for name, line in read(path).items() if name not in models]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def run(
+    part: str, models: Sequence[str], path: Path, limit: float, workers: int, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Checks the models that `path` has no line of yet; the lines of all."""
+    done = read(path)
+    waiting = [name for name in models if name not in done]
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "numpy", "pandas", PARTS[part]])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    running: list[tuple[str, Any, Any, float]] = []
+    while waiting or running:
+        while waiting and len(running) < workers:
+            mine, theirs = context.Pipe(duplex=False)
+            name = waiting.pop(0)
+            process = context.Process(target=_checked, args=(part, name, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            running.append((name, process, mine, time.monotonic()))
+        for one in list(running):
+            name, process, answers, start = one
+            seconds = time.monotonic() - start
+            result: dict[str, Any] | None = None
+            if answers.poll(0.05):
+                try:
+                    result = answers.recv()
+                except EOFError:
+                    result = {"status": "crashed", "wrong": [f"the process ended with {process.exitcode}"]}
+            elif seconds > limit:
+                result = {"status": "late", "wrong": [f"no end after {limit:.0f} s"]}
+            if result is not None:
+                process.kill()
+                process.join()
+                running.remove(one)
+                done[name] = {"model": name, "seconds": round(seconds, 1), **result}
+                with path.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(done[name]) + "\n")
+                say(f"{result['status']:8} {seconds:6.1f} s  {name}  {'; '.join(result.get('wrong', []))[:160]}")
+    return done
+
+
+def _checked(part: str, name: str, answers: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        result = importlib.import_module(PARTS[part]).check(name)
+    except Exception as error:  # a model of somebody else's may raise anything: that is what is looked for
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(str(error).split())[:200]
+        result = {
+            "status": "crashed",
+            "wrong": [f"{type(error).__name__}: {said} ({Path(last.filename).name}:{last.lineno})"],
+        }
+    answers.send(result)

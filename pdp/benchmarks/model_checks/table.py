@@ -1,0 +1,78 @@
+"""The page that says of every model what was found, from the lines of all parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_HEAD = """# Models that were tried
+
+`python scripts/check_models.py` builds each model with random weights, prunes single weights (60 %) and 2:4, and holds
+every number against something independent: the share that was asked, outputs and gradients of the model with the masked
+weights of the paper's formula in its parameters, `hard()` against `finalize()`, multiply-adds against PyTorch's own
+counter. Written by `python scripts/check_models.py --table`; the lines are in `results/models/`.
+"""
+
+
+_INTRODUCED = {
+    "channel": """Half of the channels of every coupling go, the stem's too. `hard()`, `finalize()` and `pdp.slim` must be one function to
+1e-3 of the largest output (float32). Beside it what torch-pruning 1.6's own pruner leaves of the parameters at the same ratio, where
+its result runs; it takes channels through LayerNorm away as well, after which the model is another function: a zero
+channel changes the mean and variance of all others, so no mask can be exact there, and here such channels stay.
+
+"""
+}
+
+
+def write_table(parts: Mapping[str, Mapping[str, dict[str, Any]]], page: Path) -> None:
+    """Writes the page of all parts that have lines."""
+    text = _HEAD
+    for part, lines in parts.items():
+        if lines:
+            table = channel_rows(lines) if part == "channel" else rows(part, lines)
+            text += f"\n## {part}\n\n{_INTRODUCED.get(part, '')}{summary(lines)}\n\n{table}\n"
+    page.write_text(text, encoding="utf-8")
+
+
+def summary(lines: Mapping[str, dict[str, Any]]) -> str:
+    """How many models have which status."""
+    counts: dict[str, int] = {}
+    for line in lines.values():
+        counts[line["status"]] = counts.get(line["status"], 0) + 1
+    return f"{len(lines)} models: " + ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) + "."
+
+
+def rows(part: str, lines: Mapping[str, dict[str, Any]]) -> str:
+    """One row a model."""
+    table = ["| model | input | status | prunable, random | prunable, 2:4 | left dense and why | seconds |"]
+    table.append("|---|---|---|---|---|---|---|")
+    for name in sorted(lines):
+        line = lines[name]
+        kinds = [line.get(pattern, {}) for pattern in ("random", "2:4")]
+        shares = [f"{one['prunable']:.1%}" if "prunable" in one else one.get("refused", "")[:120] for one in kinds]
+        left = "; ".join(f"{count} x {reason}" for reason, count in kinds[0].get("left", {}).items())
+        if kinds[0].get("unused"):
+            left += f"; not used at this input: {', '.join(kinds[0]['unused'][:3])}"
+        if line.get("wrong"):
+            left = "; ".join(line["wrong"])
+        size = "x".join(map(str, line.get("input", [])))
+        cells = (name, size, line["status"], *shares, left, f"{line['seconds']:.0f}")
+        table.append("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(table)
+
+
+def channel_rows(lines: Mapping[str, dict[str, Any]]) -> str:
+    """One row a model, for the part of channels."""
+    table = ["| model | input | status | parameters left | torch-pruning | left dense and why | CPU seconds |"]
+    table.append("|---|---|---|---|---|---|---|")
+    for name in sorted(lines):
+        line = lines[name]
+        left = "; ".join(f"{count} x {reason}" for reason, count in line.get("left_dense", []))
+        left = "; ".join(line.get("wrong") or []) or line.get("why", left)
+        own = f"{line['left']:.2f}" if "left" in line else ""
+        peer = f"{line['peer_left']:.2f}" if "peer_left" in line else line.get("peer_why", "")[:60]
+        size = "x".join(map(str, line.get("input", [])))
+        cells = (name, size, line["status"], own, peer, left[:300], f"{line.get('cpu', 0):.1f}")
+        table.append("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(table)

@@ -1,0 +1,43 @@
+"""Masks under `torch.func` and derivatives of derivatives: what the fast functions for one gradient cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def in_transform() -> bool:
+    """Whether `torch.func` or forward-mode differentiation is at work, which need plain operations."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def wants_a_graph() -> bool:
+    """Whether a backward that runs now is to be differentiated itself (create_graph=True)."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def gradients_with_a_graph(
+    function: Callable[..., Tensor | tuple[Tensor, ...]], tensors: Sequence[Tensor], upstream: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients that `function` of `tensors` passes on, themselves differentiable in `tensors` and `upstream`."""
+    with torch.enable_grad():
+        made = function(*tensors)
+        outputs = made if isinstance(made, tuple) else (made,)
+        pairs = [(one, given) for one, given in zip(outputs, upstream, strict=True) if given is not None]
+        wanted = [one for one in tensors if one.requires_grad]
+        if not pairs or not wanted:
+            return [None for _ in tensors]
+        found = torch.autograd.grad(
+            [one for one, _ in pairs],
+            wanted,
+            [given.to(one.dtype) for one, given in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    by_tensor = dict(zip(map(id, wanted), found, strict=True))
+    return [by_tensor.get(id(one)) for one in tensors]

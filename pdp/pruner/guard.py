@@ -1,0 +1,131 @@
+"""What would make a pruner silently wrong, looked for at every step: one sentence instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pdp.errors import Refusal, Stopped
+from pdp.layers import Layer
+from pdp.pruner.reading import Watched
+
+
+class Guard:
+    """Remembers where the layers of a model lay when they were hooked, and which gradients they had."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[Layer]):
+        self.model = model
+        self.layers = list(layers)
+        # DDP brings other processes' gradients to layers that this one has not used: there only its own count.
+        self.own_gradients: set[str] | None = set() if _distributed() else None
+        self.handles = [self._watch(layer) for layer in self.layers] if _distributed() else []
+        names = {id(module): name for name, module in model.named_modules()}
+        self.places: list[tuple[str, dict, str, nn.Module]] = []  # a name, where the module hangs, its key, itself
+        seen: set[int] = set()
+        for layer in self.layers:
+            for site in (site for member in layer.members for site in member.sites):
+                name = names[id(site.module)]
+                parent, _, key = name.rpartition(".")
+                if key and id(site.module) not in seen:
+                    seen.add(id(site.module))
+                    self.places.append((name, model.get_submodule(parent)._modules, key, site.module))
+
+    def check_places(self) -> None:
+        """Raises `Refusal` where a module was replaced, or a weight tied, untied or parametrized, since."""
+        for name, siblings, key, module in self.places:
+            if siblings.get(key) is not module:
+                raise Refusal(
+                    f"{name} is no longer the module that the pruner was made for: replace modules before Pruner(model)"
+                )
+        owners: dict[int, str] = {}
+        for layer in self.layers:
+            for member in layer.members:
+                tensors = {id(site.module._parameters.get(site.parameter)) for site in member.sites}
+                if member.sites[0].module._parameters.get(member.sites[0].parameter) is None:
+                    raise Refusal(
+                        f"{member.parameter} is no longer a parameter of its module: parametrize before Pruner(model)"
+                    )
+                if len(tensors) > 1:
+                    raise Refusal(
+                        f"{member.parameter} was one weight of {len(member.sites)} modules and is no longer: tie them "
+                        "again, load_state_dict(assign=True) unties them, or make the pruner after that"
+                    )
+                (own,) = tensors
+                if owners.setdefault(own, member.parameter) != member.parameter:
+                    raise Refusal(
+                        f"{member.parameter} and {owners[own]} have become one weight: tie weights before Pruner(model)"
+                    )
+
+    @torch.no_grad()
+    def check_numbers(self) -> None:
+        """Raises `Stopped` where a weight is not a number; waits for the device once."""
+        tensors = [(member.parameter, member.tensor) for layer in self.layers for member in layer.members]
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for _, tensor in tensors:
+            by_device.setdefault(tensor.device, []).append(torch.isnan(tensor.detach()).any())
+        if not any(bool(torch.stack(found).any()) for found in by_device.values()):
+            return
+        wrong = next((name, tensor) for name, tensor in tensors if bool(torch.isnan(tensor).any()))
+        raise Stopped(
+            f"{wrong[0]} holds {int(torch.isnan(wrong[1]).sum())} NaN of {wrong[1].numel()} weights: training "
+            "diverged, and no cut can be found"
+        )
+
+    def _watch(self, layer: Layer) -> RemovableHandle:
+        return layer.weight.register_post_accumulate_grad_hook(lambda _: self.own_gradients.add(layer.name))  # type: ignore[union-attr]
+
+    def remove(self) -> None:
+        """Takes its hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def note_gradients(self) -> None:
+        """A step ended: what has a gradient now is not from the next one."""
+        if self.own_gradients:
+            self.own_gradients.clear()
+        for layer in self.layers:
+            layer.was_read = False
+            layer.last_gradient = _version(layer) if layer.active else None
+
+    def check_gradients(self) -> None:
+        """Raises `Stopped` where a stored weight got a gradient without its effective one having been computed with."""
+        if _distributed() and self.own_gradients is None:
+            return
+        for layer in self.layers:
+            if layer.was_read or not layer.active:
+                continue
+            if self.own_gradients is not None and layer.name not in self.own_gradients:
+                continue
+            found = _version(layer)
+            if found is None or found == layer.last_gradient:
+                continue
+            if bool(layer.weight.grad.any()):  # type: ignore[union-attr]
+                raise Stopped(
+                    f"{layer.parameter} got a gradient, but the model never read its masked weight: it is read past "
+                    f"its module (from a list, a closure or a compiled part of the model); read module.weight in the "
+                    f'forward, or leave the layer out: exclude=["{layer.name}"]'
+                )
+
+
+def _distributed() -> bool:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1
+
+
+def _version(layer: Layer) -> tuple[int, int] | None:
+    gradient = layer.weight.grad
+    return None if gradient is None else (id(gradient), gradient._version)
+
+
+def refuse_second_pruner(model: nn.Module, layers: Sequence[Layer]) -> None:
+    """Raises `Refusal` where a pruner that is not finished has one of these layers already."""
+    for layer in layers:
+        for site in (site for member in layer.members for site in member.sites):
+            if isinstance(site.module._parameters, Watched):
+                raise Refusal(
+                    f"{layer.name or 'the model'} has a pruner already, and one weight cannot have two masks: call "
+                    "that one's finalize(), or its remove(), before another Pruner(model)"
+                )

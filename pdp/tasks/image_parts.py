@@ -1,0 +1,154 @@
+"""A part of an image data set, wherever its images lie: their classes, their bytes, and what they are by content."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import IO
+
+import numpy as np
+
+from pdp.errors import Refusal
+from pdp.tasks.image_decoding import check_decodes
+from pdp.tasks.sampling import SPLIT_SEED, hashed
+
+_WHOLE = 2**30  # bytes; of a larger set some images stand for all
+_SAMPLED, _HEAD = 2048, 2**16  # of such a set: how many, and how many bytes of each
+
+_SEEN: dict[bytes, tuple[bytes, dict[str, dict[int, str]]]] = {}  # a sweep opens the same data again and again
+
+
+class ImageSource(ABC):
+    """Encoded images by number, read as they are asked for by any process."""
+
+    signature: bytes  # changes whenever a file was written
+    bytes_known: int  # of all images together, about
+
+    @abstractmethod
+    def open(self, row: int) -> str | IO[bytes]:
+        """What PIL opens: a file's name, or bytes."""
+
+    @abstractmethod
+    def read(self, row: int) -> bytes:
+        """The encoded bytes; raises `OSError`."""
+
+    @abstractmethod
+    def name(self, row: int) -> str:
+        """Where the image lies, for messages."""
+
+
+@dataclass
+class ImagePart:
+    """Images of one part: class numbers int64 (N,), and which rows of the source they are, int64 (N,)."""
+
+    name: str
+    classes: list[str]
+    labels: np.ndarray
+    rows: np.ndarray
+    source: ImageSource
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, positions: np.ndarray) -> ImagePart:
+        """The images at these positions."""
+        return replace(self, labels=self.labels[positions], rows=self.rows[positions])
+
+
+class ImageFiles(ImageSource):
+    """Files below a folder; `paths` are relative, as bytes: one block that forked workers share."""
+
+    def __init__(self, root: str, paths: Sequence[bytes] | np.ndarray, sizes: Sequence[int], signature: bytes):
+        # An array, one that is mapped from a file too, stays where it is.
+        self.paths = paths if isinstance(paths, np.ndarray) else np.array(paths, dtype=np.bytes_)
+        self.root, self.sizes, self.signature = root, np.asarray(sizes, dtype=np.int64), signature
+        self.bytes_known = int(self.sizes.sum())
+
+    def open(self, row: int) -> str:
+        """The file's name."""
+        return os.path.join(self.root, os.fsdecode(self.paths[row]))
+
+    def read(self, row: int) -> bytes:
+        """The whole file."""
+        with open(self.open(row), "rb") as file:
+            return file.read()
+
+    def name(self, row: int) -> str:
+        """The path relative to the folder."""
+        return os.fsdecode(self.paths[row])
+
+
+def inspect(parts: Sequence[ImagePart]) -> tuple[bytes, dict[str, dict[int, str]]]:
+    """The sha256 of what the parts are, wherever they lie, and by part the images that cannot be read, with reasons.
+
+    Labels and images in their order: of up to 1 GiB all bytes, which are decoded too; of more, the first bytes of a
+    fixed sample, and nothing is said of damage. Names do not count.
+    """
+    key = hashlib.sha256(b"".join(part.name.encode() + part.source.signature + part.rows.tobytes() for part in parts))
+    if key.digest() not in _SEEN:
+        _SEEN.clear()
+        _SEEN[key.digest()] = _inspect(parts)
+    return _SEEN[key.digest()]
+
+
+def _inspect(parts: Sequence[ImagePart]) -> tuple[bytes, dict[str, dict[int, str]]]:
+    whole = sum(part.source.bytes_known for part in parts) <= _WHOLE
+    digest = hashlib.sha256(b"images 2 whole" if whole else b"images 2 sampled")
+    damaged: dict[str, dict[int, str]] = {}
+
+    def look(part: ImagePart, position: int) -> tuple[bytes, str | None]:
+        try:
+            content = part.source.read(int(part.rows[position]))
+        except OSError as error:
+            return b"", error.strerror or str(error) or type(error).__name__
+        if not whole:
+            return len(content).to_bytes(8, "big") + content[:_HEAD], None
+        return content, _fault(content)
+
+    with ThreadPoolExecutor(min(8, processors())) as pool:
+        for part in parts:
+            digest.update(f"{part.name} {len(part)}\n".encode() + part.labels.astype("<i8").tobytes())
+            positions = np.arange(len(part))
+            if not whole and len(part) > _SAMPLED:
+                positions = np.sort(np.argsort(hashed(SPLIT_SEED, positions), kind="stable")[:_SAMPLED])
+            for start in range(0, len(positions), 256):  # so that no more lies in memory
+                chunk = positions[start : start + 256]
+                for position, (content, fault) in zip(
+                    chunk, pool.map(lambda one, part=part: look(part, one), chunk), strict=True
+                ):
+                    digest.update(hashlib.sha256(content).digest())
+                    if fault is not None:
+                        damaged.setdefault(part.name, {})[int(position)] = fault
+    return digest.digest(), damaged
+
+
+def _fault(content: bytes) -> str | None:
+    if not content:
+        return "it is empty"
+    try:
+        check_decodes(io.BytesIO(content))
+    except Exception as error:  # decoders raise many kinds for damaged files
+        return type(error).__name__
+    return None
+
+
+def refuse_damaged(root: str, parts: Sequence[ImagePart], damaged: dict[str, dict[int, str]]) -> None:
+    """Raises `Refusal` where there is one, naming the first."""
+    for part in parts:
+        for position, fault in damaged.get(part.name, {}).items():
+            count = sum(map(len, damaged.values()))
+            others = f", nor can {count - 1:,} others" if count > 1 else ""
+            raise Refusal(
+                f"{os.path.join(root, part.source.name(int(part.rows[position])))} cannot be read as an image ({fault})"
+                f"{others}; repair or remove what is damaged, or leave such images out: data.unreadable=skip"
+            )
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

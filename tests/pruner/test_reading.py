@@ -1,0 +1,298 @@
+"""Weights that a parent reads: the mask acts there as it does in the module's own forward."""
+
+import copy
+import sys
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pdp import Pruner, count_macs, soft_prune
+from pdp.errors import Refusal, Stopped
+
+NOW = {"warmup": "0ep", "ramp": "1ep"}
+ROWS = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+TAU = 1e-2
+
+
+class Attention(nn.Module):
+    """Reads one child's weight, calls the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(16, 16, bias=False), nn.Linear(16, 16)
+
+    def forward(self, x):
+        return self.proj(F.linear(x, self.qkv.weight).relu())
+
+
+class Net(nn.Module):
+    """`kind` says how the attention is called; behind it lies a layer that is called and transposed."""
+
+    def __init__(self, kind="called"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention, self.encoder, self.head = Attention(), nn.Linear(16, 8), nn.Linear(16, 4)
+        self.kind, self.between = kind, lambda model: None
+
+    def attend(self, x):
+        return self.attention.proj(F.linear(x, self.attention.qkv.weight).relu())
+
+    def forward(self, x):
+        self.between(self)
+        if self.kind == "called":
+            x = x + self.attention(x)
+        elif self.kind == "module checkpointed":
+            x = x + checkpoint(self.attention, x, use_reentrant=False)
+        else:
+            x = x + checkpoint(self.attend, x, use_reentrant=self.kind == "reentrant")
+        x = x + F.linear(self.encoder(x).tanh(), self.encoder.weight.t())
+        return self.head(x)
+
+
+def pruned(kind="called", **values):
+    model = Net(kind)
+    values = {"sparsity": 0.6, "epochs": 4, "schedule": NOW, "temperature": TAU} | values
+    pruner = Pruner(model, **values)
+    pruner.start_epoch(0)
+    return model, pruner
+
+
+def expected(pruner, inputs=ROWS):
+    """Outputs and gradients of a plain model whose weights are the masked ones, by the formula."""
+    plain = Net()
+    plain.load_state_dict(pruner.model.state_dict())
+    stored = {one.parameter: one.weight.detach().clone().requires_grad_() for one in pruner.layers}
+    cuts = {one.parameter: one.state["cut"] for one in pruner.layers}
+    masked = {name: soft_prune(weight, cuts[name], TAU) for name, weight in stored.items()}
+    outputs = torch.func.functional_call(plain, masked, (inputs,))
+    return outputs.detach(), torch.autograd.grad(outputs.square().mean(), list(stored.values()))
+
+
+def assert_masked(pruner, outputs, gradients):
+    right, slopes = expected(pruner)
+    assert torch.allclose(outputs, right, atol=1e-5)
+    for mine, theirs in zip(gradients, slopes, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["called", "module checkpointed", "method checkpointed", "reentrant"])
+def test_a_weight_that_its_parent_reads_is_masked_forward_and_backward(kind):
+    model, pruner = pruned(kind)
+    outputs = model(ROWS.clone().requires_grad_())
+    outputs.square().mean().backward()
+    assert_masked(pruner, outputs, [layer.weight.grad for layer in pruner.layers])
+    assert isinstance(model.attention.qkv.weight, nn.Parameter)
+    assert list(model.state_dict()) == list(Net().state_dict())
+
+
+@pytest.mark.parametrize("part", ["whole", "a part"])
+def test_compiled_without_a_graph_break(part):
+    torch._dynamo.reset()
+    model, pruner = pruned()
+    forward = model
+    if part == "whole":
+        forward = torch.compile(model, backend="aot_eager", fullgraph=True)
+    else:
+        model.attention.compile(backend="aot_eager", fullgraph=True)
+    outputs = forward(ROWS)
+    outputs.square().mean().backward()
+    assert_masked(pruner, outputs, [layer.weight.grad for layer in pruner.layers])
+    with torch.no_grad(), pruner.hard():
+        hard = forward(ROWS)
+    pruner.step()
+    pruner.finalize()
+    assert torch.allclose(model(ROWS), hard, atol=1e-6)
+
+
+def test_threads_have_graphs_of_their_own():
+    model, pruner = pruned()
+    right, slopes = expected(pruner)
+    wrong, before = [], sys.getswitchinterval()
+
+    def work():
+        for _ in range(25):
+            outputs = model(ROWS)
+            gradients = torch.autograd.grad(outputs.square().mean(), [layer.weight for layer in pruner.layers])
+            pairs = zip((outputs, *gradients), (right, *slopes), strict=True)
+            wrong.extend(1 for mine, theirs in pairs if not torch.allclose(mine, theirs, atol=1e-4))
+        done.append(1)
+
+    done, threads = [], [threading.Thread(target=work) for _ in range(3)]
+    try:
+        sys.setswitchinterval(1e-6)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert not wrong and len(done) == 3
+
+
+def test_a_part_called_alone_and_a_copy_are_masked():
+    model, pruner = pruned()
+    one, two = (soft_prune(layer.weight, layer.state["cut"], TAU) for layer in pruner.layers[:2])
+    right = F.linear(F.linear(ROWS, one).relu(), two, model.attention.proj.bias)
+    assert torch.allclose(model.attention(ROWS), right, atol=1e-6)
+    twin = copy.deepcopy(model)
+    assert torch.allclose(twin.attention(ROWS), right, atol=1e-6)
+    with torch.no_grad():
+        twin.attention.qkv.weight.zero_()
+    assert torch.allclose(model.attention(ROWS), right, atol=1e-6)
+    assert torch.allclose(twin.attention(ROWS), F.linear(torch.zeros(6, 16), two, twin.attention.proj.bias))
+
+
+def test_a_module_that_runs_in_itself_is_masked_to_its_end():
+    class Again(nn.Linear):
+        def forward(self, x, deep=True):
+            inner = self(x, False) if deep else x
+            return F.linear(inner, self.weight, self.bias)
+
+    model = Again(16, 16)
+    pruner = Pruner(nn.Sequential(model), sparsity=0.6, epochs=4, schedule=NOW, temperature=TAU)
+    pruner.start_epoch(0)
+    masked = soft_prune(model.weight, pruner.layers[0].state["cut"], TAU)
+    right = F.linear(F.linear(ROWS, masked, model.bias), masked, model.bias)
+    assert torch.allclose(pruner.model(ROWS), right, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "data in place"])
+@pytest.mark.parametrize("recording", [True, False])
+def test_what_a_model_writes_to_a_childs_weight_is_stored(how, recording):
+    def halve(model):
+        weight = model.attention.qkv.weight
+        if how == "data":
+            weight.data = model.attention.qkv._parameters["weight"].detach() * 0.5
+        elif how == "data in place":
+            weight.data.mul_(0.5)
+        else:
+            with torch.no_grad():
+                weight.mul_(0.5)
+
+    model, pruner = pruned()
+    before = pruner.layers[0].weight.detach().clone()
+    model.between = halve
+    with torch.set_grad_enabled(recording):
+        outputs = model(ROWS)
+    model.between = lambda model: None
+    assert torch.equal(pruner.layers[0].weight, before * 0.5)
+    assert torch.allclose(outputs, expected(pruner)[0], atol=1e-5)
+
+
+def test_multiply_adds_are_counted_where_they_happen_with_and_without_masks():
+    model, pruner = pruned()
+    frame = count_macs(model, ROWS).set_index("name").macs
+    assert frame.to_dict() == {"attention.qkv": 1536, "attention.proj": 1536, "encoder": 1536, "head": 384}
+    pruner.finalize()
+    assert frame.equals(count_macs(model, ROWS).set_index("name").macs)
+
+
+class Hidden(nn.Module):
+    """Reads a weight past its module."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+        self.kept = [self.first.weight]
+
+    def forward(self, x):
+        return self.last(F.linear(x, self.kept[0]))
+
+
+@pytest.mark.parametrize("call", ["after_backward", "step"])
+def test_a_gradient_of_a_weight_that_was_never_read_masked_names_the_layer(call):
+    pruner = Pruner(Hidden(), sparsity=0.5, epochs=4, schedule=NOW)
+    pruner.start_epoch(0)
+    pruner.model(ROWS).sum().backward()
+    with pytest.raises(Stopped, match=r"first\.weight got a gradient.*exclude=\[\"first\"\]"):
+        getattr(pruner, call)()
+
+
+def test_a_layer_that_a_step_leaves_out_keeps_an_old_gradient_without_an_error():
+    model, pruner = pruned()
+    model(ROWS).sum().backward()
+    pruner.step()
+    model.head(ROWS).sum().backward()  # nothing was zeroed, and most layers were not read
+    pruner.step()
+    model.zero_grad(set_to_none=False)
+    model.head(ROWS).sum().backward()
+    pruner.step()
+
+
+def test_a_pruner_copied_with_its_model_is_the_copys():
+    model, pruner = pruned()
+    for pair in (copy.deepcopy((model, pruner)), copy.deepcopy((pruner, model))[::-1]):
+        other, its = pair
+        assert its.model is other and its.layers[0].weight is other.attention.qkv.weight
+        before = model(ROWS)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(5)
+        its.step()
+        assert torch.equal(model(ROWS), before)
+        assert not torch.equal(its.layers[0].state["cut"], pruner.layers[0].state["cut"])
+        with its.hard(), torch.no_grad():
+            hard = other(ROWS)
+        its.finalize()
+        assert torch.allclose(other(ROWS), hard, atol=1e-6)
+        assert torch.equal(model(ROWS), before)
+
+
+def test_a_second_pruner_is_refused_until_the_first_is_done():
+    model, pruner = pruned()
+    for second in (model, copy.deepcopy(model)):
+        with pytest.raises(Refusal, match="has a pruner already"):
+            Pruner(second, pattern="2:4", epochs=4, schedule=NOW)
+    pruner.remove()
+    assert type(model.attention.qkv._parameters) is dict and not model._forward_pre_hooks
+    Pruner(model, pattern="2:4", epochs=4, schedule=NOW)
+
+
+def replaced(model):
+    model.head = nn.Linear(16, 4)
+
+
+def tied(model):
+    model.attention.proj.weight = model.attention.qkv.weight
+
+
+def parametrized(model):
+    nn.utils.parametrizations.weight_norm(model.head)
+
+
+@pytest.mark.parametrize("change", [replaced, tied, parametrized])
+@pytest.mark.parametrize("call", ["step", "finalize"])
+def test_a_model_that_was_changed_since_is_refused_in_one_sentence(change, call):
+    model, pruner = pruned()
+    change(model)
+    with pytest.raises(Refusal, match=r"head|attention\.proj"):
+        getattr(pruner, call)()
+
+
+def test_weights_assigned_anew_are_pruned_and_ties_that_broke_refused():
+    model, pruner = pruned()
+    model.load_state_dict({name: one.clone() for name, one in Net().state_dict().items()}, assign=True)
+    pruner.finalize()
+    assert all(int((one.weight == 0).sum()) == one.pruned for one in pruner.layers)
+    both = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 16, bias=False))
+    both[1].weight = both[0].weight
+    pruner = Pruner(both, sparsity=0.5, epochs=4, schedule=NOW)
+    both.load_state_dict({name: one.clone() for name, one in both.state_dict().items()}, assign=True)
+    with pytest.raises(Refusal, match="one weight of 2 modules"):
+        pruner.start_epoch(0)
+
+
+@pytest.mark.parametrize("call", ["start_epoch", "finalize"])
+def test_a_weight_that_is_no_number_is_an_error(call):
+    model, pruner = pruned()
+    with torch.no_grad():
+        model.encoder.weight[2, 3] = torch.nan
+    with pytest.raises(Stopped, match=r"encoder\.weight holds 1 NaN of 128"):
+        getattr(pruner, call)(*([1] if call == "start_epoch" else []))
+    pruner.remove()
+    with pytest.raises(Stopped, match=r"encoder\.weight holds 1 NaN"):
+        Pruner(model, sparsity=0.5, epochs=4, schedule=NOW)
