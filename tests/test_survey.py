@@ -4,6 +4,7 @@ import pytest
 import torch
 from timm.layers import Conv2dSame, ScaledStdConv2d, StdConv2d
 from torch import nn
+from torch.nn.utils import prune
 
 from pdp import Pruner
 from pdp.errors import Refusal
@@ -29,7 +30,7 @@ class Everything(nn.Module):
         self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
         self.spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
         self.masked = nn.Linear(8, 8)
-        nn.utils.prune.l1_unstructured(self.masked, "weight", 0.5)
+        prune.l1_unstructured(self.masked, "weight", 0.5)
         self.recurrent, self.cell, self.pair = nn.LSTM(8, 8), nn.GRUCell(8, 8), nn.Bilinear(8, 8, 8)
         self.table, self.tied = nn.Embedding(5, 8), nn.Linear(8, 5)
         self.tied.weight = self.table.weight
