@@ -12,23 +12,37 @@ from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
 from pdp.reports.sweep_table import make_tables, print_table
 from pdp.runs.record import Record, read_record
+from pdp.tasks.task import Task, same_classes
 from pdp.training.display import Display
-from pdp.wording import percent, score
+from pdp.wording import one_line, percent, score
 
 _BYTES = 4  # of a float32
+_NAMES = 10  # of classes that a line holds
 
 
 def close(display: Display, config: Config, record: Record, directory: Path) -> None:
     """Prints the result of a run, what the dense run of its cell reached, and where the run lies."""
-    part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
-    title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
     alone = record.method == "dense" or config.start.run is not None  # what it went on from is said where it began
     dense, missing = (None, "") if alone else _dense(config, record)
+    show(display, record, dense, directory, missing)
+
+
+def show(display: Display, record: Record, dense: Record | None, directory: Path, note: str = "") -> None:
+    """Prints the table of a record, beside the dense run's where there is one; `note` follows it."""
+    part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
+    title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
     columns = ("", "this run", "dense run")[: 2 + (dense is not None)]
     display.table(title, columns, [row[: len(columns)] for row in rows(record, dense)])
-    if missing:
-        display.say(missing)
+    if note:
+        display.say(note)
     display.say(f"run: {directory}")
+
+
+def say_renamed(display: Display, record: Record, task: Task) -> None:
+    """Says that own data whose run is found again calls its classes otherwise now; names are no part of what it is."""
+    if not same_classes(record.classes, task.class_names):
+        names = ", ".join(one_line(name) for name in record.classes[:_NAMES])
+        display.say(f"its classes were called {names} then; rerun=true takes the names of now")
 
 
 def close_sweep(directories: Sequence[Path], cells: int) -> None:

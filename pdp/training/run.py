@@ -31,7 +31,7 @@ from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.making import make_tracker
 from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
-from pdp.training.closing import close
+from pdp.training.closing import close, say_renamed
 from pdp.training.display import Display
 from pdp.training.failures import reported_failures
 from pdp.training.hardening import note_gap
@@ -44,16 +44,16 @@ from pdp.training.trainer import Trainer
 from pdp.wording import percent
 
 
-def train(config: Config, shown: bool = True) -> Record | None:
+def train(config: Config, shown: bool = True, own_process: bool = False) -> Record | None:
     """Trains, prunes, measures and records one run, and returns its record; None of a dry run.
 
-    `shown` says what it did and where it lies.
+    `shown` says what it did and where it lies. `own_process` is for train.py: signals may end the whole process.
     """
     task = build_task(config)
     if config.dry_run:
         preview(config, task)
         return None
-    with StopSignals() as signals, reported_failures(config):
+    with StopSignals(own_process) as signals, reported_failures(config):
         task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
@@ -64,6 +64,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
             record = read_record(directory.path)
             if accelerator.is_main_process:
                 close(display, config, record, directory.path)
+                say_renamed(display, record, task)
                 display.say("this run is finished; rerun=true moves it aside and starts over")
             return record
         # Whatever can be refused is refused before anything is written.

@@ -90,6 +90,7 @@ def test_a_weight_that_its_parent_reads_is_masked_forward_and_backward(kind):
     assert list(model.state_dict()) == list(Net().state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["whole", "a part"])
 def test_compiled_without_a_graph_break(part):
     torch._dynamo.reset()
