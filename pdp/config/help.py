@@ -24,6 +24,8 @@ Trains a network while pruning it; leaves a folder with history, hard weights, t
   python train.py model=mobilenet_v1 prune=none                              the dense baseline
   python train.py model=resnet50 data=imagenet data.root=/data/imagenet sparsity=0.9
   python train.py model=timm model.name=resnet10t data=image_folder data.root=photos sparsity=0.8
+  python train.py model=mypackage.models.MyNet sparsity=0.8                  a model of your own: module.Class
+  python train.py from=results/runs/<run>/seed0 recipe.epochs=5              goes on under a run's zeros
   python train.py -m model=resnet20 method=pdp,gmp sparsity=0.8,0.9 seed=0,1,2     every combination
   python train.py experiment=imagenet/resnet50_random_90 dry_run=true        what it would do; trains nothing
 

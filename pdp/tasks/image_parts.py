@@ -68,9 +68,11 @@ class ImagePart:
 class ImageFiles(ImageSource):
     """Files below a folder; `paths` are relative, as bytes: one block that forked workers share."""
 
-    def __init__(self, root: str, paths: Sequence[bytes], sizes: Sequence[int], signature: bytes):
-        self.root, self.paths, self.signature = root, np.array(paths, dtype=np.bytes_), signature
-        self.bytes_known = int(sum(sizes))
+    def __init__(self, root: str, paths: Sequence[bytes] | np.ndarray, sizes: Sequence[int], signature: bytes):
+        # An array, one that is mapped from a file too, stays where it is.
+        self.paths = paths if isinstance(paths, np.ndarray) else np.array(paths, dtype=np.bytes_)
+        self.root, self.sizes, self.signature = root, np.asarray(sizes, dtype=np.int64), signature
+        self.bytes_known = int(self.sizes.sum())
 
     def open(self, row: int) -> str:
         """The file's name."""

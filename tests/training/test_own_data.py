@@ -12,6 +12,8 @@ from pdp.config.command_line import main
 from pdp.runs.record import read_record
 from pdp.training.export_run import ExportedRun, export
 
+pytestmark = pytest.mark.slow
+
 IMAGES = ["model=resnet20", "data=image_folder", "data.root=my photos", "data.image_size=16", "recipe.epochs=2"]
 TEXTS = [
     "model=bert_tiny",
