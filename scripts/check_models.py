@@ -1,6 +1,7 @@
 """Checks whole models of torchvision and timm: is each pruned as pdp says, or left with a reason?
 
 python scripts/check_models.py                    single weights and 2:4 of about 180 models; goes on where it was
+python scripts/check_models.py --channel          whole channels, beside torch-pruning's own pruner
 python scripts/check_models.py resnet swin        those whose names have one of these words in them
 python scripts/check_models.py --some 3 --seed 7  three models drawn by that number, as the tests do
 python scripts/check_models.py --table            writes docs/models.md from the results, checks nothing
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pdp.benchmarks.model_checks import PARTS  # noqa: E402
-from pdp.benchmarks.model_checks.running import forget, read, run  # noqa: E402
+from pdp.benchmarks.model_checks.running import read, run  # noqa: E402
 from pdp.benchmarks.model_checks.table import write_table  # noqa: E402
 
 

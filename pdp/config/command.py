@@ -17,7 +17,10 @@ from pdp.config.schema import Config
 from pdp.errors import Refusal
 
 # What says how to start a run, or how it was asked for, and not what it is.
-_LEFT_OUT = ("resume", "rerun", "dry_run", "provenance", "tracker", "data.unasked", "recipe.name")
+_LEFT_OUT = (
+    *("resume", "rerun", "dry_run", "provenance", "tracker", "data.unasked", "recipe.name"),
+    *("recipe.checkpoint_minutes", "recipe.history_steps"),  # what it writes down on its way
+)
 _CHOSEN = ("method.name", "model.task")  # by their groups
 _TO_BE_GIVEN = "???"
 

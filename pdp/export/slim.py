@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pdp.errors import Refusal
+from pdp.export.compare import TOLERANCE
 from pdp.patterns.coupling import Coupling
-from pdp.patterns.find import find_couplings
+from pdp.patterns.find import call, find_couplings, quiet
 from pdp.patterns.shrink import remove, sizes_of, zero_units
 
 
@@ -28,19 +30,45 @@ class Slimmed:
 def slim(model: nn.Module, example_input: Any) -> Slimmed:
     """A copy of `model` without the coupled channels whose filters, biases and norms are exactly zero.
 
-    Raises `Refusal` where no channel is zero or the model cannot be followed.
+    `example_input` is a tensor, a tuple of arguments or a dict of keywords. Raises `Refusal` where no channel is zero,
+    the model cannot be followed, or the smaller model's outputs on noise of the example's shape are others.
     """
-    model = copy.deepcopy(model)
-    before = sizes_of(model)
+    smaller = copy.deepcopy(model)
+    before = sizes_of(smaller)
     gone: list[tuple[Coupling, set[int]]] = []
-    for coupling in find_couplings(model, example_input):
+    for coupling in find_couplings(smaller, example_input):
         if coupling.refused is None:
             # A layer cannot be without channels.
             units = set(sorted(zero_units(coupling))[: coupling.units - 1])
             gone += [(coupling, units)] if units else []
-    remove(model, gone)
-    removed = {one.name: (len(units), one.units) for one, units in gone}
-    if not removed:
+    if not gone:
         raise Refusal("no channel of this model is zero, so nothing can be removed: format=slim is for prune=channel")
-    after = sizes_of(model)
-    return Slimmed(model, removed, {name: values for name, values in after.items() if values != before[name]})
+    remove(smaller, gone)
+    off = _apart(model, smaller, tree_map(_noise, example_input))
+    if off is None or not off <= TOLERANCE:
+        words = "its outputs have another shape" if off is None else f"{off:.2g} of the largest output apart"
+        raise Refusal(f"the smaller model would be another function ({words}), so nothing is removed")
+    after = sizes_of(smaller)
+    removed = {one.name: (len(units), one.units) for one, units in gone}
+    return Slimmed(smaller, removed, {name: values for name, values in after.items() if values != before[name]})
+
+
+def _noise(value: Any) -> Any:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return torch.randn(value.shape, generator=torch.Generator().manual_seed(0)).to(value)
+
+
+def _apart(model: nn.Module, smaller: nn.Module, inputs: Any) -> float | None:
+    """The largest difference of the outputs over the largest of them, in evaluation mode; None where shapes differ."""
+    outputs = []
+    for one in (model, smaller):
+        with quiet(one):
+            outputs.append([value.double() for value in tree_leaves(call(one, inputs)) if isinstance(value, Tensor)])
+    first, second = outputs
+    if [one.shape for one in first] != [one.shape for one in second]:
+        return None
+    pairs = [(one, other) for one, other in zip(first, second, strict=True) if one.numel()]
+    return max(
+        (float((one - other).abs().max() / one.abs().max().clamp(min=1e-30)) for one, other in pairs), default=0.0
+    )

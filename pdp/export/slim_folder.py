@@ -11,21 +11,24 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from pdp.export import slim_loader
-from pdp.export.slim import slim
+from pdp.export.slim import Slimmed, slim
 
 
 def save_slim(model: nn.Module, example_input: Tensor, folder: Path, origin: dict[str, Any]) -> nn.Module:
-    """Writes the slim model of a channel-pruned one and gives it.
+    """Writes the slim model of a channel-pruned one and gives it; raises `Refusal` before anything is written."""
+    slimmed = slim(model, example_input)
+    write_slim(slimmed, folder, origin)
+    return slimmed.model.eval()
 
-    slim.json and model.safetensors, with load_slim.py that puts them into the model's own class, which goes on
-    training. `origin` says in slim.json what the dense model was.
+
+def write_slim(slimmed: Slimmed, folder: Path, origin: dict[str, Any]) -> None:
+    """slim.json and model.safetensors, with load_slim.py that puts them into the dense model's own class.
+
+    What it loads goes on training. `origin` says in slim.json what the dense model was.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    slimmed = slim(model, example_input)
-    smaller = slimmed.model.eval()
     removed = {name: {"removed": gone, "of": units} for name, (gone, units) in slimmed.removed.items()}
     described = {"model": origin, "modules": slimmed.modules, "channels": removed}
     (folder / "slim.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    save_model(smaller, str(folder / "model.safetensors"))
+    save_model(slimmed.model, str(folder / "model.safetensors"))
     shutil.copyfile(slim_loader.__file__, folder / "load_slim.py")
-    return smaller

@@ -1,7 +1,6 @@
 """The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it.
 
-What is written here in plain operations defines it; whoever has kernels that do the same in fewer launches hands them
-over.
+The plain operations here define it; a caller may hand over kernels that do the same in fewer launches.
 """
 
 from __future__ import annotations
@@ -159,7 +158,7 @@ class _MaskUnits(torch.autograd.Function):
         for place, gradient in upstream.items():
             if place not in found:
                 tensor = tensors[place]
-                # Laid out as the weight is: it is the buffer of the weight's gradient as well.
+                # In the weight's memory layout, as this buffer becomes the weight's gradient.
                 found[place] = exact(tensor) * gradient
                 rows = _row_sums(found[place]).to(mask.dtype)
                 if units[place] is not None:
@@ -206,7 +205,7 @@ def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _multiplied(tensors: list[Tensor], by: Tensor | list[Tensor]) -> Sequence[Tensor]:
-    """Each of several vectors of one length times its own of another list or a common one, in one operation."""
+    """Several vectors of one length, each times its partner in a list or all times one vector, in one operation."""
     if not tensors:
         return ()
     return torch._foreach_mul(tensors, by if isinstance(by, list) else [by] * len(tensors))

@@ -280,7 +280,9 @@ def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
         table = torch.tensor(units, device=tensor.device)
         table = torch.where(table < 0, coupling.units, table)
         in_order = units == list(range(coupling.units))
-        members.append(Member(f"{name}.{key}".lstrip("."), [Site(module, key, module)], weighs, table, in_order, axis))
+        # An attention may read it outside of the module's own forward.
+        sites = known[name].sites if key == "weight" and name in known else [Site(module, key, module)]
+        members.append(Member(f"{name}.{key}".lstrip("."), sites, weighs, table, in_order, axis))
 
     for part in coupling.outputs:
         add(part.name, part.module, "weight", row_axis(part.module), part.units, True)

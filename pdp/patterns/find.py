@@ -15,6 +15,7 @@ from pdp.patterns.attention import find_attentions
 from pdp.patterns.coupling import Coupling, describe
 from pdp.patterns.proof import prove
 from pdp.patterns.response_norm import computes_response_norm, follow_response_norm
+from pdp.patterns.rules import follow
 from pdp.patterns.walk import Walk
 
 
@@ -27,9 +28,9 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
     """
     attentions = list(find_attentions(model))
     apart = {maker for one in attentions for maker in one.makers}
-    walk = Walk(model, apart)
+    walk = Walk(model, apart, follow)
     wholes = {name: follow_response_norm for name, module in model.named_modules() if computes_response_norm(module)}
-    with _quiet(model):
+    with quiet(model):
         try:
             with walk.watching(model, wholes):
                 output = call(model, example_input)
@@ -82,7 +83,7 @@ def pin_outputs(walk: Walk, output: Any) -> None:
 
 
 @contextmanager
-def _quiet(model: nn.Module) -> Iterator[None]:
+def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, no gradients, no cache of past keys, no fused attention, and the generators' states kept."""
     settings: Any = getattr(model, "config", None)
     cached = getattr(settings, "use_cache", None)

@@ -85,11 +85,8 @@ class _Trial:
         self.dtype = torch.float64
         self.model.double()
         self.inputs = tree_map(self._noise, self.example)
-        if self.takes_shapes:
-            runs = self._shapes([]) is None
-        else:
-            runs = self._error(self.model, self.inputs) is None
-        if not runs:
+        wrong = self._shapes([]) if self.takes_shapes else self._error(self.model, self.inputs)
+        if wrong is not None:
             self.dtype = torch.float32
             self.model.float()
             self.inputs = single

@@ -8,7 +8,7 @@ and work in proportion to its operations: nothing here can grow beyond that.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -32,11 +32,12 @@ Owner = tuple[str, nn.Module, str]  # a module's name, the module and what it ca
 class Walk(TorchDispatchMode):
     """Labels every tensor of a forward; `atoms` then says what is tied and what must stay.
 
-    `apart` are makers whose rows are followed in another way.
+    `apart` are makers whose rows are followed in another way, `follow` says what an operation does.
     """
 
-    def __init__(self, model: nn.Module, apart: set[str]):
+    def __init__(self, model: nn.Module, apart: set[str], follow: Callable[[Walk, Any, Any, Any, Any], None]):
         super().__init__()
+        self.follow = follow
         self.atoms = Atoms()
         self.apart = apart
         self.owners: dict[int, list[Owner]] = {}
@@ -155,9 +156,7 @@ class Walk(TorchDispatchMode):
             return out
         before = self._written(func, args)
         try:
-            from pdp.patterns.rules import follow
-
-            follow(self, func, args, kwargs, out)
+            self.follow(self, func, args, kwargs, out)
         except Exception as error:  # an operation with arguments that its rule does not know
             self.pin_all((args, kwargs), f"its channels pass through {_title(func)} ({self.where}): {error}")
             for one in tree_leaves(out):

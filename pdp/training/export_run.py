@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ from pdp.export.inputs import Logits
 from pdp.export.onnx import save_onnx
 from pdp.export.program import save_program
 from pdp.export.semi_structured import check_nm, refuse_without_semi_structured, save_semi_structured
-from pdp.export.slim_folder import save_slim
+from pdp.export.slim import Slimmed, slim
+from pdp.export.slim_folder import write_slim
 from pdp.export.transformer_folder import save_transformer
 from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import Record, read_record, write_json
@@ -69,34 +72,50 @@ def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
         raise Refusal(f"format={form}: no such format; known: {', '.join(FORMATS)}")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    # Beside what lies there, so that it is replaced by a whole export or not at all.
+    begun = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        return {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors}[form](run, folder)
+        written = {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors}[form](run, begun)
+        for one in sorted(begun.iterdir()):
+            one.replace(folder / one.name)
+        return [(label, value.replace(str(begun), str(folder))) for label, value in written]
     finally:
+        shutil.rmtree(begun, ignore_errors=True)
         if made and not any(folder.iterdir()):
             folder.rmdir()
 
 
 def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     example = run.task.example_input()
-    plain = save_slim(run.model, example, folder, _origin(run))
-    masked, named = _by_place(run, run.model)
-    smaller, values = _by_place(run, plain)[0], tuple(named.values())
-    off = difference(masked, smaller, *values)
-    if off > TOLERANCE:
-        raise Stopped(f"the slim model differs from the masked one by {off:.2g} of the largest output: not exported")
+    slimmed, off = _verified(run)
+    plain = slimmed.model
+    smaller, named = _by_place(run, plain)
+    values = tuple(named.values())
+    write_slim(slimmed, folder, _origin(run))
     save_program(smaller, values, folder / "model.pt2")
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
         again = float((program(*values) - smaller(*values)).abs().max())
-    dense, slimmed = (int(count_macs(one, example).macs.sum()) for one in (run.model, plain))
+    dense, slim_macs = (int(count_macs(one, example).macs.sum()) for one in (run.model, plain))
     return [
         ("compared on", run.inputs_note),
         ("difference to the masked model", f"{off:.2g} of the largest output"),
         ("difference of model.pt2", f"{again:.2g}"),
-        ("MACs", f"{dense:,} -> {slimmed:,} ({slimmed / dense:.1%})"),
+        ("MACs", f"{dense:,} -> {slim_macs:,} ({slim_macs / dense:.1%})"),
         ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(plain)[0]:,}"),
         ("loads with", "load_slim.py (torch and safetensors), or torch.export.load('model.pt2').module()"),
     ]
+
+
+def _verified(run: ExportedRun) -> tuple[Slimmed, float]:
+    """The slim model and how far it is from the masked one on the run's inputs; raises `Stopped` where it is far."""
+    slimmed = slim(run.model, run.task.example_input())
+    slimmed.model.eval()
+    masked, named = _by_place(run, run.model)
+    off = difference(masked, _by_place(run, slimmed.model)[0], *named.values())
+    if not off <= TOLERANCE:
+        raise Stopped(f"the slim model differs from the masked one by {off:.2g} of the largest output: not exported")
+    return slimmed, off
 
 
 def _origin(run: ExportedRun) -> dict[str, Any]:
@@ -139,8 +158,17 @@ def _by_place(run: ExportedRun, model: nn.Module) -> tuple[nn.Module, dict[str, 
 
 
 def _onnx(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
-    off = save_onnx(*_by_place(run, run.model), folder / "model.onnx")
-    return [("compared on", run.inputs_note), ("difference to torch", f"{off:.2g} of the largest output")]
+    model, of = run.model, "the hard model"
+    if run.config.prune.pattern == "channel" and run.record.method != "dense":
+        slimmed, off = _verified(run)
+        model, of = slimmed.model, f"the slim model, {off:.2g} of the largest output from the masked one"
+    off = save_onnx(*_by_place(run, model), folder / "model.onnx")
+    return [
+        ("compared on", run.inputs_note),
+        ("holds", of),
+        ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(model)[0]:,}"),
+        ("difference to torch", f"{off:.2g} of the largest output"),
+    ]
 
 
 def _safetensors(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from torchvision.models import resnet50
 from pdp.config.groups import CONF
 from pdp.cost import count_macs
 from pdp.errors import Refusal
-from pdp.schedule.allocation import allocate, erk_budget, erk_densities, read_shares
+from pdp.schedule.allocation import allocate, erk_budget, erk_densities, least_units, read_shares
 from pdp.survey import find_layers
 
 
@@ -154,3 +154,53 @@ def test_strs_published_budget_has_its_published_sparsity_and_multiply_adds():
     # 342.7 M with the 100,352 additions of the average pool (RAIVNLab/STR, README).
     macs = count_macs(model, torch.zeros(1, 3, 224, 224))["sparse_macs"].sum()
     assert macs + 100_352 == pytest.approx(342.7e6, abs=5e4)
+
+
+def floored(layers, least_density=0.0, ends="pruned"):
+    for layer, least in zip(layers, least_units(layers, least_density, ends), strict=True):
+        layer.least = least
+    return layers
+
+
+@pytest.mark.parametrize("name", ["global", "uniform", "erk"])
+@given(
+    share=st.floats(0.5, 0.97), least=st.sampled_from([0.01, 0.02, 0.025]), ends=st.sampled_from(["pruned", "dense"])
+)
+def test_a_floor_holds_in_every_layer_and_the_total_stays(name, share, least, ends):
+    layers = layers_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3), nn.Linear(64, 10)))
+    with torch.no_grad():
+        layers[1].weight.mul_(1e-3)  # a global cut alone would leave one weight of it
+    floored(layers, least, ends)
+    units = sum(layer.units for layer in layers)
+    total = math.floor(share * units + 0.5)
+    if total > sum(layer.units - layer.least for layer in layers):
+        with pytest.raises(Refusal, match="least_density"):
+            allocate(name, layers, share, magnitude)
+        return
+    budget = allocate(name, layers, share, magnitude)
+    assert sum(budget) == total
+    for place, (layer, count) in enumerate(zip(layers, budget, strict=True)):
+        dense = ends == "dense" and place in (0, 3)
+        assert layer.units - count >= (layer.units if dense else math.ceil(least * layer.units - 1e-9))
+
+
+def test_uniform_with_dense_ends_is_acdcs_own():
+    """Stem and classifier stay, all others have one share, and the total is the target's."""
+    layers = floored(
+        layers_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3), nn.Linear(64, 10))),
+        ends="dense",
+    )
+    units = sum(layer.units for layer in layers)
+    budget = allocate("uniform", layers, 0.9, magnitude)
+    inner = 0.9 * units / (layers[1].units + layers[2].units)
+    assert budget[0] == budget[3] == 0 and budget[1] == pytest.approx(inner * layers[1].units, abs=1)
+    assert allocate("uniform", floored(layers, ends="first_dense"), 0.9, magnitude)[3] > 0
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [((1.0, "pruned"), "least_density"), ((-0.1, "pruned"), "least_density"), ((0.0, "last"), "ends")],
+)
+def test_floors_that_are_none_are_refused(small, values, said):
+    with pytest.raises(Refusal, match=said):
+        least_units(small, *values)

@@ -105,3 +105,32 @@ def test_the_automatic_start_needs_five_epochs_running_over_half():
     assert not starts_after([0.6, 0.6, 0.5, 0.6, 0.6])
     assert starts_after([0.1, 0.6, 0.51, 0.7, 0.6, 0.6])
     assert not starts_after([0.9] * 5, upper_bound=2.0)
+
+
+def test_phases_are_moments_of_change_and_the_authors_where_none_are_said():
+    own = make_schedule("alternating", 100)
+    pruned = [epoch for epoch in range(100) if own.fraction(epoch, 0)]
+    expected = [e for start in range(10, 80, 10) for e in range(start, start + 5)] + list(range(85, 100))
+    assert pruned == expected
+    given_ = make_schedule("alternating", 200, phases=["20ep", "40ep", "60ep", "0.4", "190ep"])
+    pruned = [epoch for epoch in range(200) if given_.fraction(epoch, 0)]
+    assert pruned == [*range(20, 40), *range(60, 80), *range(190, 200)]
+    in_steps = make_schedule("alternating", 4, unit="step", steps_per_epoch=10, phases=["5it", "1ep", "30it"])
+    assert [step for step in range(40) if in_steps.fraction(step, 0)] == [*range(5, 10), *range(30, 40)]
+
+
+@pytest.mark.parametrize(
+    ("name", "phases", "said"),
+    [
+        ("alternating", ["10ep", "20ep"], "odd"),
+        ("alternating", ["20ep", "10ep", "30ep"], "grow"),
+        ("alternating", ["10ep", "10ep", "30ep"], "grow"),
+        ("alternating", ["10ep", "20ep", "50ep"], "within"),
+        ("alternating", ["often"], "not a time"),
+        ("linear", ["10ep"], "schedule=alternating"),
+    ],
+)
+def test_phases_that_are_none_are_refused(name, phases, said):
+    with pytest.raises(Refusal, match=r"schedule\.phases") as refused:
+        make_schedule(name, 50, phases=phases, **({} if name == "alternating" else {"warmup": 0}))
+    assert said in str(refused.value)

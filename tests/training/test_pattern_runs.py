@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -71,6 +72,12 @@ def test_a_channel_run_and_its_exports(tmp_path):
     assert record.macs_sparse < 0.75 * record.macs
     assert any("recalibrated on 2 batches" in note for note in record.notes)
     assert export(run, "slim", tmp_path / "slim") == 0
+    assert export(run, "onnx", tmp_path / "onnx") == 0
+    held = onnx.load(tmp_path / "onnx" / "model.onnx").graph.initializer
+    stored = load_file(tmp_path / "slim" / "model.safetensors")
+    shapes = {tuple(one.shape) for one in stored.values() if one.dim() == 4}
+    assert shapes == {tuple(one.dims) for one in held if len(one.dims) == 4}  # ONNX holds the smaller model
+    assert sorted(one.name for one in (tmp_path / "onnx").iterdir()) == ["model.onnx"]
     sys.path.insert(0, str(tmp_path / "slim"))
     try:
         import load_slim
