@@ -124,7 +124,8 @@ def _sweep(program: str, overrides: Sequence[str]) -> int:
     parsed, cells = sweep.lay_out(overrides)
     if any(override.key_or_group in _HANDED_OVER for override in parsed):
         return _hand_over(program, overrides, len(cells))
-    worst, made = DONE, []
+    worst = DONE
+    made: list[Any] = []
     for number, cell in enumerate(cells, 1):
         label = f"{program} [{number}/{len(cells)}{' ' + cell.varied if cell.varied else ''}]"
         code = _guarded(label, functools.partial(_run, program, cell.overrides, heading=label, made=made))

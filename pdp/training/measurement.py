@@ -115,8 +115,7 @@ def _measure_and_show(
             f"{record.params:,}",
             f"{record.params_nonzero:,}",
             percent(record.sparsity_all),
-            f"{record.macs:,}",
-            f"{record.macs_sparse:,}",
+            *("" if one is None else f"{one:,}" for one in (record.macs, record.macs_sparse)),
         ]
         rows = [(label, value, other) for (label, value, _), other in zip(rows, held, strict=True)]
     columns = ("", "measured", "record") if record else ("", "measured")

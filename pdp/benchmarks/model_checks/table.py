@@ -21,7 +21,7 @@ _INTRODUCED = {
 its result runs; it takes channels through LayerNorm away as well, after which the model is another function: a zero
 channel changes the mean and variance of all others, so no mask can be exact there, and here such channels stay.
 
-"""
+"""  # noqa: E501
 }
 
 
