@@ -112,7 +112,11 @@ class _Trial:
                 if "var" in key or "weight" in key and (tensor.dim() <= 1 or not own):
                     numbers += 0.5
                 else:
-                    fan = tensor.numel() / tensor.shape[row_axis(module)] if is_weighted(module) else tensor.shape[-1:]
+                    fan = (
+                        tensor.numel() / tensor.shape[row_axis(module)]
+                        if is_weighted(module) and tensor.dim() > 1
+                        else tensor.shape[-1:]
+                    )
                     size = (
                         0.3 if tensor.dim() <= 1 else math.sqrt(2 / fan) if isinstance(fan, float) else fan[0] ** -0.5
                     )
