@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pdp.layers import is_weighted
 from pdp.patterns.coupling import Coupling, describe, input_columns, row_axis
-from pdp.patterns.shrink import remove
+from pdp.patterns.shrink import leaving_some, remove
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -69,7 +69,7 @@ class _Trial:
         self.call, self.example = call, example
         self.generator = torch.Generator().manual_seed(0)
         self.model = copy.deepcopy(model).eval()
-        self.gone = {one.name: self._some(one.units) for one in couplings}
+        self.gone = {one.name: leaving_some(one, self._some(one.units)) for one in couplings}
         self._randomize(couplings)
         self.dtype = torch.float32
         self.inputs = tree_map(self._noise, example)
