@@ -1,13 +1,15 @@
-"""Where and with what a run was made: device, memory, versions, commit."""
+"""Where and with what a run is made: folders, device, memory, versions, commit."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import importlib.metadata
+import os
 import platform
 import resource
 import subprocess
+import tempfile
 from pathlib import Path
 
 import torch
@@ -26,6 +28,29 @@ PACKAGES = (
 )
 
 
+def writable_folder(*candidates: str | Path | None) -> Path | None:
+    """The first of these folders that can be made and written to."""
+    for candidate in candidates:
+        if candidate is None:
+            continue
+        try:
+            folder = Path(candidate).expanduser()
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder) as file:
+                file.write(b"0")  # a full disk makes files, and fills none
+            return folder
+        except (OSError, RuntimeError):  # where there is no home at all
+            continue
+    return None
+
+
+def cache_folder(otherwise: str | Path | None = None) -> Path | None:
+    """Where what is cheap to lose is kept: PDP_CACHE_DIR, XDG_CACHE_HOME/pdp or ~/.cache/pdp, else `otherwise`."""
+    if given := os.environ.get("PDP_CACHE_DIR"):
+        return writable_folder(given, otherwise)
+    return writable_folder(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "pdp", otherwise)
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """The device's largest allocation, or the process's largest resident size."""
     if device.type == "cuda":
@@ -36,7 +61,7 @@ def peak_memory_mb(device: torch.device) -> float:
 def keep_freed_memory() -> None:
     """Lets the C library keep what is freed, where it can be told so (glibc).
 
-    A step on the CPU frees and takes the same gigabytes again; given back to the system, every page of them is cleared
+    A step on the CPU frees and takes the same gigabytes again; if they go back to the system, every page is cleared
     and mapped anew in every step.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):

@@ -41,7 +41,7 @@ class Member:
         return site.module._parameters[site.parameter]  # type: ignore[return-value]
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """This tensor or one of its shape with the units along dimension 0; and back."""
+        """`tensor`, of this one's shape, with its units along dimension 0; applied again, it is as it was."""
         return tensor.transpose(0, self.axis) if self.axis else tensor
 
     def compute_dtype(self, weight: Tensor) -> torch.dtype:
@@ -102,7 +102,7 @@ def is_weighted(module: nn.Module) -> bool:
 def compute_dtype(site: Site, weight: Tensor) -> torch.dtype:
     """The type in which the layer at `site` multiplies `weight`: autocast's where it would cast it, else its own.
 
-    An effective weight written in that type is the one that autocast would make of it, a pass over memory sooner.
+    An effective weight written in that type saves autocast's own pass over memory.
     """
     device = weight.device.type
     if torch.compiler.is_compiling() or weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
@@ -125,7 +125,7 @@ _PLAIN = (
 
 
 def _casts_by_autocast(module: nn.Module) -> bool:
-    """Whether the module's forward hands its weight to the one operation of its kind, and to nothing else."""
+    """Whether the module's forward uses its weight in the one operation of its kind and nowhere else."""
     return "forward" not in module.__dict__ and _is_plain(type(module))  # type: ignore[arg-type]
 
 

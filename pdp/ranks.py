@@ -5,9 +5,48 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from pathlib import Path
 
+from pdp.errors import Refusal
+
 FIRST_PORT, PORTS = 20000, 20000
+# Whether this process is train.py's own, which a signal may end, and not somebody's program that calls pdp.run.
+OWN_PROCESS: ContextVar[bool] = ContextVar("own_process", default=False)
+
+
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # one of them is set by every launcher
+_OF_A_LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def process_count(environment: MutableMapping[str, str] = os.environ) -> int:
+    """Processes of this run, as WORLD_SIZE says; one where it says nothing that is a number."""
+    text = environment.get("WORLD_SIZE", "").strip()
+    return max(1, int(text)) if text.isdecimal() else 1
+
+
+def settle_processes(environment: MutableMapping[str, str] = os.environ) -> str:
+    """Takes away what a platform set of a launcher's variables where no launcher started this process; a note, or ''.
+
+    Raises `Refusal` where they ask for several processes and do not say where these meet.
+    """
+    size = environment.get("WORLD_SIZE", "").strip()
+    rank = next((environment[name].strip() for name in _RANKS if environment.get(name, "").strip()), "")
+    if rank.isdecimal() and size.isdecimal():
+        if int(size) > 1 and "RANK" in environment and not environment.get("MASTER_ADDR"):
+            raise Refusal(
+                f"RANK={rank} and WORLD_SIZE={size} ask for several processes, and MASTER_ADDR does not say where they "
+                "meet: start them with torchrun, or unset RANK and WORLD_SIZE for one process"
+            )
+        return ""
+    if rank.isdecimal() and int(rank) > 0 and "WORLD_SIZE" in environment:
+        raise Refusal(f"WORLD_SIZE={size} is no number of processes for RANK={rank}: start them with torchrun")
+    if size in ("", "1") and not any(environment.get(name) for name in _OF_A_LAUNCHER if name != "WORLD_SIZE"):
+        environment.pop("WORLD_SIZE", None)
+        return ""
+    found = {name: environment.pop(name) for name in _OF_A_LAUNCHER if name in environment}
+    told = " ".join(f"{name}={value}" for name, value in found.items())
+    return f"{told} is set and no launcher started this process: it runs by itself, as one" if told else ""
 
 
 def take_rank(environment: MutableMapping[str, str] = os.environ) -> int:
@@ -29,7 +68,7 @@ def first_host(environment: MutableMapping[str, str] = os.environ) -> str:
     if int(environment.get("SLURM_JOB_NUM_NODES", "1")) == 1:
         return "127.0.0.1"
     name = _scontrol("show", "hostnames", environment["SLURM_JOB_NODELIST"]).split()[0]
-    # The address that Slurm knows and not the name, which need not be one that the others can look up.
+    # The address that Slurm knows: the other nodes may not be able to look up the name.
     shown = dict(word.partition("=")[::2] for word in _scontrol("--oneliner", "show", "node", name).split())
     return shown.get("NodeAddr", name)
 
@@ -39,17 +78,17 @@ def _scontrol(*words: str) -> str:
 
 
 def port_of_job(environment: MutableMapping[str, str] = os.environ) -> int:
-    """A port that two jobs on one node hardly share."""
+    """A port that two jobs on one node are unlikely to share."""
     return FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
 
 
 def note_code(folder: Path, rank: int, code: int) -> None:
-    """Files the exit code of a rank that came to an end of its own."""
+    """Writes down the exit code of a rank that ended by itself."""
     beside = folder / f".{rank}"
     beside.write_text(str(code))
     beside.replace(folder / str(rank))
 
 
 def codes(folder: Path) -> dict[int, int]:
-    """The filed exit codes by rank; one that was killed has none."""
+    """The exit codes written down, by rank; a rank that was killed has none."""
     return {int(path.name): int(path.read_text()) for path in folder.glob("[0-9]*")}

@@ -1,6 +1,6 @@
-"""Tunes a study: the same number of trials for every method and the dense model, at each sparsity, on the validation part.
+"""Tunes a study: equally many trials for every method and the dense model, at each sparsity, judged by validation.
 
-python scripts/tune.py conf/study/fashion_long.yaml            draws the trials, runs what is not kept yet, says the best
+python scripts/tune.py conf/study/fashion_long.yaml            draws trials, runs what is not kept yet, says the best
 python scripts/tune.py conf/study/fashion_long.yaml --draw     draws them and runs nothing
 python scripts/tune.py conf/study/fashion_long.yaml --table    how each trial did, and which is chosen
 

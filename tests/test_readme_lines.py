@@ -6,6 +6,7 @@ Blocks of one name share a folder and are typed in their order; `<run>` is the o
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,7 +33,12 @@ def make_table(folder: Path) -> None:
     (folder / "mine.csv").write_text("review,stars\n" + "\n".join(rows) + "\n", encoding="utf-8")
 
 
-MAKERS = {"photos": make_photos, "table": make_table}
+def make_own_model(folder: Path) -> None:
+    make_photos(folder)
+    shutil.copytree(ROOT / "examples" / "own_model" / "mypackage", folder / "mypackage")
+
+
+MAKERS = {"photos": make_photos, "table": make_table, "own_model": make_own_model, "from_run": lambda folder: None}
 
 
 def typed_lines() -> dict[str, list[str]]:

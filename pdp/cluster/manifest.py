@@ -152,6 +152,8 @@ def find_sweep(name: str | None, runs: Path) -> SweepFolder:
     """The sweep of that folder or name below `runs`, or the newest one; raises `Refusal`."""
     known = sorted((runs / SWEEPS).glob("*/manifest.jsonl"), key=lambda path: path.stat().st_mtime)
     if name is None:
+        # A sweep that Slurm took nothing of has a manifest and no submission.
+        known = [path for path in known if SweepFolder(path.parent).submitted()]
         if not known:
             raise Refusal(f"no sweep was submitted to {runs}: give its folder, or where the runs lie with --runs")
         return SweepFolder(known[-1].parent)

@@ -32,9 +32,11 @@ class RunState:
 
 
 def read_states(folder: SweepFolder, ask_slurm: bool = True) -> list[RunState]:
-    """Every run of the sweep; without `ask_slurm` what waits in the queue counts as missing or lost."""
+    """Every run that was submitted or is finished; without `ask_slurm` what waits counts as missing or lost."""
     queued = in_queue(folder) if ask_slurm else {}
-    return [read_state(folder, run, queued.get(run.number)) for run in folder.runs()]
+    submitted = {number for one in folder.submitted() for number in one.runs}
+    runs = [run for run in folder.runs() if run.number in submitted or run.finished]
+    return [read_state(folder, run, queued.get(run.number)) for run in runs]
 
 
 def read_state(folder: SweepFolder, run: Run, queued: slurm.QueuedTask | None) -> RunState:

@@ -23,6 +23,7 @@ from pdp.config.schema import (
     TeacherConfig,
 )
 from pdp.errors import Refusal
+from pdp.ranks import process_count
 from pdp.schedule.time import Time
 
 
@@ -120,7 +121,7 @@ def _check_recipe(config: Config) -> None:
         )
     if isinstance(recipe.compile, str) and recipe.compile != "graphs":
         raise Refusal(f"recipe.compile={recipe.compile}: no such choice; known: false, true, graphs")
-    processes = int(os.environ.get("WORLD_SIZE") or 1)
+    processes = process_count()
     parts = processes * recipe.accumulation
     if recipe.batch_size % parts:
         raise Refusal(
@@ -141,6 +142,11 @@ def _check_recipe(config: Config) -> None:
         raise Refusal(f"recipe.lr_min={recipe.lr_min} is above recipe.lr={recipe.lr}: lower recipe.lr_min")
     if recipe.nesterov and recipe.optimizer == "sgd" and recipe.momentum == 0:
         raise Refusal("recipe.nesterov=true needs momentum: give recipe.momentum above 0 or recipe.nesterov=false")
+    if recipe.evaluate_every is not None and Time.parse(recipe.evaluate_every, "recipe.evaluate_every").value == 0:
+        raise Refusal(
+            f"recipe.evaluate_every={recipe.evaluate_every} is no time between two measurements: give one above 0, "
+            "such as 0.1 (of the run), 2000it or 2ep, or recipe.evaluate_every=null for every epoch"
+        )
 
 
 def _check_tracker(config: Config) -> None:

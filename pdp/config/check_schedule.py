@@ -96,7 +96,10 @@ def _ramp(config: Config, steps: int | None) -> tuple[float, float] | None:
 def _start(config: Config, steps: int | None) -> float | None:
     """Epochs before the ramp, at the earliest; None where only the number of steps per epoch would tell."""
     if config.schedule.warmup == "auto":
-        return AUTO_EPOCHS
+        # So many measurements, which recipe.evaluate_every may part from the ends of epochs.
+        measured = Time.parse(config.recipe.evaluate_every or "1ep", "recipe.evaluate_every")
+        every = _epochs(measured, config.recipe.epochs, steps)
+        return None if every is None else AUTO_EPOCHS * every
     exact = _epochs(Time.parse(config.schedule.warmup), config.recipe.epochs, steps)
     return exact if exact is None or config.schedule.unit == "step" else math.floor(exact + 0.5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import importlib
 import logging
@@ -14,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.ranks import OWN_PROCESS
 
 DONE, OUR_BUG, INTERRUPTED = 0, 1, 130
 _WORSE = (DONE, Refusal.exit_code, Stopped.exit_code, OUR_BUG)  # of a sweep's cells, the last of these is returned
@@ -30,7 +32,16 @@ def main(program: str, argv: Sequence[str]) -> int:
 
         words = [argument for argument in argv if not argument.startswith("-")]
         return _guarded(program, lambda: _print(help_text(program, words)))
-    return _guarded(program, lambda: _dispatch(program, list(argv)))
+    return _guarded(program, lambda: _settled(program, list(argv)))
+
+
+def _settled(program: str, argv: list[str]) -> int:
+    """Works with what the environment says of processes made plain, before anything reads it."""
+    from pdp.ranks import settle_processes
+
+    if note := settle_processes():
+        print(f"{program}: {note}", file=sys.stderr, flush=True)
+    return _dispatch(program, argv)
 
 
 def _print(text: str) -> int:
@@ -53,10 +64,20 @@ def _guarded(label: str, work: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print(f"{label}: interrupted", file=sys.stderr)
         return INTERRUPTED
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            return _our_bug(label)
+        name = str(error.filename or "")
+        print(f"{label}: {name[:60]}... is longer than a name can be ({error.strerror}): shorten it", file=sys.stderr)
+        return Refusal.exit_code
     except Exception:
-        print(f"{label}: an error of ours, not of your input:", file=sys.stderr)
-        traceback.print_exc()
-        return OUR_BUG
+        return _our_bug(label)
+
+
+def _our_bug(label: str) -> int:
+    print(f"{label}: an error of ours, not of your input:", file=sys.stderr)
+    traceback.print_exc()
+    return OUR_BUG
 
 
 def _dispatch(program: str, argv: list[str]) -> int:
@@ -88,6 +109,7 @@ def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[A
         print(heading, file=sys.stderr, flush=True)
     entry, values = accepted
     home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
+    OWN_PROCESS.set(True)
     record = getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
     if made is not None and record is not None:
         made.append(record)
@@ -102,7 +124,8 @@ def _sweep(program: str, overrides: Sequence[str]) -> int:
     parsed, cells = sweep.lay_out(overrides)
     if any(override.key_or_group in _HANDED_OVER for override in parsed):
         return _hand_over(program, overrides, len(cells))
-    worst, made = DONE, []
+    worst = DONE
+    made: list[Any] = []
     for number, cell in enumerate(cells, 1):
         label = f"{program} [{number}/{len(cells)}{' ' + cell.varied if cell.varied else ''}]"
         code = _guarded(label, functools.partial(_run, program, cell.overrides, heading=label, made=made))

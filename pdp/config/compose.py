@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,15 +100,14 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
     lines = arguments.prepare(typed)
     try:
         names_data, task = _chosen(tuple(arguments.prepare(_choosing(typed))))
-        with hydra_loader():
-            if default := DEFAULT_DATA.get(task):
-                lines = [*lines, f"data={default}"]
-            elif not names_data and _names_imagenet_root(typed):
-                lines, names_data = [*lines, "data=imagenet"], True
-            tree = hydra_compose("config", lines)
-            if _starts_random_on_a_table(typed, tree):
-                lines = [*lines, "recipe=own_texts"]
-                tree = hydra_compose("config", lines)
+        if default := DEFAULT_DATA.get(task):
+            lines = [*lines, f"data={default}"]
+        elif not names_data and _names_imagenet_root(typed):
+            lines, names_data = [*lines, "data=imagenet"], True
+        tree = _composed(lines)
+        if _starts_random_on_a_table(typed, tree):
+            lines = [*lines, "recipe=own_texts"]
+            tree = _composed(lines)
     except MissingConfigException as error:
         raise _unknown_choice(typed, error) from error
     except _FAILURES as error:
@@ -117,6 +117,21 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
         start.fill(tree, typed)
     _fill_task(tree)
     return tree, lines, names_data
+
+
+def _composed(lines: Sequence[str]) -> DictConfig:
+    """What Hydra composes of the lines: the files once for all cells of a sweep that share them, then the values."""
+    values = [line for line in lines if line.startswith("++")]
+    tree = copy.deepcopy(_composed_files(tuple(line for line in lines if not line.startswith("++"))))
+    for override in arguments.parse_overrides(values):
+        OmegaConf.update(tree, override.key_or_group, override.value(), merge=True, force_add=True)
+    return tree
+
+
+@lru_cache(maxsize=128)
+def _composed_files(lines: tuple[str, ...]) -> DictConfig:
+    with hydra_loader():
+        return hydra_compose("config", list(lines))
 
 
 def _starts_random_on_a_table(typed: Sequence[Argument], tree: DictConfig) -> bool:

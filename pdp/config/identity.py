@@ -17,8 +17,10 @@ from pdp.config.schema import Config, DistillConfig, NmPruneConfig, StartConfig,
 from pdp.config.source import source_digest
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions
-from pdp.methods.revisions import revision_of
+from pdp.methods.revisions import conditions, revision_of
 from pdp.schedule.time import Time
+
+LONGEST_NAME = 255  # bytes of a file's name, in every common file system
 
 # What does not decide the result, a dotted key or a whole group.
 EXCLUDED = (
@@ -31,6 +33,8 @@ EXCLUDED = (
     "device",
     "provenance",
     "recipe.name",
+    "recipe.checkpoint_minutes",
+    "recipe.history_steps",
     "data.workers",
     "data.root",
     "data.unasked",
@@ -47,16 +51,17 @@ EXCLUDED = (
     "data.validation_files",
     "data.test_files",
 )
-_TIMES = ("recipe.lr_warmup", "schedule.warmup", "schedule.ramp")
+_TIMES = ("recipe.lr_warmup", "recipe.evaluate_every", "schedule.warmup", "schedule.ramp")
 _LISTS_OF_TIMES = ("schedule.phases",)
 
 
 def run_directory(config: Config, data_fingerprint: str) -> Path:
     """`<output_dir>/<model>-<data>-<method>-<pattern>-<sparsity>-<hash8>/seed<k>`; raises `Refusal` like the hash."""
     names = [_slug(part) for part in (config.model.name, data_label(config.data), config.method.name)]
-    slug = "-".join(
-        [*names, _pattern_slug(config), _slug(_sparsity_slug(config)), config_hash(config, data_fingerprint)[:8]]
-    )
+    ending = [_pattern_slug(config), _slug(_sparsity_slug(config)), config_hash(config, data_fingerprint)[:8]]
+    slug = "-".join([*names, *ending])
+    if len(slug.encode()) > LONGEST_NAME:
+        slug = "-".join([*(_cut(name, LONGEST_NAME // 4) for name in names), *ending])
     return Path(config.output_dir) / slug / f"seed{config.seed}"
 
 
@@ -104,8 +109,8 @@ def changed_values(config: Config) -> dict[str, Any]:
 def method_revision(config: Config) -> int:
     """The revision of the method as this run has it."""
     allocation = config.allocation
-    floored = allocation.least_density > 0 or allocation.ends != "pruned"
-    return revision_of(config.method.name, config.prune.pattern, floored)
+    holding = conditions(allocation.least_density, allocation.ends, config.recipe.clip)
+    return revision_of(config.method.name, config.prune.pattern, holding)
 
 
 def _collect(node: Any, path: str, values: dict[str, Any]) -> None:
@@ -157,6 +162,11 @@ def _sparsity_slug(config: Config) -> str:
     if config.sparsity is None:
         return "file" if config.allocation.name == "file" else "free"
     return f"{_canonical(float(config.sparsity), '')!r}"
+
+
+def _cut(name: str, longest: int) -> str:
+    """The name in at most so many bytes; what tells runs apart is the hash."""
+    return name.encode()[:longest].decode(errors="ignore")
 
 
 def _slug(text: str) -> str:

@@ -127,6 +127,10 @@ class RecipeConfig:
     channels_last: bool = False  # memory layout of images and convolution weights
     compile: bool | str = False  # true: torch.compile; graphs: small nets' steps as CUDA graphs, the same numbers
     gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time
+    evaluate_every: str | None = None  # a time between two measurements; null: at the end of every epoch
+    on_nonfinite: str = "stop"  # at a loss that is not finite: stop, or skip the step and count it
+    checkpoint_minutes: float = 10.0  # between two checkpoints within an epoch; 0: at the ends of epochs alone
+    history_steps: int = 100  # steps between two lines of steps.jsonl, more where there would be too many; 0: none
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
     recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
 

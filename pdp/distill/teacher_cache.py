@@ -91,6 +91,7 @@ class LogitsCache:
             shuffled.dataset,
             batch_sampler=keys,
             num_workers=self.config.data.workers,
+            multiprocessing_context="fork" if self.config.data.workers else None,
             collate_fn=shuffled.collate_fn,
             generator=torch.Generator(),  # else the pass draws from the global RNG
         )

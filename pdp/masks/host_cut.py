@@ -1,4 +1,4 @@
-"""The cut where the CPU selects: exact, in one pass over the weights, layers spread over threads."""
+"""The exact cut on the CPU: one pass over the weights, layers spread over threads."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdp.threads import pool
 _BRACKETED_FROM = 1 << 12  # values of a layer; below it, one partition is as fast
 _SPREAD_FROM = 1 << 19  # values of a mean layer; below it, threads wait for each other longer than they save
 _CACHED = 1 << 18  # values worked on at a time, which stay in the processor's cache
-_NARROWEST, _WIDEST = 2.0**-9, 2.0**-4  # of bounds round the last cut, relative to it
+_NARROWEST, _WIDEST = 2.0**-9, 2.0**-4  # how far the bounds lie from the last cut, relative to it
 _scratch = threading.local()
 
 
@@ -28,7 +28,7 @@ class Trail:
     moved: float = math.inf
 
     def bounds(self) -> tuple[float, float] | None:
-        """Between which the next cut should lie, if it moves no farther than a few times as far as before."""
+        """The bounds of the next cut, if it moves at most a few times as far as before; None if unknown."""
         reach = max(4 * self.moved, _NARROWEST * self.cut)
         return (self.cut - reach, self.cut + reach) if reach <= _WIDEST * self.cut else None
 
@@ -67,7 +67,7 @@ def neighbours(
 
 
 def host_cuts(weights: Sequence[Tensor], pruned: Sequence[int], trails: Sequence[Trail], threads: int) -> list[Tensor]:
-    """The cut of every layer's magnitudes; neighbours together: handing one over costs much too."""
+    """The cut of every layer's magnitudes; a thread gets several layers at once, as handing over a task costs time."""
     cases = list(zip(weights, pruned, trails, strict=True))
     total = sum(weight.numel() for weight in weights)
     if threads == 1 or len(cases) < 2 or total < len(cases) * _SPREAD_FROM:
@@ -87,16 +87,16 @@ def host_cuts(weights: Sequence[Tensor], pruned: Sequence[int], trails: Sequence
 
 def _layer_cut(weight: Tensor, pruned: int, trail: Trail) -> Tensor:
     exact = computable(weight.detach())
-    # A selection does not ask for an order, so memory order spares the copy of a channels_last weight.
+    # The cut does not depend on the order of the values: in memory order a channels_last weight needs no copy.
     dense = exact.is_contiguous() or (exact.dim() == 4 and exact.is_contiguous(memory_format=torch.channels_last))
     flat = exact.as_strided((exact.numel(),), (1,)) if dense else exact.reshape(-1)
     return torch.tensor(host_cut(flat.numpy(), pruned, magnitudes=True, trail=trail), dtype=exact.dtype)
 
 
 def sampled_bounds(flat: np.ndarray, pruned: int, magnitudes: bool) -> tuple[float, float]:
-    """Two values of a sample between which the cut of all should lie."""
+    """Bounds of the cut, estimated from a sample of the values."""
     units = flat.size
-    sample = math.ceil((2 * units) ** (2 / 3))  # about where the sample and what its bounds leave cost the same
+    sample = math.ceil((2 * units) ** (2 / 3))  # so it costs about what the values between its bounds do
     drawn = flat[:: max(1, units // sample)].copy()
     if magnitudes:
         np.abs(drawn, out=drawn)
@@ -104,7 +104,7 @@ def sampled_bounds(flat: np.ndarray, pruned: int, magnitudes: bool) -> tuple[flo
     place, spread = share * drawn.size, 1 + 4 * math.sqrt(share * (1 - share) * drawn.size)  # four standard errors
     first, last = max(0, int(place - spread)), min(drawn.size - 1, int(place + spread))
     drawn.partition((first, last))
-    # No sample says how far the values beyond its own ends go.
+    # Beyond the ends of the sample nothing is known.
     return float(drawn[first]) if first > 0 else -math.inf, float(drawn[last]) if last < drawn.size - 1 else math.inf
 
 
@@ -140,6 +140,6 @@ def _copied(flat: np.ndarray, magnitudes: bool) -> np.ndarray:
 
 
 def _partitioned(values: np.ndarray, pruned: int) -> tuple[float, float]:
-    """Overwrites the order of `values`; one k-th element and a minimum, as two k-th elements take numpy's slow path."""
+    """The value of rank `pruned` and the next one; reorders `values`. Numpy finds two ranks at once slowly."""
     values.partition(pruned - 1)
     return float(values[pruned - 1]), float(values[pruned:].min())

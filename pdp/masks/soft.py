@@ -15,7 +15,7 @@ from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_g
 # weight or gradient, would be a subnormal number, with which a CPU's convolutions take four times as long.
 SATURATED = 60.0
 NOTHING = 1e-26
-FARTHEST = -1e20  # of -t^2 / tau in a slope
+FARTHEST = -1e20  # least -t^2 / tau that a slope is computed with
 _PIECE = 1 << 18  # numbers worked on at a time on the CPU, so that the passes over them stay in its cache
 
 
@@ -124,7 +124,7 @@ class _SoftPrune(torch.autograd.Function):
         slope = torch.empty_like(precise)
         tensors = (precise, gradient.to(precise.dtype), slope)
         one_number = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
-        # A clamped z times an endless cut would be a slope where there is none.
+        # With an infinite cut the slope is zero, which a clamped z times infinity would not give.
         bounded = offset.clamp(min=FARTHEST) if one_number else offset
         for w, upstream, out in _pieces(offset, temperature, *tensors):
             z = _scaled_square(offset, w, temperature, out).clamp_(-SATURATED, SATURATED)

@@ -1,7 +1,6 @@
 """The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it.
 
-What is written here in plain operations defines it; whoever has kernels that do the same in fewer launches hands them
-over.
+The plain operations here define it; a caller may hand over kernels that do the same in fewer launches.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdp.masks.kept import keep, kept
 from pdp.masks.soft import exact
 from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
 
@@ -128,10 +128,7 @@ class _MaskUnits(torch.autograd.Function):
         if torch.compiler.is_compiling():
             ctx.save_for_backward(mask, steep, *tensors)
         else:
-            # Activation checkpointing counts what is saved in a region, and the node of a layer may be made in one
-            # region in forward and for a single tensor of another in its recomputation.
-            ctx.kept = (mask, steep, *tensors)
-            ctx.versions = _versions(tensors)
+            keep(ctx, mask, steep, *tensors)
             ctx.set_materialize_grads(False)
         ctx.kernels = kernels
         return _masked(mask, tensors, units, dtypes, kernels)
@@ -139,7 +136,7 @@ class _MaskUnits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None):
         units, weighs = ctx.units, ctx.weighs
-        mask, steep, *tensors = _kept(ctx)
+        mask, steep, *tensors = kept(ctx) if hasattr(ctx, "kept") else ctx.saved_tensors
         if wants_a_graph():
             plain = partial(_plain_of, mask, steep, units, weighs, ctx.dtypes)
             return None, None, None, None, None, None, *gradients_with_a_graph(plain, tensors, gradients)
@@ -159,7 +156,7 @@ class _MaskUnits(torch.autograd.Function):
         for place, gradient in upstream.items():
             if place not in found:
                 tensor = tensors[place]
-                # Laid out as the weight is: it is the buffer of the weight's gradient as well.
+                # In the weight's memory layout, as this buffer becomes the weight's gradient.
                 found[place] = exact(tensor) * gradient
                 rows = _row_sums(found[place]).to(mask.dtype)
                 if units[place] is not None:
@@ -186,27 +183,12 @@ class _MaskUnits(torch.autograd.Function):
         )
 
 
-def _kept(ctx: Any) -> tuple[Tensor, ...]:
-    if not hasattr(ctx, "kept"):
-        return ctx.saved_tensors
-    if _versions(ctx.kept[2:]) != ctx.versions:
-        raise RuntimeError(
-            "a weight that a mask was made of has been modified by an inplace operation since the forward: call "
-            "backward before the optimizer's step"
-        )
-    return ctx.kept
-
-
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [0 if one.is_inference() else one._version for one in tensors]
-
-
 def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:
     return tensor.dim() == 1 and tensor.dtype == dtype == torch.float32
 
 
 def _multiplied(tensors: list[Tensor], by: Tensor | list[Tensor]) -> Sequence[Tensor]:
-    """Each of several vectors of one length times its own of another list or a common one, in one operation."""
+    """Several vectors of one length, each times its partner in a list or all times one vector, in one operation."""
     if not tensors:
         return ()
     return torch._foreach_mul(tensors, by if isinstance(by, list) else [by] * len(tensors))

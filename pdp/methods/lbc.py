@@ -20,9 +20,9 @@ class Method(method.Method):
     """Each group of M has C(M, N) candidate patterns with trained scores; the lowest are put out for good.
 
     A weight is kept while a living candidate covers it. Backward is straight-through: a candidate's score gets the sum
-    of W * dL/dW~ over the weights that it covers. At fraction f of the schedule 1 + ceil((C - 1)(1 - f)) are left:
-    1 - f is the authors' (1 - (e - t_i) / (t_f - t_i))^3, of which PDP's e + 1 is one ahead: the fraction of the moment
-    before is taken, so that nothing is put out before it was trained. A classifier whose inputs divide by M is pruned unless
+    of W * dL/dW~ over the weights that it covers. At fraction f of the schedule 1 + ceil((C - 1)(1 - f)) are left, as
+    in the authors' code with 1 - f = (1 - (e - t_i) / (t_f - t_i))^3. The schedule's fraction of the moment before is
+    taken, so that nothing is put out before it was trained. A classifier whose inputs divide by M is pruned unless
     `prune.exclude` names it; theirs is dense.
     """
 

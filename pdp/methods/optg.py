@@ -81,7 +81,10 @@ class Method(ScoredMethod):
         """
         if self.pattern.implied_share is not None:
             return [keep | (one == one.max()).all() for one, keep in zip(scores, keeps, strict=True)]
-        cuts = [one[~keep].max() if not keep.all() else one.new_tensor(-torch.inf) for one, keep in zip(scores, keeps)]
+        cuts = [
+            one.new_tensor(-torch.inf) if keep.all() else one[~keep].max()
+            for one, keep in zip(scores, keeps, strict=True)
+        ]
         if together:
             cuts = [torch.stack([cut.to(cuts[0].device) for cut in cuts]).max()] * len(cuts)
         cuts = [cut.to(one.device) for cut, one in zip(cuts, scores, strict=True)]

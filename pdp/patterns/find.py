@@ -57,7 +57,7 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
 
 
 def _train(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:
-    """Follows a forward in training mode as well: layers that only training uses (auxiliary heads) read channels too."""
+    """Follows a forward in training mode too: layers that only training uses, auxiliary heads, read channels."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     model.train()
     for module in model.modules():

@@ -1,9 +1,9 @@
 """Couplings are tried before they are believed: masked, finished and physically smaller, the model is one function.
 
 On a copy with random weights and statistics, in float64 where the model computes in it, some units of every coupling
-are zeroed. Where something is wrong with all couplings together, parts of them are added one after the other; what does
-not go with those proven so far stays. Whether the smaller model runs is tried on shapes alone then. The number of trials
-is bounded, whatever the model.
+are zeroed. Where something is wrong with all couplings together, parts of them are added one after the other; what
+does not go with those proven so far stays. Whether the smaller model runs is tried on shapes alone then. The number of
+trials is bounded, whatever the model.
 """
 
 from __future__ import annotations

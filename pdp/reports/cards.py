@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,7 @@ from pdp.config.schema import Config
 from pdp.errors import Refusal
 from pdp.methods.checks import PATTERNS_OF
 from pdp.methods.options import OPTIONS
-from pdp.methods.revisions import CHANGES, revision_of
+from pdp.methods.revisions import CHANGES
 from pdp.reports.blocks import fill, mark, table
 from pdp.reports.cells import cells
 from pdp.reports.sheet import score, target
@@ -40,7 +41,7 @@ def write_cards(root: Path, runs: pd.DataFrame) -> dict[Path, str]:
         blocks = {
             "options": options_table(method),
             "schedule": schedule_table(method),
-            "results": results_table(found, runs, method),
+            "results": results_table(found, method),
         }
         pages[place] = fill(page, blocks, str(place))
     return pages
@@ -114,27 +115,23 @@ def _placed(schedule: Schedule, epochs: int) -> tuple[str, ...]:
     return epoch(first), epoch(full), f"{100 * share:.0f} %", str(changes)
 
 
-def results_table(found: pd.DataFrame, runs: pd.DataFrame, method: str) -> str:
-    """The method's cells in results/records, a row each, and which of them its behaviour has changed since."""
+def results_table(found: pd.DataFrame, method: str) -> str:
+    """The method's cells in results/records, a row each; what was made at an earlier revision is named so."""
     mine = found[found.method == method]
     if mine.empty:
         return "No record of it is kept in `results/records`.\n"
-    revisions = runs.groupby(["study", "cell"]).method_revision.min()
-    rows, old = [], False
-    for _, one in mine.sort_values(
-        ["study", "model", "data", "pattern", "target_sparsity", "label", "cell"]
-    ).iterrows():
-        kind = "nm" if ":" in one.pattern else one.pattern
-        before = revisions[one.study, one.cell] < revision_of(method, kind)
-        old |= before
-        rows.append(
-            (
-                one.study, f"{one.model} on {one.data}", one.pattern, target(one.target_sparsity),
-                f"{one.label} †" if before else one.label, str(one.seeds),
-                f"{one.metric_name} {score(one.metric_name, one.metric, one.interval)}",
-                score(one.metric_name, one.dense_metric),
-            )
-        )  # fmt: skip
+    rows = []
+    for _, one in mine.sort_values([*_ORDER, "label", "cell"]).iterrows():
+        metric = score(one.metric_name, one.metric, one.interval)
+        cell = (one.study, f"{one.model} on {one.data}", one.pattern, target(one.target_sparsity), one.label)
+        rows.append((*cell, str(one.seeds), f"{one.metric_name} {metric}", score(one.metric_name, one.dense_metric)))
     columns = ("study", "model and data", "pattern", "sparsity", "setting", "seeds", "hard test metric", "dense")
-    note = f"\n† Made before the last change of its behaviour: {CHANGES[method]}.\n" if old else ""
-    return table(columns, rows) + note
+    return table(columns, rows) + _changed_since(method, " ".join(mine.label))
+
+
+def _changed_since(method: str, labels: str) -> str:
+    """What the last revisions changed, where records of earlier ones are shown."""
+    changes = [text for key, text in CHANGES.items() if re.split(r"[+/]", key)[0] == method]
+    return (
+        f"\nChanged since the records with an earlier revision: {'; '.join(changes)}.\n" if "revision" in labels else ""
+    )

@@ -13,9 +13,8 @@ import pandas as pd
 from pdp.errors import Refusal
 from pdp.reports import page as pages
 from pdp.reports import plots, sweep_table
-from pdp.reports.runs import read_layers
+from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sweep_table import Tables, make_tables, shown
-from pdp.runs.directory import RunDirectory
 from pdp.runs.store import StoredRun, find_runs, read_run, seconds_left
 from pdp.wording import duration, percent, score
 
@@ -72,7 +71,7 @@ def _unfinished(runs: Sequence[StoredRun]) -> str:
         )
     head = ["id", "model", "data", "method", "pattern", "sparsity", "state", "epoch", "metric", "left"]
     live = [run for run in runs if run.epoch][:CURVES]
-    histories = {f"{run.id} {run.method}": RunDirectory(run.path).read_history() for run in live}
+    histories = {f"{run.id} {run.method}": read_history(run.path) for run in live}
     drawn = [("metric", "hard validation metric"), ("sparsity", "sparsity")] if histories else []
     figures = "".join(plots.curves(histories, key, name) for key, name in drawn)
     table = pages.table(head, rows, escape=False, sortable=True)

@@ -155,7 +155,7 @@ def _revived(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
         panels: dict[str, dict[str, pd.DataFrame]] = {}
         for share, group in family.groupby("target_sparsity"):
             of_label = dict(_by_label(group))
-            # Of several settings the one that the others are held against.
+            # Where there are several settings, the one that the others are compared with.
             of_label = {label: mine for label, mine in of_label.items() if label == mine.method.iloc[0]} or of_label
             lines = {label: _history(mine) for label, mine in of_label.items()}
             lines = {label: frame for label, frame in lines.items() if "revived" in frame}
@@ -204,7 +204,7 @@ def _masks(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
 def _temperature(row: pd.Series) -> str:
     options: dict[str, Any] = row.method_options
     mode = options.get("temperature_mode", "absolute")
-    # Left at auto, single weights have the absolute temperature and channels the relative one.
+    # temperature_mode=auto means absolute for single weights and relative for channels.
     if mode == "absolute" or (mode == "auto" and row.pattern != "channel"):
         return f"tau = {options['temperature']:g}"
     return "tau = kappa t²" if options.get("kappa") is None else f"tau = {options['kappa']:g} t²"

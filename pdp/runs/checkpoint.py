@@ -23,10 +23,13 @@ KEPT = 2
 
 def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
     """Writes the state of optimizer step `step` with its digest; raises `Stopped` when the disk refuses."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:09d}.pt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Stopped(f"the checkpoint folder {folder} cannot be made ({error})") from None
+    path = _new_path(folder, step)
     beside = folder / f".{path.name}.{os.getpid()}"
-    for leftover in folder.glob(".step-*"):  # of a write that a kill cut short
+    for leftover in folder.glob(".step-*"):  # left by a write that was killed
         leftover.unlink(missing_ok=True)
     try:
         with beside.open("wb") as file:
@@ -41,7 +44,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
     except (OSError, RuntimeError) as error:
         for leftover in folder.glob(f".{path.name}*"):
             leftover.unlink(missing_ok=True)
-        # torch's writer meets the disk's error and then, closing the file, raises one of its own.
+        # When the disk fails, torch's writer raises a second error of its own while closing the file.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -52,20 +55,44 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
     return path
 
 
-def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole, on the CPU; a damaged one is reported and the one before it used."""
+def _new_path(folder: Path, step: int) -> Path:
+    """A name of its own for every checkpoint, also of a step that has one: a kill between two renames harms neither."""
+    stem = f"step-{step:09d}"
+    taken = sorted(folder.glob(f"{stem}*.pt"))
+    if not taken:
+        return folder / f"{stem}.pt"
+    last = taken[-1].stem.removeprefix(stem)
+    following = f"{last}a" if not last or last.endswith("z") else last[:-1] + chr(ord(last[-1]) + 1)
+    return folder / f"{stem}{following}.pt"
+
+
+def find_newest(folder: Path, report: Callable[[str], None]) -> tuple[Path | None, dict[str, Any] | None]:
+    """The newest checkpoint that is whole, and its state on the CPU; a damaged one is reported, the one before it used.
+
+    Raises `Refusal` where there are some and none is whole.
+    """
     paths = sorted(folder.glob("step-*.pt"), reverse=True)
     for path in paths:
         mark = path.with_suffix(".sha256")
         try:
             if mark.read_text().strip() != _digest(path):
                 raise ValueError("its digest does not match")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return path, read_checkpoint(path)
         except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             report(f"checkpoint {path} is damaged ({str(error).splitlines()[0][:120]})")
     if paths:
         raise Refusal(f"no checkpoint in {folder} can be read: rerun=true moves the run aside and starts over")
-    return None
+    return None, None
+
+
+def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state of `find_newest`."""
+    return find_newest(folder, report)[1]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values, on the CPU; code in it is not run."""
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def random_state() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pdp.errors import Refusal
+from pdp.runs.holder import Holder
 from pdp.runs.record import RECORD, write_json
 
 LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds; whoever only looks whether a run is held has its lock for a moment
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # of file systems that know none
 
 
 class RunDirectory:
@@ -23,6 +27,7 @@ class RunDirectory:
         self.path = path
         self.config = path / "config.yaml"
         self.history = path / "history.jsonl"
+        self.steps = path / "steps.jsonl"
         self.layers = path / "layers.csv"
         self.distributions = path / "distributions.npz"
         self.checkpoints = path / "checkpoint"
@@ -31,6 +36,7 @@ class RunDirectory:
         self.weights = path / "model.safetensors"
         self.ending = path / "ending.json"
         self._lock: TextIO | None = None
+        self._holder: Holder | None = None
 
     @property
     def finished(self) -> bool:
@@ -43,27 +49,56 @@ class RunDirectory:
         return not self.finished and any(self.checkpoints.glob("step-*.pt"))
 
     def hold(self) -> None:
-        """Makes the directory and locks it until the process ends; raises `Refusal` if another process holds it."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.path / ".lock").open("a+")
+        """Makes the directory and holds it until the process ends; raises `Refusal` if another process holds it."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            raise Refusal(
+                f"{self.path} cannot be made ({error.strerror}): give output_dir=<a folder that can>"
+            ) from None
+        locked = True
         for wait in (*LOCK_WAITS, None):
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    locked = False
+                    break
                 if wait is not None:
                     time.sleep(wait)
         else:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
+            self._lock.close()
+            self._lock = None
             raise Refusal(f"{self.path} is in use by {holder}: wait for it, or choose another output_dir= or seed=")
-        self.ending.unlink(missing_ok=True)
-        self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
-        self._lock.flush()
+        try:
+            self._holder = Holder(self.path)
+            self._holder.take(locked)
+            self.ending.unlink(missing_ok=True)
+            self._lock.truncate(0)
+            self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
+            self._lock.flush()
+        except BaseException:
+            self._holder = None
+            self._lock.close()
+            self._lock = None
+            raise
+
+    def check_held(self) -> None:
+        """Raises `Stopped` where a process of another machine has taken the run; what is written next would be its."""
+        if self._holder:
+            self._holder.check()
 
     def release(self) -> None:
-        """Lets the directory go."""
+        """Releases the directory."""
+        if self._holder:
+            self._holder.release()
+            self._holder = None
         if self._lock:
             self._lock.close()
             self._lock = None
@@ -77,7 +112,7 @@ class RunDirectory:
 
     def discard_if_nothing_begun(self) -> None:
         """Removes what a start made before it was refused, where no step was trained and nothing else lies there."""
-        own = {".lock", self.config.name, self.ending.name, self.history.name}
+        own = {".lock", ".holder", self.config.name, self.ending.name, self.history.name}
         if self.finished or self.begun or self.read_history() or {one.name for one in self.path.iterdir()} - own:
             return
         for name in own:
@@ -98,25 +133,47 @@ class RunDirectory:
         return aside
 
     def write_history(self, line: dict[str, Any]) -> None:
-        """Appends one epoch."""
-        with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Appends one measurement."""
+        _append(self.history, line)
+
+    def write_step(self, line: dict[str, Any]) -> None:
+        """Appends a line to the history by steps."""
+        _append(self.steps, line)
 
     def read_history(self) -> list[dict[str, Any]]:
         """Every whole line."""
-        if not self.history.is_file():
-            return []
-        lines = []
-        for text in self.history.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
-        return lines
+        return _read(self.history)
 
-    def cut_history(self, epochs: int) -> None:
-        """Drops lines from `epochs` on: a run that goes on from a checkpoint writes them again."""
-        kept = [json.dumps(line) + "\n" for line in self.read_history() if line["epoch"] < epochs]
-        beside = self.history.with_name(f".{self.history.name}")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(self.history)
+    def read_steps(self) -> list[dict[str, Any]]:
+        """Every whole line of the history by steps."""
+        return _read(self.steps)
+
+    def cut_history(self, measured: int, step: int) -> None:
+        """Drops measurements after step `measured` and lines by steps after `step`, which a resumed run repeats."""
+        _cut(self.history, measured)
+        if self.steps.is_file():
+            _cut(self.steps, step)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _cut(path: Path, step: int) -> None:
+    kept = [json.dumps(line) + "\n" for line in _read(path) if line["step"] <= step]
+    beside = path.with_name(f".{path.name}")
+    beside.write_text("".join(kept), encoding="utf-8")
+    beside.replace(path)

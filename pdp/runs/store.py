@@ -106,7 +106,7 @@ def read_run(path: Path) -> StoredRun:
         run.ending = _ending(path)
     line = last_line(path / "history.jsonl")
     if line:
-        run.epoch, run.metric = line.get("epoch", -1) + 1, line.get("metric")
+        run.epoch, run.metric = epochs_done(line), line.get("metric")
         run.metric_name = next(iter(line.get("metrics") or ()), "")
         run.when = (path / "history.jsonl").stat().st_mtime
     return run
@@ -145,13 +145,18 @@ def is_held(path: Path) -> bool:
     """Whether a process holds the run's lock."""
     try:
         with (path / ".lock").open() as file:
-            # Shared, so that two who look do not see each other.
+            # A shared lock, so that two processes that only look do not take each other for the holder.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:
         return True
     return False
+
+
+def epochs_done(line: dict[str, Any]) -> int:
+    """How many whole epochs a history's line is after."""
+    return int(line.get("epochs_done", line.get("epoch", -1) + 1))
 
 
 def last_line(history: Path) -> dict[str, Any] | None:
@@ -177,7 +182,7 @@ def seconds_left(run: Path, epochs: int | None) -> float | None:
     line = last_line(run / "history.jsonl")
     if not line or not epochs or not line.get("seconds"):
         return None
-    done = line["epoch"] + 1
+    done = line.get("epochs_done", line["epoch"] + 1)
     return line["seconds"] / done * (epochs - done)
 
 
@@ -209,7 +214,7 @@ def keep(run: Path, study: str, results: Path, small: bool = False) -> tuple[Pat
     target.mkdir(parents=True, exist_ok=True)
     for old in target.iterdir():
         old.unlink()
-    # The record comes last: who finds it finds all.
+    # The record comes last: where it is, everything is.
     for name in sorted(files, key=lambda name: name == RECORD):
         beside = target / f".{name}"
         beside.write_bytes(files[name])
@@ -291,7 +296,7 @@ def delete(path: Path, reason: str) -> None:
     with _held(run) as directory:
         if directory.finished == reason.startswith("UNFINISHED"):
             raise Refusal(f"{run} has changed meanwhile: look again")
-        # Out of sight first, so that what is left of an interrupted deletion is not taken for a run.
+        # Renamed first, so that the rest of an interrupted deletion is not taken for a run.
         aside = path.with_name(f".deleted-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
@@ -329,7 +334,7 @@ def archive(paths: Sequence[Path], target: Path) -> int:
         if name in names:
             raise Refusal(f"{names[name]} and {path} are both called {name}: archive them in two files")
         names[name] = path
-    left_out = {f"{name}/{inside}" for name in names for inside in ("checkpoint", ".lock")}
+    left_out = {f"{name}/{inside}" for name in names for inside in ("checkpoint", ".lock", ".holder")}
     beside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         with tarfile.open(beside, "w") as tar:

@@ -23,8 +23,9 @@ def allocate(
 ) -> list[int]:
     """The budget of `layers` in units; `global` and `erk` sum to floor(share * units + 0.5) exactly.
 
-    Each layer keeps its `least` units at least. `uniform` is the same share in every layer; where some must keep more
-    than that, the others share what is left, and it sums to the total too. Raises `Refusal` for an unknown allocation or a budget that cannot be met.
+    Each layer keeps at least its `least` units. `uniform` is the same share in every layer; where some must keep more
+    than that, the others share what is left, and it sums to the total too. Raises `Refusal` for an unknown allocation
+    or a budget that cannot be met.
     """
     if name == "file":
         if path is None:
@@ -56,7 +57,8 @@ def least_units(layers: Sequence[Layer], least_density: float, ends: str) -> lis
         raise Refusal(f"allocation.ends={ends} is unknown: choose one of {', '.join(ENDS)}")
     floors = [max(1, math.ceil(least_density * layer.units - 1e-9)) for layer in layers]
     dense = {"pruned": set(), "first_dense": {0}, "dense": {0, len(layers) - 1}}[ends]
-    return [layer.units if place in dense else floor for place, (layer, floor) in enumerate(zip(layers, floors))]
+    both = enumerate(zip(layers, floors, strict=True))
+    return [layer.units if place in dense else floor for place, (layer, floor) in both]
 
 
 def uniform_budget(layers: Sequence[Layer], share: float, total: int) -> list[int]:

@@ -17,12 +17,13 @@ SHAPES: dict[str, Callable[[float], float]] = {
     "oneshot": lambda progress: 1.0,
 }
 SCHEDULES = (*SHAPES, "sigmoid", "alternating")
-WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that warm-up and ramp do not move
+WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that have no warm-up and no ramp
 # AC/DC's phases in a run of 100 epochs: pruned at 10, 20, ... 70, dense again at 15, 25, ... 75, pruned for good at 85.
 _PHASES = tuple(moment / 100 for moment in (*range(10, 80, 5), 85))
 _SIGMOID_ENDS = 0.95
-_LEAST_HALF = 6.0  # of a sigmoid, from its middle to the run's ends
+_LEAST_HALF = 6.0  # least argument of the sigmoid at the run's ends, so that it begins near 0 and ends near 1
 AUTO_EPOCHS = 5  # the paper's automatic start: so many epochs running over half of the metric's upper bound
+PAPERS_EPOCHS = 100
 DEFAULT_WARMUP = Time(0.16, "run")
 DEFAULT_RAMP = Time(0.4, "run")
 
@@ -31,10 +32,10 @@ DEFAULT_RAMP = Time(0.4, "run")
 class Schedule:
     """Dense until `start`, then a ramp of `length` moments; a moment is an epoch or an optimizer step (`unit`).
 
-    Of two names it has other meanings. "sigmoid" is OptG's sigmoid(e - E/2) with e and E in epochs; in a run of fewer
-    than 12 epochs its slope is 12 / E, what it lacks of 0 at the start is taken out by rescaling it, and the target
-    holds in the last twentieth, all of which changes nothing in the authors' 100 epochs and lets short runs reach it. "alternating" is AC/DC's
-    phases, the target or nothing: `phases` are the moments of change, pruned from the first on.
+    Two names mean something else. "sigmoid" is OptG's sigmoid(e - E/2) with e and E in epochs. So that short runs reach
+    the target, its slope is 12 / E in runs of fewer than 12 epochs, it is rescaled to begin at 0, and the target holds
+    in the last twentieth of the run; in the authors' 100 epochs that changes nothing. "alternating" is AC/DC's phases,
+    the target or nothing: `phases` are the moments of change, pruned from the first on.
 
     At moment i >= start the fraction is shape(min(1, speed * (i - start + 1))), with speed = rate where one was given
     (PDP: r_l = R_l * min(1, eps * (e - s + 1))) and 1 / length otherwise.
@@ -164,7 +165,7 @@ def place_phases(
     ]
     if any(later <= earlier for earlier, later in zip(placed, placed[1:], strict=False)) or placed and placed[-1] >= 1:
         raise Refusal(
-            f"schedule.phases=[{given}] must grow and lie within the run of {epochs} epochs: each is the time of a change"
+            f"schedule.phases=[{given}] must grow and lie within the run of {epochs} epochs: each is a time of change"
         )
     if len(times) % 2 == 0:
         raise Refusal(
@@ -190,17 +191,23 @@ def place_schedule(
 
     What is not said is the method's `own` name, unit (epochs, where the steps of one are not known) and ramp; without a
     ramp of its own the paper's times relative to the run: 0.16 of it dense, then 0.015 of the target an epoch in a run
-    of 100. Raises `Refusal`.
+    of 100, by steps where they are known and the run is shorter. Raises `Refusal`.
     """
     if isinstance(given, Schedule):
         return given
     values: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
+    if given is None and steps_per_epoch and epochs < PAPERS_EPOCHS:
+        values["unit"] = "step"  # a few epochs are too coarse for its shares
     values.setdefault("warmup", DEFAULT_WARMUP)
     if not any(key in values for key in ("ramp", "rate")):
         if own["ramp"] is not None:
             values["ramp"] = own["ramp"]
         else:
-            values["rate"] = min(1.0, 1.5 / epochs)
+            rate = 0.015 * PAPERS_EPOCHS / epochs
+            if rate > 1 and values.get("unit") == "step":  # shorter than an epoch
+                values["ramp"] = Time(1 / (0.015 * PAPERS_EPOCHS), "run")
+            else:
+                values["rate"] = min(1.0, rate)
     values.setdefault("unit", own["unit"] if steps_per_epoch else "epoch")
     return make_schedule(values.pop("name", own["name"]), epochs, steps_per_epoch=steps_per_epoch, **values)
 

@@ -104,7 +104,7 @@ def draw(
     except ImportError:
         raise Refusal("trials are drawn by Optuna, which is not installed: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {
+    distributions: dict[str, Any] = {
         key: optuna.distributions.FloatDistribution(value.low, value.high, log=value.log)
         if isinstance(value, Span)
         else optuna.distributions.CategoricalDistribution(tuple(range(len(value))))

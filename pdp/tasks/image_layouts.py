@@ -24,11 +24,15 @@ PARTS = {
 _READERS: dict[str, Callable[[str, list[Path]], Shards]] = {".parquet": read_parquet_shards, ".tar": read_tar_shards}
 
 
-def find_parts(root: str, whole: bool) -> tuple[dict[str, ImagePart], str]:
+Scan = Callable[[str, str, str], ImagePart]
+
+
+def find_parts(root: str, whole: bool, scan: Scan | None = None) -> tuple[dict[str, ImagePart], str]:
     """The parts under `root` by name (train, val, test, or all for what is not split yet), and how they lie, in words.
 
-    `whole` allows a folder for each class, or shards, without a split. Raises `Refusal`.
+    `whole` allows a folder for each class, or shards, without a split; `scan` reads a part's folder. Raises `Refusal`.
     """
+    scan = scan or scan_folder
     folder = os.path.expanduser(root)
     split = {part: place for part, names in PARTS.items() if (place := _folder_of(folder, names))}
     if any(_class_folders(os.path.join(folder, place)) for place in split.values()):
@@ -61,11 +65,12 @@ def _class_folders(folder: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------------------- folders
 
 
-def scan(root: str, place: str, part: str) -> ImagePart:
-    """Reads `<root>/<place>/<class>/**`, sorted; raises `Refusal`."""
+def scan_folder(root: str, place: str, part: str, seen: Callable[[str], None] = lambda folder: None) -> ImagePart:
+    """Reads `<root>/<place>/<class>/**`, sorted; raises `Refusal`. `seen` is told every folder before it is read."""
     folder = os.path.expanduser(root)
     base = os.path.join(folder, place)
     shown, prefix = (f"{place}/", f"{place}/") if place else ("it", "")
+    seen(base)
     classes = _class_folders(base)
     if not classes:
         raise Refusal(
@@ -77,7 +82,7 @@ def scan(root: str, place: str, part: str) -> ImagePart:
     digest = hashlib.sha256(folder.encode(errors="surrogateescape"))
     empty = []
     for label, name in enumerate(classes):
-        found = sorted(_images(os.path.join(base, name), f"{prefix}{name}", set()))
+        found = sorted(_images(os.path.join(base, name), f"{prefix}{name}", set(), seen))
         if not found:
             empty.append(name)
         paths += [os.fsencode(path) for path, _, _ in found]
@@ -97,20 +102,26 @@ def scan(root: str, place: str, part: str) -> ImagePart:
     return ImagePart(part, classes, np.array(labels, dtype=np.int64), np.arange(len(paths)), source)
 
 
-def _images(folder: str, prefix: str, above: set[tuple[int, int]]) -> Iterator[tuple[str, int, int]]:
+def _images(
+    folder: str, prefix: str, above: set[tuple[int, int]], seen: Callable[[str], None]
+) -> Iterator[tuple[str, int, int]]:
     """Path, bytes and time of each image below a folder, of which each is entered once: links may go in circles."""
     here = os.stat(folder)
     if (here.st_dev, here.st_ino) in above:
         return
     above.add((here.st_dev, here.st_ino))
+    seen(folder)
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda one: one.name):
             path = f"{prefix}/{entry.name}"
             if _is_folder(entry):
-                yield from _images(entry.path, path, above)
+                yield from _images(entry.path, path, above, seen)
             elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
-                there = os.stat(entry.path) if os.path.exists(entry.path) else None
-                yield path, there.st_size if there else 0, there.st_mtime_ns if there else 0
+                try:
+                    there = os.stat(entry.path)
+                    yield path, there.st_size, there.st_mtime_ns
+                except OSError:  # a link to nowhere, which is told when it is read
+                    yield path, 0, 0
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from pdp.errors import Refusal
 from pdp.tasks import image_data as memory
 from pdp.tasks.image_layouts import check_same_classes, find_parts
 from pdp.tasks.image_parts import ImagePart, inspect, refuse_damaged
+from pdp.tasks.listing import read_listing
 from pdp.tasks.sampling import keeping_split
 from pdp.wording import one_line
 
@@ -31,15 +33,18 @@ class FoundImages:
     damaged: int
 
 
-def read_images(data: Any) -> FoundImages:
-    """Finds the images that `data` names; raises `Refusal`. Without a training part they can be measured on."""
+def read_images(data: Any, otherwise: str | None = None) -> FoundImages:
+    """Finds the images that `data` names; raises `Refusal`. Without a training part they can be measured on.
+
+    `otherwise` is where the listing of a large folder is kept if there is no cache that can be written.
+    """
     imagenet, root = data.name == "imagenet", data.root
     layout = "train/<class>/ and val/<class>/" + ("" if imagenet else " (or test/<class>/), or a folder per class")
     if root is None:
         variable = " or IMAGENET_DIR" if imagenet else ""
         raise Refusal(f"data.root{variable} is not set; data={data.name} needs data.root=<folder of {layout}>")
     memory.check_root(root, layout)
-    found, words = find_parts(root, whole=not imagenet)
+    found, words = find_parts(root, not imagenet, functools.partial(read_listing, otherwise=otherwise))
     if (whole := found.pop("all", None)) is not None:
         found = _hold_out(root, whole)
         words += f", {TEST_SHARE * 100:g} % of each class held out as the test set by a fixed split"

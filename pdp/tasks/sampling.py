@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from pdp.errors import Refusal
+from pdp.ranks import process_count
 
 SPLIT_SEED = 20230519  # never the run's seed: every run of a study holds out the same samples
 _ORDER, _DRAW, _SPLIT, _LIMIT = range(1, 5)  # streams: no draw of one kind repeats another's
@@ -131,7 +131,7 @@ def set_epoch(loader: DataLoader[Any], epoch: int, start_batch: int = 0) -> None
 
 def training_loader(dataset: Any, sampler: EpochBatchSampler, workers: int) -> DataLoader[Any]:
     """The sampler's batches, its workers kept; raises `Refusal` where a process would have no sample."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = process_count()
     if not len(dataset) or (processes > 1 and len(dataset) < sampler.batch_size):
         raise Refusal(
             f"a batch of {sampler.batch_size} over {processes} processes needs at least that many training samples, "
@@ -155,6 +155,7 @@ def _loader(dataset: Any, sampler: EpochBatchSampler, workers: int, persistent: 
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # which shares memory, and how signals are taken
         collate_fn=_whole,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=persistent and workers > 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import numpy as np
@@ -21,28 +21,42 @@ def _fetched(held: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
     return {key: torch.cat([one[key] for one in held]).cpu().numpy() for key in held[0]}
 
 
+class AskedToStop(Exception):
+    """A measurement was left because the run is to save itself; what was measured so far is dropped."""
+
+
 @torch.no_grad()
 def measure(
-    task: Task, model: nn.Module, loader: Iterable[dict[str, Any]], accelerator: Accelerator
+    task: Task,
+    model: nn.Module,
+    loader: Iterable[dict[str, Any]],
+    accelerator: Accelerator,
+    stop: Callable[[], bool] | None = None,
 ) -> dict[str, float]:
     """The task's metrics of `model` in evaluation mode over `loader`; the same on every process.
 
     Observations are put in sample order first, so that the number of processes cannot change the result. Raises
-    `Stopped` if a sample was seen twice.
+    `Stopped` if a sample was seen twice, and `AskedToStop` where `stop` says so between two batches.
     """
     training = model.training
     model.eval()
     parts: list[dict[str, np.ndarray]] = []
     held: list[dict[str, torch.Tensor]] = []
-    for batch in loader:
-        if len(batch["index"]):
-            held.append(task.observe(model, batch))
-        if len(held) == _HELD:
+    # Of the last batch, a short one, a process may get nothing: whether to stop is agreed on before it.
+    asked = max(0, len(loader) - 1) if stop and isinstance(loader, Sized) else 0
+    try:
+        for number, batch in enumerate(loader):
+            if len(batch["index"]):
+                held.append(task.observe(model, batch))
+            if len(held) == _HELD:
+                parts.append(_fetched(held))
+                held = []
+            if stop and number < asked and stop():
+                raise AskedToStop
+        if held:
             parts.append(_fetched(held))
-            held = []
-    if held:
-        parts.append(_fetched(held))
-    model.train(training)
+    finally:
+        model.train(training)
     if accelerator.num_processes > 1:
         parts = gather_object(parts)
     if not parts:

@@ -48,6 +48,5 @@ def remedy(config: Config) -> str:
         return "give method=pdp_annealed, whose temperature ends hard, or a lower method.kappa or method.temperature"
     key = "kappa_end" if method.kappa_end is not None else "temperature_end"
     ends = getattr(method, key)
-    return (
-        f"lower method.{key}={ends:g}, or leave more of the run after the target (schedule.ramp, method.anneal_share)"
-    )
+    more = "leave more of the run after the target (schedule.ramp, method.anneal_share)"
+    return f"lower method.{key}={ends:g}, or {more}"

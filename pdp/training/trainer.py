@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,20 +16,27 @@ from torch import nn
 
 from pdp.config.schema import Config
 from pdp.distill.objective import Objective
-from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.errors import SavedForRestart, Stopped
 from pdp.pruner.alive import live_share
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
-from pdp.runs.checkpoint import load_newest, random_state, restore_random_state, save_checkpoint, save_weights
+from pdp.runs.checkpoint import random_state, save_weights
 from pdp.runs.directory import RunDirectory
+from pdp.schedule.time import Time
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
 from pdp.training.display import Display, Look, stage
-from pdp.training.evaluation import measure
+from pdp.training.evaluation import AskedToStop, measure
 from pdp.training.graphs import StepGraphs, usable
+from pdp.training.losses import Losses
+from pdp.training.nonfinite import SkipGuard, check_in_a_row
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.signals import StopSignals
+from pdp.training.step_history import StepHistory
+from pdp.training.together import share_buffers
+from pdp.training.trainer_state import load_state, newest_state, state_of
+from pdp.training.writer import CheckpointWriter
 
 LOOK_SECONDS = 0.5  # between two looks at the loss, each of which waits for the device
 
@@ -48,14 +56,21 @@ class Trainer:
         steps_per_epoch: int,
         tracker: Tracker | None = None,
         objective: Objective | None = None,
+        signals: StopSignals | None = None,
     ):
         recipe = config.recipe
         self.config, self.recipe, self.task, self.pruner = config, recipe, task, pruner
         self.accelerator, self.directory, self.display = accelerator, directory, display
         self.model = model  # the plain model; evaluation and checkpoints use it
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.total = steps_per_epoch, recipe.epochs * steps_per_epoch
+        self.evaluate_every: int | None = None  # steps; None: the ends of epochs
+        if recipe.evaluate_every is not None:
+            every = Time.parse(recipe.evaluate_every, "recipe.evaluate_every")
+            self.evaluate_every = max(1, every.steps(recipe.epochs, steps_per_epoch))
         self.tracker, self.revived = tracker or Tracker(), Revived()
         self.objective = objective or Objective(task, recipe.label_smoothing)
+        self.signals = signals or StopSignals()
+        self.writer = CheckpointWriter(directory.checkpoints, recipe.checkpoint_minutes, directory.check_held)
         optimizer = make_optimizer(model, recipe)
         pruner.attach(optimizer)
         loader = task.train_loader(
@@ -76,11 +91,15 @@ class Trainer:
             else None
         )
         self.average = make_average(model, recipe)
+        self.guard = SkipGuard(model, accelerator) if recipe.on_nonfinite == "skip" else None
         self.epoch, self.batch, self.step = 0, 0, 0
+        self.measured = 0  # the step of the last measurement
+        self.saved: tuple[int, int] | None = None  # step and measured of the last checkpoint
         self.seconds = 0.0
         self.metric: float | None = None  # the last validation's
         self.best: dict[str, float | int] | None = None
-        self.loss_sum, self.loss_count = 0.0, 0
+        self.losses = Losses(accelerator.device)
+        self.step_history = StepHistory(directory, recipe.history_steps, self.total)
         self.step_ms: deque[float] = deque(maxlen=2000)
         self.mask_ms: deque[float] = deque(maxlen=2000)
         self.histograms: dict[str, np.ndarray] = {}
@@ -91,25 +110,32 @@ class Trainer:
 
     def fit(self) -> None:
         """Trains from wherever the state is to the last epoch; raises `Stopped` and `SavedForRestart`."""
-        total = self.recipe.epochs * self.steps_per_epoch
-        with StopSignals() as signals, self.display:
-            self.display.start(total, self.step)
-            self._begun = self._shown = (self.step, time.perf_counter())
-            for epoch in range(self.epoch, self.recipe.epochs):
-                if self.batch == 0:
-                    self._start_epoch(epoch)
-                self._train_epoch(epoch, signals)
-                self._end_epoch(epoch)
-                if epoch + 1 < self.recipe.epochs and signals.seen(self.accelerator):
-                    self._leave(signals)
+        try:
+            with self.signals.noting(), self.display:
+                self.display.start(self.total, self.step)
+                self._begun = self._shown = (self.step, time.perf_counter())
+                if self._to_measure:  # a run that was stopped before, or in, a measurement
+                    self._measure()
+                for epoch in range(self.epoch, self.recipe.epochs):
+                    if self.batch == 0:
+                        self._start_epoch(epoch)
+                    self._train_epoch(epoch)
+                    if self._to_measure:
+                        self._measure()
+                    self.save()
+                    if epoch + 1 < self.recipe.epochs and self.signals.seen(self.accelerator):
+                        self._leave()
+            self.writer.wait()
+        finally:
+            self.writer.end()
 
     def _start_epoch(self, epoch: int) -> None:
         before = self.pruner.fraction
         started = time.perf_counter()
-        self.pruner.start_epoch(epoch, metric=self.metric)
+        # Where epochs and measurements are parted, the pruner is told of each when it is made.
+        self.pruner.start_epoch(epoch, metric=self.metric if self.evaluate_every is None else None)
         self.mask_ms.append(1000 * (time.perf_counter() - started))
         self._note_pruning(before)
-        self.loss_sum, self.loss_count = 0.0, 0
 
     def _note_pruning(self, before: float) -> None:
         """Keeps the weights as they were when pruning began, and histograms at the start and the middle of the ramp."""
@@ -127,18 +153,18 @@ class Trainer:
         """Files the weights' and masks' histograms under `moment`."""
         self.histograms |= {f"{moment}/{key}": value for key, value in histograms(self.pruner).items()}
 
-    def _train_epoch(self, epoch: int, signals: StopSignals) -> None:
+    def _train_epoch(self, epoch: int) -> None:
         self.trained.train()
         self.sampler.set_epoch(epoch, self.batch)
         micro_batches = self.steps_per_epoch * self.recipe.accumulation
         looked = started = time.perf_counter()
-        loss_sum = torch.tensor(self.loss_sum, device=self.accelerator.device)
         for batch in self.loader:
             if self.batch >= micro_batches:
                 continue  # too few are left for one more optimizer step; leaving early would leave the loader open
             with self.accelerator.accumulate(self.trained):
-                loss_sum += self._backward(batch)
-                self.loss_count += 1
+                if self.guard and self.batch % self.recipe.accumulation == 0:
+                    self.guard.begin()
+                (self.guard or self.losses).add(self._backward(batch))
                 self.batch += 1
                 if not self.accelerator.sync_gradients:
                     continue
@@ -147,16 +173,20 @@ class Trainer:
             self.seconds += now - started
             self.step_ms.append(1000 * (now - started))
             started = now
+            if self.accelerator.is_main_process and self.step_history.due(self.step):
+                self._note_steps()
             if now - looked > LOOK_SECONDS:
                 looked = now
-                self._look(loss_sum, epoch)
-            if self.batch < micro_batches and signals.seen(self.accelerator, self.step):
-                self._look(loss_sum, epoch)
-                self.loss_sum = float(loss_sum)
-                self._leave(signals)
-        self._look(loss_sum, epoch)
+                self._look(epoch)
+            if self.batch < micro_batches:
+                if self._to_measure:
+                    self._look(epoch)
+                    self._measure()
+                    self.trained.train()
+                    started = time.perf_counter()
+                self._between_steps(epoch)
+        self._look(epoch)
         self.seconds += time.perf_counter() - started  # the steps that the device still had before it
-        self.loss_sum = float(loss_sum)
         self.batch = 0
         self.epoch = epoch + 1
 
@@ -182,32 +212,73 @@ class Trainer:
         set_rate(self.optimizer, rate_factor(self.recipe, self.step, self.steps_per_epoch))
         if self.accelerator.scaler:
             self.accelerator.unscale_gradients()
-        self.pruner.after_backward()
-        if self.recipe.clip is not None:
-            clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
-            torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
-        self.optimizer.step()
+        taken = self._is_finite()
+        if taken:
+            self.pruner.after_backward()
+            if self.recipe.clip is not None:
+                clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
+                torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
+        if taken or self.accelerator.scaler:  # a scaler leaves the step out itself, and scales less from then on
+            self.optimizer.step()
         started = time.perf_counter()
         self.pruner.step()
         self.mask_ms.append(1000 * (time.perf_counter() - started))
         self.optimizer.zero_grad()
         self.step += 1
-        if self.average is not None:
+        if self.average is not None and taken:
             self.average.update(self.model, step=self.step)
         self._note_pruning(before)
 
-    def _look(self, loss_sum: torch.Tensor, epoch: int) -> None:
+    def _is_finite(self) -> bool:
+        """Whether the optimizer step is to be taken; with recipe.on_nonfinite=stop `_look` finds out later."""
+        if self.guard is None:
+            return True
+        if self.guard.is_finite(self.optimizer):
+            for loss in self.guard.losses:
+                self.losses.add(loss)
+            self.losses.skipped_in_a_row = 0
+            return True
+        self.losses.skipped += 1
+        self.losses.skipped_in_a_row += 1
+        check_in_a_row(self.losses.skipped_in_a_row, self.step)
+        return False
+
+    def _between_steps(self, epoch: int) -> None:
+        """Leaves where a signal came; begins a checkpoint where one is due by the clock."""
+        self.writer.check()
+        self.signals.wanted = self.writer.due
+        if self.signals.seen(self.accelerator, self.step):
+            self._look(epoch)
+            self._leave()
+        if self.signals.save_now:
+            self._look(epoch)  # no checkpoint of weights that are lost
+            self.save()
+
+    def _note_steps(self) -> None:
+        """A line of the history by steps; waits for the device."""
+        recent = list(self.step_ms)[-self.step_history.every :]
+        line = {
+            "step": self.step,
+            "loss": self.losses.recent,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "sparsity": self.pruner.share,
+            "step_ms": median(recent),
+            "skipped_steps": self.losses.skipped,
+        }
+        self.losses.forget(recent=True)
+        self.directory.write_step(line)
+
+    def _look(self, epoch: int) -> None:
         """Waits for the device, stops on a non-finite loss, moves the bar."""
-        mean = float(loss_sum) / max(1, self.loss_count)
+        mean = self.losses.mean
         if not np.isfinite(mean):
             raise Stopped(
                 f"the loss is {mean} in epoch {epoch + 1} at step {self.step}: lower recipe.lr={self.recipe.lr}, "
-                "give recipe.clip=1.0 or a longer recipe.lr_warmup"
+                "give recipe.clip=1.0, a longer recipe.lr_warmup, or leave such steps out: recipe.on_nonfinite=skip"
             )
         self._show(mean, epoch)
 
     def _show(self, loss: float, epoch: int, ends: bool = False) -> None:
-        total = self.recipe.epochs * self.steps_per_epoch
         now = time.perf_counter()
         step, when = self._shown
         speed = (self.step - step) / max(now - when, 1e-9)
@@ -215,11 +286,11 @@ class Trainer:
         if now - when > LOOK_SECONDS and self.step > step:
             self._shown, self._speed = (self.step, now), speed
         begun_step, begun = self._begun
-        left = (now - begun) / max(1, self.step - begun_step) * (total - self.step)
+        left = (now - begun) / max(1, self.step - begun_step) * (self.total - self.step)
         self.display.step(
             Look(
                 step=self.step,
-                steps=total,
+                steps=self.total,
                 epoch=epoch,
                 epochs=self.recipe.epochs,
                 loss=loss,
@@ -236,21 +307,35 @@ class Trainer:
             ends,
         )
 
-    # ---------------------------------------------------------------- between epochs
+    # ---------------------------------------------------------------- measuring
 
-    def _end_epoch(self, epoch: int) -> None:
-        every, last = self.recipe.soft_every, epoch + 1 == self.recipe.epochs
+    @property
+    def _to_measure(self) -> bool:
+        """Whether the model as it is now is to be measured and has not been."""
+        every = self.evaluate_every or self.steps_per_epoch
+        return self.measured < self.step and (self.step % every == 0 or self.step == self.total)
+
+    def _measure(self) -> None:
+        """Measures on the validation part and files the line; a signal in it saves and leaves before it."""
+        every, done = self.recipe.soft_every, self.step / self.steps_per_epoch
+        passed = every and done // every > self.measured / self.steps_per_epoch // every
         soft = None
-        if self.config.method.name != "dense" and (last or (every and (epoch + 1) % every == 0)):
-            soft = self.measure(self.validation)
-        with self.pruner.hard():
-            metrics = self.measure(self.validation)
+        try:
+            if self.config.method.name != "dense" and (self.step == self.total or passed):
+                soft = self.measure(self.validation, self._asked_to_stop)
+            with self.pruner.hard():
+                metrics = self.measure(self.validation, self._asked_to_stop)
+        except AskedToStop:
+            self._leave()
         self.metric = metrics[self.task.metric_name]
+        if self.evaluate_every is not None:
+            self.pruner.note_metric(self.metric)
+        epoch = (self.step - 1) // self.steps_per_epoch
         self._note_best(epoch)
         line = {
             "epoch": epoch,
             "step": self.step,
-            "loss": self.loss_sum / max(1, self.loss_count),
+            "loss": self.losses.mean,
             "lr": self.optimizer.param_groups[0]["lr"],
             "metric": self.metric,
             "metrics": metrics,
@@ -262,25 +347,35 @@ class Trainer:
             "mask_ms": median(self.mask_ms) if self.mask_ms else None,
             "seconds": self.seconds,
         }
+        if self.evaluate_every is not None:
+            line["epochs_done"] = done
+        if self.guard is not None:
+            line["skipped_steps"] = self.losses.skipped
         if self.accelerator.is_main_process:
             line |= self.revived.look(self.pruner) | live_share(self.pruner)
             self.directory.write_history(line)
             self.tracker.log(line)
-        self.save()
-        self._show(line["loss"], epoch, ends=last)
+        self.losses.forget()
+        self.measured = self.step
+        self._show(line["loss"], epoch, ends=self.step == self.total)
 
-    def measure(self, loader: Any) -> dict[str, float]:
+    def _asked_to_stop(self) -> bool:
+        return self.signals.seen(self.accelerator, self.step)
+
+    def measure(self, loader: Any, stop: Callable[[], bool] | None = None) -> dict[str, float]:
         """Metrics of the model, or of its running average where there is one."""
-        return measure(self.task, self.average.module if self.average else self.model, loader, self.accelerator)
+        model = self.average.module if self.average else self.model
+        share_buffers(self.accelerator, model)
+        return measure(self.task, model, loader, self.accelerator, stop)
 
     def _note_best(self, epoch: int) -> None:
-        """The best epoch counts only at the target sparsity."""
-        if not self.pruner.at_target and epoch + 1 < self.recipe.epochs:
+        """The best measurement counts only at the target sparsity."""
+        if not self.pruner.at_target and self.step < self.total:
             return
         sign = 1 if self.task.higher_is_better else -1
         assert self.metric is not None
         if self.best is None or sign * self.metric > sign * self.best["metric"]:
-            self.best = {"metric": self.metric, "epoch": epoch}
+            self.best = {"metric": self.metric, "epoch": epoch, "step": self.step}
             if self.accelerator.is_main_process:
                 self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
                 with self.pruner.baked(self.average.module if self.average else self.model) as hard_model:
@@ -288,71 +383,30 @@ class Trainer:
 
     # ---------------------------------------------------------------- the state
 
-    def _leave(self, signals: StopSignals) -> None:
-        if self.batch:
-            self.save()
-        raise SavedForRestart(f"{signals.name}: saved at step {self.step}; the same command goes on from there")
+    def _leave(self) -> NoReturn:
+        self.save()
+        self.writer.wait()
+        raise SavedForRestart(f"{self.signals.name}: saved at step {self.step}; the same command goes on from there")
 
     def save(self) -> None:
-        """Writes a checkpoint; the main process alone writes."""
+        """Begins a checkpoint of the state as it is, unless there is one; the main process alone writes."""
+        if self.saved == (self.step, self.measured):
+            return
         states = gather_object([random_state()]) if self.accelerator.num_processes > 1 else [random_state()]
         if self.accelerator.is_main_process:
-            save_checkpoint(self.directory.checkpoints, self.state_dict(states), self.step)
-        self.accelerator.wait_for_everyone()
+            self.writer.save(self.state_dict(states), self.step)
+        self.saved = (self.step, self.measured)
 
     def state_dict(self, random_states: list[dict[str, Any]]) -> dict[str, Any]:
         """Everything that decides how the run goes on."""
-        return {
-            "epoch": self.epoch,
-            "batch": self.batch,
-            "step": self.step,
-            "seconds": self.seconds,
-            "metric": self.metric,
-            "best": self.best,
-            "loss_sum": self.loss_sum,
-            "loss_count": self.loss_count,
-            "step_ms": list(self.step_ms),
-            "mask_ms": list(self.mask_ms),
-            "histograms": {key: torch.from_numpy(value) for key, value in self.histograms.items()},
-            "random": random_states,
-            "model": self.model.state_dict(),
-            "average": self.average.module.state_dict() if self.average else None,
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "pruner": self.pruner.state_dict(),
-            "revived": self.revived.state_dict(),
-            "objective": self.objective.state_dict(),
-            "tracker": self.tracker.state_dict(),
-        }
+        return state_of(self, random_states)
 
     def resume(self) -> bool:
         """Goes on from the newest whole checkpoint; False where there is none."""
-        state = load_newest(self.directory.checkpoints, self.display.say)
+        state = newest_state(self.directory.checkpoints, self.accelerator, self.display.say)
         if state is None:
             return False
-        try:
-            self.model.load_state_dict(state["model"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise Refusal(
-                f"{self.directory.checkpoints} is of another model ({reason}): rerun=true starts over"
-            ) from None
-        if self.average:
-            self.average.module.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.pruner.load_state_dict(state["pruner"])
-        self.revived.load_state_dict(state["revived"])
-        self.tracker.load_state_dict(state["tracker"])
-        self.objective.load_state_dict(state.get("objective", {}))
-        for key in ("epoch", "batch", "step", "seconds", "metric", "best", "loss_sum", "loss_count"):
-            setattr(self, key, state[key])
-        self.step_ms.extend(state["step_ms"])
-        self.mask_ms.extend(state["mask_ms"])
-        self.histograms = {key: value.numpy() for key, value in state["histograms"].items()}
-        states = state["random"]
-        restore_random_state(states[self.accelerator.process_index % len(states)])
+        load_state(self, state)
         if self.accelerator.is_main_process:
-            self.directory.cut_history(self.epoch)
+            self.directory.cut_history(self.measured, self.step)
         return True

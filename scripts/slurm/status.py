@@ -5,8 +5,9 @@
     python scripts/slurm/status.py --failed --logs     what did not end well, and where its log lies
 
 States: done; running; queued; saved (it stopped to go on later, and no job of it waits); failed (exit 1 is an error of
-ours, 2 refused, 3 stopped in its work); lost (its job died without a word); missing (never started). The same
-submit.py command starts again whatever is not done, running or queued. Exit codes: 0; 2 refused; 3 no answer of Slurm.
+ours, 2 refused, 3 stopped in its work); lost (its job died without a word); missing (submitted, and never started).
+What was never submitted is counted and not listed. The same submit.py command starts again whatever is not done,
+running or queued. Exit codes: 0; 2 refused; 3 no answer of Slurm.
 """
 
 from __future__ import annotations
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     show(folder, [one for one in states if not arguments.failed or one.state in NOT_WELL], arguments.logs)
     counts = Counter(one.state for one in states)
     print(f"{len(states)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state]))
+    if others := len(folder.runs()) - len(states):
+        print(f"{others} more of this sweep were never submitted: the same submit.py command submits them")
     left = [one.left for one in states if one.left is not None]
     if left:
         print(f"the slowest of those running needs about {duration(max(left))} more")

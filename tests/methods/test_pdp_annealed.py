@@ -112,7 +112,7 @@ def test_fast_paths_have_the_temperature_of_each_step(pattern):
         used = {}
         hooks = [
             layer.sites[0].module.register_forward_pre_hook(
-                lambda module, _, name=layer.name: used.update({name: module.weight})
+                lambda module, _, name=layer.name, used=used: used.update({name: module.weight})
             )
             for layer in pruner.layers
         ]
@@ -123,10 +123,7 @@ def test_fast_paths_have_the_temperature_of_each_step(pattern):
             if not layer.active:
                 continue
             weight = layer.weight.detach().double()
-            if pattern == "channel":
-                units = weight.flatten(1).square().mean(1)
-            else:
-                units = weight.square()
+            units = weight.flatten(1).square().mean(1) if pattern == "channel" else weight.square()
             cut = layer.state["cut"].double()
             some = cut[cut.isfinite()] if cut.dim() else cut
             kappas.append(float(layer.state["temperature"]) / float(some.square().mean()))
@@ -149,6 +146,7 @@ def test_fast_paths_have_the_temperature_of_each_step(pattern):
     assert held[0] == pytest.approx(0.3, rel=1e-4) and held[-1] == pytest.approx(9e-5, rel=1e-3) and len(held) > 5
 
 
+@pytest.mark.slow
 def test_a_step_that_is_compiled_is_compiled_once_whatever_the_temperature():
     from torch._dynamo.testing import CompileCounter
 

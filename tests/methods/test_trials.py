@@ -7,7 +7,7 @@ from by_hand import close, extras, gradients_of, stored, two_layers
 from test_optg import rate
 
 from pdp import Pruner
-from pdp.methods.revisions import CHANGES, REVISIONS, named, revision_of
+from pdp.methods.revisions import CHANGES, REVISIONS, conditions, named, revision_of
 from pdp.schedule.shapes import make_schedule
 
 
@@ -32,7 +32,9 @@ def test_movements_clipping_counts_the_scores_too():
     assert float(torch.nn.utils.clip_grad_norm_(clipped, 0.1)) == pytest.approx(norm)
     before = extras(pruner)
     optimizer.step()
-    assert close(stored(model), [w - 0.05 * 0.1 / norm * g for w, g in zip(weights, of_weights, strict=True)], rtol=1e-4)
+    assert close(
+        stored(model), [w - 0.05 * 0.1 / norm * g for w, g in zip(weights, of_weights, strict=True)], rtol=1e-4
+    )
     assert close(extras(pruner), [s - 0.1 * 0.1 / norm * g for s, g in zip(before, of_scores, strict=True)], rtol=1e-4)
 
 
@@ -67,6 +69,17 @@ def test_rigl_updates_as_often_in_every_run(epochs):
 
 def test_revisions_are_named_where_the_code_has_a_later_one():
     assert set(CHANGES) == set(REVISIONS)
-    assert (revision_of("gmp", "random"), revision_of("str", "random"), revision_of("str", "random", True)) == (1, 1, 2)
+    floor, clip = conditions(0.01, "pruned", None), conditions(0.0, "pruned", 1.0)
+    assert conditions(0.0, "pruned", None) == () and conditions(None, None, None) == ()
+    assert (revision_of("gmp", "random", floor), revision_of("str", "random"), revision_of("str", "random", floor)) == (
+        1,
+        1,
+        2,
+    )
+    assert (revision_of("movement", "nm"), revision_of("movement", "nm", clip), revision_of("str", "random", clip)) == (
+        1,
+        2,
+        1,
+    )
     assert named("optg", "random", 1) == "optg (revision 1)" and named("optg", "2:4", 2) == "optg"
-    assert named("str", "random", 1) == "str" and named("str", "random", 1, True) == "str (revision 1)"
+    assert named("str", "random", 1) == "str" and named("str", "random", 1, floor) == "str (revision 1)"

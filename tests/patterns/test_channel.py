@@ -354,6 +354,7 @@ def test_a_model_without_zero_channels_cannot_be_slimmed():
         slim(Residual(), IMAGE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["channel", "2:4"])
 def test_compiled_without_graph_breaks(pattern):
     models = [Residual(), Residual()]

@@ -24,9 +24,7 @@ def test_pdp_is_alive_where_the_slope_of_the_formula_is(kappa):
     torch.manual_seed(3)
     model = case_net()
     schedule = {"name": "constant"}
-    pruner = case_pruner(
-        model, "pdp", "random", epochs=2, schedule=schedule, temperature_mode="relative", kappa=kappa
-    )
+    pruner = case_pruner(model, "pdp", "random", epochs=2, schedule=schedule, temperature_mode="relative", kappa=kappa)
     pruner.start_epoch(0)
     alive = total = 0
     for layer in pruner.layers:

@@ -37,6 +37,7 @@ def results(tmp_path):
         keep(tmp_path, "s", "4", seed, model="<b>x</b>", method="gmp", macs_sparse=123_456)
     (tmp_path / "README.md").write_text(
         "# What was found\n\nA *word* & <script>alert(1)</script> [costs](tables/training_cost.md) [all](tables/)\n"
+        "\n![It](figures/accuracy_sparsity-s-resnet20-digits-random.svg)\n"
     )
     return tmp_path
 
@@ -54,6 +55,8 @@ def test_the_page_holds_everything_and_fetches_nothing(results, capsys):
     assert "90.50 ± 6.35 %" in text and "What was found" in text and "&lt;script&gt;" in text
     assert "<em>word</em>" in text and "weight distributions: not drawn" in text
     assert 'name="viewport"' in text
+    # The page opens with the figure that the text has first, drawn and not fetched.
+    assert 0 < text.index("<svg") < text.index("Contents") and "<img" not in text
     # A table that stands on the page is linked there, whatever lies beside it.
     assert '<a href="#training_cost">costs</a>' in text and '<a href="tables/">all</a>' in text
 

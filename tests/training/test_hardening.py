@@ -9,6 +9,8 @@ from pdp.runs.record import read_record
 from pdp.training.hardening import gap_note
 from pdp.training.run import train
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["model=resnet20", "data=digits", "sparsity=0.9"]
 
 
@@ -30,7 +32,10 @@ def test_over_half_a_point_it_is_told(soft, hard, higher, told):
         (["method.temperature_mode=relative", "method.kappa=1"], "method=pdp_annealed"),
         (["method.temperature_mode=learned"], "method=pdp_annealed"),
         (["method=pdp_annealed"], "method.kappa_end=9e-05"),
-        (["method.anneal=linear", "method.temperature_mode=absolute", "method.temperature_end=1e-5"], "temperature_end"),
+        (
+            ["method.anneal=linear", "method.temperature_mode=absolute", "method.temperature_end=1e-5"],
+            "temperature_end",
+        ),
         (["method=cs"], "recalibrate_bn"),
     ],
 )

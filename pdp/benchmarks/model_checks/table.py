@@ -22,7 +22,7 @@ parameters at the same ratio, where its result runs. It takes channels before a 
 model is another function: a zero changes the mean and the variance of all channels, so no mask can be exact there, and
 here they stay.
 
-""",
+"""  # noqa: E501
 }
 
 

@@ -1,7 +1,7 @@
 """Kernels for the CPU, compiled by Numba where it is installed: what `pdp.masks` defines, in one pass each.
 
-The definitions stay where they are; everything here equals them, the cut bit for bit. Each question has two files, the
-kernels and what calls them: selection and cuts, masking and masks. Threads are Python's, not Numba's: those share
+The definitions are in `pdp.masks`; everything here equals them, the cut bit for bit. Each question has two files, the
+kernels and what calls them: selection and cuts, masking and masks. Threads are Python's, as Numba's share
 OpenMP with PyTorch, whose own operations take another number of threads once they have started.
 """
 
@@ -61,7 +61,7 @@ def found() -> Kernels | None:
         from pdp.kernels.cpu.cuts import Cuts
         from pdp.kernels.cpu.masks import differentiable, effective_weights, host_prune
 
-        # Whatever the first call finds itself in.
+        # The first call may come from inside another mode or device.
         with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
             weight = torch.ones(8, requires_grad=True)
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()

@@ -17,7 +17,7 @@ from pdp.threads import in_parts
 _WHOLE = 1 << 12  # magnitudes of a layer up to which all are looked at, wherever they lie
 _PIECE = 1 << 16  # magnitudes of a piece, the least that a thread takes
 _SHARE_NEAR = 16  # one in so many of a piece's magnitudes may lie between the bounds
-_NARROWEST, _WIDEST = 2.0**-12, 2.0**-4  # of bounds round the last cut, relative to it
+_NARROWEST, _WIDEST = 2.0**-12, 2.0**-4  # how far the bounds lie from the last cut, relative to it
 _MOVES = 4  # how many times farther than last time a cut may move and still be found at once
 _AGAIN = 16  # how much wider the bounds are when it has moved farther
 
@@ -33,7 +33,7 @@ class Cuts:
         self._pieces = np.concatenate([[0], np.cumsum(counts)])
         self._layers = layers = np.repeat(np.arange(len(weights)), counts)
         numbers = np.arange(len(layers)) - self._pieces[layers]
-        # All pieces of a layer of about one size, whole cache lines of them.
+        # The pieces of a layer have about one size, in whole cache lines.
         size = (-(-self._sizes // np.maximum(counts, 1)) + 15) // 16 * 16
         self._firsts = np.minimum(numbers * size[layers], self._sizes[layers])
         self._lasts = np.minimum(self._firsts + size[layers], self._sizes[layers])

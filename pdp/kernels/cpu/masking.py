@@ -9,7 +9,7 @@ from numba import njit
 
 from pdp.kernels.cpu.memory import bits_at
 
-# Products and sums may join into one operation, as a processor does them; infinities and NaN keep their meaning.
+# The compiler may fuse a product with a sum; infinities and NaN keep their meaning.
 _HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 _ZERO, _HALF, _ONE, _TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
@@ -36,7 +36,7 @@ def _sigmoid(z):
 
 @njit(inline="always")
 def _bounded(z):
-    # Written so that what is no number stays none.
+    # Written so that NaN stays NaN.
     z = -SATURATED if z < -SATURATED else z
     return SATURATED if z > SATURATED else z
 
@@ -69,7 +69,7 @@ def write_slope(part, parts, weight, upstream, slope, count, offset, inverse):
     given = bits_at(upstream + 4 * first, last - first).view(np.float32)
     target = bits_at(slope + 4 * first, last - first).view(np.float32)
     offset, inverse = np.float32(offset), np.float32(inverse)
-    # A clamped z times an endless cut would be a slope where there is none.
+    # With an infinite cut the slope is zero, which a clamped z times infinity would not give.
     subtracted = max(offset, FARTHEST)
     for i in range(last - first):
         w = source[i]

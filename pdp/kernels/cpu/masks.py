@@ -16,7 +16,7 @@ from pdp.masks.soft import NOTHING, SATURATED, lies_dense
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 from pdp.threads import in_parts
 
-_LARGEST = torch.finfo(torch.float32).max / 4  # of an offset, which stays finite
+_LARGEST = torch.finfo(torch.float32).max / 4  # largest offset, which stays finite
 Numbers = tuple[float, float]
 
 
@@ -49,7 +49,7 @@ def differentiable(weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Ten
 def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
     """-t^2 / tau, t with its sign, and 1 / tau."""
     t, tau = cut.item(), float(temperature)
-    # The numbers that stand first stay where one is NaN.
+    # Of two arguments the first is returned where one is NaN.
     return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
 
 
@@ -77,7 +77,7 @@ class _HostPrune(torch.autograd.Function):
         if wants_a_graph():
             plain = partial(_plain, numbers=ctx.numbers)  # type: ignore[attr-defined]
             return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
-        # Hooks for saved tensors may have brought it back otherwise; and gradients come as they like.
+        # A hook for saved tensors may return another layout, and gradients come in any.
         if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
             weight = weight.to("cpu", torch.float32).contiguous()
         if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:

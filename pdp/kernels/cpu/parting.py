@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-_PART = 1 << 17  # numbers: some tens of microseconds of work
-_MOST = 7  # helpers, as each has to be called by itself
+_PART = 1 << 17  # numbers of a part: some tens of microseconds of work
+_MOST = 7  # helpers at most, as waking each takes time
 
 
 def parting(numbers: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pdp.kernels.cpu.memory import bits_at
 
 _HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
-INFINITE = np.int32(0x7F800000)  # the bits of infinity; greater ones are no numbers
+INFINITE = np.int32(0x7F800000)  # the bits of infinity; greater ones are NaN
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # every bit but the sign
 _BLOCK = 64  # magnitudes looked at together: few blocks have one between the bounds
 

@@ -1,0 +1,16 @@
+"""Imported by the server that short runs are forked from: all that such a run imports, nothing that starts threads."""
+
+from __future__ import annotations
+
+import sklearn.datasets  # noqa: F401
+import timm.utils  # noqa: F401
+import torch
+
+import pdp.kernels.cpu
+import pdp.reports.run_figures  # noqa: F401
+import pdp.tasks.image_data
+import pdp.training.run  # noqa: F401
+
+torch.set_num_threads(1)
+pdp.kernels.cpu.found()  # compiled once for all
+pdp.tasks.image_data.read_digits()

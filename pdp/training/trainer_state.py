@@ -1,0 +1,88 @@
+"""The trainer's checkpoint: everything that decides how a run goes on, and taking it back.
+
+The trainer imports this, and is known here by what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from pdp.errors import Refusal
+from pdp.runs.checkpoint import find_newest, read_checkpoint, restore_random_state
+from pdp.training.together import decided_by_main, wait_until_visible
+
+_OWN = ("epoch", "batch", "step", "seconds", "metric", "best")
+
+
+def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Tensors and plain values only; `random_states` are those of all processes."""
+    return {
+        **{key: getattr(trainer, key) for key in _OWN},
+        "measured": trainer.measured,
+        **trainer.losses.state_dict(),
+        "step_ms": list(trainer.step_ms),
+        "mask_ms": list(trainer.mask_ms),
+        "histograms": {key: torch.from_numpy(value) for key, value in trainer.histograms.items()},
+        "random": random_states,
+        "model": trainer.model.state_dict(),
+        "average": trainer.average.module.state_dict() if trainer.average else None,
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else None,
+        "pruner": trainer.pruner.state_dict(),
+        "revived": trainer.revived.state_dict(),
+        "objective": trainer.objective.state_dict(),
+        "tracker": trainer.tracker.state_dict(),
+    }
+
+
+def load_state(trainer: Any, state: dict[str, Any]) -> None:
+    """Takes back `state_of`, of earlier versions too; raises `Refusal` if it is of another model, method or teacher."""
+    try:
+        trainer.model.load_state_dict(state["model"])
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise Refusal(
+            f"{trainer.directory.checkpoints} is of another model ({reason}): rerun=true starts over"
+        ) from None
+    if trainer.average:
+        trainer.average.module.load_state_dict(state["average"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    if trainer.accelerator.scaler and state["scaler"]:
+        trainer.accelerator.scaler.load_state_dict(state["scaler"])
+    trainer.pruner.load_state_dict(state["pruner"])
+    trainer.revived.load_state_dict(state["revived"])
+    trainer.tracker.load_state_dict(state["tracker"])
+    trainer.objective.load_state_dict(state.get("objective", {}))
+    for key in _OWN:
+        setattr(trainer, key, state[key])
+    trainer.losses.load_state_dict(state)
+    if "measured" not in state and state["batch"] == 0:
+        trainer.losses.forget()  # such checkpoints were made after a measurement, and kept the losses before it
+    trainer.measured = state.get("measured", state["step"])
+    trainer.saved = (trainer.step, trainer.measured)
+    trainer.step_ms.extend(state["step_ms"])
+    trainer.mask_ms.extend(state["mask_ms"])
+    trainer.histograms = {key: value.numpy() for key, value in state["histograms"].items()}
+    states = state["random"]
+    restore_random_state(states[trainer.accelerator.process_index % len(states)])
+
+
+def newest_state(folder: Path, accelerator: Accelerator, report: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest whole checkpoint, the same on every process however late a file shows on its machine."""
+    found: dict[str, Any] = {}
+
+    def newest() -> str | None:
+        path, state = find_newest(folder, report)
+        found["state"] = state
+        return path.name if path else None
+
+    name = decided_by_main(accelerator, newest)
+    if name is None or found.get("state") is not None:
+        return found.get("state")
+    wait_until_visible(folder / name)
+    return read_checkpoint(folder / name)

@@ -1,0 +1,95 @@
+"""Kills, signals, full disks, damaged files and lost processes at random against short runs of every method.
+
+    python scripts/soak.py --minutes 60                      writes results/benchmarks/soak.json
+    python scripts/soak.py --minutes 1 --to /tmp/soak.json --seed 7
+
+Each trial starts a run of three epochs, lets something happen to it at a random moment, gives the same command again
+and holds weights, metric and histories against a run that was left alone, bit for bit. Of every kind of misfortune and
+every case it tells how often it was tried and how often everything held. What was not held keeps its folder.
+Exit codes: 0 all held; 1 something was not; 2 refused.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pdp.errors import Refusal
+from pdp.scripting import Parser, guarded
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Soaks for so long and writes the table."""
+    parser = Parser("soak.py", __doc__)
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long (60)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
+    parser.add_argument("--to", type=Path, default=ROOT / "results" / "benchmarks" / "soak.json", help="the table")
+    parser.add_argument("--folder", type=Path, help="where the runs lie (a temporary folder)")
+    parser.add_argument("--cases", nargs="*", help="only these cases (all)")
+    parser.add_argument("--kinds", nargs="*", help="only kinds that begin so (all)")
+    arguments = parser.parse_args(argv)
+
+    from pdp.benchmarks.soaking import CASES, KINDS, NotHeld, Soak, can_mount
+
+    cases = arguments.cases or list(CASES)
+    if unknown := [case for case in cases if case not in CASES]:
+        raise Refusal(f"--cases {unknown[0]} is none: give some of {', '.join(CASES)}")
+    kinds = [kind for kind in KINDS if not arguments.kinds or kind.startswith(tuple(arguments.kinds))]
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="soak-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not can_mount(folder):
+        print("no small file system can be mounted here (that takes root): full disks are left out")
+        kinds = [kind for kind in kinds if "disk" not in kind]
+    soak = Soak(folder, random.Random(arguments.seed))
+    soak.prepare()
+    begun = time.monotonic()
+    order: list[tuple[str, str]] = []
+    tried: dict[tuple[str, str], list[bool]] = {}
+    failures: list[str] = []
+    while time.monotonic() - begun < 60 * arguments.minutes:
+        if not order:  # every kind with every case before any comes again
+            order = [(kind, case) for kind in kinds for case in cases]
+            soak.chance.shuffle(order)
+        kind, case = order.pop()
+        try:
+            soak.trial(kind, case)
+            tried.setdefault((kind, case), []).append(True)
+        except NotHeld as failure:
+            tried.setdefault((kind, case), []).append(False)
+            failures.append(f"{kind}; {case}: {failure}")
+            print(failures[-1], flush=True)
+    write(arguments.to, tried, failures, arguments.seed, time.monotonic() - begun)
+    print(f"{soak.number} trials, {len(failures)} not held; {arguments.to}")
+    if not failures and not arguments.folder:
+        shutil.rmtree(folder)
+    return int(bool(failures))
+
+
+def write(
+    path: Path, tried: dict[tuple[str, str], list[bool]], failures: Sequence[str], seed: int, seconds: float
+) -> None:
+    """The table: of all, each kind and each case how many were tried and how many held."""
+    import torch
+
+    from pdp.benchmarks.benchmarking import machine, write_figures
+
+    rows = [{"trials": "all", "tried": sum(map(len, tried.values())), "held": sum(map(sum, tried.values()))}]
+    for place in (0, 1):
+        for name in sorted({names[place] for names in tried}):
+            ends = [end for names, some in tried.items() if names[place] == name for end in some]
+            rows.append({"trials": name, "tried": len(ends), "held": sum(ends)})
+    where = machine(torch.device("cpu"), 1) | {"seed": seed, "minutes": round(seconds / 60, 1)}
+    write_figures(path, where | {"not_held": [line.splitlines()[0] for line in failures]}, rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded("soak", main))
