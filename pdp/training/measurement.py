@@ -21,6 +21,7 @@ from pdp.tasks.task import Task, same_classes
 from pdp.training.assembly import make_accelerator, make_model
 from pdp.training.display import Display
 from pdp.training.evaluation import measure
+from pdp.training.failures import reported_failures
 from pdp.wording import one_line, percent, score
 
 
@@ -82,6 +83,13 @@ def evaluate(config: Config) -> None:
 
 
 def _show_measurement(
+    config: Config, task: Task, model: nn.Module, accelerator: Accelerator, display: Display, record: Record | None
+) -> None:
+    with reported_failures(config):
+        _measure_and_show(config, task, model, accelerator, display, record)
+
+
+def _measure_and_show(
     config: Config, task: Task, model: nn.Module, accelerator: Accelerator, display: Display, record: Record | None
 ) -> None:
     loader = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))

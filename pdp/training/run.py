@@ -24,6 +24,7 @@ from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.pruner.pruner import Pruner
+from pdp.ranks import OWN_PROCESS
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD, Record, read_record, write_record
@@ -53,7 +54,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
     if config.dry_run:
         preview(config, task)
         return None
-    with StopSignals() as signals, reported_failures(config):
+    with StopSignals(OWN_PROCESS.get()) as signals, reported_failures(config):
         task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
