@@ -73,7 +73,7 @@ def zero_units(coupling: Coupling) -> set[int]:
 def leaving_some(coupling: Coupling, gone: set[int]) -> set[int]:
     """Of these units those that can go while every module keeps a channel: a branch may lose all that it makes."""
     gone = set(gone)
-    parts = (*coupling.outputs, *coupling.norms, *coupling.vectors, *coupling.inputs)
+    parts: tuple[Any, ...] = (*coupling.outputs, *coupling.norms, *coupling.vectors, *coupling.inputs)
     for units in (set(part.units) for part in parts):
         if units <= gone:
             gone.discard(max(units))
