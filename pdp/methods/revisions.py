@@ -6,8 +6,8 @@ A run's identity holds the revision where it is above 1, and its record names it
 from __future__ import annotations
 
 # By method, by method/pattern where not all patterns changed, and by method+condition where only runs did in which it
-# holds: floor (layers must keep more than one unit), clip (gradients are clipped) or followed (channels of a model whose
-# couplings may be others since they are proven; every method then). What is not named is at its first revision;
+# holds: floor (layers must keep more than one unit), clip (gradients are clipped) or followed (channels of a model
+# whose couplings may be others since they are proven; every method then). What is not named is at its first revision;
 # `CHANGES` says what the last one changed.
 REVISIONS: dict[str, int] = {
     "optg": 2,
