@@ -32,7 +32,9 @@ def test_movements_clipping_counts_the_scores_too():
     assert float(torch.nn.utils.clip_grad_norm_(clipped, 0.1)) == pytest.approx(norm)
     before = extras(pruner)
     optimizer.step()
-    assert close(stored(model), [w - 0.05 * 0.1 / norm * g for w, g in zip(weights, of_weights, strict=True)], rtol=1e-4)
+    assert close(
+        stored(model), [w - 0.05 * 0.1 / norm * g for w, g in zip(weights, of_weights, strict=True)], rtol=1e-4
+    )
     assert close(extras(pruner), [s - 0.1 * 0.1 / norm * g for s, g in zip(before, of_scores, strict=True)], rtol=1e-4)
 
 

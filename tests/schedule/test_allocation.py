@@ -163,7 +163,9 @@ def floored(layers, least_density=0.0, ends="pruned"):
 
 
 @pytest.mark.parametrize("name", ["global", "uniform", "erk"])
-@given(share=st.floats(0.5, 0.97), least=st.sampled_from([0.01, 0.02, 0.025]), ends=st.sampled_from(["pruned", "dense"]))
+@given(
+    share=st.floats(0.5, 0.97), least=st.sampled_from([0.01, 0.02, 0.025]), ends=st.sampled_from(["pruned", "dense"])
+)
 def test_a_floor_holds_in_every_layer_and_the_total_stays(name, share, least, ends):
     layers = layers_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3), nn.Linear(64, 10)))
     with torch.no_grad():
@@ -184,7 +186,10 @@ def test_a_floor_holds_in_every_layer_and_the_total_stays(name, share, least, en
 
 def test_uniform_with_dense_ends_is_acdcs_own():
     """Stem and classifier stay, all others have one share, and the total is the target's."""
-    layers = floored(layers_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3), nn.Linear(64, 10))), ends="dense")
+    layers = floored(
+        layers_of(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 64, 3), nn.Conv2d(64, 64, 3), nn.Linear(64, 10))),
+        ends="dense",
+    )
     units = sum(layer.units for layer in layers)
     budget = allocate("uniform", layers, 0.9, magnitude)
     inner = 0.9 * units / (layers[1].units + layers[2].units)
@@ -192,7 +197,10 @@ def test_uniform_with_dense_ends_is_acdcs_own():
     assert allocate("uniform", floored(layers, ends="first_dense"), 0.9, magnitude)[3] > 0
 
 
-@pytest.mark.parametrize(("values", "said"), [((1.0, "pruned"), "least_density"), ((-0.1, "pruned"), "least_density"), ((0.0, "last"), "ends")])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [((1.0, "pruned"), "least_density"), ((-0.1, "pruned"), "least_density"), ((0.0, "last"), "ends")],
+)
 def test_floors_that_are_none_are_refused(small, values, said):
     with pytest.raises(Refusal, match=said):
         least_units(small, *values)

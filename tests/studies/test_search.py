@@ -64,7 +64,9 @@ def test_stages_are_parts_of_the_table(study):
     assert [(cell.method, cell.sparsity, cell.seed) for name in first.methods for cell in first.runs(name, ())] == [
         ("dense", None, 0), ("gmp", 0.5, 0),
     ]  # fmt: skip
-    assert [(cell.method, cell.sparsity, cell.seed) for cell in second.runs("gmp", {0.7: ("a=1",)})] == [("gmp", 0.7, 1)]
+    assert [(cell.method, cell.sparsity, cell.seed) for cell in second.runs("gmp", {0.7: ("a=1",)})] == [
+        ("gmp", 0.7, 1)
+    ]
     assert {(c.sparsity, c.seed) for c in study.runs("gmp", {0.5: (), 0.7: ()})} == {(0.5, 0), (0.7, 1)}
     with pytest.raises(Refusal, match="stage=3"):
         study.at_stage(3)
@@ -134,17 +136,23 @@ def test_a_study_is_tuned_goes_on_and_is_run_with_what_did_best(study, tmp_path)
     assert scores[" ".join(chosen)] == (max(score for score, _ in scores.values()), True)
     (record,) = (tmp_path / "results" / "records" / "small").glob("*gmp*/seed0/record.json")
     config = compose(part.runs("gmp", chosen)[0].overrides)
-    assert json.loads(record.read_text())["config_hash"] == config_hash(config, json.loads(record.read_text())["data_fingerprint"])
+    assert json.loads(record.read_text())["config_hash"] == config_hash(
+        config, json.loads(record.read_text())["data_fingerprint"]
+    )
 
 
 def test_old_records_are_found_by_the_words_that_made_them_but_where_the_method_changed():
     """Of the oldest studies: options, floors and revisions that came since move no run of the others."""
     study = read_study(ROOT / "conf" / "study" / "digits_random.yaml")
-    records = [json.loads(path.read_text()) for path in (ROOT / "results" / "records" / "digits_random_tuning").rglob(RECORD)]
+    records = [
+        json.loads(path.read_text()) for path in (ROOT / "results" / "records" / "digits_random_tuning").rglob(RECORD)
+    ]
     held = {record["config_hash"] for record in records}
     (fingerprint,) = {record["data_fingerprint"] for record in records}
     for method in study.methods:
         for cell in study.tuning(method):
             config = compose(cell.overrides)
             changed = "method.revision" in changed_values(config)
-            assert changed == (method in ("optg", "rigl")) and (config_hash(config, fingerprint) in held) == (not changed), cell.label
+            assert changed == (method in ("optg", "rigl")) and (config_hash(config, fingerprint) in held) == (
+                not changed
+            ), cell.label
