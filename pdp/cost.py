@@ -47,16 +47,29 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
         for handle in handles:
             handle.remove()
     macs = {layers[name]: count for name, count in products.by_name.items() if name in layers}
-    rows = []
-    for name, kind, site in sites:
-        weight = _weight(site)
-        nonzero, own = int(torch.count_nonzero(weight)), macs.get(name, 0)
-        rows.append((name, kind, weight.numel(), nonzero, own, own * nonzero // max(1, weight.numel())))
-    frame = pd.DataFrame(rows, columns=["name", "type", "params", "nonzero", "macs", "sparse_macs"])
+    frame = _table(sites, macs)
     frame.attrs["macs_attention"] = products.rest
     frame.attrs["macs_other"] = {name: count for name, count in products.by_name.items() if name not in layers}
     frame.attrs["uncounted"] = list(products.uncounted)
     return frame
+
+
+def uncounted(model: nn.Module) -> pd.DataFrame:
+    """`count_macs` of a model that cannot be run: its multiply-adds are empty."""
+    frame = _table(list(weighted_sites(model)), None)
+    frame.attrs |= {"macs_attention": None, "macs_other": {}, "uncounted": []}
+    return frame
+
+
+def _table(sites: list[tuple[str, str, Site]], macs: dict[str, int] | None) -> pd.DataFrame:
+    rows = []
+    for name, kind, site in sites:
+        weight = _weight(site)
+        nonzero = int(torch.count_nonzero(weight))
+        own = None if macs is None else macs.get(name, 0)
+        sparse = None if own is None else own * nonzero // max(1, weight.numel())
+        rows.append((name, kind, weight.numel(), nonzero, own, sparse))
+    return pd.DataFrame(rows, columns=["name", "type", "params", "nonzero", "macs", "sparse_macs"])
 
 
 def parameter_name(model: nn.Module, site: Site) -> str:

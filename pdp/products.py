@@ -49,7 +49,7 @@ class Products(TorchDispatchMode):
         )
         for name in sorted(tensors, key=lambda one: one not in first):
             tensor = tensors[name]
-            if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.dim() < 1:
+            if isinstance(tensor, nn.parameter.UninitializedTensorMixin) or tensor.dim() < 1:  # type: ignore[attr-defined]
                 continue
             start, length = _span(tensor)
             self._places.setdefault(_storage(tensor), []).append((start, start + length, name))
@@ -131,7 +131,7 @@ def _storage(tensor: Tensor) -> int:
 def _span(tensor: Tensor) -> tuple[int, int]:
     try:
         length = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        return tensor.storage_offset(), max(length, 1)
+        return int(tensor.storage_offset()), max(length, 1)
     except (NotImplementedError, RuntimeError):
         return 0, max(1, math.prod(tensor.shape))
 

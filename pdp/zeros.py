@@ -58,10 +58,10 @@ def why_zeros_are_lost(module: nn.Module) -> str | None:
         for one in modes:
             one.training = True
     lost, count = zeros.to(weight.device), int(zeros.sum())
-    for one in operands.found:
+    for operand in operands.found:
         # A square one may lie transposed.
-        views = [view for view in (one, one.mT) if view.shape == weight.shape]
-        kept = any(bool((view[lost] == 0).all()) for view in views) if views else int((one == 0).sum()) >= count
+        views = [view for view in (operand, operand.mT) if view.shape == weight.shape]
+        kept = any(bool((view[lost] == 0).all()) for view in views) if views else int((operand == 0).sum()) >= count
         if kept:
             return None
     return f"{kind} changes its weight before it multiplies: stored zeros would be none there"

@@ -1,4 +1,5 @@
-"""Writes what is generated of the documentation: the tables of docs/methods/*.md, the whole of docs/configuration.md.
+"""Writes what is generated of the documentation: tables of docs/methods/*.md and docs/studies/fashion_why.md, and the
+whole of docs/configuration.md.
 
     python scripts/cards.py            writes what has changed, and names it
     python scripts/cards.py --check    writes nothing; exit code 2 where a page is not what it would write
@@ -31,8 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pdp.reports.cards import write_cards
     from pdp.reports.configuration import PAGE, configuration_page
     from pdp.reports.runs import read_kept
+    from pdp.reports.why import why_page
 
-    pages = write_cards(ROOT, read_kept(ROOT / "results")) | {ROOT / PAGE: configuration_page()}
+    runs = read_kept(ROOT / "results")
+    pages = write_cards(ROOT, runs) | {ROOT / PAGE: configuration_page()} | why_page(ROOT, runs)
     changed = [place for place, text in pages.items() if not place.is_file() or place.read_text("utf-8") != text]
     names = ", ".join(str(place.relative_to(ROOT)) for place in changed)
     if changed and arguments.check:

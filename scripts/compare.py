@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -119,7 +120,7 @@ def run_all(study, arguments: argparse.Namespace) -> int:
             return failed
         chosen = {method: choose(study, method, arguments.results) for method in study.methods}
         for method, setting in chosen.items():
-            if study.search is not None:
+            if isinstance(setting, Mapping):
                 for sparsity, words in setting.items():
                     at = "" if sparsity is None else f" {sparsity:g}"
                     console.print(f"{method}{at}: {' '.join(words) or 'its defaults'}", highlight=False)

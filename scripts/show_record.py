@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp.errors import Refusal
 from pdp.runs.record import read_record
+from pdp.training.closing import show
 from pdp.training.display import Display
 
 
@@ -33,7 +34,7 @@ def main() -> int:
     display = Display()
     if arguments.svg:
         display.console = Console(record=True, width=92, highlight=False)
-    display.closing(record, str(arguments.run))
+    show(display, record, None, arguments.run)
     if arguments.svg:
         arguments.svg.parent.mkdir(parents=True, exist_ok=True)
         display.console.save_svg(str(arguments.svg), title="python train.py")

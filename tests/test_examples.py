@@ -15,6 +15,7 @@ from nbclient import NotebookClient
 
 from pdp.config.command_line import main
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 

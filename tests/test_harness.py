@@ -11,6 +11,8 @@ from pdp.config.command_line import main
 from pdp.config.compose import compose
 from pdp.runs.record import Record, read_record
 
+pytestmark = pytest.mark.slow
+
 SHORT = ["model=resnet20", "data.limit=64", "recipe.epochs=2", "recipe.lr_warmup=0", "recipe.batch_size=32"]
 
 

@@ -6,6 +6,7 @@ import tomllib
 import pytest
 from installed import ROOT, make_site, run
 
+pytestmark = pytest.mark.slow
 NET = """
 from torch import nn
 def net(num_classes):

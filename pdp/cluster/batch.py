@@ -30,8 +30,8 @@ class Resources:
     launch: str = "auto"
     warn: int = 120  # seconds before the time limit at which a run saves and is put back into the queue
     at_once: int | None = None
-    restarts: int = 100  # how often a run is put back at most
-    retries: int = 1  # how often one that lost a process is started again, of itself
+    restarts: int = 100  # how often a run is requeued at most
+    retries: int = 1  # how often a run that lost a process is started again
     sbatch: list[str] = field(default_factory=list)  # further options of sbatch
     setup: list[str] = field(default_factory=list)  # lines for the shell before the run
 
@@ -144,7 +144,7 @@ def start_command(settings: dict[str, str | int], ranks: Path, overrides: list[s
         return ["srun", "--kill-on-bad-exit=1", *shape, sys.executable, *worker]
     torchrun = [
         *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={processes}"),
-        # Passed on to the processes; a USR1 that it does not know would leave them as orphans.
+        # torchrun passes these signals on; a USR1 that it does not know would orphan the processes.
         "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         f"--shutdown-timeout={max(30, int(settings['warn']) - 20)}",
     ]

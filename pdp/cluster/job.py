@@ -26,7 +26,7 @@ from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.ranks import codes
 from pdp.runs.store import is_held
 
-GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds; where Slurm itself ends a job, the run was told by it already
+GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds; where Slurm ends the job, it has told the run already
 SPARE = 15  # seconds before the limit at which waiting for a run to save itself ends
 HELD = 120  # seconds to wait for a process that still holds the run: a former start, on a node that was given up
 _ENDING = re.compile(r"(?:\[rank\d+\]:\s*)?train(?: \[.*\])?: \S")
@@ -45,7 +45,7 @@ class Job:
         self.world_size = settings.nodes * settings.processes
         self.log = folder.logs / f"{self.id}.log"
         self.ranks = folder.ranks / f"{run.number}-{self.id}-{self.restart}"
-        self.asked = ""  # the signal that asked for an end
+        self.asked = ""  # the signal that asked the run to stop
         self.asked_at = 0.0
         self.passed_on = False
         self.process: subprocess.Popen[bytes] | None = None
@@ -128,13 +128,13 @@ class Job:
         else:
             self._say("put back into the queue")
             sys.stdout.flush()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with which Slurm ends this job now
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the signal with which Slurm ends this job now
             try:
                 slurm.requeue(self.id)
             except (Refusal, Stopped) as error:
                 self._say(f"{error}: submit the sweep again")
                 return
-            time.sleep(60)  # a job that left by itself could be counted as ended before it is put back
+            time.sleep(60)  # if the job ended by itself, Slurm might count it as over before it is requeued
 
     def _last_words(self) -> str:
         return last_words(self.log)

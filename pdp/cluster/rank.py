@@ -23,7 +23,7 @@ def listen(place: Path, rank: int) -> None:
     """From now on a request to stop ends the process at once, as one that is to be started again."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        # No exception: whatever runs now, the import of a library too, would take it for its own failure.
+        # Not an exception: whatever runs at this moment, an import for one, might catch it.
         words = f"train: {signal.Signals(number).name}: the same command goes on from the last checkpoint\n"
         os.write(sys.stderr.fileno(), words.encode())
         note_code(place, rank, SavedForRestart.exit_code)

@@ -28,7 +28,7 @@ class QueuedTask:
 
 
 def environment() -> dict[str, str]:
-    """The environment without what describes the job that this may itself run in."""
+    """The environment without the variables of the job that this process may run in."""
     return {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
 
 
@@ -46,7 +46,7 @@ def ask(*command: str) -> str:
 def largest_array() -> int:
     """How many tasks one array may have here."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
-    # The setting is the first index that is too large; some versions count one differently.
+    # MaxArraySize is the first index that is too large, or in some versions the last that fits: one is spared.
     return max(1, int(found[1]) - 1 if found else 1000)
 
 

@@ -77,7 +77,7 @@ def submit_missing(folder: SweepFolder, runs: Sequence[Run], resources: Resource
 def _submit_gather(
     folder: SweepFolder, done: Submitted, resources: Resources, name: str, wandb: bool, earlier: list[str]
 ) -> None:
-    """One job after all arrays that still run; it takes the place of one that waits from an earlier call."""
+    """Submits one job that waits for all running arrays, in place of such a job from an earlier call."""
     waiting = slurm.queue([one.job for one in folder.submitted() if not one.chunk])
     for job, _ in waiting:
         with suppress(Stopped):  # it has ended meanwhile

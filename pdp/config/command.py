@@ -27,18 +27,19 @@ _TO_BE_GIVEN = "???"
 
 def command_of(config: Config) -> str:
     """`python train.py ...`, which composes to `config`; the nearest choices first, then what differs from them."""
-    model = nearest_choice("model", config.model)
+    own = config.model.library == "import"  # said by its path
+    model = config.model.name if own else nearest_choice("model", config.model)
     groups = [f"model={model}", f"data={nearest_choice('data', config.data)}", f"method={config.method.name}"]
     if config.method.name != "dense":
         groups.append(f"prune={config.prune.pattern}")
-    name = f"model.name={spell('model.name', config.model.name)}"
-    if _TO_BE_GIVEN in said("model", model).get("model", {}).values():
-        groups.append(name)
-    plain = _composed([*groups, name])
+    name = [] if own else [f"model.name={spell('model.name', config.model.name)}"]
+    if name and _TO_BE_GIVEN in said("model", model).get("model", {}).values():
+        groups += name
+    plain = _composed([*groups, *name])
     recipe = config.recipe.name
     if plain.recipe.name != recipe and recipe in choices("recipe"):
         groups.append(f"recipe={recipe}")
-        plain = _composed([*groups, name])
+        plain = _composed([*groups, *name])
     known = flat(plain)
     differing = {key: value for key, value in flat(config).items() if known.get(key, ...) != value}
     differing.pop("model.name", None)

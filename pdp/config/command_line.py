@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.ranks import OWN_PROCESS
 
 DONE, OUR_BUG, INTERRUPTED = 0, 1, 130
 _WORSE = (DONE, Refusal.exit_code, Stopped.exit_code, OUR_BUG)  # of a sweep's cells, the last of these is returned
@@ -108,6 +109,7 @@ def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[A
         print(heading, file=sys.stderr, flush=True)
     entry, values = accepted
     home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
+    OWN_PROCESS.set(True)
     record = getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
     if made is not None and record is not None:
         made.append(record)
@@ -122,7 +124,8 @@ def _sweep(program: str, overrides: Sequence[str]) -> int:
     parsed, cells = sweep.lay_out(overrides)
     if any(override.key_or_group in _HANDED_OVER for override in parsed):
         return _hand_over(program, overrides, len(cells))
-    worst, made = DONE, []
+    worst = DONE
+    made: list[Any] = []
     for number, cell in enumerate(cells, 1):
         label = f"{program} [{number}/{len(cells)}{' ' + cell.varied if cell.varied else ''}]"
         code = _guarded(label, functools.partial(_run, program, cell.overrides, heading=label, made=made))

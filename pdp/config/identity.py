@@ -17,7 +17,7 @@ from pdp.config.schema import Config, DistillConfig, NmPruneConfig, StartConfig,
 from pdp.config.source import source_digest
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions
-from pdp.methods.revisions import revision_of
+from pdp.methods.revisions import conditions, revision_of
 from pdp.schedule.time import Time
 
 LONGEST_NAME = 255  # bytes of a file's name, in every common file system
@@ -109,8 +109,9 @@ def changed_values(config: Config) -> dict[str, Any]:
 def method_revision(config: Config) -> int:
     """The revision of the method as this run has it."""
     allocation = config.allocation
-    floored = allocation.least_density > 0 or allocation.ends != "pruned"
-    return revision_of(config.method.name, config.prune.pattern, floored)
+    pattern = config.prune.pattern
+    holding = conditions(allocation.least_density, allocation.ends, config.recipe.clip, config.model.name, pattern)
+    return revision_of(config.method.name, pattern, holding)
 
 
 def _collect(node: Any, path: str, values: dict[str, Any]) -> None:

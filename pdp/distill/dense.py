@@ -13,7 +13,7 @@ from pdp.runs.record import RECORD, read_record
 def dense_run(config: Config, data_fingerprint: str | None) -> Path | None:
     """The finished dense run of the same cell and seed with its weights, or None.
 
-    Without a fingerprint, as in a dry run, the data is taken to be what that run says it was; the newest counts.
+    Without a fingerprint, as in a dry run, the newest run of the cell is taken, whatever its data was.
     """
     dense = dense_cell(config)
     place = run_directory(dense, data_fingerprint or "")

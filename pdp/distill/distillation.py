@@ -37,7 +37,7 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def matched_depths(student: int, teacher: int) -> list[int]:
-    """For each of the student's blocks the teacher's, evenly spread; the last meets the last."""
+    """By student block the matching teacher block: evenly spread, the last one to the last one."""
     return [-(-(block + 1) * teacher // student) - 1 for block in range(student)]
 
 

@@ -29,8 +29,8 @@ class Objective:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on has to find as it was."""
+        """What must be the same when a run goes on."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `Refusal` where it is not."""
+        """Raises `Refusal` where it differs from `state_dict`."""

@@ -5,39 +5,54 @@ A run's identity holds the revision where it is above 1, and its record names it
 
 from __future__ import annotations
 
-# By method, by method/pattern where not all patterns changed, and by method+floor where only runs did in which layers
-# must keep more than one unit. What is not named is at its first revision; `CHANGES` says what the last one changed.
+# By method, by method/pattern where not all patterns changed, and by method+condition where only runs did in which it
+# holds: floor (layers must keep more than one unit), clip (gradients are clipped) or followed (channels of a model whose
+# couplings may be others since they are proven; every method then). What is not named is at its first revision;
+# `CHANGES` says what the last one changed.
 REVISIONS: dict[str, int] = {
     "optg": 2,
     "rigl": 2,
-    "movement": 2,
+    "movement+clip": 2,
     "sfp": 2,
     "lbc": 2,
     "str+floor": 2,
     "cs+floor": 2,
+    "+followed": 2,
 }
 CHANGES: dict[str, str] = {
     "optg": "cuts every hundredth of the run, the sigmoid's slope is per epoch, scores learn while nothing is pruned, "
     "equal scores stay",
     "rigl": "updates every 1/320 of the run from step 0 on; an update takes no step's place",
-    "movement": "recipe.clip counts the scores' gradients too",
+    "movement+clip": "recipe.clip counts the scores' gradients too",
     "sfp": "the first mask comes before epoch 0",
     "lbc": "the number of candidates at epoch e is the authors'; none goes before anything was trained",
     "str+floor": "learned thresholds keep to allocation.least_density and allocation.ends at every step",
     "cs+floor": "learned scores keep to allocation.least_density and allocation.ends at every step",
+    "+followed": "channels are followed through concatenations, gains and norms over them, and proven before training",
 }
+# Models whose couplings are, by comparison, what they were before.
+_SAME_COUPLINGS = ("resnet18", "resnet20", "resnet34", "resnet50", "mobilenet_v1", "mobilenet_v2")
+_SAME_FAMILIES = ("bert_", "gpt2")
 
 
-def revision_of(method: str, pattern: str, floored: bool = False) -> int:
-    """The revision of a method with a pattern (random, nm or channel).
+def conditions(
+    least_density: float | None, ends: str | None, clip: float | None, model: str = "", pattern: str = "random"
+) -> tuple[str, ...]:
+    """Which of the conditions hold in a run."""
+    floor = bool(least_density) or (ends or "pruned") != "pruned"
+    same = not model or model in _SAME_COUPLINGS or model.startswith(_SAME_FAMILIES)
+    holding = {"floor": floor, "clip": clip is not None, "followed": pattern == "channel" and not same}
+    return tuple(condition for condition, holds in holding.items() if holds)
 
-    `floored` says whether layers must keep more than one unit (allocation.least_density, allocation.ends).
-    """
-    known = REVISIONS.get(f"{method}/{pattern}", REVISIONS.get(method, 1))
-    return max(known, REVISIONS.get(f"{method}+floor", 1)) if floored else known
+
+def revision_of(method: str, pattern: str, holding: tuple[str, ...] = ()) -> int:
+    """The revision of a method with a pattern (random, nm or channel) under these conditions."""
+    known = [REVISIONS.get(f"{method}/{pattern}", REVISIONS.get(method, 1))]
+    every = [] if method == "dense" else [REVISIONS.get(f"+{condition}", 1) for condition in holding]
+    return max(known + every + [REVISIONS.get(f"{method}+{condition}", 1) for condition in holding])
 
 
-def named(method: str, pattern: str, revision: int, floored: bool = False) -> str:
+def named(method: str, pattern: str, revision: int, holding: tuple[str, ...] = ()) -> str:
     """The method's name in a table, with its revision where the code has a later one."""
-    base = {"nm": "nm", "channel": "channel"}.get(pattern, "nm" if ":" in pattern else "random")
-    return f"{method} (revision {revision})" if revision < revision_of(method, base, floored) else method
+    kind = pattern if pattern in ("nm", "channel", "random") else "nm" if ":" in pattern else "random"
+    return f"{method} (revision {revision})" if revision < revision_of(method, kind, holding) else method

@@ -24,8 +24,9 @@ def average_gradients(extras: Sequence[nn.Parameter]) -> None:
     for one in missing:
         one.grad = torch.zeros_like(one)
     for one in extras:
+        assert one.grad is not None
         torch.distributed.all_reduce(one.grad)
-        one.grad /= torch.distributed.get_world_size()  # type: ignore[operator]
+        one.grad /= torch.distributed.get_world_size()
     if missing:  # only then does anybody wait for the device
         nowhere = [one for one, count in zip(extras, there.tolist(), strict=True) if not count]
         for one in nowhere:

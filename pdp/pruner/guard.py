@@ -129,3 +129,18 @@ def refuse_second_pruner(model: nn.Module, layers: Sequence[Layer]) -> None:
                     f"{layer.name or 'the model'} has a pruner already, and one weight cannot have two masks: call "
                     "that one's finalize(), or its remove(), before another Pruner(model)"
                 )
+
+
+def more_zeros(layers: Sequence[Layer]) -> str | None:
+    """What is to be said where layers hold more zeros than the mask pruned: they were there, or have never grown."""
+    counted = [layer for layer in layers if layer.units == layer.weight.numel()]  # a unit is a weight
+    zeros = [int((layer.weight == 0).sum()) for layer in counted]
+    more = sum(max(0, found - layer.pruned) for layer, found in zip(counted, zeros, strict=True))
+    if not more:
+        return None
+    units = sum(layer.units for layer in counted)
+    return (
+        f"{more} more weights are zero than were pruned ({sum(zeros) / units:.2%} of the layers' weights, pruned were "
+        f"{sum(layer.pruned for layer in counted) / units:.2%}): kept weights that were zero, or grown ones that got "
+        "no gradient, stay zero"
+    )

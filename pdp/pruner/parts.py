@@ -21,3 +21,7 @@ class Parts(Protocol):
     fraction: float
     finished: bool
     metrics: list[float]
+
+    @property
+    def prunable_share(self) -> float:
+        """The share of the model's weights that pruning reaches."""

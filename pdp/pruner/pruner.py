@@ -22,12 +22,13 @@ from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner.averaging import average_gradients
 from pdp.pruner.gather import gather
-from pdp.pruner.guard import Guard, refuse_second_pruner
+from pdp.pruner.guard import Guard, more_zeros, refuse_second_pruner
 from pdp.pruner.report import layer_report, soft_gap
 from pdp.pruner.shadow import hook, strip, unhook
 from pdp.pruner.state import load_state, state_of
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
+from pdp.spoken import python_words
 from pdp.survey import count_weights, nothing_to_prune, survey
 
 
@@ -36,12 +37,13 @@ class Pruner:
 
     Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
     share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: the
-    paper's relative to the run, of 100 epochs 16 dense, then 0.015 of the target an epoch, in the method's own shape),
-    `allocation` global, uniform, erk, file (then `allocation_path`) or None for the method's own, `least_density` the
-    least share of its units that each layer keeps, `ends` whether the first and last layer are pruned, dense or
-    first_dense, `exclude` fnmatch patterns on module names. `pattern` is
-    random, "2:4" (then the target is implied) or channel, which follows the model through `example_input` (a tensor,
-    a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are the method's options.
+    paper's relative to the run, of 100 epochs 16 dense, then 0.015 of the target an epoch, in the method's own shape,
+    by steps where `steps_per_epoch` is given and the run is shorter), `allocation` global, uniform, erk, file (then
+    `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer keeps,
+    `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module
+    names. `pattern` is random, "2:4" (then the target is implied) or channel, which follows the model through
+    `example_input` (a tensor, a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are
+    the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
     """
 
@@ -67,6 +69,49 @@ class Pruner:
         pattern_options: dict[str, Any] | None = None,
         **options: object,
     ):
+        with python_words():
+            self._prepare(
+                model,
+                method,
+                pattern,
+                sparsity,
+                epochs,
+                schedule,
+                allocation,
+                allocation_path,
+                least_density,
+                ends,
+                exclude,
+                own_exclude,
+                steps_per_epoch,
+                upper_bound,
+                seed,
+                example_input,
+                pattern_options,
+                options,
+            )
+
+    def _prepare(
+        self,
+        model: nn.Module,
+        method: str | MethodOptions,
+        pattern: str | Pattern,
+        sparsity: float | None,
+        epochs: int,
+        schedule: Schedule | str | dict[str, Any] | None,
+        allocation: str | None,
+        allocation_path: str | Path | None,
+        least_density: float,
+        ends: str,
+        exclude: Sequence[str],
+        own_exclude: Sequence[str],
+        steps_per_epoch: int | None,
+        upper_bound: float,
+        seed: int,
+        example_input: Any,
+        pattern_options: dict[str, Any] | None,
+        options: dict[str, object],
+    ) -> None:
         self.model = model
         self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
@@ -330,6 +375,8 @@ class Pruner:
             for layer, keep in keeps:
                 for member in layer.members:
                     member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
+            if more := more_zeros(self.layers):
+                warnings.warn(more, stacklevel=2)
             for layer, keep in keeps:
                 self.pattern.finish(self.model, layer, keep)
         self._unhook()

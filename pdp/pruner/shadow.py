@@ -187,7 +187,7 @@ def hook(model: nn.Module, layers: Sequence[Layer], method: Method) -> list[Remo
     for module in model.modules():
         within = set(map(id, module.modules())) - {id(module)}
         below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
-        read = [(shadow, inner) for shadow, inner in below if _may_read(type(module), shadow.key)]
+        read = [(shadow, inner) for shadow, inner in below if _may_read(type(module), shadow.key)]  # type: ignore[arg-type]
         for shadow, _ in read:
             shadow.place.outside = True
         if module is model or read:

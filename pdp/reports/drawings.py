@@ -24,21 +24,21 @@ Lines = dict[str, pd.DataFrame]
 
 
 def _panels(number: int, height: float, share_y: bool = True) -> tuple[Figure, list[Any]]:
-    """So many axes in rows, their x shared."""
+    """`number` axes in rows that share x."""
     columns = min(number, _COLUMNS)
     rows = math.ceil(number / columns)
     figure = new_figure(WIDTH, height * rows + 0.5)
     axes = figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False)
     flat = list(axes.flat)
     for spare in flat[number:]:
-        # The panel above keeps the labels that its column shares.
+        # Where the last row is short, the panel above keeps its labels.
         flat[flat.index(spare) - columns].tick_params(labelbottom=True)
         spare.remove()
     return figure, flat[:number]
 
 
 def _beside(labels: list[str]) -> list[list[str]]:
-    """What each panel holds: PDP as it stands and one other label; all of PDP's where none of its settings is bare."""
+    """The labels of each panel: PDP's default setting and one other; without a default all of PDP's settings."""
     ours = [OURS] if OURS in labels else [label for label in labels if label.split()[0] == OURS]
     others = [label for label in labels if label not in ours]
     return [[other, *ours] for other in others] or [ours]
@@ -98,7 +98,7 @@ def _scale_wide(axes: Sequence[Any], which: str, values: Sequence[float]) -> Non
 
 
 def _say_what_lies_beyond(axis: Any, x: pd.Series, y: pd.Series, limits: tuple[float, float]) -> None:
-    """A mark below the axis or above it is said at its edge."""
+    """Writes at the edge what lies outside the axis."""
     for place, value in zip(x, y, strict=True):
         inwards: Any = {"ha": "left" if place <= x.median() else "right", **_BEYOND}
         if value < limits[0]:
@@ -163,7 +163,7 @@ def layers(lines: Lines, words: str) -> Figure:
         labels = sorted(lines, key=lambda one: (one.split()[0] != OURS, one))
         names, looks = list(max(lines.values(), key=len).index), looks_of(labels)
         stem = commonprefix(names)
-        shown_names = [name[stem.rfind(".") + 1 :] for name in names]  # what all of them begin with says nothing
+        shown_names = [name[stem.rfind(".") + 1 :] for name in names]  # a prefix that all names share is left out
         figure, axes = _panels(len(_beside(labels)), 1.2 + 0.035 * max(map(len, shown_names)))
         for axis, shown in zip(axes, _beside(labels), strict=True):
             for label in shown:
@@ -186,7 +186,7 @@ def epochs(lines: Lines, metric: str) -> Figure:
         scale, looks = _scale(metric), looks_of(labels)
         for axis, label in zip(axes, labels, strict=True):
             frame, look = lines[label], looks[label]
-            single = frame.epoch.nunique() == 1  # through which a line would be nothing
+            single = frame.epoch.nunique() == 1  # a single point, which a line would not show
             _band(axis, frame, "metric", look if single else look | {"marker": ""}, "hard", scale)
             if "metric_soft" in frame and frame.metric_soft.notna().any():
                 soft = frame.dropna(subset=["metric_soft"]).astype({"metric_soft": float})

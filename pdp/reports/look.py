@@ -31,14 +31,14 @@ STYLE: Any = {
     "errorbar.capsize": 2,
     "savefig.dpi": 110,
     "svg.hashsalt": "pdp",  # element names do not change from one drawing to the next
-    "svg.fonttype": "none",  # letters stay letters: smaller, and a reader can search them
+    "svg.fonttype": "none",  # text stays text: smaller files, and readers can search it
 }
 # Okabe and Ito's colours, told apart by the colour-blind; lines and marks tell them apart in grey.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _LINES: tuple[Any, ...] = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (7, 2)))
 _MARKS = "osD^v<>P*Xd"  # as many as have no divisor in common with the lines
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
-# The order is each method's look: a new one goes to the end.
+# A method's place decides its look: append new ones.
 _METHODS = (
     *("pdp", "gmp", "str", "optg", "granet", "acdc", "cs", "dnw", "rigl", "movement", "oneshot", "pofa"),
     *("srste", "asp", "lbc", "sfp", "slimming", "chex", "dense", "pdp_annealed"),
@@ -104,7 +104,7 @@ def as_svg(figure: Figure) -> str:
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    # The layout was found while drawing: it holds, so that whatever is drawn next is the same and quicker.
+    # Keeps the layout found while drawing, so that further drawings are the same and quicker.
     figure.set_layout_engine("none")
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     return text[text.index("<svg") :]

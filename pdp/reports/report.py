@@ -21,7 +21,8 @@ def report(prose: str, sheets: Sequence[Sheet], drawn: Sequence[Drawn], left_out
     prose = _prose(prose)
     for one in drawn:  # a figure stands on the page itself, and is drawn where the text has it
         picture = f"<figure>{_own_names(as_svg(one.figure), f'{one.name}-above')}</figure>"
-        prose = re.sub(rf'<p><img src="figures/{re.escape(one.name)}\.svg"[^>]*></p>', lambda _, new=picture: new, prose)
+        place = re.compile(rf'<p><img src="figures/{re.escape(one.name)}\.svg"[^>]*></p>')
+        prose = picture.join(place.split(prose))
     for name, _ in places:  # a table stands on the page itself
         prose = prose.replace(f'href="tables/{name}.md"', f'href="#{html.escape(name)}"')
     parts = [prose, f"<h2>Contents</h2><nav>{links}</nav>"]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
-from pdp.methods.revisions import named
+from pdp.methods.revisions import conditions, named
 from pdp.reports.statistics import cell_of
 from pdp.runs.record import RECORD, Record, read_record
 
@@ -63,13 +63,14 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def revised(row: Any) -> bool:
     """Whether the method's code has changed since the run: it is not what the same command would give now."""
-    floored = row.least_density > 0 or row.allocation_ends != "pruned"
-    return named(row.method, row.pattern, int(row.method_revision), floored) != row.method
+    clip = (row.recipe or {}).get("clip")
+    holding = conditions(row.least_density, row.allocation_ends, clip, row.model, row.pattern)
+    return named(row.method, row.pattern, int(row.method_revision), holding) != row.method
 
 
 def _row(path: Path, study: str) -> dict[str, Any]:
     record = dataclasses.asdict(read_record(path))
-    # A record from before an option was made with what is now its default.
+    # A record older than an option was made with what is now the option's default.
     options = OPTIONS.get(record["method"])
     known = {field.name: field.default for field in dataclasses.fields(options)} if options else {}
     known.pop("name", None)

@@ -14,7 +14,7 @@ import pandas as pd
 from pdp.config.schema import RecipeConfig
 
 CONFIDENCE = 0.95
-# A word of the file's own, and what is measured beside a run or after it: none changes the dense training.
+# Names, and what is measured beside or after training: none of it changes the dense training.
 _NOT_THE_CELL = ("name", "soft_every", "recalibrate_bn")
 _NO_DEFAULT = object()
 

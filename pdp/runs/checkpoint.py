@@ -29,7 +29,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
         raise Stopped(f"the checkpoint folder {folder} cannot be made ({error})") from None
     path = _new_path(folder, step)
     beside = folder / f".{path.name}.{os.getpid()}"
-    for leftover in folder.glob(".step-*"):  # of a write that a kill cut short
+    for leftover in folder.glob(".step-*"):  # left by a write that was killed
         leftover.unlink(missing_ok=True)
     try:
         with beside.open("wb") as file:
@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
     except (OSError, RuntimeError) as error:
         for leftover in folder.glob(f".{path.name}*"):
             leftover.unlink(missing_ok=True)
-        # torch's writer meets the disk's error and then, closing the file, raises one of its own.
+        # When the disk fails, torch's writer raises a second error of its own while closing the file.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise

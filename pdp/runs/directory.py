@@ -95,7 +95,7 @@ class RunDirectory:
             self._holder.check()
 
     def release(self) -> None:
-        """Lets the directory go."""
+        """Releases the directory."""
         if self._holder:
             self._holder.release()
             self._holder = None

@@ -44,9 +44,9 @@ class Record:
     params: int
     params_nonzero: int
     extra_parameters: int
-    macs: int
-    macs_sparse: int
-    macs_attention: int
+    macs: int | None  # None: they could not be counted, `notes` says why
+    macs_sparse: int | None
+    macs_attention: int | None
     input_shape: list[int]
     epochs: int
     seed: int
@@ -72,6 +72,7 @@ class Record:
     classes: list[str] = field(default_factory=list)  # of own data, by their numbers
     method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
     least_density: float = 0.0  # the least share of its units that each layer had to keep
+    prunable_share: float | None = None  # of all weights (parameters of two or more dimensions) those pruning reaches
     allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
 
     @property

@@ -145,7 +145,7 @@ def is_held(path: Path) -> bool:
     """Whether a process holds the run's lock."""
     try:
         with (path / ".lock").open() as file:
-            # Shared, so that two who look do not see each other.
+            # A shared lock, so that two processes that only look do not take each other for the holder.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -214,7 +214,7 @@ def keep(run: Path, study: str, results: Path, small: bool = False) -> tuple[Pat
     target.mkdir(parents=True, exist_ok=True)
     for old in target.iterdir():
         old.unlink()
-    # The record comes last: who finds it finds all.
+    # The record comes last: where it is, everything is.
     for name in sorted(files, key=lambda name: name == RECORD):
         beside = target / f".{name}"
         beside.write_bytes(files[name])
@@ -296,7 +296,7 @@ def delete(path: Path, reason: str) -> None:
     with _held(run) as directory:
         if directory.finished == reason.startswith("UNFINISHED"):
             raise Refusal(f"{run} has changed meanwhile: look again")
-        # Out of sight first, so that what is left of an interrupted deletion is not taken for a run.
+        # Renamed first, so that the rest of an interrupted deletion is not taken for a run.
         aside = path.with_name(f".deleted-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)

@@ -23,6 +23,7 @@ _PHASES = tuple(moment / 100 for moment in (*range(10, 80, 5), 85))
 _SIGMOID_ENDS = 0.95
 _LEAST_HALF = 6.0  # least argument of the sigmoid at the run's ends, so that it begins near 0 and ends near 1
 AUTO_EPOCHS = 5  # the paper's automatic start: so many epochs running over half of the metric's upper bound
+PAPERS_EPOCHS = 100
 DEFAULT_WARMUP = Time(0.16, "run")
 DEFAULT_RAMP = Time(0.4, "run")
 
@@ -190,17 +191,23 @@ def place_schedule(
 
     What is not said is the method's `own` name, unit (epochs, where the steps of one are not known) and ramp; without a
     ramp of its own the paper's times relative to the run: 0.16 of it dense, then 0.015 of the target an epoch in a run
-    of 100. Raises `Refusal`.
+    of 100, by steps where they are known and the run is shorter. Raises `Refusal`.
     """
     if isinstance(given, Schedule):
         return given
     values: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
+    if given is None and steps_per_epoch and epochs < PAPERS_EPOCHS:
+        values["unit"] = "step"  # a few epochs are too coarse for its shares
     values.setdefault("warmup", DEFAULT_WARMUP)
     if not any(key in values for key in ("ramp", "rate")):
         if own["ramp"] is not None:
             values["ramp"] = own["ramp"]
         else:
-            values["rate"] = min(1.0, 1.5 / epochs)
+            rate = 0.015 * PAPERS_EPOCHS / epochs
+            if rate > 1 and values.get("unit") == "step":  # shorter than an epoch
+                values["ramp"] = Time(1 / (0.015 * PAPERS_EPOCHS), "run")
+            else:
+                values["rate"] = min(1.0, rate)
     values.setdefault("unit", own["unit"] if steps_per_epoch else "epoch")
     return make_schedule(values.pop("name", own["name"]), epochs, steps_per_epoch=steps_per_epoch, **values)
 

@@ -68,7 +68,7 @@ def _cost_of(records: Sequence[Record]) -> Callable[[Cell], float]:
 
 
 def _measured(measure: Measure) -> Measure:
-    """A method's cell is measured once and stands for its others."""
+    """One cell of each method is measured and stands for the method's other cells."""
     found: dict[str, float] = {}
 
     def cost(cell: Cell) -> float:

@@ -75,7 +75,7 @@ def run_cell(
 
 def run_cells(cells: Sequence[Cell], results: Path, output_dir: Path, jobs: int, keep_files: bool, tell: Report) -> int:
     """Runs what is not kept yet; returns how many cells failed. One that fails leaves the others alone."""
-    # Every process has one thread, so that as many run side by side as there are cores.
+    # One thread a process, so that one run per core can go on at a time.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pdp.training.run", "pdp.tasks.images", "sklearn.datasets"])
@@ -87,7 +87,7 @@ def run_cells(cells: Sequence[Cell], results: Path, output_dir: Path, jobs: int,
                 tell("kept", cell)
                 continue
         except (Refusal, Stopped):
-            pass  # its own process says why
+            pass  # the run's own process has said why
         left.append(cell)
     while left:
         # A process for each cell: its peak of memory is its own.

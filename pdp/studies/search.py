@@ -104,7 +104,7 @@ def draw(
     except ImportError:
         raise Refusal("trials are drawn by Optuna, which is not installed: pip install optuna") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {
+    distributions: dict[str, Any] = {
         key: optuna.distributions.FloatDistribution(value.low, value.high, log=value.log)
         if isinstance(value, Span)
         else optuna.distributions.CategoricalDistribution(tuple(range(len(value))))
@@ -127,7 +127,7 @@ def draw(
 
 
 def seed_of(study: str, method: str, sparsity: float | None) -> int:
-    """Of a method's trials at a sparsity: the same on every machine."""
+    """The seed of a method's trials at a sparsity, the same on every machine."""
     return zlib.crc32(f"{study} {method} {sparsity}".encode())
 
 

@@ -41,7 +41,7 @@ def draw_trials(study: Study, results: Path, batch: int) -> int:
                 trials.add(method, sparsity, {}, own)
                 fresh += 1
             continue
-        scores = [None] * len(settings)
+        scores: list[float | None] = [None] * len(settings)
         if blind <= 0:
             scores = [score_of(study.trial(method, sparsity, one), results) for one in settings]
             if None in scores:

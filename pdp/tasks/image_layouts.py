@@ -117,8 +117,11 @@ def _images(
             if _is_folder(entry):
                 yield from _images(entry.path, path, above, seen)
             elif entry.name.lower().endswith(EXTENSIONS) and not entry.name.startswith("."):
-                there = os.stat(entry.path) if os.path.exists(entry.path) else None
-                yield path, there.st_size if there else 0, there.st_mtime_ns if there else 0
+                try:
+                    there = os.stat(entry.path)
+                    yield path, there.st_size, there.st_mtime_ns
+                except OSError:  # a link to nowhere, which is told when it is read
+                    yield path, 0, 0
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

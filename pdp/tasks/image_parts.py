@@ -37,6 +37,11 @@ class ImageSource(ABC):
     def read(self, row: int) -> bytes:
         """The encoded bytes; raises `OSError`."""
 
+    def head(self, row: int, count: int) -> tuple[int, bytes]:
+        """How many bytes the image has, and the first `count` of them; raises `OSError`."""
+        content = self.read(row)
+        return len(content), content[:count]
+
     @abstractmethod
     def name(self, row: int) -> str:
         """Where the image lies, for messages."""
@@ -78,6 +83,11 @@ class ImageFiles(ImageSource):
         with open(self.open(row), "rb") as file:
             return file.read()
 
+    def head(self, row: int, count: int) -> tuple[int, bytes]:
+        """The file's size and its first bytes."""
+        with open(self.open(row), "rb") as file:
+            return os.fstat(file.fileno()).st_size, file.read(count)
+
     def name(self, row: int) -> str:
         """The path relative to the folder."""
         return os.fsdecode(self.paths[row])
@@ -90,6 +100,7 @@ def inspect(parts: Sequence[ImagePart]) -> tuple[bytes, dict[str, dict[int, str]
     fixed sample, and nothing is said of damage. Names do not count.
     """
     key = hashlib.sha256(b"".join(part.name.encode() + part.source.signature + part.rows.tobytes() for part in parts))
+    key.update(f"{_WHOLE} {_SAMPLED}".encode())
     if key.digest() not in _SEEN:
         _SEEN.clear()
         _SEEN[key.digest()] = _inspect(parts)
@@ -102,12 +113,14 @@ def _inspect(parts: Sequence[ImagePart]) -> tuple[bytes, dict[str, dict[int, str
     damaged: dict[str, dict[int, str]] = {}
 
     def look(part: ImagePart, position: int) -> tuple[bytes, str | None]:
+        row = int(part.rows[position])
         try:
-            content = part.source.read(int(part.rows[position]))
+            if not whole:
+                size, first = part.source.head(row, _HEAD)
+                return size.to_bytes(8, "big") + first, None
+            content = part.source.read(row)
         except OSError as error:
             return b"", error.strerror or str(error) or type(error).__name__
-        if not whole:
-            return len(content).to_bytes(8, "big") + content[:_HEAD], None
         return content, _fault(content)
 
     with ThreadPoolExecutor(min(8, processors())) as pool:

@@ -174,10 +174,18 @@ class TarImages(ImageSource):
 
     def read(self, row: int) -> bytes:
         """The member's bytes."""
+        return os.pread(self._descriptor(row), int(self.sizes[row]), int(self.offsets[row]))
+
+    def _descriptor(self, row: int) -> int:
         number = int(self.files[row])
         if number not in self._open:
             self._open[number] = os.open(self.paths[number], os.O_RDONLY)
-        return os.pread(self._open[number], int(self.sizes[row]), int(self.offsets[row]))
+        return self._open[number]
+
+    def head(self, row: int, count: int) -> tuple[int, bytes]:
+        """The member's size and its first bytes."""
+        size = int(self.sizes[row])
+        return size, os.pread(self._descriptor(row), min(size, count), int(self.offsets[row]))
 
     def open(self, row: int) -> IO[bytes]:
         """The bytes as a file."""

@@ -132,7 +132,8 @@ class ImagesTask(Task):
             mean, std = memory.statistics(train[0][torch.from_numpy(kept)])
         else:
             mean, std = memory.IMAGENET_MEAN, memory.IMAGENET_STD
-        self._fingerprint = self._identify(memory.content_hash(train, test))
+        measured = [len(test[1]), len(held) if self.config.data.validation else 0]
+        self._fingerprint = self._identify(memory.content_hash(train, test), max(measured))
 
         def part(name: str, arrays: memory.Arrays, positions: np.ndarray) -> memory.ImageDataset:
             positions = positions[self._limited(name, arrays[1][positions])]
@@ -148,7 +149,6 @@ class ImagesTask(Task):
         found = read_images(data, os.path.join(self.config.output_dir, ".cache"))
         self._take_classes(found.classes)
         self._layout, self._damaged = found.layout, found.damaged
-        self._fingerprint = self._identify(found.content)
         parts = {"test": found.test}
         if found.train is not None:
             parts["train"] = found.train
@@ -159,6 +159,8 @@ class ImagesTask(Task):
                     parts["validation"] = found.train.subset(held)
         if data.validation and found.validation is not None:
             parts["validation"] = found.validation
+        measured = [len(part.labels) for name, part in parts.items() if name != "train"]
+        self._fingerprint = self._identify(found.content, max(measured))
         self._parts = {}
         for name, part in parts.items():
             chosen = part.subset(self._limited(name, part.labels))
@@ -185,10 +187,12 @@ class ImagesTask(Task):
             raise Refusal(f"data.validation={share} of {len(labels)} training images leaves a part empty; change it")
         return kept, held
 
-    def _identify(self, content: bytes) -> str:
-        digest = hashlib.sha256(content)
-        if self.config.data.limit is not None:
-            digest.update(f"limit={self.config.data.limit}, test as drawn".encode())
+    def _identify(self, content: bytes, measured: int) -> str:
+        """The fingerprint; `measured` counts the samples of the largest part that is not trained on."""
+        digest, limit = hashlib.sha256(content), self.config.data.limit
+        if limit is not None:
+            # It once left as many test samples of each class; runs whose test set it leaves whole are what they were.
+            digest.update(f"limit={limit}{', test as drawn' if limit < measured else ''}".encode())
         if self._noise:
             digest.update(b"noise")
         return digest.hexdigest()[:16]

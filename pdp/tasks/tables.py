@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import math
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from pdp.errors import Refusal
 from pdp.wording import nearest, one_line
 
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
+_PARQUET = (".parquet", ".pq")
 _DELIMITERS = (",", ";", "\t", "|")
 Value = str | None  # None: the file has nothing there
 
@@ -67,13 +70,15 @@ def read_table(
 
 
 def _read(path: Path, wanted: Sequence[str], key: str, header: Sequence[str], plain: bool) -> Table:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    packed = path.suffix.lower() == ".gz"
+    suffix = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    if suffix not in SUFFIXES or (packed and suffix in _PARQUET):
         raise Refusal(f"{path} is of an unknown kind: give {key}=<a file that ends in {', '.join(SUFFIXES)}>")
     try:
-        if suffix in (".parquet", ".pq"):
+        if suffix in _PARQUET:
             return _read_parquet(path, wanted, plain)
-        text = _decode(path.read_bytes())
+        content = path.read_bytes()
+        text = _decode(gzip.decompress(content) if packed else content)
         if not text.strip():
             raise ValueError("it is empty")
         if suffix in (".jsonl", ".ndjson", ".json"):
@@ -81,7 +86,7 @@ def _read(path: Path, wanted: Sequence[str], key: str, header: Sequence[str], pl
         if plain:
             return _from_rows(_lines(text), "\t", header)
         return _read_delimited(text, wanted, tabs=suffix in (".tsv", ".tab"))
-    except (OSError, ValueError, csv.Error, RecursionError, MemoryError) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error, RecursionError, MemoryError) as error:
         words = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
         raise Refusal(f"{path} cannot be read ({words[:160]}): set {key}") from None
 

@@ -29,7 +29,7 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
             values[key] = value
     if "epochs_done" in line:  # measured within epochs too: between whole numbers
         values["epoch"] = line["epochs_done"] - 1
-    # The units of a layer are of one size, so a pruned share is a share of zeros.
+    # All units of a layer have the same size, so the pruned share is the share of zeros.
     return values | {f"density/{name}": 1 - share for name, share in line.get("layer_shares", {}).items()}
 
 
@@ -102,7 +102,7 @@ class Sender(Tracker):
     def _try(self, moment: str, work: Callable[[Any], None], argument: Any) -> None:
         try:
             work(argument)
-        except Exception as error:  # whatever the service throws, the run is worth more
+        except Exception as error:  # whatever the service raises: the run must go on
             self._open = False
             self._abandon()
             reason = reason_of(error)
@@ -118,7 +118,7 @@ class Sender(Tracker):
         raise NotImplementedError
 
     def _abandon(self) -> None:
-        """Lets go of what a failure left."""
+        """Closes what a failure left open."""
 
 
 def reason_of(error: Exception) -> str:

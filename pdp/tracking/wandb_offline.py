@@ -20,7 +20,7 @@ _WHOLE, _LAST = 1, 4  # kinds of records: one in one piece, and the last piece o
 def find_folders(folders: Sequence[Path]) -> list[Path]:
     """Every offline folder in or below `folders`, in the order in which they began, a resumed run's after its first.
 
-    One that holds no record, of a run killed as it started, is none.
+    A folder without a record, of a run killed as it started, is left out.
     """
     found = {one.parent.resolve() for folder in folders for one in folder.rglob("run-*.wandb") if whole_bytes(one)}
     return sorted((one for one in found if one.name.startswith("offline-run-")), key=lambda one: (one.name, str(one)))
@@ -64,7 +64,7 @@ def unsent(folders: Sequence[Path]) -> tuple[list[Path], list[Path], list[Path]]
 def send(folders: Sequence[Path], say: Callable[[str], None], options: Sequence[str] = ()) -> None:
     """Sends these folders with W&B's own command, a run at a time, its parts in their order.
 
-    What W&B does not take stands in nobody's way; at the end raises `Stopped`, with its words for the first of it.
+    A run that W&B refuses does not keep the others from being sent; then raises `Stopped` with the first reason.
     """
     left: list[tuple[Path, str]] = []
     for _, parts in groupby(sorted(folders, key=lambda one: (str(one.parent), one.name)), key=lambda one: one.parent):

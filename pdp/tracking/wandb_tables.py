@@ -40,7 +40,7 @@ def send_tables(sweep: str, files: Sequence[Path], folder: Path, run: Path | Non
             sender.log_artifact(artifact_of(f"tables-{sweep}", "tables", files, copied=True))
             sender.finish()
             return " ".join([*told, f"W&B: the tables were sent {mode}"])
-        except Exception as error:  # whatever the service throws, the tables lie on the disk
+        except Exception as error:  # whatever the service raises: the tables are on the disk
             told.append(f"W&B: the tables could not be sent {mode} ({reason_of(error)})")
     return " ".join(told)
 

@@ -22,7 +22,7 @@ ARTIFACTS = {
     "result": (RECORD, "layers.csv", "soft_gap.csv", "history.jsonl", "distributions.npz"),
 }
 _FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "artifacts"}
-_SILENCE = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # nor reports of errors to its makers
+_SILENCE = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # and no error reports to W&B
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def quiet(timeout: float) -> Any:
         console="off",
         init_timeout=timeout,
         finish_timeout=timeout,
-        # A killed run loses what was not flushed.
+        # What is not flushed is lost when a run is killed.
         x_transaction_log_flush_interval=1.0,
     )
 
@@ -120,13 +120,13 @@ class WandbTracker(Sender):
         except Exception as error:
             if not self._online:
                 raise
-            self._abandon()  # its service would not take the same id again
+            self._abandon()  # W&B's service would refuse the same id a second time
             for folder in set(self._folders()) - there:  # what the failed start left has nothing to sync
                 shutil.rmtree(folder, ignore_errors=True)
             self._online = False
             reason = f"the network failed ({reason_of(error)}), "
             self._run = self._init("offline")
-        self.id = self._run.id  # a sweep of W&B's own gives its runs theirs
+        self.id = self._run.id  # in a sweep of W&B's own the agent chooses the id
         noted.parent.mkdir(parents=True, exist_ok=True)
         noted.write_text(self.id, encoding="utf-8")
         self._run.define_metric("epoch")
@@ -139,7 +139,7 @@ class WandbTracker(Sender):
     def _abandon(self) -> None:
         import wandb
 
-        with suppress(Exception):  # else W&B would try again when the process ends
+        with suppress(Exception):  # otherwise W&B tries again when the process ends
             wandb.teardown(exit_code=1)
 
     def _folders(self) -> list[Path]:

@@ -18,6 +18,7 @@ from pdp.environment import keep_freed_memory
 from pdp.errors import Refusal
 from pdp.pruner.pruner import Pruner
 from pdp.ranks import process_count
+from pdp.spoken import config_words
 from pdp.tasks.task import Task
 
 
@@ -71,25 +72,26 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
     example_input = None
     if config.prune.pattern == "channel":
         example_input = task.example_input().to(next(model.parameters()).device)
-    return Pruner(
-        model,
-        config.method,
-        "random" if config.prune.pattern == "none" else config.prune.pattern,
-        config.sparsity,
-        config.recipe.epochs,
-        schedule=schedule,
-        allocation=config.allocation.name,
-        allocation_path=config.allocation.path,
-        least_density=config.allocation.least_density,
-        ends=config.allocation.ends,
-        exclude=config.prune.exclude,
-        own_exclude=task.exclude,
-        steps_per_epoch=steps_per_epoch,
-        upper_bound=task.upper_bound or 1.0,
-        seed=config.seed,
-        example_input=example_input,
-        pattern_options=pattern_options(config.prune),
-    )
+    with config_words():
+        return Pruner(
+            model,
+            config.method,
+            "random" if config.prune.pattern == "none" else config.prune.pattern,
+            config.sparsity,
+            config.recipe.epochs,
+            schedule=schedule,
+            allocation=config.allocation.name,
+            allocation_path=config.allocation.path,
+            least_density=config.allocation.least_density,
+            ends=config.allocation.ends,
+            exclude=config.prune.exclude,
+            own_exclude=task.exclude,
+            steps_per_epoch=steps_per_epoch,
+            upper_bound=task.upper_bound or 1.0,
+            seed=config.seed,
+            example_input=example_input,
+            pattern_options=pattern_options(config.prune),
+        )
 
 
 def _check_times(config: Config, steps_per_epoch: int) -> None:

@@ -12,23 +12,37 @@ from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
 from pdp.reports.sweep_table import make_tables, print_table
 from pdp.runs.record import Record, read_record
+from pdp.tasks.task import Task, same_classes
 from pdp.training.display import Display
-from pdp.wording import percent, score
+from pdp.wording import one_line, percent, score
 
 _BYTES = 4  # of a float32
+_NAMES = 10  # of classes that a line holds
 
 
 def close(display: Display, config: Config, record: Record, directory: Path) -> None:
     """Prints the result of a run, what the dense run of its cell reached, and where the run lies."""
-    part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
-    title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
     alone = record.method == "dense" or config.start.run is not None  # what it went on from is said where it began
     dense, missing = (None, "") if alone else _dense(config, record)
+    show(display, record, dense, directory, missing)
+
+
+def show(display: Display, record: Record, dense: Record | None, directory: Path, note: str = "") -> None:
+    """Prints the table of a record, beside the dense run's where there is one; `note` follows it."""
+    part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
+    title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
     columns = ("", "this run", "dense run")[: 2 + (dense is not None)]
     display.table(title, columns, [row[: len(columns)] for row in rows(record, dense)])
-    if missing:
-        display.say(missing)
+    if note:
+        display.say(note)
     display.say(f"run: {directory}")
+
+
+def say_renamed(display: Display, record: Record, task: Task) -> None:
+    """Says that own data whose run is found again calls its classes otherwise now; names are no part of what it is."""
+    if not same_classes(record.classes, task.class_names):
+        names = ", ".join(one_line(name) for name in record.classes[:_NAMES])
+        display.say(f"its classes were called {names} then; rerun=true takes the names of now")
 
 
 def close_sweep(directories: Sequence[Path], cells: int) -> None:
@@ -69,7 +83,7 @@ def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
         found.append(
             ("zeros of prunable weights", percent(record.sparsity), beside(percent(dense.sparsity) if dense else ""))
         )
-        if record.target_unit == "mac":
+        if record.target_unit == "mac" and record.macs and record.macs_sparse is not None:
             found.append(("MACs gone", percent(1 - record.macs_sparse / record.macs), beside("0.00 %")))
     found += [
         (
@@ -82,11 +96,7 @@ def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
             size(_BYTES * record.params_nonzero),
             beside(size(_BYTES * dense.params_nonzero) if dense else ""),
         ),
-        (
-            "MACs without zeros",
-            f"{record.macs_sparse:,} of {record.macs:,}",
-            beside(f"{dense.macs_sparse:,}" if dense else ""),
-        ),
+        ("MACs without zeros", _macs(record), beside(f"{dense.macs_sparse:,}" if dense and dense.macs_sparse else "")),
         ("seconds of training", f"{record.train_seconds:.1f}", beside(f"{dense.train_seconds:.1f}" if dense else "")),
     ]
     return found
@@ -107,3 +117,7 @@ def size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def _macs(record: Record) -> str:
+    return "not counted" if record.macs is None else f"{record.macs_sparse:,} of {record.macs:,}"

@@ -21,6 +21,7 @@ from pdp.tasks.task import Task, same_classes
 from pdp.training.assembly import make_accelerator, make_model
 from pdp.training.display import Display
 from pdp.training.evaluation import measure
+from pdp.training.failures import reported_failures
 from pdp.wording import one_line, percent, score
 
 
@@ -84,6 +85,13 @@ def evaluate(config: Config) -> None:
 def _show_measurement(
     config: Config, task: Task, model: nn.Module, accelerator: Accelerator, display: Display, record: Record | None
 ) -> None:
+    with reported_failures(config):
+        _measure_and_show(config, task, model, accelerator, display, record)
+
+
+def _measure_and_show(
+    config: Config, task: Task, model: nn.Module, accelerator: Accelerator, display: Display, record: Record | None
+) -> None:
     loader = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))
     model = model.to(accelerator.device)
     if config.recipe.precision != "fp32":
@@ -107,8 +115,7 @@ def _show_measurement(
             f"{record.params:,}",
             f"{record.params_nonzero:,}",
             percent(record.sparsity_all),
-            f"{record.macs:,}",
-            f"{record.macs_sparse:,}",
+            *("" if one is None else f"{one:,}" for one in (record.macs, record.macs_sparse)),
         ]
         rows = [(label, value, other) for (label, value, _), other in zip(rows, held, strict=True)]
     columns = ("", "measured", "record") if record else ("", "measured")

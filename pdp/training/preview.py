@@ -46,6 +46,13 @@ def preview(config: Config, task: Task) -> None:
     prunable = frame[frame.name.isin(pruner.prunable_weights)]
     weights, macs, attention = prunable.params.sum(), prunable.macs.sum(), frame.attrs["macs_attention"]
     display.say(f"prunable weights {weights:,}, their MACs {macs:,}; attention products {attention:,}")
+    if pruner.method.prunes:
+        display.say(
+            f"{percent(pruner.prunable_share)} of all weights (parameters of two or more dimensions) are prunable"
+        )
+    for name, reason in pruner.skipped.items():
+        if name not in set(frame.name):
+            display.say(f"dense: {name}, {reason}")
     for note in task.notes:
         display.say(note)
     if pruner.schedule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
@@ -19,11 +19,12 @@ from pdp.config.identity import config_hash, method_revision, pretrained_label, 
 from pdp.config.schema import Config, data_label
 from pdp.config.source import source_digest
 from pdp.config.stored import to_yaml
-from pdp.cost import count_macs, count_parameters
+from pdp.cost import count_macs, count_parameters, uncounted
 from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.pruner.pruner import Pruner
+from pdp.ranks import OWN_PROCESS
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD, Record, read_record, write_record
@@ -31,7 +32,7 @@ from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.making import make_tracker
 from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
-from pdp.training.closing import close
+from pdp.training.closing import close, say_renamed
 from pdp.training.display import Display
 from pdp.training.failures import reported_failures
 from pdp.training.hardening import note_gap
@@ -41,6 +42,7 @@ from pdp.training.signals import StopSignals
 from pdp.training.start import make_first_model, note_zeros, start_of
 from pdp.training.together import decided_by_main, wait_until_visible
 from pdp.training.trainer import Trainer
+from pdp.wording import percent
 
 
 def train(config: Config, shown: bool = True) -> Record | None:
@@ -52,7 +54,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
     if config.dry_run:
         preview(config, task)
         return None
-    with StopSignals() as signals, reported_failures(config):
+    with StopSignals(OWN_PROCESS.get()) as signals, reported_failures(config):
         task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
@@ -63,6 +65,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
             record = read_record(directory.path)
             if accelerator.is_main_process:
                 close(display, config, record, directory.path)
+                say_renamed(display, record, task)
                 display.say("this run is finished; rerun=true moves it aside and starts over")
             return record
         # Whatever can be refused is refused before anything is written.
@@ -71,6 +74,9 @@ def train(config: Config, shown: bool = True) -> Record | None:
         steps = steps_in_epoch(config, task)
         pruner = make_pruner(config, task, model, steps)
         task.notes += note_zeros(config, model, pruner)
+        if pruner.method.prunes:
+            share = percent(pruner.prunable_share)
+            display.say(f"{share} of all weights are prunable; dry_run=true says what stays dense")
         run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
         tracker = make_tracker(config, directory.path, run_id, display.say, accelerator.is_main_process)
         with claimed(directory, config, accelerator, display), tracker:
@@ -140,16 +146,18 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     name = task.metric_name
     batch = task.evaluation_batch(config.recipe.batch_size, accelerator.device.type)
     test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
+    notes: list[str] = []
     if accelerator.is_main_process:
-        trainer.keep_histograms("end")
+        attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
     soft = trainer.measure(test)
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
     if accelerator.is_main_process and pruner.method.prunes:
-        pruner.soft_gap().to_csv(directory.path / "soft_gap.csv", index=False)
+        gap = directory.path / "soft_gap.csv"
+        attempt(notes, gap.name, lambda: pruner.soft_gap().to_csv(gap, index=False))
     pruner.finalize()
-    notes = recalibrated(config, task, trainer)
+    notes += recalibrated(config, task, trainer)
     # Every process measures what lies on the disk, which the main process wrote.
     if accelerator.is_main_process:
         save_weights(model, directory.weights)
@@ -163,7 +171,12 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     load_written(model, directory.weights)
     if not accelerator.is_main_process:
         return
-    frame = layer_table(model, pruner, task.example_input().to(accelerator.device))
+    example = task.example_input().to(accelerator.device)
+    frame = attempt(notes, "multiply-adds", lambda: layer_table(model, pruner, example))
+    if frame is None:
+        frame = layer_table(model, pruner, None)
+    if frame.attrs["uncounted"]:
+        notes.append(f"multiply-adds without {', '.join(frame.attrs['uncounted'])}, which cannot be counted")
     frame.to_csv(directory.layers, index=False)
     np.savez_compressed(
         directory.distributions,
@@ -221,18 +234,32 @@ def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> 
     """layers.csv, a row per convolution and linear layer.
 
     The columns are name, type, weights, nonzero, sparsity, macs, sparse_macs, prunable, share: the last is the share of
-    the units that went, for a layer that names them, such as the first of coupled ones.
+    the units that went, for a layer that names them, such as the first of coupled ones. Without an input the
+    multiply-adds are left empty.
     """
-    frame = count_macs(model, example_input)
-    attention = frame.attrs["macs_attention"]
+    frame = count_macs(model, example_input) if example_input is not None else uncounted(model)
+    attributes = dict(frame.attrs)
     frame = frame.rename(columns={"params": "weights"})
     frame.insert(4, "sparsity", 1 - frame.nonzero / frame.weights)
     prunable = set(pruner.prunable_weights) if pruner else set()
     frame["prunable"] = [name in prunable for name in frame.name]
     shares = {layer.name: layer.pruned / layer.units for layer in pruner.layers} if pruner else {}
     frame["share"] = [shares.get(name) for name in frame.name]
-    frame.attrs["macs_attention"] = attention
+    frame.attrs |= attributes
     return frame
+
+
+def attempt(notes: list[str], what: str, compute: Callable[[], Any]) -> Any:
+    """What `compute` gives; None and a note where it fails: a trained model is not lost to what is said of it."""
+    try:
+        return compute()
+    except Exception as error:  # of whatever kind: it comes after the training
+        notes.append(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        return None
+
+
+def _total(counts: pd.Series) -> int | None:
+    return None if counts.isna().any() else int(counts.sum())
 
 
 def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFrame, metrics: dict[str, float]) -> Record:
@@ -271,9 +298,9 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         params=params,
         params_nonzero=nonzero,
         extra_parameters=extras,
-        macs=int(frame.macs.sum()),
-        macs_sparse=int(frame.sparse_macs.sum()),
-        macs_attention=int(frame.attrs["macs_attention"]),
+        macs=_total(frame.macs),
+        macs_sparse=_total(frame.sparse_macs),
+        macs_attention=frame.attrs["macs_attention"],
         input_shape=list(task.example_input().shape),
         epochs=config.recipe.epochs,
         seed=config.seed,
@@ -295,6 +322,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
         step_best=int(trainer.best["step"]) if trainer.best and "step" in trainer.best else None,
+        prunable_share=round(pruner.prunable_share, 6) if prunes else None,
         skipped_steps=trainer.losses.skipped,
         classes=list(task.class_names),
         model_source=source_digest(config.model.name) if config.model.library == "import" else "",

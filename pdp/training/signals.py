@@ -36,9 +36,14 @@ _listening: list[StopSignals] = []
 
 
 class StopSignals:
-    """Inside, signals do not kill this process: `noting()` collects them, elsewhere they end it as saved (exit 75)."""
+    """Inside, signals do not kill this process: `noting()` collects them, elsewhere they end it as saved (exit 75).
 
-    def __init__(self) -> None:
+    Without `own_process`, in somebody's own program, signals are what they were outside of `noting()`, and a second
+    Ctrl-C is Python's KeyboardInterrupt.
+    """
+
+    def __init__(self, own_process: bool = False) -> None:
+        self.own_process = own_process
         self.name = ""
         self.wanted = False  # whether the main process wants a checkpoint now
         self.save_now = False  # whether all do: known after `seen`
@@ -57,27 +62,31 @@ class StopSignals:
         for one in HANDLED:
             if one not in ignored:
                 self._former[one] = signal.signal(one, self._receive)
+        _listening.append(self)
+        if not self.own_process:
+            return self
         # Python runs a handler between two of its own instructions; the pipe is written at once.
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._former_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         threading.Thread(target=_count_interrupts, args=(self._pipe[0],), daemon=True).start()
-        _listening.append(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pipe is None:
+        if self not in _listening:
             return
         _listening.remove(self)
-        signal.set_wakeup_fd(self._former_fd)
+        if self._pipe is not None:
+            signal.set_wakeup_fd(self._former_fd)
         for one, former in self._former.items():
             # A handler that no Python code installed is None.
             signal.signal(one, signal.SIG_DFL if former is None else former)
-        os.write(self._pipe[1], bytes([_CLOSE]))
-        os.close(self._pipe[1])
-        self._pipe = None
+        if self._pipe is not None:
+            os.write(self._pipe[1], bytes([_CLOSE]))
+            os.close(self._pipe[1])
+            self._pipe = None
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
@@ -90,11 +99,17 @@ class StopSignals:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self._noting:
+            if number == signal.SIGINT and self.name == "SIGINT" and not self.own_process:
+                raise KeyboardInterrupt
             self.name = self.name or signal.Signals(number).name
             return
         former = self._former[signal.Signals(number)]
         if callable(former):  # Ctrl-C's own, or that of a job which notes how its processes ended
             former(number, frame)
+            return
+        if not self.own_process:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
             return
         # No exception: whatever runs now, the import of a library too, would take it for its own failure.
         _end(f"{signal.Signals(number).name}: the same command goes on", SavedForRestart.exit_code)

@@ -81,19 +81,16 @@ def note_zeros(config: Config, model: nn.Module, pruner: Pruner) -> list[str]:
         return []
     count, total = sum(pruned.values()), sum(weight.numel() for weight in weights.values())
     source = f"run {config.start.run}" if config.start.run else f"model.pretrained={config.model.pretrained}"
-    fate = (
-        "they will not stay: nothing holds them"
-        if not pruner.method.prunes
-        else (f"they will not stay as they are: method={config.method.name} chooses its own")
-    )
     if pruner.method.locked:
         fate = "they will not stay: their layers are not pruned here"
-    cure = (
-        ""
-        if config.start.run
-        else "; from=<the run that pruned them>, or method=pofa method.stage=finetune, holds them"
-    )
-    if config.start.run and config.start.mask == "free":
+    elif pruner.method.prunes:
+        fate = f"they will not stay as they are: method={config.method.name} chooses its own"
+    else:
+        fate = "they will not stay: nothing holds them"
+    cure = ""
+    if config.start.run is None:
+        cure = "; from=<the run that pruned them>, or method=pofa method.stage=finetune, holds them"
+    elif config.start.mask == "free":
         cure = "; start.mask=hold holds them"
     return [
         f"{source} has {count:,} zeros among its {total:,} convolution and linear weights ({count / total:.1%}), and "

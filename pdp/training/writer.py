@@ -46,9 +46,12 @@ class CheckpointWriter:
     @property
     def due(self) -> bool:
         """Whether `minutes` have passed since the last one, and that one is written; never with 0 minutes."""
-        if not self.minutes or time.monotonic() - self._last < 60 * self.minutes:
-            return False
-        return self._thread is None or not self._thread.is_alive()
+        return bool(self.minutes) and time.monotonic() - self._last >= 60 * self.minutes and not self.busy
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is being written."""
+        return self._thread is not None and self._thread.is_alive()
 
     def save(self, state: dict[str, Any], step: int) -> None:
         """Copies the state of optimizer step `step` and begins to write it; waits for an earlier one to be written."""

@@ -47,7 +47,9 @@ SWEEP = [*SMOKE, "method=pdp,gmp,str,optg", "sparsity=0.8,0.9", "seed=0,1"]
 PHASES = [*SMOKE, "sparsity=0.8", "data.limit=320", "recipe.epochs=48", "schedule.warmup=16ep", "schedule.ramp=16ep"]
 FAILING = [*SMOKE, "sparsity=0.8", "recipe.lr=0.1,1e30"]
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=null"]
+PHASES += ["data.workers=2", "recipe.checkpoint_minutes=0.02"]  # signals reach the loader's processes too
 LIMITED = [*SMOKE, "sparsity=0.8", "data.limit=320", "recipe.epochs=64", "schedule.warmup=16ep", "schedule.ramp=16ep"]
+LIMITED += ["data.workers=2", "recipe.checkpoint_minutes=0.02"]
 TWO = [*SMOKE, "sparsity=0.7", "data.limit=320", "recipe.epochs=6"]
 # How each run of two processes is started; where nothing is said of it, by torchrun on one node and by srun on two.
 LAUNCHES = {

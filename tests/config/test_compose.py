@@ -100,6 +100,7 @@ def test_a_key_that_a_file_misspells_is_refused(more_files):
 MARKS = ("paper", "third party (", "method's authors", "ours")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_without_data_and_says_where_its_values_come_from(experiment, tmp_path):
     config = compose([f"experiment={experiment}", "dry_run=true", *needed(experiment, tmp_path)])
@@ -114,6 +115,7 @@ def test_every_experiment_composes_without_data_and_says_where_its_values_come_f
 PLAIN = [name for name in DISTINCT if not name.endswith(("budget", "finetune_90", "asp", "soft_90", "pofa_prune_90"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", PLAIN)
 @pytest.mark.parametrize("extra", [["debug=smoke"], ["prune=none"]])
 def test_every_experiment_has_a_smoke_test_and_a_dense_run(experiment, extra):

@@ -146,6 +146,7 @@ def test_fast_paths_have_the_temperature_of_each_step(pattern):
     assert held[0] == pytest.approx(0.3, rel=1e-4) and held[-1] == pytest.approx(9e-5, rel=1e-3) and len(held) > 5
 
 
+@pytest.mark.slow
 def test_a_step_that_is_compiled_is_compiled_once_whatever_the_temperature():
     from torch._dynamo.testing import CompileCounter
 

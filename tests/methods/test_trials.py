@@ -7,7 +7,7 @@ from by_hand import close, extras, gradients_of, stored, two_layers
 from test_optg import rate
 
 from pdp import Pruner
-from pdp.methods.revisions import CHANGES, REVISIONS, named, revision_of
+from pdp.methods.revisions import CHANGES, REVISIONS, conditions, named, revision_of
 from pdp.schedule.shapes import make_schedule
 
 
@@ -69,6 +69,21 @@ def test_rigl_updates_as_often_in_every_run(epochs):
 
 def test_revisions_are_named_where_the_code_has_a_later_one():
     assert set(CHANGES) == set(REVISIONS)
-    assert (revision_of("gmp", "random"), revision_of("str", "random"), revision_of("str", "random", True)) == (1, 1, 2)
+    floor, clip = conditions(0.01, "pruned", None), conditions(0.0, "pruned", 1.0)
+    assert conditions(0.0, "pruned", None) == () and conditions(None, None, None) == ()
+    followed = conditions(None, None, None, "convnext_atto", "channel")
+    assert revision_of("pdp", "channel", followed) == 2 and revision_of("dense", "channel", followed) == 1
+    for model, pattern in (("resnet50", "channel"), ("bert_base", "channel"), ("convnext_atto", "random")):
+        assert revision_of("pdp", pattern, conditions(None, None, None, model, pattern)) == 1
+    assert (revision_of("gmp", "random", floor), revision_of("str", "random"), revision_of("str", "random", floor)) == (
+        1,
+        1,
+        2,
+    )
+    assert (revision_of("movement", "nm"), revision_of("movement", "nm", clip), revision_of("str", "random", clip)) == (
+        1,
+        2,
+        1,
+    )
     assert named("optg", "random", 1) == "optg (revision 1)" and named("optg", "2:4", 2) == "optg"
-    assert named("str", "random", 1) == "str" and named("str", "random", 1, True) == "str (revision 1)"
+    assert named("str", "random", 1) == "str" and named("str", "random", 1, floor) == "str (revision 1)"

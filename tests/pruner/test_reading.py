@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from pdp import Pruner, count_macs, soft_prune
+from pdp import Pruner, count_macs
 from pdp.errors import Refusal, Stopped
+from pdp.masks.soft import soft_prune
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
 ROWS = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
@@ -89,6 +90,7 @@ def test_a_weight_that_its_parent_reads_is_masked_forward_and_backward(kind):
     assert list(model.state_dict()) == list(Net().state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["whole", "a part"])
 def test_compiled_without_a_graph_break(part):
     torch._dynamo.reset()

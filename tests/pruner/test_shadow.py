@@ -90,6 +90,7 @@ def test_a_running_average_is_masked_too():
         assert torch.allclose(average.module.eval()(batch()[0]), expected.eval()(batch()[0]), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_without_graph_breaks_and_without_a_new_compilation_each_step(backend):
     model, pruner = pruned_net()

@@ -13,6 +13,7 @@ from pdp.reports.blocks import fill, mark
 from pdp.reports.cards import write_cards
 from pdp.reports.configuration import PAGE, configuration_page
 from pdp.reports.runs import read_kept
+from pdp.reports.why import WHY, why_page
 
 ROOT = Path(__file__).resolve().parents[2]
 SECTIONS = ["When to use it", "Options", "Schedule and budget", "Where it differs from its authors' code",
@@ -20,8 +21,10 @@ SECTIONS = ["When to use it", "Options", "Schedule and budget", "Where it differ
 
 
 def test_the_pages_are_what_scripts_cards_writes():
-    pages = write_cards(ROOT, read_kept(ROOT / "results")) | {ROOT / PAGE: configuration_page()}
-    assert len(pages) == len(OPTIONS) + 1
+    runs = read_kept(ROOT / "results")
+    pages = write_cards(ROOT, runs) | {ROOT / PAGE: configuration_page()} | why_page(ROOT, runs)
+    assert ROOT / WHY in pages
+    assert len(pages) == len(OPTIONS) + 2
     for place, text in pages.items():
         assert place.read_text(encoding="utf-8") == text, f"{place.name} is out of date: python scripts/cards.py"
 

@@ -156,3 +156,24 @@ def test_old_records_are_found_by_the_words_that_made_them_but_where_the_method_
             assert changed == (method in ("optg", "rigl")) and (config_hash(config, fingerprint) in held) == (
                 not changed
             ), cell.label
+
+
+def test_a_limit_that_leaves_the_test_set_whole_moves_no_fingerprint(tmp_path):
+    """Records of thousands of images stay those of their words, whatever is done to test sets that are cut short."""
+    import hashlib
+
+    from pdp.tasks import build_task
+    from pdp.tasks.image_data import content_hash, read_digits
+
+    def fingerprint(*words):
+        task = build_task(compose(["model=resnet20", "data=digits", "sparsity=0.5", *words]))
+        task.open_data()
+        return task.data_fingerprint
+
+    plain = hashlib.sha256(content_hash(*read_digits()))
+    assert fingerprint() == plain.hexdigest()[:16]
+    whole, cut = plain.copy(), plain.copy()
+    whole.update(b"limit=400")  # 359 test images, 144 held out
+    cut.update(b"limit=300, test as drawn")
+    assert fingerprint("data.limit=400") == whole.hexdigest()[:16]
+    assert fingerprint("data.limit=300") == cut.hexdigest()[:16]

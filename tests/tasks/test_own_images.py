@@ -18,7 +18,7 @@ from PIL import Image
 from pdp.config.command_line import main
 from pdp.config.compose import compose
 from pdp.errors import Refusal
-from pdp.tasks import build_task
+from pdp.tasks import build_task, image_parts
 from pdp.tasks.image_decoding import check_decodes, read_rgb
 from pdp.tasks.sampling import keeping_split, set_epoch
 
@@ -166,6 +166,15 @@ def test_the_same_images_are_the_same_run_however_they_lie(layouts, place, worke
     assert folders.data_fingerprint == other.data_fingerprint and folders.sizes() == other.sizes()
     assert torch.equal(pixels, its_pixels) and all(map(torch.equal, labels, its_labels))
     assert other.class_names == (("0", "1") if place == "tars" else ("Hündin", "cat"))
+
+
+def test_a_large_set_is_known_by_a_sample_wherever_it_lies(layouts, monkeypatch):
+    monkeypatch.setattr(image_parts, "_WHOLE", 0)
+    monkeypatch.setattr(image_parts, "_SAMPLED", 5)
+    sampled = {opened(layouts / place).data_fingerprint for place in ("folders", "parquet", "tars")}
+    assert len(sampled) == 1
+    monkeypatch.undo()
+    assert sampled != {opened(layouts / "folders").data_fingerprint}
 
 
 def test_shards_are_read_where_they_are(layouts, monkeypatch, tmp_path):

@@ -1,6 +1,7 @@
 """Own tables of texts: what is read from files of every kind, what is left out, and what is refused in one line."""
 
 import csv
+import gzip
 import json
 
 import datasets
@@ -74,6 +75,7 @@ GOOD = {
     "quoted.csv": lines([(f'"{text}"', f'"{label}"') for text, label in ROWS]),
     "quoted.tsv": lines([(f'"{text}"', label) for text, label in ROWS], "\t"),
     "zeilen.jsonl": "\n".join(json.dumps({"review": text, "stars": label}) for text, label in ROWS),
+    "packed.csv.gz": gzip.compress(lines().encode()),
     "liste.json": json.dumps([{"stars": label, "review": text} for text, label in ROWS]),
 }
 
@@ -260,6 +262,7 @@ BAD = {
     "unlabelled.csv": (lines([(text, "") for text, _ in ROWS]), [], "no row with a text and a label"),
     "textless.csv": (lines([("", label) for _, label in ROWS]), [], "no row with a text"),
     "one_row.csv": (lines(ROWS[:1]), [], "data.label"),
+    "packed.csv.gz": (b"no gzip", [], "cannot be read data.train"),
     "sheet.xlsx": (b"PK\3\4", [], "unknown kind .csv"),
     "no_ending": (lines(), [], "unknown kind .csv"),
     "bad.jsonl": ('{"review": "a", "stars": "b"}\n{oops\n', [], "line 2 is no JSON"),

@@ -14,6 +14,7 @@ from pdp.config.compose import compose
 from pdp.config.identity import config_hash
 from pdp.runs.record import read_record
 
+pytestmark = pytest.mark.slow
 SHORT = ["data.limit=64", "recipe.epochs=2", "recipe.lr_warmup=0", "recipe.batch_size=32", "output_dir=out"]
 RAMP = ["schedule.warmup=0", "schedule.ramp=1ep"]
 RUNS = {

@@ -10,6 +10,8 @@ from pdp.config.compose import compose
 from pdp.runs.record import read_record
 from pdp.training.run import train
 
+pytestmark = pytest.mark.slow
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 WORDS = ["model=resnet20", "data=digits", "recipe.epochs=4", "recipe.batch_size=64", "data.limit=512", "rerun=true"]
 

@@ -9,6 +9,8 @@ from pdp.runs.record import read_record
 from pdp.training.hardening import gap_note
 from pdp.training.run import train
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["model=resnet20", "data=digits", "sparsity=0.9"]
 
 

@@ -28,6 +28,7 @@ from pdp.training.nonfinite import MOST_IN_A_ROW
 from pdp.training.step_history import MOST_LINES, StepHistory
 from pdp.training.writer import CheckpointWriter
 
+pytestmark = pytest.mark.slow
 # 3 epochs of 4 steps.
 RUN = ["model=resnet20", "sparsity=0.8", "debug=smoke", "device=cpu", "recipe.history_steps=1"]
 

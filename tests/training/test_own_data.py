@@ -12,6 +12,8 @@ from pdp.config.command_line import main
 from pdp.runs.record import read_record
 from pdp.training.export_run import ExportedRun, export
 
+pytestmark = pytest.mark.slow
+
 IMAGES = ["model=resnet20", "data=image_folder", "data.root=my photos", "data.image_size=16", "recipe.epochs=2"]
 TEXTS = [
     "model=bert_tiny",
@@ -66,6 +68,10 @@ def test_a_run_on_own_images_is_measured_exported_taught_and_swept(photos, monke
     runs = [read_record(path) for path in Path("results/runs").glob("*/seed0")]
     assert sorted(one.method for one in runs) == ["dense", "gmp", "pdp"]
     assert {one.data_fingerprint for one in runs} == {record.data_fingerprint}
+    shutil.copytree("my photos", "renamed")
+    Path("renamed/katze").rename("renamed/zebra")
+    assert main("train", [*IMAGES, "prune=none", "data.root=renamed"]) == 0
+    assert "its classes were called Bäume, katze then" in capfd.readouterr().out
     assert export(ExportedRun(dense), "safetensors", photos / "exported") and (photos / "exported").is_dir()
     Path("my photos").rename("away")  # the classes are the record's where the images are gone
     run = ExportedRun(dense)

@@ -10,6 +10,7 @@ from pdp.benchmarks.soaking import the_run
 from pdp.errors import SavedForRestart
 from pdp.training.signals import INTERRUPTED
 
+pytestmark = pytest.mark.kills
 SAVED = SavedForRestart.exit_code
 
 
@@ -115,3 +116,31 @@ def test_a_signal_in_a_measurement_saves_what_was_there_before_it(left_alone, tm
     assert not (the_run(tmp_path) / "history.jsonl").read_text()
     assert main("train", words) == 0
     same_end(tmp_path, left_alone)
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+def test_in_somebody_s_own_program_the_second_ctrl_c_is_python_s(presses, tmp_path, monkeypatch):
+    """pdp.run must not end the program, or the notebook, that called it."""
+    import os
+
+    from forked import RUN
+
+    import pdp
+    from pdp.distill.objective import Objective
+    from pdp.ranks import OWN_PROCESS
+
+    loss, calls = Objective.loss, []
+
+    def pressed(self, model, batch):
+        calls.append(1)
+        if len(calls) == 3:
+            for _ in range(presses):
+                os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, model, batch)
+
+    OWN_PROCESS.set(False)  # which train.py's main, called by other tests here, has set
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(Objective, "loss", pressed)
+    with pytest.raises(SavedForRestart if presses == 1 else KeyboardInterrupt):
+        pdp.run([*RUN, f"output_dir={tmp_path}"], quiet=True)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before

@@ -24,6 +24,7 @@ from pdp.runs import holder
 from pdp.runs.directory import RunDirectory
 from pdp.training.together import wait_until_visible
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 RUN = ["model=resnet20", "sparsity=0.8", "debug=smoke", "device=cpu", "recipe.history_steps=1"]
 

@@ -115,6 +115,9 @@ def _against_formula(
     with torch.no_grad():
         for layer in pruner.layers:
             weight = layer.weight.detach()
+            if not layer.active:  # the global cut leaves all of it
+                masks.append(torch.ones_like(weight, dtype=torch.float64))
+                continue
             cut = pruner.pattern.spread(layer.state["cut"], layer, layer.members[0], weight)
             z = ((weight.double() ** 2 - (cut.double() * cut.double().abs())) / 1e-4).clamp(-60, 60)
             mask = z.sigmoid()

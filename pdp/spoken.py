@@ -1,0 +1,58 @@
+"""Refusals in the words of whoever reads them: the command line's keys, or Python's keywords for library users."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from pdp.errors import Refusal
+
+_config: ContextVar[bool] = ContextVar("config", default=False)
+_NAME = r"[A-Za-z_]+"
+_RULES = (
+    (r"; dry_run=true lists them", ""),
+    (r"prune\.exclude=([^\s,;:]+)", r'exclude=["\1"]'),
+    (r"prune\.exclude", "exclude"),
+    (rf"schedule\.({_NAME})=([^\s,;:]+)", r'schedule={"\1": "\2"}'),
+    (rf"schedule\.({_NAME})", r'schedule["\1"]'),
+    (rf"prune\.({_NAME})=([^\s,;:]+)", r'pattern_options={"\1": \2}'),
+    (rf"prune\.({_NAME})", r'pattern_options["\1"]'),
+    (rf"prune=({_NAME}|\d+:\d+)", r'pattern="\1"'),
+    (r"recipe\.epochs", "epochs"),
+    (r"recipe\.", ""),
+    (rf"method\.({_NAME})", r"\1"),
+    (r"allocation\.path", "allocation_path"),
+    (rf"allocation\.({_NAME})", r"\1"),
+    (r"model\.pretrained", "the model"),
+    (r"\bsparsity=(?=[,;:]|$)", "sparsity="),
+)
+
+
+@contextmanager
+def config_words() -> Iterator[None]:
+    """Inside, refusals of the library keep the command line's keys."""
+    token = _config.set(True)
+    try:
+        yield
+    finally:
+        _config.reset(token)
+
+
+@contextmanager
+def python_words() -> Iterator[None]:
+    """Inside, refusals name Python's keywords, unless `config_words` holds."""
+    try:
+        yield
+    except Refusal as error:
+        if _config.get():
+            raise
+        raise type(error)(in_python(str(error))) from None
+
+
+def in_python(message: str) -> str:
+    """The message with every key of the command line as the keyword that says the same."""
+    for key, keyword in _RULES:
+        message = re.sub(key, keyword, message)
+    return message.replace("=true", "=True").replace("=false", "=False").replace(": true", ": True")

@@ -1,0 +1,27 @@
+"""A part of the soak in the gate; scripts/soak.py runs for as long as it is asked to."""
+
+import json
+
+import pytest
+
+from pdp.benchmarks.soaking import CASES
+from pdp.methods.options import OPTIONS
+from scripts import soak
+
+pytestmark = pytest.mark.kills
+
+
+def test_misfortunes_at_random_change_nothing(tmp_path):
+    table = tmp_path / "soak.json"
+    code = soak.main(["--minutes", "0.4", "--seed", "1", "--to", str(table), "--folder", str(tmp_path / "runs")])
+    values = json.loads(table.read_text())
+    assert code == 0 and not values["machine"]["not_held"]
+    everything, *rows = values["results"]
+    assert everything["tried"] == everything["held"] > 0
+    assert all(row["tried"] == row["held"] for row in rows)
+
+
+def test_every_method_is_among_the_cases():
+    words = " ".join(word for case in CASES.values() for word in case)
+    missing = [name for name in OPTIONS if name != "pdp" and f"method={name} " not in f"{words} "]
+    assert not missing
