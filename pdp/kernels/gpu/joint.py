@@ -128,7 +128,7 @@ def _plain(joint: Joint, temperature: float, inner: list, others: Sequence[Tenso
     each = 2 if joint.held else 1
     taus: Sequence[Tensor | float] = others[1::2] if joint.held else [temperature] * len(weights)
     own = zip(weights, others[::each], taus, inner, strict=True)
-    return tuple(plain_prune(one, spread_cuts(cuts, one, joint.members, by), tau) for one, cuts, tau, by in own)  # type: ignore[arg-type]
+    return tuple(plain_prune(one, spread_cuts(cuts, one, joint.members, by), tau) for one, cuts, tau, by in own)
 
 
 def _as_lies(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
