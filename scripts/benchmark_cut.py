@@ -51,8 +51,9 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
     model = torch.nn.ModuleList(torch.nn.Linear(size, 1, bias=False, device="meta") for size in sizes)
     for module, size in zip(model, sizes, strict=True):
         weight = torch.randn(1, size, generator=generator, device=device).mul_(0.02)
-        module.weight = torch.nn.Parameter(weight, requires_grad=backward)
+        module.weight = torch.nn.Parameter(weight)
     layers, pattern = find_layers(model), make_pattern("random")
+    model.requires_grad_(backward)  # only now, as frozen layers are left out
     weights = [layer.weight for layer in layers]
     upstream = [torch.ones_like(weight) for weight in weights] if backward else []
     moves = itertools.cycle((1 + MOVE, 1 - MOVE))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The figures that need a GPU, a JSON file for each row, the most telling ones first:
 #
-#     bash scripts/benchmark_gpu.sh                           # all rows, in nine minutes on an H100
+#     bash scripts/benchmark_gpu.sh                           # all rows, nine minutes at most
 #     bash scripts/benchmark_gpu.sh gpt2 cut                  # these alone
 #     bash scripts/benchmark_gpu.sh --seconds 240 --out /tmp/figures gpt2 small
 #     bash scripts/benchmark_gpu.sh --try                     # every row on the CPU with tiny models, to see that it runs
@@ -9,10 +9,10 @@
 # rows:
 #   gpt2       PDP's step over the dense one, GPT-2 8 x 1024 bf16: single weights, 2:4, channels; with a profile of
 #              both, and replayed from CUDA graphs, which leaves the host's part out
-#   small      ResNet-20 at 32 x 32, batch 64: plain, captured in a CUDA graph, compiled, both
+#   small      ResNet-20 at 32 x 32, batch 64: plain, captured in a CUDA graph, compiled
 #   cut        cut and mask by themselves, from 10 to 300 million weights and in 10 to 1000 layers
 #   methods    every method's step over the dense one, ResNet-50 bf16
-#   compiled   BERT-base and ResNet-50 bf16, compiled and captured, with their graph breaks
+#   compiled   BERT-base and ResNet-50 bf16, compiled, with their graph breaks
 #   texts      every method's step over the dense one, BERT-base bf16
 #   training   a dense run on JPEGs beside timm's loop, and beside the same steps on images in the GPU's memory
 #
@@ -73,17 +73,17 @@ CHECK
 
 # Each row: its limit in seconds, then its command.
 overhead=(scripts/benchmark_overhead.py)
-gpt2=(130 "${overhead[@]}" --preset gpu --model gpt2 --pairs 5 --profile --no-memory --ways plain captured)
-small=(100 "${overhead[@]}" --model resnet20 --size 32 --batch 64 --pairs 9 --steps 30 --no-memory
-    --ways plain captured compiled both --device cuda --target 1.02)
-cut=(60 scripts/benchmark_cut.py --device cuda --rounds 7)
-methods=(120 "${overhead[@]}" --model resnet50 --batch 128 --precision bf16 --channels-last --pairs 3 --steps 5 --warmup 3
+gpt2=(150 "${overhead[@]}" --preset gpu --model gpt2 --pairs 5 --profile --no-memory --ways plain captured)
+small=(110 "${overhead[@]}" --model resnet20 --size 32 --batch 64 --pairs 9 --steps 30 --no-memory
+    --ways plain captured compiled --device cuda --target 1.02)
+cut=(50 scripts/benchmark_cut.py --device cuda --rounds 7)
+methods=(100 "${overhead[@]}" --model resnet50 --batch 128 --precision bf16 --channels-last --pairs 3 --steps 5 --warmup 3
     --no-memory --method all --device cuda)
-compiled=(180 "${overhead[@]}" --model bert_base resnet50 --batch 64 --precision bf16 --channels-last --pairs 5 --steps 10
-    --no-memory --ways compiled captured --device cuda --target 1.02)
-texts=(120 "${overhead[@]}" --model bert_base --batch 32 --precision bf16 --pairs 3 --steps 5 --warmup 3 --no-memory
+compiled=(120 "${overhead[@]}" --model bert_base resnet50 --batch 64 --precision bf16 --channels-last --pairs 5 --steps 10
+    --no-memory --ways compiled --device cuda --target 1.02)
+texts=(90 "${overhead[@]}" --model bert_base --batch 32 --precision bf16 --pairs 3 --steps 5 --warmup 3 --no-memory
     --method all --device cuda)
-training=(180 scripts/benchmark_training.py --preset h200 --images 8192 --rounds 2 --epochs 4)
+training=(150 scripts/benchmark_training.py --preset h200 --images 8192 --rounds 2 --epochs 4)
 if $trying; then
     tiny=(--no-memory --device cpu --threads 1 --pairs 1 --batch 2)
     gpt2=(200 "${overhead[@]}" --model gpt2_tiny --length 16 --pattern random nm channel --profile "${tiny[@]}")

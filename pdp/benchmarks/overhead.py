@@ -43,7 +43,7 @@ def measure(model: str, batch: int, targets: dict[str, float | None], values: di
         for pattern in _patterns_of(method, list(targets)) if values["method"] else targets:
             row: dict[str, Any] = {"model": model, "pattern": pattern, "method": method, "batch": batch}
             keys = ("size", "length", "precision", "channels_last", "compile", "captured", "steps", "at")
-            target = targets.get(pattern)
+            target = targets.get(pattern, next(iter(targets.values())))
             row |= {key: values[key] for key in keys} | {"target": target, "held": None}
             row["words"] = [*base, *([f"method={method}"] if values["method"] else [])]
             row["words"] += pruned_words(model, pattern, values["words"])
@@ -77,7 +77,9 @@ def _compared(
     row: dict[str, Any] = {}
     if values["profile"]:
         pruned.seconds(values["warmup"])
-        row["profile"] = {"dense": of_dense["profile"], "pruned": profile_steps(pruned)}
+        row["profile"] = {"pruned": profile_steps(pruned)}
+        if "profile" in of_dense:  # once in a file
+            row["profile"]["dense"] = of_dense.pop("profile")
     second, way = _made_ready(pruned, values)
     if way:
         row |= {"dense_graphs": of_dense["way"], "pruned_graphs": way}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from statistics import median
@@ -248,3 +249,50 @@ def test_made_images_weigh_what_imagenets_do(tmp_path):
     changed = files[0].stat().st_mtime_ns
     make_image_folder(tmp_path, 6, classes=2)
     assert files[0].stat().st_mtime_ns == changed
+
+
+def test_a_profile_names_what_is_long_and_methods_take_the_patterns_they_know(tmp_path, capsys):
+    out = tmp_path / "figures.json"
+    line = "--model resnet20 --batch 2 --size 16 --pairs 1 --device cpu --threads 1 --no-memory --profile --target 9"
+    line += f" --method gmp srste asp --out {out}"
+    assert benchmark_overhead.run(benchmark_overhead.parsed(line.split())) == 0
+    rows = json.loads(out.read_text())["results"]
+    assert [(row["method"], row["pattern"]) for row in rows] == [("gmp", "random"), ("srste", "nm"), ("asp", "nm")]
+    assert "starts from a trained model" in rows[2]["refused"] and rows[2]["held"] is None
+    assert [row["held"] for row in rows[:2]] == [True, True] and rows[0]["target"] == 9
+    assert [sorted(row["profile"]) for row in rows[:2]] == [["dense", "pruned"], ["pruned"]]
+    host = rows[0]["profile"]["pruned"]["host"]
+    assert [one["ms"] for one in host] == sorted((one["ms"] for one in host), reverse=True)
+    assert {"aten::convolution_backward", "aten::mkldnn_convolution"} & {one["name"] for one in host}
+    assert "srste" in capsys.readouterr().out
+    with pytest.raises(Refusal, match="needs a GPU"):
+        benchmark_overhead.run(
+            benchmark_overhead.parsed(["--model", "resnet20", "--size", "16", "--ways", "captured", "--device", "cpu"])
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["nothing"], "nothing is no row: choose among gpt2 small cut"),
+        (["--fast"], "--fast is no option"),
+        (["--seconds", "0"], "--seconds=0: give a whole number of at least 1"),
+        (["--seconds"], "--seconds needs a value"),
+        (["--python", "/no/python", "cut"], "--python=/no/python is no program"),
+    ],
+)
+def test_what_the_script_for_gpus_does_not_know_is_refused_in_one_line(words, told):
+    done = subprocess.run(["bash", str(ROOT / "scripts" / "benchmark_gpu.sh"), *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and told in done.stderr
+
+
+def test_the_script_for_gpus_leaves_a_file_for_each_row_and_says_which_were_stopped(tmp_path):
+    words = ["--try", "--python", sys.executable, "--out", str(tmp_path), "--seconds", "60", "cut", "gpt2"]
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    # A `timeout` that lets the first row run and ends the second at once.
+    (tmp_path / "timeout").write_text('#!/bin/sh\nshift 2\ncase "$*" in *gpt2*) exit 124 ;; esac\nexec "$@"\n')
+    (tmp_path / "timeout").chmod(0o755)
+    script = ["bash", str(ROOT / "scripts" / "benchmark_gpu.sh"), *words]
+    done = subprocess.run(script, capture_output=True, text=True, env=environment)
+    assert done.returncode == 3 and "cut: done in" in done.stdout and "gpt2: stopped at its limit" in done.stdout
+    assert json.loads((tmp_path / "gpu_cut.json").read_text())["results"] and (tmp_path / "gpu_cut.log").is_file()

@@ -30,3 +30,13 @@ def test_kernels_equal_their_definitions(tests):
     done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True)
     print(done.stdout[-6000:], file=sys.stderr)
     assert done.returncode == 0 and " passed" in done.stdout and "skipped" not in done.stdout
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_kernels_that_an_interpreter_runs_compile_for_a_gpu_too(tmp_path):
+    """Triton's compiler needs no GPU, but a process that has not been told to interpret."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(TESTS.parent)}
+    command = [sys.executable, str(TESTS / "kernels" / "compiled_for_hopper.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -126,9 +126,9 @@ class _JointPrune(torch.autograd.Function):
 def _plain(joint: Joint, temperature: float, inner: list, others: Sequence[Tensor], *weights: Tensor):
     """The same by plain operations, which can be differentiated again."""
     each = 2 if joint.held else 1
-    taus = others[1::2] if joint.held else [temperature] * len(weights)
+    taus: Sequence[Tensor | float] = others[1::2] if joint.held else [temperature] * len(weights)
     own = zip(weights, others[::each], taus, inner, strict=True)
-    return tuple(plain_prune(one, spread_cuts(cuts, one, joint.members, by), tau) for one, cuts, tau, by in own)  # type: ignore[arg-type]
+    return tuple(plain_prune(one, spread_cuts(cuts, one, joint.members, by), tau) for one, cuts, tau, by in own)
 
 
 def _as_lies(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
