@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import MutableMapping
+from contextvars import ContextVar
 from pathlib import Path
 
 from pdp.errors import Refusal
 
 FIRST_PORT, PORTS = 20000, 20000
+# Whether this process is train.py's own, which a signal may end, and not somebody's program that calls pdp.run.
+OWN_PROCESS: ContextVar[bool] = ContextVar("own_process", default=False)
 
 
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # one of them is set by every launcher

@@ -66,7 +66,8 @@ def nothing_to_prune(who: str, reasons: dict[str, str]) -> str:
     if not reasons:
         return f"{who} has no layer to prune: it has no weight of two or more dimensions"
     said = "; ".join(f"{name or 'its own weight'} ({reason})" for name, reason in list(reasons.items())[:3])
-    return f"{who} has no layer to prune: {said}" + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return f"{who} has no layer to prune, no prunable layer is left: {said}{more}"
 
 
 def count_weights(model: nn.Module) -> int:

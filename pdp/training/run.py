@@ -24,6 +24,7 @@ from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.pruner.pruner import Pruner
+from pdp.ranks import OWN_PROCESS
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD, Record, read_record, write_record
@@ -44,16 +45,16 @@ from pdp.training.trainer import Trainer
 from pdp.wording import percent
 
 
-def train(config: Config, shown: bool = True, own_process: bool = False) -> Record | None:
+def train(config: Config, shown: bool = True) -> Record | None:
     """Trains, prunes, measures and records one run, and returns its record; None of a dry run.
 
-    `shown` says what it did and where it lies. `own_process` is for train.py: signals may end the whole process.
+    `shown` says what it did and where it lies.
     """
     task = build_task(config)
     if config.dry_run:
         preview(config, task)
         return None
-    with StopSignals(own_process) as signals, reported_failures(config):
+    with StopSignals(OWN_PROCESS.get()) as signals, reported_failures(config):
         task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
