@@ -66,7 +66,8 @@ def nothing_to_prune(who: str, reasons: dict[str, str]) -> str:
     if not reasons:
         return f"{who} has no layer to prune: it has no weight of two or more dimensions"
     said = "; ".join(f"{name or 'its own weight'} ({reason})" for name, reason in list(reasons.items())[:3])
-    return f"{who} has no layer to prune: {said}" + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
+    more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    return f"{who} has no layer to prune, no prunable layer is left: {said}{more}"
 
 
 def count_weights(model: nn.Module) -> int:
@@ -100,10 +101,13 @@ def _used_outside(model: nn.Module, weights: Sequence[tuple[str, str, Site]]) ->
 
 def _others(model: nn.Module) -> Iterator[tuple[str, str]]:
     """Every other parameter of two or more dimensions, each once, and modules that hide theirs."""
-    known = {id(site.module._parameters[site.parameter]) for _, _, site in weighted_sites(model)}
+    places = {(id(site.module), site.parameter) for _, _, site in weighted_sites(model)}
+    known: set[int] = set()
     for prefix, module in model.named_modules():
         for key, parameter in module._parameters.items():
-            if parameter is not None and _is_weight(parameter) and id(parameter) not in known:
+            if parameter is None or not _is_weight(parameter) or (id(module), key) in places:
+                continue
+            if id(parameter) not in known:
                 known.add(id(parameter))
                 yield (prefix if key == "weight" else f"{prefix}.{key}".lstrip(".")), _why_other(module, key, parameter)
         if not module._parameters and "quantized" in type(module).__module__ and hasattr(module, "weight"):

@@ -81,6 +81,7 @@ def test_layers_that_apex_leaves_dense():
     pruner = Pruner(model, "asp", "2:4", epochs=1)
     assert [layer.name for layer in pruner.layers] == ["1", "4", "6"]
     assert set(pruner.skipped) == {"0", "2", "3", "5", "7"}
+    pruner.remove()
     pruner = Pruner(model, "asp", "2:4", epochs=1, all_layers=True)
     assert set(pruner.skipped) == {"0"}
     with pytest.raises(Refusal, match="8 outputs of 8 inputs"):

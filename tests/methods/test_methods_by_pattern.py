@@ -79,10 +79,10 @@ def test_pruned_channels_are_zero_in_the_end(case):
 def test_combinations_without_sense_are_refused():
     for method, patterns in PATTERNS_OF.items():
         if "nm" not in patterns:
-            with pytest.raises(Refusal, match="prune=nm"):
+            with pytest.raises(Refusal, match="=.?nm"):
                 Pruner(net(), method, "2:4", epochs=EPOCHS)
         if "channel" not in patterns:
-            with pytest.raises(Refusal, match="prune=channel"):
+            with pytest.raises(Refusal, match="=.?channel"):
                 Pruner(Net(), method, "channel", sparsity=0.5, epochs=EPOCHS, example_input=IMAGE)
     with pytest.raises(Refusal, match="l1"):
         options = {"saliency": "l1"}

@@ -89,7 +89,7 @@ def test_only_the_two_weights_at_the_cut_feel_it():
 
 def test_what_the_options_refuse():
     model = nn.Linear(8, 4)
-    with pytest.raises(Refusal, match="method.refresh=0"):
+    with pytest.raises(Refusal, match="refresh=0"):
         Pruner(model, sparsity=0.5, epochs=10, refresh=0)
-    with pytest.raises(Refusal, match="method.detach_cut=false has no meaning with prune=nm"):
+    with pytest.raises(Refusal, match="detach_cut=[fF]alse has no meaning with p"):
         Pruner(model, pattern="2:4", epochs=10, detach_cut=False)

@@ -337,8 +337,8 @@ def test_heads_and_hidden_units_of_a_transformer():
     ("values", "words"),
     [
         ({"example_input": None}, "example_input"),
-        ({"pattern_options": {"saliency": "max"}}, "prune.saliency=max"),
-        ({"pattern_options": {"target": "watts"}}, "prune.target=watts"),
+        ({"pattern_options": {"saliency": "max"}}, '"saliency": max'),
+        ({"pattern_options": {"target": "watts"}}, '"target": watts'),
         ({"sparsity": 0.99, "pattern_options": {"target": "macs"}}, "cannot be reached"),
         ({"sparsity": 0.99}, "empty"),
         ({"exclude": ["one", "last"]}, "no layer to prune"),

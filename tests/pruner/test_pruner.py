@@ -357,7 +357,6 @@ def test_the_report_adds_up():
         ({"schedule": {"warmup": "4ep", "ramp": "3ep"}}, "does not fit"),
         ({"method": "gmp", "temperature": 1.0}, "temperature"),
         ({"allocation": "fair"}, "fair"),
-        ({"epochs": 10, "schedule": None}, "does not fit"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_training(values, words):
