@@ -67,7 +67,8 @@ def nothing_to_prune(who: str, reasons: dict[str, str]) -> str:
         return f"{who} has no layer to prune: it has no weight of two or more dimensions"
     said = "; ".join(f"{name or 'its own weight'} ({reason})" for name, reason in list(reasons.items())[:3])
     more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
-    return f"{who} has no layer to prune, no prunable layer is left: {said}{more}"
+    loosen = "; loosen prune.exclude" if any(one.startswith("excluded by") for one in reasons.values()) else ""
+    return f"{who} has no layer to prune, no prunable layer is left: {said}{more}{loosen}"
 
 
 def count_weights(model: nn.Module) -> int:

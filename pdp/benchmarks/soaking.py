@@ -27,6 +27,7 @@ TEACHER = ["distill=teacher", "distill.teacher={dense}"]
 # Every method, and what else has a state: {dense} is a finished dense run.
 CASES: dict[str, list[str]] = {
     "pdp": RANDOM,
+    "pdp_annealed": ["method=pdp_annealed", *RANDOM],
     "pdp 2:4": NM,
     "pdp channels": CHANNEL,
     "pdp, two workers": [*RANDOM, "data.workers=2", "recipe.augmentation=pad_crop_flip"],

@@ -41,7 +41,7 @@ _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
 # A method's place decides its look: append new ones.
 _METHODS = (
     *("pdp", "gmp", "str", "optg", "granet", "acdc", "cs", "dnw", "rigl", "movement", "oneshot", "pofa"),
-    *("srste", "asp", "lbc", "sfp", "slimming", "chex", "dense", "pdp_annealed"),
+    *("srste", "asp", "lbc", "sfp", "slimming", "chex", "dense", "pdp_annealed", "held"),
 )
 
 

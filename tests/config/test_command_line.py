@@ -167,7 +167,7 @@ def test_evaluate_a_run(entered, tmp_path, capsys):
     for wrong in (
         "recipe.batch_size=0",
         "recipe.batch_size=x",
-        "device=gpu",
+        "device=tpu",
         "data.workers=-1",
         "model=resnet18",
         "run=",

@@ -145,6 +145,8 @@ def test_every_choice_of_every_group_composes(tmp_path):
                 extra["model"] = "bert_tiny"
             if choice == "timm" or "huggingface" in extra.values():
                 extra["model.name"] = "resnet10t"
+            if choice == "import":
+                extra["model.name"] = "torchvision.models.resnet18"
             if choice == "file":
                 extra |= {"allocation.path": str(budget), "sparsity": "null"}
             if choice in ("none", "dense") and group in ("prune", "method"):

@@ -88,7 +88,7 @@ REFUSED = [
     ([*BASE, "recipe.precision=fp8"], "recipe.precision=fp8 bf16"),
     ([*BASE, "recipe.augmentation=flip"], "recipe.augmentation=flip pad_crop_flip"),
     ([*BASE, "recipe.lr_unit=batch"], "recipe.lr_unit=batch step"),
-    ([*BASE, "device=gpu"], "device=gpu auto cpu cuda"),
+    ([*BASE, "device=tpu"], "device=tpu auto cpu cuda"),
     ([*BASE, "data.unreadable=ignore"], "data.unreadable=ignore skip stop"),
     ([*BASE, "schedule.unit=it"], "schedule.unit=it epoch step"),
     ([*BASE, "method.name=gmp"], "method.name=gmp method="),

@@ -97,6 +97,7 @@ def test_what_is_dropped_and_regrown_keeps_value_and_momentum_what_is_new_starts
         weight.view(-1)[kept] = torch.tensor([0.1, 0.5, -0.9])
     buffer = optimizer.state[weight]["momentum_buffer"]
     assert torch.equal(buffer != 0, keep)
+    model(torch.ones(1, 6)).sum().backward()
     weight.grad = torch.full((1, 6), 0.01)
     wanted = kept[0] if regrown else out[1]
     weight.grad[0, wanted] = -5.0

@@ -215,7 +215,7 @@ def test_what_only_looks_like_gpt2s_attention_is_not_taken_for_it():
     assert not list(find_attentions(model))
     pruner = make(model)
     assert [layer.name for layer in pruner.layers] == ["transformer.h.0.mlp.c_fc"]
-    assert "parts of heads" in pruner.skipped["transformer.h.0.attn.c_attn"]
+    assert "GPTBigCodeAttention" in pruner.skipped["transformer.h.0.attn.c_attn"]
 
 
 def test_cross_attention_is_followed():

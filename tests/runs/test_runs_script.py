@@ -70,8 +70,8 @@ def test_list_says_what_each_run_is(results, call):
 
 def test_runs_of_one_cell_are_told_apart_by_what_was_typed_otherwise(results, call):
     texts = {
-        "aaaaaaaa": ("lr: 0.1", "lr: 0.1"),
-        "bbbbbbbb": ("lr: 0.1", "lr: 0.05"),
+        "aaaaaaaa": ("momentum: 0.9", "momentum: 0.9"),
+        "bbbbbbbb": ("momentum: 0.9", "momentum: 0.8"),
         "cccccccc": ("epochs: 4", "epochs: 9"),
     }
     for name, (old, new) in texts.items():
@@ -81,7 +81,7 @@ def test_runs_of_one_cell_are_told_apart_by_what_was_typed_otherwise(results, ca
         (path / "config.yaml").write_text(text.replace(f" {old}\n", f" {new}\n", 1))
     make_run(results, "dddddddd", model="mobilenet_v1", config_hash="d" * 16)
     lines = {match[0]: line for line in call("list")[1].splitlines() if (match := re.search(r"[a-d]{8}-0", line))}
-    assert "recipe.lr=0.05" in lines["bbbbbbbb-0"] and "recipe.lr=0.1" in lines["aaaaaaaa-0"]
+    assert "recipe.momentum=0.8" in lines["bbbbbbbb-0"] and "recipe.momentum=0.9" in lines["aaaaaaaa-0"]
     assert "recipe.epochs=9" in lines["cccccccc-0"] and "recipe.epochs=4" in lines["bbbbbbbb-0"]
     assert "recipe" not in lines["dddddddd-0"] and "model" not in lines["aaaaaaaa-0"]
 

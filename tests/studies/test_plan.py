@@ -180,4 +180,4 @@ def test_the_script_writes_experiments_and_every_study(tmp_path, capsys):
     assert "python train.py experiment=imagenet/resnet50_random_90_gmp data.root=<...>" in out
     assert pd.read_csv(tmp_path / "plan.csv").experiment.tolist() == [NAMES[3], *7 * [NAMES[7]]]
     studies = pd.read_csv(tmp_path / "plan_studies.csv").set_index("study")
-    assert studies.runs["fashion_random"] == 83 and studies.runs["pdp_ablations"] == 80
+    assert studies.runs["fashion_random"] == 96 and studies.runs["pdp_ablations"] == 80

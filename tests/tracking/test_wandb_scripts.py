@@ -58,7 +58,8 @@ def run(tmp_path_factory):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    assert not [path for path in home.rglob("*") if path.is_file()]
+    # matplotlib keeps its list of fonts there; W&B and the run leave nothing.
+    assert not [path for path in home.rglob("*") if path.is_file() and "matplotlib" not in path.parts]
     (path,) = (folder / "runs").glob("*/seed0")
     return path
 

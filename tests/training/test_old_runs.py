@@ -19,13 +19,13 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 OLD = ROOT / "tests" / "old_runs"
-NAME = "bert_tiny-grammar_nli-pdp-random-0.9-ac1a503c"
+NAME = "bert_tiny-grammar_nli-pdp-random-0.9-083626a5"
 WORDS = [
     *("model=bert_tiny", "model.sizes.hidden_size=16", "model.sizes.intermediate_size=32"),
     *("model.sizes.num_hidden_layers=1", "model.sizes.num_attention_heads=2"),
-    *("data.limit=200", "recipe.epochs=6", "sparsity=0.9", "method=pdp"),
+    *("recipe.epochs=4", "recipe.batch_size=64", "sparsity=0.9", "method=pdp"),
 ]
-ONE_ANSWER = 1 / 200  # of the test set's, which another processor's rounding may turn
+ONE_ANSWER = 1 / 600  # of the test set's, which another processor's rounding may turn
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def call(program, *words):
 
 def test_its_command_still_means_the_same_run():
     record = read_record(OLD / NAME / "seed0")
-    assert (record.status, record.steps, record.target_sparsity) == ("finished", 72, 0.9)
+    assert (record.status, record.steps, record.target_sparsity) == ("finished", 436, 0.9)
     stored = from_yaml((OLD / NAME / "seed0" / "config.yaml").read_text())
     for config in (compose([*WORDS, "seed=0"]), stored):
         assert run_directory(config, record.data_fingerprint) == Path("results/runs") / NAME / "seed0"
@@ -53,7 +53,7 @@ def test_its_command_still_means_the_same_run():
 def test_tables_take_its_record(tmp_path):
     shutil.copytree(OLD / NAME / "seed0", tmp_path / "records" / "old" / NAME / "seed0")
     sheets = {sheet.name: sheet for sheet in make_sheets(tmp_path)}
-    assert "33.50" in as_markdown(sheets["language_grammar_nli"])
+    assert "34.17" in as_markdown(sheets["language_grammar_nli"])
 
 
 def test_its_command_finds_it_finished_and_its_weights_measure_as_recorded(runs):
@@ -69,10 +69,10 @@ def test_its_command_finds_it_finished_and_its_weights_measure_as_recorded(runs)
 
 def test_an_interrupted_one_goes_on_from_its_checkpoint(runs):
     said = call("train.py", *WORDS, "seed=1", f"output_dir={runs}")
-    assert "step 49" in said
+    assert "step 328" in said
     record = read_record(runs / NAME / "seed1")
-    assert (record.status, record.steps, record.config_hash) == ("finished", 72, "ac1a503ce20c0417")
+    assert (record.status, record.steps, record.config_hash) == ("finished", 436, "083626a5dca7ed79")
     whole = read_record(runs / NAME / "seed0")
     assert record.sparsity == whole.sparsity and record.params_nonzero == whole.params_nonzero
     lines = (runs / NAME / "seed1" / "history.jsonl").read_text().splitlines()
-    assert len(lines) == 6 and lines[:4] == (OLD / NAME / "seed1" / "history.jsonl").read_text().splitlines()[:4]
+    assert len(lines) == 4 and lines[:3] == (OLD / NAME / "seed1" / "history.jsonl").read_text().splitlines()

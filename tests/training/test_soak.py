@@ -23,5 +23,7 @@ def test_misfortunes_at_random_change_nothing(tmp_path):
 
 def test_every_method_is_among_the_cases():
     words = " ".join(word for case in CASES.values() for word in case)
-    missing = [name for name in OPTIONS if name != "pdp" and f"method={name} " not in f"{words} "]
+    # What `held` holds are the zeros of the run that it goes on from: tests/training/test_from_run.py.
+    own = ("pdp", "held")
+    missing = [name for name in OPTIONS if name not in own and f"method={name} " not in f"{words} "]
     assert not missing
