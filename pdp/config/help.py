@@ -44,10 +44,10 @@ Exit codes: 0 done; 1 an error of ours; 2 refused before work began; 3 stopped i
 _EVALUATE = """\
 Measures a model on every test sample once: metric, sparsity, parameters and MACs.
 
-  python evaluate.py run=<folder of a finished run> [recipe.batch_size=.. device=.. data.root=.. data.workers=..]
-  python evaluate.py model=<name> model.pretrained=<true or a file> data=<name> [group=choice ...] [key=value ...]
+  python evaluate.py run=<folder of a finished run> [recipe.batch_size= device= data.root= data.workers=]
+  python evaluate.py model=<name> model.pretrained=<true or a file> data=<name> [key=value ...]
   python evaluate.py run=results/runs/<run>/seed0
-  python evaluate.py model=mobilenet_v2 model.pretrained=weights.pth data=imagenet data.root=/data/imagenet
+  python evaluate.py model=mobilenet_v2 model.pretrained=weights.pth data.root=/data/imagenet
 
 Groups (* where nothing else is asked); --help <group> and --help <group>=<choice> say all keys of one:
 {groups}
