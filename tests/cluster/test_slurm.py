@@ -230,7 +230,10 @@ def test_a_run_longer_than_its_time_limit_goes_on_from_start_to_start(scenes):
     ended(folder)
     log = log_of(folder, 0)
     starts, told = log.count("job: run "), [line for line in log.splitlines() if line.startswith("train: SIGUSR1")]
-    assert starts > 1 and log.count("put back into the queue") == starts - 1 == len(told)
+    # Told in its last moments, the run may be put back once more and be found finished.
+    last = log.count("job: finished before")
+    assert starts > 1 and log.count("put back into the queue") == starts + last - 1
+    assert starts - 1 <= len(told) <= starts + last - 1 and last <= 1
     assert "going on from epoch" in log
     (run,) = folder.runs()
     assert [line["epoch"] for line in history(run)] == list(range(64))
