@@ -38,8 +38,8 @@ def run(overrides: Words = (), *, quiet: bool = False, **values: Any) -> Record:
     """Trains, prunes, measures and records one run as `python train.py` does, and returns its record.
 
     What is finished already is returned at once, what was interrupted goes on. `record.directory` is where it lies.
-    `overrides` and `values` are those of `compose`; dry_run=true shows what would be done and gives the record's place
-    nothing: it is refused here. Raises `Refusal` before work began, `Stopped` in it and `SavedForRestart`.
+    `overrides` and `values` are those of `compose`; dry_run=true, which leaves no record, is refused. Raises `Refusal`
+    before work began, `Stopped` where it cannot go on, and `SavedForRestart` where it was told to stop and saved.
     """
     config = compose(overrides, **values)
     if config.dry_run:

@@ -47,10 +47,10 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
     from pdp.patterns import make_pattern
     from pdp.survey import find_layers
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     model = torch.nn.ModuleList(torch.nn.Linear(size, 1, bias=False, device="meta") for size in sizes)
     for module, size in zip(model, sizes, strict=True):
-        weight = (torch.randn(1, size, generator=generator) * 0.02).to(device)
+        weight = torch.randn(1, size, generator=generator, device=device).mul_(0.02)
         module.weight = torch.nn.Parameter(weight, requires_grad=backward)
     layers, pattern = find_layers(model), make_pattern("random")
     weights = [layer.weight for layer in layers]

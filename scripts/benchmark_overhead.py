@@ -1,7 +1,7 @@
 """What a method adds to a training step, PDP unless named: pruned and dense steps in turn, memory, and where time goes.
 
     python scripts/benchmark_overhead.py --preset cpu --out results/benchmarks/overhead_cpu.json
-    python scripts/benchmark_overhead.py --preset h200 --out results/benchmarks/overhead_h200.json
+    python scripts/benchmark_overhead.py --preset gpu --out results/benchmarks/overhead_gpu.json
     python scripts/benchmark_overhead.py --model resnet18 bert_base --pattern random nm channel --batch 8 --pairs 15
     python scripts/benchmark_overhead.py --model gpt2 --length 256 --compile method=gmp      # further words of train.py
     python scripts/benchmark_overhead.py --show results/benchmarks/overhead_cpu.json         # the table of a file
@@ -20,20 +20,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pdp.config.groups import CONF
+from pdp.benchmarks.measured_words import PATTERNS, WAYS, task_of, way_of
 from pdp.errors import Refusal
+from pdp.methods.options import OPTIONS
 from pdp.scripting import Parser, guarded
 
-MEMORY_TARGET = 1.1
-PATTERNS = ("random", "nm", "channel")
-SPARSITY = {"random": 0.9, "channel": 0.5}  # that of MobileNet-v1 is the abstract's
 # (model, batch, target by pattern); patterns without a target are in --pattern's hands.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
@@ -45,120 +41,17 @@ PRESETS: dict[str, dict[str, Any]] = {
             ("mobilenet_v1", 16, {"random": None}),
         ],
     },
-    "h200": {
+    "gpu": {
         "device": "cuda",
         "precision": "bf16",
         "channels_last": True,  # of images
         "rows": [
             ("resnet50", 256, {"random": 1.01, "nm": 1.02, "channel": 1.02}),
             ("mobilenet_v1", 512, {"random": 1.02, "nm": 1.02, "channel": 1.02}),
-            ("gpt2", 8, {"random": 1.01, "nm": 1.02, "channel": 1.02}),
+            ("gpt2", 8, {"random": 1.01, "nm": 1.01, "channel": 1.02}),
         ],
     },
 }  # fmt: skip
-
-
-def task_of(model: str) -> str:
-    """model.task of a model's file; images for any other name, which timm is asked for."""
-    import yaml
-
-    path = CONF / "model" / f"{model}.yaml"
-    return str(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["task"]) if path.is_file() else "images"
-
-
-def words(model: str, batch: int, values: dict[str, Any]) -> list[str]:
-    """What train.py would be given, but for what is pruned and how; no data is opened."""
-    known, task = (CONF / "model" / f"{model}.yaml").is_file(), task_of(model)
-    found = [f"model={model}"] if known else ["model=timm", f"model.name={model}"]
-    if task == "images":
-        found += ["data=imagenet", f"data.image_size={values['size']}"]
-        found += [f"recipe.channels_last={values['channels_last']}"]
-    elif task == "text_classification":
-        found += ["data=glue", "data.task=mnli", f"data.max_length={values['length'] or 128}", "model.pretrained=false"]
-    else:
-        found += ["data=wikitext", f"data.context={values['length'] or 1024}", "model.pretrained=false"]
-    # A small rate: random labels at the recipe's own could make numbers that no run meets.
-    found += [f"recipe.batch_size={batch}", f"recipe.precision={values['precision']}", "recipe.lr=1e-4"]
-    found += [f"recipe.compile={values['compile']}", f"device={values['device']}", "data.noise_if_absent=true"]
-    return [*found, *values["words"]]
-
-
-def pruned_words(model: str, pattern: str, given: list[str]) -> list[str]:
-    """What is pruned, and how much of it unless the command says it."""
-    if pattern == "nm" or any(word.startswith("sparsity=") for word in given):
-        return [f"prune={pattern}"]
-    share = 0.866 if (model, pattern) == ("mobilenet_v1", "random") else SPARSITY[pattern]
-    return [f"prune={pattern}", f"sparsity={share}"]
-
-
-def measure(model: str, batch: int, targets: dict[str, float | None], values: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per pattern, all against one dense contender."""
-    from rich.progress import Progress
-
-    from pdp.benchmarks.contender import Contender, own_seconds
-    from pdp.benchmarks.step_memory import step_peak, step_peak_apart
-    from pdp.benchmarks.step_timing import in_turn, quartiles
-
-    base, rows = words(model, batch, values), []
-    of_pruning = ("method", "sparsity", "prune", "schedule", "allocation")
-    dense_words = [word for word in base if not word.startswith(of_pruning)] + ["prune=none"]
-    method = next((word[7:] for word in base if word.startswith("method=")), "pdp")
-    dense = Contender(dense_words, made=True)
-    memory = {}
-    if not values["no_memory"]:
-        if values["device"] == "cuda":
-            dense.seconds(values["warmup"])
-            peak = step_peak
-        else:
-            peak = partial(step_peak_apart, threads=values["threads"])
-        memory["dense"] = peak(dense_words)
-    for pattern, target in targets.items():
-        row: dict[str, Any] = {"model": model, "pattern": pattern, "method": method, "batch": batch}
-        row |= {key: values[key] for key in ("size", "length", "precision", "channels_last", "compile", "steps", "at")}
-        given = [*base, *pruned_words(model, pattern, values["words"])]
-        row["words"] = given
-        try:
-            pruned = Contender(given, made=True, at=values["at"])
-        except Refusal as refusal:
-            rows.append(row | {"refused": str(refusal), "target": target, "held": None})
-            print(f"{model}, {pattern}: {refusal}", file=sys.stderr)
-            continue
-        with Progress() as bar:
-            task = bar.add_task(f"{model}, {pattern}", total=2 * (values["pairs"] + 1))
-            steps = values["steps"]
-            pairs = in_turn(dense, pruned, values["pairs"], steps, values["warmup"], lambda: bar.advance(task))  # noqa: B023
-        bytes_each = 2 if values["precision"] in ("bf16", "fp16") else 4
-        row |= {
-            "dense_ms": 1000 * median(first for first, _ in pairs.rows) / steps,
-            "pdp_ms": 1000 * median(second for _, second in pairs.rows) / steps,
-            "ratio": median(pairs.ratios),
-            "ratio_quartiles": quartiles(pairs.ratios),
-            "repeat_quartiles": quartiles(pairs.repeats) if pairs.repeats else None,
-            "pairs": len(pairs.rows),
-            "measured_steps": [contender.steps for contender in (dense, pruned)],
-            "target": target,
-            "held": None if target is None else median(pairs.ratios) <= target,
-            "parts_ms": {key: 1000 * median(taken) for key, taken in own_seconds(pruned).items()},
-            "weights": pruned.prunable,
-            "pruned_share": pruned.pruner.share,
-        }
-        dense.steps = 0
-        del pruned
-        if memory:
-            memory[pattern] = peak(given)
-            extra = memory[pattern]["peak"] - memory["dense"]["peak"]
-            multiple = extra / (row["weights"] * bytes_each)
-            row |= {
-                "dense_peak_bytes": memory["dense"]["peak"],
-                "pdp_peak_bytes": memory[pattern]["peak"],
-                "extra_bytes": extra,
-                "extra_numpy_bytes": memory[pattern]["numpy"] - memory["dense"]["numpy"],
-                "extra_of_weights": multiple,
-                "memory_target": MEMORY_TARGET,
-                "memory_held": multiple <= MEMORY_TARGET,
-            }
-        rows.append(row)
-    return rows
 
 
 def show(results: list[dict[str, Any]]) -> None:
@@ -168,8 +61,21 @@ def show(results: list[dict[str, Any]]) -> None:
 
     from pdp.benchmarks.benchmarking import verdict
 
-    table = Table("model", "pattern", "dense ms", "pruned ms", "ratio", "quartiles", "again", "target", "cut", "mask")
-    for head in ("backward", "copy", "extra memory", "target"):
+    table = Table(
+        "model",
+        "method",
+        "pattern",
+        "way",
+        "dense ms",
+        "pruned ms",
+        "ratio",
+        "quartiles",
+        "again",
+        "target",
+        "cut",
+        "mask",
+    )
+    for head in ("backward", "copy", "extra memory", "target", "breaks"):
         table.add_column(head)
 
     def between(ends: list[float] | None) -> str:
@@ -177,13 +83,15 @@ def show(results: list[dict[str, Any]]) -> None:
 
     for one in results:
         if "refused" in one:
-            table.add_row(one["model"], one["pattern"], "refused")
+            table.add_row(one["model"], one.get("method", "pdp"), one["pattern"], way_of(one), "refused")
             continue
         own = one["parts_ms"]
         extra = one.get("extra_of_weights")
         table.add_row(
             one["model"],
+            one.get("method", "pdp"),
             one.get("pattern", "random"),
+            way_of(one),
             f"{one['dense_ms']:.1f}",
             f"{one['pdp_ms']:.1f}",
             f"{one['ratio']:.3f}",
@@ -193,6 +101,7 @@ def show(results: list[dict[str, Any]]) -> None:
             *(f"{own[key]:.2f}" if key in own else "" for key in ("cut", "mask", "backward", "copy")),
             "" if extra is None else f"{extra:.2f} x weights",
             "" if extra is None else verdict(one["memory_target"], one["memory_held"]),
+            *(str(one[key]["graph_breaks"]) for key in ("pruned_graphs",) if key in one),
         )
     Console(width=None if sys.stdout.isatty() else 190).print(table)
     print("cut, mask, backward: the method's own work in a step, ms; copy: all prunable weights copied once")
@@ -205,16 +114,22 @@ def make_parser() -> Parser:
     parser.add_argument("--preset", choices=[*PRESETS], help="the rows that have targets; other options win over it")
     parser.add_argument("--model", nargs="+", help="this project's models or any timm model, by name")
     parser.add_argument("--pattern", nargs="+", choices=PATTERNS, help="what is pruned (random)")
+    parser.add_argument(
+        "--method", nargs="+", choices=[*OPTIONS, "all"], help="a row each, where it needs another pattern with its own"
+    )
     parser.add_argument("--batch", type=int, help="samples of a step (16, of texts 8)")
     parser.add_argument("--size", type=int, default=224, help="pixels a side of images (224)")
     parser.add_argument("--length", type=int, help="tokens of a text (128; of GPT-2's windows 1024)")
     parser.add_argument("--at", type=float, default=1.0, help="the moment of the run, as a share of it (1, its end)")
+    parser.add_argument("--target", type=float, help="the largest ratio that counts as held, where no preset says it")
     parser.add_argument("--pairs", type=int, default=11, help="pairs of measurements (11)")
     parser.add_argument("--steps", type=int, help="steps of a measurement (1; on a GPU 10)")
     parser.add_argument("--warmup", type=int, help="steps of each before (2; on a GPU 10)")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for both")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for both; graph breaks are told")
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS], help="of making the steps of both, one after another")
+    parser.add_argument("--profile", action="store_true", help="in the file, where both contenders' time goes")
     parser.add_argument("--device", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, help="of torch, on the CPU")
     parser.add_argument("--no-memory", action="store_true", help="times alone")
@@ -242,7 +157,7 @@ def rows_of(arguments: argparse.Namespace) -> list[tuple[str, int, dict[str, flo
     if not arguments.preset:
         for model in arguments.model or ["resnet50", "mobilenet_v1"]:
             batch = arguments.batch or (16 if task_of(model) == "images" else 8)
-            rows.append((model, batch, dict.fromkeys(arguments.pattern or ["random"])))
+            rows.append((model, batch, dict.fromkeys(arguments.pattern or ["random"], arguments.target)))
     if not rows:
         names = ", ".join(row[0] for row in PRESETS[arguments.preset]["rows"])
         raise Refusal(f"--model={' '.join(arguments.model)}: --preset {arguments.preset} has {names}")
@@ -259,6 +174,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from pdp.benchmarks.benchmarking import machine, write_figures
+    from pdp.benchmarks.overhead import measure
 
     cuda = torch.cuda.is_available()
     if arguments.device == "cuda" and not cuda:
@@ -274,11 +190,26 @@ def run(arguments: argparse.Namespace) -> int:
         raise Refusal(f"--at={arguments.at}: give a share of the run above 0, at most 1")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    results = []
+    if arguments.method and "all" in arguments.method:
+        arguments.method = [name for name in OPTIONS if name != "dense"]
+    results: list[dict[str, Any]] = []
+    ways = [WAYS[way] for way in arguments.ways or ("compiled" if arguments.compile else "plain",)]
+
+    def tell(rows: list[dict[str, Any]]) -> None:
+        if arguments.out:  # after every row, so that a long command that is ended leaves what it has
+            write_figures(arguments.out, machine(torch.device(arguments.device)), [*results, *rows])
+
     for model, batch, targets in rows_of(arguments):
-        results += measure(model, batch, targets, vars(arguments))
-        if arguments.out:  # after every model, so that a long command that is ended leaves what it has
-            write_figures(arguments.out, machine(torch.device(arguments.device)), results)
+        for compiled, captured in ways:
+            how = {"compile": compiled, "captured": captured, "tell": tell}
+            how["profile"] = arguments.profile and not captured  # a replayed graph has no operations on the host
+            try:
+                results += measure(model, batch, targets, vars(arguments) | how)
+            except RuntimeError as error:
+                print(f"{model}: {error}", file=sys.stderr)
+                refused = {"model": model, "pattern": "", "batch": batch, "compile": compiled, "captured": captured}
+                results.append(refused | {"refused": f"dense: {error}", "target": None, "held": None})
+            tell([])
     show(results)
     if arguments.out:
         print(f"written to {arguments.out}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +29,20 @@ def make_image_folder(root: Path, train: int, classes: int = 10, sides: tuple[in
     rng = np.random.default_rng(0)
     field = _field(rng, 3 * max(sides), 2 * max(sides))
     for part, count in (("train", train), ("val", classes)):
-        for number in track(range(count), f"images for {part}", disable=count < 200):
+        boxes = {}
+        for number in range(count):
             folder = root / part / f"class{number % classes:03}"
             folder.mkdir(parents=True, exist_ok=True)
             wide = rng.random() < 2 / 3
             width, height = sides if wide else sides[::-1]
             left, top = rng.integers(0, field.width - width), rng.integers(0, field.height - height)
-            image = field.crop((left, top, left + width, top + height))
-            image.save(folder / f"{number:06}.jpg", quality=_QUALITY)
+            boxes[folder / f"{number:06}.jpg"] = (left, top, left + width, top + height)
+
+        def write(path: Path, boxes: dict[Path, Any] = boxes) -> None:
+            field.crop(boxes[path]).save(path, quality=_QUALITY)
+
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # the encoder lets go of Python's lock
+            list(track(threads.map(write, boxes), f"images for {part}", total=count, disable=count < 200))
     note.write_text(json.dumps(asked), encoding="utf-8")
     return root
 

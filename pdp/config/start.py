@@ -136,7 +136,7 @@ def open_start(run: Any, seed: int) -> Start:
 
 
 def _seed_of(folder: Path, run: str, seed: int) -> Path:
-    """Of a folder of seeds the one with the same number, or the only one."""
+    """The run of the same seed in a folder of seeds, or the only one there."""
     seeds = sorted(path for path in folder.glob("seed*") if (path / "config.yaml").is_file() and "." not in path.name)
     if not seeds:
         raise Refusal(f"from={run} holds no run: give the directory of a finished run, results/runs/<run>/seed<k>")

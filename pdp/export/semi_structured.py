@@ -15,7 +15,7 @@ from pdp.survey import find_layers
 
 
 def check_nm(model: nn.Module, n: int, m: int, names: set[str]) -> list[str]:
-    """Of the layers called `names` those with a group of M that holds more than N numbers."""
+    """The layers among `names` that have a group of M with more than N numbers that are not zero."""
     return [one.name for one in find_layers(model) if one.name in names and not obeys(one.weight.detach(), one, n, m)]
 
 

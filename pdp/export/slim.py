@@ -14,7 +14,7 @@ from pdp.errors import Refusal
 from pdp.export.compare import TOLERANCE
 from pdp.patterns.coupling import Coupling
 from pdp.patterns.find import call, find_couplings, quiet
-from pdp.patterns.shrink import remove, sizes_of, zero_units
+from pdp.patterns.shrink import leaving_some, remove, sizes_of, zero_units
 
 
 @dataclass
@@ -38,8 +38,7 @@ def slim(model: nn.Module, example_input: Any) -> Slimmed:
     gone: list[tuple[Coupling, set[int]]] = []
     for coupling in find_couplings(smaller, example_input):
         if coupling.refused is None:
-            # A layer cannot be without channels.
-            units = set(sorted(zero_units(coupling))[: coupling.units - 1])
+            units = leaving_some(coupling, zero_units(coupling))
             gone += [(coupling, units)] if units else []
     if not gone:
         raise Refusal("no channel of this model is zero, so nothing can be removed: format=slim is for prune=channel")

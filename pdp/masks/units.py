@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdp.masks.kept import keep, kept
 from pdp.masks.soft import exact
 from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
 
@@ -127,10 +128,7 @@ class _MaskUnits(torch.autograd.Function):
         if torch.compiler.is_compiling():
             ctx.save_for_backward(mask, steep, *tensors)
         else:
-            # Activation checkpointing counts what is saved in a region, and the node of a layer may be made in one
-            # region in forward and for a single tensor of another in its recomputation.
-            ctx.kept = (mask, steep, *tensors)
-            ctx.versions = _versions(tensors)
+            keep(ctx, mask, steep, *tensors)
             ctx.set_materialize_grads(False)
         ctx.kernels = kernels
         return _masked(mask, tensors, units, dtypes, kernels)
@@ -138,7 +136,7 @@ class _MaskUnits(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None):
         units, weighs = ctx.units, ctx.weighs
-        mask, steep, *tensors = _kept(ctx)
+        mask, steep, *tensors = kept(ctx) if hasattr(ctx, "kept") else ctx.saved_tensors
         if wants_a_graph():
             plain = partial(_plain_of, mask, steep, units, weighs, ctx.dtypes)
             return None, None, None, None, None, None, *gradients_with_a_graph(plain, tensors, gradients)
@@ -183,21 +181,6 @@ class _MaskUnits(torch.autograd.Function):
             None,
             *(_in_type_of(found.get(place), one) for place, one in enumerate(tensors)),
         )
-
-
-def _kept(ctx: Any) -> tuple[Tensor, ...]:
-    if not hasattr(ctx, "kept"):
-        return ctx.saved_tensors
-    if _versions(ctx.kept[2:]) != ctx.versions:
-        raise RuntimeError(
-            "a weight that a mask was made of has been modified by an inplace operation since the forward: call "
-            "backward before the optimizer's step"
-        )
-    return ctx.kept
-
-
-def _versions(tensors: Sequence[Tensor]) -> list[int]:
-    return [0 if one.is_inference() else one._version for one in tensors]
 
 
 def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:

@@ -15,8 +15,9 @@ from pdp.methods.options import AcdcOptions
 class Method(MaskedMethod):
     """At the start of a sparse phase one magnitude cut over all layers makes the mask, and pruned weights become zero.
 
-    At the start of a dense phase every weight trains again, the pruned ones from zero, and momentum begins anew. Of a
-    channel the filters start from zero, the norm from its old scale: with both at zero neither would have a gradient.
+    At the start of a dense phase every weight trains again, the pruned ones from zero, and momentum begins anew. The
+    filters of a pruned channel begin at zero, its norm at the scale that it had: if both were zero, neither would have
+    a gradient.
     """
 
     schedule = "alternating"

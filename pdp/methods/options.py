@@ -29,9 +29,10 @@ class DenseOptions(MethodOptions):
 class PdpOptions(MethodOptions):
     """PDP (arXiv 2305.11203): tau of the soft mask, the paper's 1e-4 (as third parties quote it).
 
-    Relative mode: tau = kappa * t^2 for each layer, so that the mask does not depend on the scale of the weights. Left
-    at auto, single weights (random, N:M) have the paper's absolute temperature. Channels have a relative one: the
-    mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of a ResNet-18 soft.
+    In relative mode tau = kappa * t^2 for each layer, so that the mask does not depend on the scale of the weights.
+    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature and channels have a
+    relative one: the mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of a
+    ResNet-18 soft.
     """
 
     name: str = "pdp"

@@ -70,6 +70,19 @@ def _site(walk: Walk, identity: int) -> Any:
     return owners[0]
 
 
+def unread(walk: Walk, model: nn.Module) -> list[str]:
+    """Layers of whose weight no forward has read anything."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if is_weighted(module)
+        and (weight := module._parameters.get("weight")) is not None
+        and name not in walk.apart
+        and ("rows", id(weight)) not in walk.atoms.blocks
+        and id(weight) not in walk.shared
+    ]
+
+
 def _uncoupled(walk: Walk, model: nn.Module) -> list[Coupling]:
     """Layers whose weight the forward does not read as a layer's, with the reason."""
     found = []

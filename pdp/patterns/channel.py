@@ -271,14 +271,19 @@ def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], ta
 def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
     first = known[coupling.name]
     members: list[Member] = []
+    tables: dict[tuple, Tensor] = {}
 
     def add(name: str, module: nn.Module, key: str, axis: int, units: list[int], weighs: bool = False) -> None:
         tensor = module._parameters.get(key)
         if tensor is None:
             return
-        # What belongs to no unit of this coupling has a mask of 1 behind those of the units.
-        table = torch.tensor(units, device=tensor.device)
-        table = torch.where(table < 0, coupling.units, table)
+        # A weight and its bias share one: on a GPU both are masked in one launch where they do.
+        belonging = (*units, str(tensor.device))
+        if belonging not in tables:
+            held = torch.tensor(units, device=tensor.device)
+            # What belongs to no unit of this coupling has a mask of 1 behind those of the units.
+            tables[belonging] = torch.where(held < 0, coupling.units, held)
+        table = tables[belonging]
         in_order = units == list(range(coupling.units))
         # An attention may read it outside of the module's own forward.
         sites = known[name].sites if key == "weight" and name in known else [Site(module, key, module)]

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from pdp.errors import Refusal
-from pdp.patterns.assemble import OUTPUTS, assemble, head_coupling
+from pdp.patterns.assemble import OUTPUTS, assemble, head_coupling, unread
 from pdp.patterns.attention import find_attentions
 from pdp.patterns.coupling import Coupling, describe
 from pdp.patterns.proof import prove
@@ -41,6 +43,8 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
             ) from error
         try:
             pin_outputs(walk, output)
+            if unread(walk, model):
+                _train(walk, model, wholes, example_input)
             couplings = [*(head_coupling(model, one) for one in attentions), *assemble(walk, model)]
             place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
             couplings.sort(key=lambda one: place[one.name])
@@ -50,6 +54,26 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
                 f"channel pruning cannot follow this model ({describe(error)}): give prune=random or prune=nm"
             ) from error
     return couplings
+
+
+def _train(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:
+    """Follows a forward in training mode too: layers that only training uses, auxiliary heads, read channels."""
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (_NormBase, _DropoutNd)):
+            module.eval()
+    try:
+        with walk.watching(model, wholes):
+            output = call(model, example_input)
+        pin_outputs(walk, output)
+    except Exception:
+        # Training may want more than the example, labels or a larger batch; what it uses then stays unread.
+        walk.closed = 0
+    finally:
+        model.eval()
+        for name, value in model.named_buffers():
+            value.copy_(buffers[name])
 
 
 def call(model: nn.Module, example_input: Any) -> Any:

@@ -106,12 +106,26 @@ class Pattern(pattern.Pattern):
         return torch.where(counts > 0, below + (above - below) * 0.5, -math.inf)[..., 0]
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
+        made = self._made(member, weight)
+        if made is not None:
+            return made
         if layer.state["cut"].device != weight.device or not usable(weight):
             return super().soft_weight(layer, member, weight, temperature)
         from pdp.kernels.gpu.masks import device_prune
 
         cuts, inner = self._cuts_in_memory(layer, weight)
         return device_prune(weight, cuts, temperature, member.compute_dtype(weight), self.options.m, inner)
+
+    @property
+    def _members(self) -> int:
+        return self.options.m
+
+    def _part(self, layer: Layer, weight: Tensor, temperature: Tensor | None) -> Any:
+        from pdp.kernels.gpu.joint import Part
+
+        cuts, inner = self._cuts_in_memory(layer, weight)
+        # A copy would not be there any more when backward asks for it, nor lie where the next one does.
+        return Part(weight, cuts, temperature, inner) if cuts.data_ptr() == layer.state["cut"].data_ptr() else None
 
     def _cuts_in_memory(self, layer: Layer, weight: Tensor) -> tuple[Tensor, int]:
         """The layer's cuts in the memory order of `weight`, and how far apart members of a group lie."""

@@ -54,6 +54,7 @@ class Pattern:
     def __init__(self, options: RandomOptions):
         self.options = options
         self._finder: Any = None  # of cuts, which remembers where they lay
+        self._bundles: Any = None  # of layers that are masked together on a GPU, and of which weights they are
         self._threads = _Threads()
 
     @property
@@ -149,7 +150,30 @@ class Pattern:
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
         """The whole model's forward begins, in which these layers are masked: they may share what they compute."""
-        self._forwards.append(Forward(layers, temperatures))
+        self._forwards.append(self._joint_forward(layers, temperatures) or Forward(layers, temperatures))
+
+    def _joint_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> Any:
+        """On a GPU where the kernels run; without gradients an effective weight is made when its layer computes."""
+        if len(layers) < 2 or not torch.is_grad_enabled() or not kernels.usable(layers[0].weight):
+            return None
+        from pdp.patterns.joint_forward import Bundles, JointForward
+
+        key = [id(layer.weight) for layer in layers]
+        if self._bundles is None or self._bundles[0] != key:
+            self._bundles = (key, Bundles(layers))
+        return JointForward(self._bundles[1], temperatures, self._part, self._members)
+
+    @property
+    def _members(self) -> int:
+        """How many weights share a cut of a group; 1: the layer has a single one."""
+        return 1
+
+    def _part(self, layer: Layer, weight: Tensor, temperature: Tensor | None) -> Any:
+        """What `pdp.kernels.gpu.joint` needs of a layer; None where it cannot take part."""
+        from pdp.kernels.gpu.joint import Part
+
+        cut = layer.state["cut"]
+        return Part(weight, cut, temperature, 1) if cut.numel() == 1 else None
 
     def end_forward(self) -> None:
         """The forward that began last has ended, or raised."""
@@ -159,6 +183,9 @@ class Pattern:
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""
+        made = self._made(member, weight)
+        if made is not None:
+            return made
         cut = layer.state["cut"]
         if cut.numel() == 1:
             if kernels.usable(weight) and cut.device == weight.device:
@@ -166,11 +193,15 @@ class Pattern:
 
                 return device_prune(weight, cut, temperature, member.compute_dtype(weight))
             if host_kernels.usable(weight) and cut.is_cpu:
-                made = self._forwards[-1].effective(weight) if self._forwards else None
-                if made is not None:
-                    return made
                 return host_kernels.found().prune(weight, cut, temperature)  # type: ignore[union-attr]
         return soft_prune(weight, self.spread(cut, layer, member, weight), temperature)
+
+    def _made(self, member: Member, weight: Tensor) -> Tensor | None:
+        """The effective weight that the running forward has made or makes with others."""
+        # A part of a model may be compiled by itself.
+        if not self._forwards or torch.compiler.is_compiling():
+            return None
+        return self._forwards[-1].effective(member, weight)
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
         """The layer is hard: writes whatever further zeros follow."""

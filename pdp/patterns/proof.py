@@ -1,9 +1,9 @@
 """Couplings are tried before they are believed: masked, finished and physically smaller, the model is one function.
 
 On a copy with random weights and statistics, in float64 where the model computes in it, some units of every coupling
-are zeroed. Whether the smaller model runs is tried on shapes alone first, which costs next to nothing. Where something
-is wrong with all couplings together, parts of them are added one after the other; what does not go with those proven
-so far stays. The number of trials is bounded, whatever the model.
+are zeroed. Where something is wrong with all couplings together, parts of them are added one after the other; what
+does not go with those proven so far stays. Whether the smaller model runs is tried on shapes alone then. The number of
+trials is bounded, whatever the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pdp.layers import is_weighted
 from pdp.patterns.coupling import Coupling, describe, input_columns, row_axis
-from pdp.patterns.shrink import remove
+from pdp.patterns.shrink import leaving_some, remove
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -36,7 +36,9 @@ def prove(model: nn.Module, couplings: Sequence[Coupling], call: Call, example: 
         return
     heavy = macs > _HEAVY[0] or sum(one.numel() for one in model.parameters()) > _HEAVY[1]
     trial = _Trial(model, wanted, call, example, torch.float32 if heavy else torch.float64)
-    if trial.takes_shapes:
+    if trial.differs(wanted) is None:
+        return
+    if trial.takes_shapes():
         wanted = _together(wanted, trial.does_not_run, _SHAPE_TRIALS)
     _together(wanted, trial.differs, _TRIALS)
 
@@ -67,11 +69,10 @@ class _Trial:
         self.call, self.example = call, example
         self.generator = torch.Generator().manual_seed(0)
         self.model = copy.deepcopy(model).eval()
-        self.gone = {one.name: self._some(one.units) for one in couplings}
+        self.gone = {one.name: leaving_some(one, self._some(one.units)) for one in couplings}
         self._randomize(couplings)
         self.dtype = torch.float32
         self.inputs = tree_map(self._noise, example)
-        self.takes_shapes = self._shapes([]) is None
         if dtype == torch.float64:
             self._in_doubles()
 
@@ -85,8 +86,7 @@ class _Trial:
         self.dtype = torch.float64
         self.model.double()
         self.inputs = tree_map(self._noise, self.example)
-        wrong = self._shapes([]) if self.takes_shapes else self._error(self.model, self.inputs)
-        if wrong is not None:
+        if self._error(self.model, self.inputs) is not None:
             self.dtype = torch.float32
             self.model.float()
             self.inputs = single
@@ -112,7 +112,11 @@ class _Trial:
                 if "var" in key or "weight" in key and (tensor.dim() <= 1 or not own):
                     numbers += 0.5
                 else:
-                    fan = tensor.numel() / tensor.shape[row_axis(module)] if is_weighted(module) else tensor.shape[-1:]
+                    fan = (
+                        tensor.numel() / tensor.shape[row_axis(module)]
+                        if is_weighted(module) and tensor.dim() > 1
+                        else tensor.shape[-1:]
+                    )
                     size = (
                         0.3 if tensor.dim() <= 1 else math.sqrt(2 / fan) if isinstance(fan, float) else fan[0] ** -0.5
                     )
@@ -136,6 +140,10 @@ class _Trial:
             return self._error(model, inputs)
         except Exception as error:
             return f"it cannot be cut ({describe(error)})"
+
+    def takes_shapes(self) -> bool:
+        """Whether the whole model runs on tensors without contents."""
+        return self._shapes([]) is None
 
     def does_not_run(self, couplings: list[Coupling]) -> str | None:
         """Why the model without some units of these does not run; None where it does."""

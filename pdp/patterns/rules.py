@@ -48,8 +48,8 @@ def follow(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         copy_into(walk, args[0], args[1])
     elif base in PRODUCTS:
         PRODUCTS[base](walk, args, kwargs, out)
-    elif base in SAME:
-        same(walk, args[0], out)
+    elif base in SAME or base == "native_dropout":
+        same(walk, args[0], _first(out))
     elif base in MOVES:
         move(walk, base, func, args, kwargs, out)
     elif base in ("cat", "stack"):
@@ -74,14 +74,16 @@ def follow(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         _pad(walk, args, out)
     elif base in _MADE_LIKE:
         _made_like(walk, base, args, out)
+    elif base in ("bernoulli", "uniform", "normal", "exponential") and name != base:
+        _filled(walk, base, args[:1])
     elif base in ("fill", "zero"):
         _filled(walk, base, args)
     elif any(one in base for one in _ATTENTION):
         walk.pin_all((args, kwargs), HEADS)
-    elif base not in ("sym_size", "embedding", "empty", "arange", "_assert_async"):
-        walk.pin_all((args, kwargs), f"its channels pass through {base} ({walk.where}), which is not followed")
     elif base == "embedding":
         walk.pin_all(args[:1], f"it is the table of {walk.where}")
+    else:
+        walk.pin_all((args, kwargs), f"its channels pass through {base} ({walk.where}), which is not followed")
 
 
 def _first(out: Any) -> Tensor:

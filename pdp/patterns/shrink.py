@@ -70,6 +70,16 @@ def zero_units(coupling: Coupling) -> set[int]:
     return set((~alive).nonzero().reshape(-1).tolist())
 
 
+def leaving_some(coupling: Coupling, gone: set[int]) -> set[int]:
+    """Of these units those that can go while every module keeps a channel: a branch may lose all that it makes."""
+    gone = set(gone)
+    parts = (*coupling.outputs, *coupling.norms, *coupling.vectors, *coupling.inputs)
+    for units in (set(part.units) for part in parts):
+        if units <= gone:
+            gone.discard(max(units))
+    return gone
+
+
 @torch.no_grad()
 def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
     """Takes these units of couplings out of `model`; tensors are replaced, never written.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pdp.kernels import cpu as host_kernels
-from pdp.layers import Layer
+from pdp.layers import Layer, Member
 
 _SMALL = 400_000  # weights of a mean layer; above, what a call costs is less than fetching its effective weight again
 
@@ -31,7 +31,7 @@ class Forward:
         for weight, numbers, effective in host_kernels.found().effective(weights, cuts, taus):  # type: ignore[union-attr]
             self.made[id(weight)] = (weight, weight._version, weight.data_ptr(), numbers, [effective])
 
-    def effective(self, weight: Tensor) -> Tensor | None:
+    def effective(self, member: Member, weight: Tensor) -> Tensor | None:
         """The effective counterpart of `weight`, once; None where it is still to be made."""
         held = self.made.pop(id(weight), None)
         # A model may change its weights in its forward.

@@ -21,6 +21,7 @@ from pdp.layers import Layer, Member, Site
 from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner import reading
+from pdp.pruner.compiling import guard_hooks, take_out, uncover
 from pdp.pruner.reading import Place, Watched
 from pdp.reading_mode import reads_stored
 
@@ -82,7 +83,7 @@ class Shadow:
             own = threading.get_ident()
             if own in self.inside:
                 self.inside.remove(own)
-        held.pop(self.parameter, None)
+        take_out(held, self.parameter)
 
 
 class Around:
@@ -172,6 +173,7 @@ class WholeForward:
 
 def hook(model: nn.Module, layers: Sequence[Layer], method: Method) -> list[RemovableHandle]:
     """Registers all hooks of these layers and answers look-ups of their weights."""
+    guard_hooks()
     # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
     handles = WholeForward(model, layers, method).attach()
     places: dict[tuple[int, int, str], tuple[Site, list[tuple[Layer, Member]]]] = {}
@@ -204,6 +206,7 @@ def unhook(layers: Sequence[Layer], handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
+    uncover(layers)
     for layer in layers:
         for member in layer.members:
             for site in member.sites:

@@ -29,6 +29,7 @@ class Drawn:
     name: str
     caption: str
     figure: Figure
+    title: str = ""  # what stands above it after model and data; empty: the kind's
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def draw_all(runs: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
             where = f"{kind.name}-{key[0]}-{key[1]}-{key[2]}"
             new = list(kind.draw(where, group.reset_index(drop=True)))
             for one in new:
-                _head(one, f"{key[1]} on {key[2]}: {kind.title}")
+                _head(one, f"{key[1]} on {key[2]}: {one.title or kind.title}")
             mine += new
         if not mine:
             left_out.append(f"{kind.title}: not drawn; it needs {kind.needs}")
@@ -63,7 +64,7 @@ def _head(drawn: Drawn, title: str) -> None:
     """Writes model, data and what is shown above the figure, and what an arrow means where it has one."""
     arrows = any(text.get_text()[:1] in _ARROWS for axis in drawn.figure.axes for text in axis.texts)
     if arrows:
-        title += "  (an arrow at an edge: the value beside it lies beyond the axis)"
+        title += "\nan arrow at an edge: the value beside it lies beyond the axis"
     with style():
         drawn.figure.suptitle(title, x=0.01, ha="left", fontsize=9)
 
@@ -111,7 +112,8 @@ def _against(x: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
                 f"{'' if several else f', target {target(group.target_sparsity.iloc[0])}'}, study {first.study}. Means "
                 f"over seeds with 95 % intervals (Student t){band}."
             )
-            yield Drawn(f"{name}-{_slug(pattern)}", caption, figure)
+            title = f"accuracy{how}" if several else f"accuracy at {target(group.target_sparsity.iloc[0])}{how}"
+            yield Drawn(f"{name}-{_slug(pattern)}", caption, figure, title)
 
     return draw
 

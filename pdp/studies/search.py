@@ -127,7 +127,7 @@ def draw(
 
 
 def seed_of(study: str, method: str, sparsity: float | None) -> int:
-    """Of a method's trials at a sparsity: the same on every machine."""
+    """The seed of a method's trials at a sparsity, the same on every machine."""
     return zlib.crc32(f"{study} {method} {sparsity}".encode())
 
 

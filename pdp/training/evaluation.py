@@ -42,7 +42,7 @@ def measure(
     model.eval()
     parts: list[dict[str, np.ndarray]] = []
     held: list[dict[str, torch.Tensor]] = []
-    # Of the last batch, a short one, a process may get nothing: whether to stop is agreed on before it.
+    # A process may get nothing of the last, short batch: the processes agree before it whether to stop.
     asked = max(0, len(loader) - 1) if stop and isinstance(loader, Sized) else 0
     try:
         for number, batch in enumerate(loader):

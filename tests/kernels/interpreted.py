@@ -12,9 +12,11 @@ from mask_formulas import reference
 from pdp import Pruner
 from pdp.kernels.gpu import selection, usable
 from pdp.kernels.gpu.cuts import Cuts
+from pdp.kernels.gpu.joint import Joint, Part
 from pdp.kernels.gpu.launching import launch
 from pdp.kernels.gpu.masks import alike, device_prune
 from pdp.masks.soft import soft_prune
+from pdp.patterns.pattern import Pattern
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter cuts bfloat16 off instead of rounding.
@@ -275,3 +277,149 @@ def test_under_autocast_the_layer_is_given_the_type_it_computes_in():
     torch.testing.assert_close(seen[0].float(), expected, rtol=2**-8, atol=6e-8)
     output.float().square().sum().backward()
     assert model.weight.grad.dtype == torch.float32 and model.weight.grad.abs().sum() > 0
+
+
+class Several(torch.nn.Module):
+    """Layers of sizes that do not fill a launch, one that is not trained, one used twice, one that is skipped."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        sizes = [8, 40, 12, 8, 36, 4, 8]
+        self.parts = torch.nn.ModuleList(torch.nn.Linear(*pair) for pair in zip(sizes[:-1], sizes[1:], strict=True))
+        self.again = torch.nn.Linear(8, 40)
+        self.again.weight = self.parts[0].weight
+        self.unused = torch.nn.Linear(16, 4)
+        self.last = torch.nn.Linear(40, 4)
+        self.parts[2].weight.requires_grad_(False)
+
+    def forward(self, values):
+        for part in self.parts:
+            values = torch.tanh(part(values))
+        return self.last(self.again(values))
+
+
+def trained_several(pattern, mode, kind):
+    """Outputs, gradients and cuts of some steps; the first layers lie elsewhere from the second on."""
+    torch.manual_seed(1)
+    model = Several().to(DEVICE)
+    pruner = Pruner(
+        model, pattern=pattern, sparsity=0.6 if pattern == "random" else None, epochs=1,
+        schedule={"warmup": "0ep", "ramp": "1ep"}, temperature_mode=mode, kappa=0.05,
+        **({"temperature": 1e-2} if mode == "absolute" else {}),
+    )  # fmt: skip
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    data, seen = torch.Generator().manual_seed(2), []
+    pruner.start_epoch(0)
+    for _ in range(2):
+        values = torch.randn(4, 8, generator=data).to(DEVICE)
+        with torch.autocast(DEVICE, kind, enabled=kind is not None):
+            output = model(values)
+        output.float().square().mean().backward()
+        seen += [output.detach(), *(one.grad.clone() for one in model.parameters() if one.grad is not None)]
+        assert model.unused.weight.grad is None and model.parts[2].weight.grad is None
+        optimizer.step()
+        pruner.step()
+        optimizer.zero_grad()
+        for part in model.parts[:2]:
+            part.weight.data = part.weight.data.clone()
+        seen += [layer.state["cut"].clone() for layer in pruner.layers]
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mode", "kind"),
+    [
+        ("random", "absolute", None),
+        ("2:4", "absolute", LOWER),
+        ("random", "relative", LOWER),
+        ("1:4", "relative", None),
+    ],
+)
+def test_layers_masked_together_are_those_masked_one_by_one(pattern, mode, kind, monkeypatch):
+    launched = []
+
+    def counted(kernel, *arguments, **how):
+        launched.append(kernel)
+        launch(kernel, *arguments, **how)
+
+    monkeypatch.setattr("pdp.kernels.gpu.joint.launch", counted)
+    monkeypatch.setattr("pdp.patterns.joint_forward.SLOTS", 4)
+    together = trained_several(pattern, mode, kind)
+    writes = [one.__name__ for one in launched]
+    assert writes.count("write_slopes_of_many") == writes.count("write_effective_of_many") >= 4
+    launched.clear()
+    monkeypatch.setattr(Pattern, "_made", lambda *given: None)
+    alone = trained_several(pattern, mode, kind)
+    assert not launched and len(together) == len(alone)
+    near = {"rtol": 2e-4, "atol": 2e-6} if kind is None else {"rtol": 1e-2, "atol": 1e-3}  # products round as they lie
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, **near)
+
+
+@settings(max_examples=12)
+@given(
+    shapes=st.lists(
+        st.sampled_from([(5, 7), (64, 24), (1, 8), (3, 4, 3, 3), (1100,), (16, 8)]), min_size=1, max_size=16
+    ),
+    held=st.booleans(),
+    lower=st.booleans(),
+    missing=st.integers(0, 15),
+    seed=st.integers(0, 99),
+)
+def test_a_bundle_is_what_its_weights_are_one_by_one_bit_for_bit(shapes, held, lower, missing, seed):
+    draw = torch.Generator().manual_seed(seed)
+    dtype = LOWER if lower else torch.float32
+    kinds = {"memory_format": torch.channels_last} if seed % 2 else {}
+    made = [torch.randn(shape, generator=draw) * 0.1 for shape in shapes]
+    made = [(one.contiguous(**kinds) if one.dim() == 4 else one).to(DEVICE) for one in made]
+    pairs = [(one.clone().requires_grad_(), one.clone().requires_grad_()) for one in made]
+    cuts = [torch.tensor(0.02 * number, device=DEVICE) for number in range(len(made))]
+    taus = [torch.tensor(1e-3 * (1 + number), device=DEVICE) if held else None for number in range(len(made))]
+    parts = [Part(pair[0], cut, tau, 1) for pair, cut, tau in zip(pairs, cuts, taus, strict=True)]
+    together = Joint(parts, 1).effective(parts, 1e-3, dtype)
+    alone = [
+        device_prune(pair[1], cut, 1e-3 if tau is None else tau, dtype)
+        for pair, cut, tau in zip(pairs, cuts, taus, strict=True)
+    ]
+    upstream = [torch.randn(one.shape, generator=draw).to(DEVICE, dtype) for one in made]
+    given = [(one, other, up) for one, other, up in zip(together, alone, upstream, strict=True)]
+    given = [one for number, one in enumerate(given) if number != missing] or given  # one may have no gradient
+    torch.autograd.backward([one for one, _, _ in given], [up for _, _, up in given])
+    torch.autograd.backward([one for _, one, _ in given], [up for _, _, up in given])
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
+    for one, other in pairs:
+        assert (one.grad is None and other.grad is None) or torch.equal(one.grad, other.grad)
+
+
+def test_a_weight_changed_before_backward_is_told_of():
+    model = Several().to(DEVICE)
+    pruner = Pruner(model, sparsity=0.5, epochs=1, schedule={"warmup": "0ep", "ramp": "1ep"})
+    pruner.start_epoch(0)
+    output = model(torch.randn(2, 8, device=DEVICE)).sum()
+    with torch.no_grad():
+        model.parts[1].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.backward()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_activations_may_be_computed_again(reentrant):
+    from torch.utils.checkpoint import checkpoint
+
+    def gradients(again):
+        torch.manual_seed(0)
+        first, rest = torch.nn.Linear(6, 8), torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 3))
+        model = torch.nn.Module()
+        model.first, model.rest = first, rest
+        run = (lambda one: checkpoint(rest, one, use_reentrant=reentrant)) if again else rest
+        model.forward = lambda values: run(first(values))
+        model.to(DEVICE)
+        pruner = Pruner(model, sparsity=0.5, epochs=1, schedule={"warmup": "0ep", "ramp": "1ep"}, temperature=1e-2)
+        pruner.start_epoch(0)
+        model(torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).to(DEVICE)).square().sum().backward()
+        return [one.grad for one in model.parameters()]
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(one, other)

@@ -10,6 +10,7 @@ from torch import nn
 
 from pdp import Pruner
 from pdp.kernels.gpu import unit_kernels
+from pdp.kernels.gpu.masks import alike
 from pdp.kernels.gpu.units import UnitSquares
 from pdp.masks.units import mask_units, steepness
 
@@ -169,12 +170,53 @@ def test_a_retained_graph_gives_its_gradient_again_and_a_changed_weight_is_refus
         torch.autograd.grad(effective, tensors, upstream)
 
 
-def test_units_out_of_order_stay_with_the_readable_mask():
-    (weight,) = (one.requires_grad_() for one in tensors_of(8, [(4,)]))
-    mask, order = torch.rand(8, device=DEVICE), torch.randperm(8, device=DEVICE)
-    assert unit_kernels(mask, [weight], [order]) is None and unit_kernels(mask, [weight], [None]) is not None
-    (effective,) = mask_units(mask, mask, [weight], [order], [True], [torch.float32])
-    assert torch.equal(effective, weight * mask[order][:, None])
+@settings(max_examples=12)
+@given(
+    rows=st.integers(1, 150), lengths=st.lists(st.integers(1, 200), min_size=1, max_size=3),
+    kinds=st.lists(st.sampled_from(["columns", "rows", "last", "vector", "weighing vector"]), min_size=1, max_size=4),
+    listed=st.booleans(), lower=st.booleans(), without=st.integers(0, 3), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_units_that_lie_as_they_like_are_masked_as_by_plain_operations(
+    rows, lengths, kinds, listed, lower, without, seed
+):
+    """Columns of a weight, several slices of a unit, slices of none, vectors over the same units or over others."""
+    draw = torch.Generator().manual_seed(seed)
+    kinds = [*kinds, "columns"]
+    units = torch.randint(0, 6, (rows,), generator=draw).to(DEVICE) if listed else None  # 5 is none
+    count = 5 if listed else rows
+    tensors, weighs, belong = [], [], []
+    for number, kind in enumerate(kinds):
+        length = lengths[number % len(lengths)]
+        shape = {"last": (rows, 3, 2, 2), "rows": (rows, length), "columns": (length, rows)}.get(kind, (rows,))
+        one = torch.randn(shape, generator=draw).to(DEVICE)
+        one = one.t() if kind == "columns" else one.contiguous(memory_format=LAST) if kind == "last" else one
+        tensors.append(one)
+        weighs.append(kind != "vector")
+        own = torch.randint(0, 6, (rows,), generator=draw).to(DEVICE)
+        belong.append(None if units is None else own if number == 2 else units)
+    dtypes = [LOWER if lower and own else torch.float32 for own in weighs]
+    mask, steep = torch.rand(count, generator=draw).to(DEVICE), torch.rand(count, generator=draw).to(DEVICE) * 0.01
+    given = [place for place in range(len(tensors)) if place != without or len(tensors) == 1]
+    upstream = randoms(tensors, given, dtypes, turned=bool(seed % 3 == 0))
+    results: list = []
+    for readable in (False, True):
+        stored = [one.detach().requires_grad_() for one in tensors]
+        taken = None if readable else unit_kernels(mask, stored, belong)
+        assert readable or taken is not None
+        effective = mask_units(mask, steep, stored, belong, weighs, dtypes, taken)
+        found = torch.autograd.grad(
+            [effective[place] for place in given], stored, [upstream[place] for place in given], allow_unused=True
+        )
+        results.append((effective, found))
+    (mine, slopes), (theirs, expected) = results
+    for one, other in zip(mine, theirs, strict=True):
+        assert torch.equal(one, other) and alike(one, other)
+    for one, other, stored in zip(slopes, expected, tensors, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            near = {"rtol": 1e-2, "atol": 1e-2} if lower else {"rtol": 1e-4, "atol": 1e-4}
+            torch.testing.assert_close(one, other, **near)
+            assert alike(one, stored)
 
 
 @pytest.mark.parametrize("kind", [torch.float32, LOWER])

@@ -403,3 +403,53 @@ def test_a_deep_copy_is_masked_and_checkpointing_gives_the_same_gradients():
     nn.functional.cross_entropy(outputs, labels).backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, expected[name], atol=1e-7), name
+
+
+class Branches(nn.Module):
+    """Two branches side by side, summed with a third; a sigmoid; a reader of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right, self.whole = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(3, 8, 1)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        both = torch.cat([self.left(x), self.right(x)], 1) + self.whole(x)
+        return self.head(torch.sigmoid(self.norm(both))).mean((2, 3))
+
+
+def test_a_branch_that_loses_all_its_channels_keeps_one_zero():
+    model = Branches()
+    with torch.no_grad():
+        for part in (model.left, model.whole, model.norm):
+            part.weight[:4], part.bias[:4] = 0, 0
+        model.head.weight[:, :4] = 0
+    slimmed = slim(model.eval(), IMAGE)
+    assert slimmed.removed == {"left": (3, 8)} and slimmed.model.left.out_channels == 1
+    assert difference(model, slimmed.model, batch(5)[0]) < 1e-6
+
+
+def test_readers_of_what_is_not_zero_are_masked_as_the_formula_says():
+    """sigmoid(0) is 1/2: the columns that read it are masked with the same mask, in training too."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 10), nn.Sigmoid(), nn.Linear(10, 9), nn.Sigmoid(), nn.Linear(9, 4))
+    inputs = torch.randn(5, 6)
+    pruner = Pruner(
+        model, pattern="channel", sparsity=0.5, epochs=2, schedule=NOW, temperature=0.05, example_input=inputs[:1]
+    )
+    pruner.start_epoch(0)
+    weights = {name: one.detach().double().requires_grad_() for name, one in model.named_parameters()}
+    masks = []
+    for layer in pruner.layers:
+        square = weights[layer.parameter].square().mean(1)
+        masks.append(torch.sigmoid((square - float(layer.state["cut"]) ** 2) / 0.05))
+    hidden = (inputs.double() @ (weights["0.weight"] * masks[0][:, None]).T + weights["0.bias"] * masks[0]).sigmoid()
+    middle = weights["2.weight"] * masks[1][:, None] * masks[0]
+    hidden = (hidden @ middle.T + weights["2.bias"] * masks[1]).sigmoid()
+    expected = hidden @ (weights["4.weight"] * masks[1]).T + weights["4.bias"]
+    expected.square().sum().backward()
+    output = model(inputs)
+    output.square().sum().backward()
+    torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
+    for name, one in model.named_parameters():
+        torch.testing.assert_close(one.grad.double(), weights[name].grad, rtol=1e-3, atol=1e-4)

@@ -117,6 +117,53 @@ def twin_of(model):
     return twin
 
 
+def test_where_no_deletion_can_be_compiled_the_stored_weight_hides_itself(monkeypatch):
+    """The way of PyTorch 2.11."""
+    monkeypatch.setattr("pdp.pruner.compiling.DELETIONS_COMPILE", False)
+    torch._dynamo.reset()
+    model, pruner = pruned_net()
+    plain, other = pruned_net(twin_of(model))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    for step in range(3):
+        images, labels = batch(step)
+        for forward, one, own in ((compiled, model, pruner), (plain, plain, other)):
+            nn.functional.cross_entropy(forward(images), labels).backward()
+            torch.optim.SGD(one.parameters(), 0.05).step()
+            own.step()
+            one.zero_grad()
+    conv = model[0]
+    assert conv.__dict__["weight"] is conv._parameters["weight"] and list(model.state_dict()) == list(
+        plain.state_dict()
+    )
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+    model.to(torch.float64), plain.to(torch.float64)
+    images = batch()[0].double()
+    assert torch.allclose(compiled(images), plain(images), atol=1e-6)
+    pruner.finalize(), other.finalize()
+    assert not any("weight" in module.__dict__ for module in model.modules())
+    assert torch.allclose(model(images), plain(images), atol=1e-6)
+
+
+@torch._dynamo.config.patch(skip_nnmodule_hook_guards=True)  # as it is before the first pruner
+def test_the_graph_of_a_dense_model_does_not_stand_in_for_a_pruned_one():
+    """In one process, as in a sweep; the dense one is compiled before there is any pruner."""
+    torch._dynamo.reset()
+    images = batch()[0]
+    dense = small_net()
+    compiled_dense = torch.compile(dense, backend="eager")
+    for _ in range(2):
+        before = compiled_dense(images)
+    model, pruner = pruned_net(twin_of(dense))
+    compiled = torch.compile(model, backend="eager")
+    masked = compiled(images)
+    assert torch.allclose(masked, model(images), atol=1e-6) and not torch.allclose(masked, before, atol=1e-3)
+    # And the other way about, with both at hand, and when the hooks have gone.
+    assert torch.equal(compiled_dense(images), before) and torch.equal(compiled(images), masked)
+    pruner.finalize()
+    assert torch.allclose(compiled(images), model(images), atol=1e-6)
+
+
 def test_autocast_masks_in_float32():
     model, pruner = pruned_net()
     seen = []

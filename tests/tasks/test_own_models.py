@@ -176,7 +176,7 @@ def built(name, *words):
         *("shapes.models.KeywordsGoOn", "shapes.models.Lazy", "shapes.models.Half", "shapes.models.Outer.Inner"),
         *("shapes.models.Outer.made", "shapes.models.make", "shapes.models.partial", "alone.Alone"),
         *("with-dash.net.Own", "größe.netz.Netz", "resnet20.net.Own", "train.Own", "side.Side"),
-        *("timm.models.resnet.resnet10t"),
+        "timm.models.resnet.resnet10t",
     ],
 )
 def test_anything_importable_that_makes_a_model(folder, name):

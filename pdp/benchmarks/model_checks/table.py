@@ -16,10 +16,11 @@ counter. Written by `python scripts/check_models.py --table`; the lines are in `
 
 
 _INTRODUCED = {
-    "channel": """Half of the channels of every coupling go, the stem's too. `hard()`, `finalize()` and `pdp.slim` must be one function to
-1e-3 of the largest output (float32). Beside it what torch-pruning 1.6's own pruner leaves of the parameters at the same ratio, where
-its result runs; it takes channels through LayerNorm away as well, after which the model is another function: a zero
-channel changes the mean and variance of all others, so no mask can be exact there, and here such channels stay.
+    "channel": """Half of the channels of every coupling go, the stem's too. `hard()`, `finalize()` and `pdp.slim` must be
+one function to 1e-3 of the largest output (float32). Beside it stands what torch-pruning's own pruner leaves of the
+parameters at the same ratio, where its result runs. It takes channels before a LayerNorm away as well, after which the
+model is another function: a zero changes the mean and the variance of all channels, so no mask can be exact there, and
+here they stay.
 
 """  # noqa: E501
 }

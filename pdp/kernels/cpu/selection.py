@@ -37,7 +37,7 @@ def _look(address, count, low, high, near, place, room):
 
 @njit(**_HOW)
 def gather(part, parts, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
-    """Of the pieces of one of so many parts, what lies between their layers' bounds, and how much lies below."""
+    """Collects what lies between its layer's bounds in each piece of one part, and counts what lies below."""
     for piece in range(layers.size * part // parts, layers.size * (part + 1) // parts):
         layer = layers[piece]
         address, low, high = addresses[layer], lows[layer], highs[layer]
@@ -55,7 +55,7 @@ def gather(part, parts, addresses, lows, highs, layers, firsts, lasts, rooms, ne
 
 @njit(**_HOW)
 def select(part, parts, ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
-    """Of a part's layers the largest pruned and the smallest kept magnitude; -1 where one is not between the bounds."""
+    """The largest pruned and smallest kept magnitude of a part's layers; -1 where one is not between the bounds."""
     for layer in range(ranks.size * part // parts, ranks.size * (part + 1) // parts):
         first, last = pieces[layer], pieces[layer + 1]
         rank, total, complete = ranks[layer], 0, True

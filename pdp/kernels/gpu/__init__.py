@@ -33,12 +33,18 @@ def usable(weight: Tensor) -> bool:
 
 
 def unit_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None]) -> Any:
-    """`pdp.kernels.gpu.units` where its kernels take all these arguments of `pdp.masks.units.mask_units`, else None."""
-    if any(own is not None for own in units) or any(one.device != mask.device or not usable(one) for one in tensors):
+    """What does `pdp.masks.units.mask_units` of these arguments by kernels; None where nothing does."""
+    if any(one.device != mask.device for one in tensors):
         return None
-    from pdp.kernels.gpu import units as kernels
+    if all(own is None for own in units) and all(map(usable, tensors)):
+        from pdp.kernels.gpu import units as kernels
 
-    return kernels
+        return kernels
+    if all(usable(one) or one.dim() == 2 and usable(one.t()) for one in tensors):
+        from pdp.kernels.gpu.columns import ColumnKernels
+
+        return ColumnKernels(units)
+    return None
 
 
 @cache

@@ -67,6 +67,24 @@ def write_full_cuts(weights, cuts, groups, INNER, FREE: tl.constexpr, MEMBERS: t
 
 
 @triton.jit
+def write_full_cuts_of_many(table, chunk_layer, chunk_number, layers, cuts, FREE: tl.constexpr, MEMBERS: tl.constexpr,
+                            TYPE: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """The same of many layers; `table` is (4, layers): where each weight lies, its groups, INNER, and where cuts go."""
+    column = table + tl.load(chunk_layer + tl.program_id(0))
+    weights = tl.multiple_of(tl.load(column).to(tl.pointer_type(TYPE)), 16)
+    groups = tl.load(column + layers).to(tl.int32)
+    at = tl.load(chunk_number + tl.program_id(0)) * BLOCK + tl.arange(0, BLOCK)
+    there = at < groups
+    free = tl.full([BLOCK], FREE, tl.int32)
+    own = cuts + tl.load(column + 3 * layers)
+    if FLAT:
+        _write_midway(weights, own, at, at * MEMBERS, there, free, 1, MEMBERS)
+    else:
+        inner = tl.load(column + 2 * layers).to(tl.int32)
+        _write_midway(weights, own, at, _first(at, inner, MEMBERS), there, free, inner, MEMBERS)
+
+
+@triton.jit
 def write_candidates(weights, candidates, groups, INNER, FREE: tl.constexpr, MEMBERS: tl.constexpr,
                      BLOCK: tl.constexpr):  # fmt: skip
     """The FREE smallest magnitudes of each group: all the smallest, then all the second ones, and so on."""

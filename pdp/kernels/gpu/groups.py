@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pdp.kernels.gpu import grouping
-from pdp.kernels.gpu.cuts import CHUNK, MOST_PROGRAMS, Cuts, upload
+from pdp.kernels.gpu.cuts import CHUNK, MOST_PROGRAMS, TYPES, Cuts, upload
 from pdp.kernels.gpu.launching import launch
 
 _BLOCK = 256  # groups of a program
@@ -34,19 +34,48 @@ class GroupCuts:
         self.free, self.members = free, members
         self.selection: Cuts | None = None
         self.laid: list[list[int]] = []
+        self.full: _Full | None = None
 
     def find(self, layers: Sequence[Grouped]) -> list[Tensor]:
         """The cuts of each layer: shaped as the weight is with its inputs last and counted in groups."""
-        found = [self._empty(layer) for layer in layers]
-        partial = []
-        for layer, cuts in zip(layers, found, strict=True):
-            if layer.pruned == cuts.numel() * self.free:
+        whole = [layer.pruned == layer.weight.numel() // self.members * self.free for layer in layers]
+        together = [one and self._joinable(layer, layers[0]) for one, layer in zip(whole, layers, strict=True)]
+        joint = iter(self._find_full([layer for one, layer in zip(together, layers, strict=True) if one]))
+        found, partial = [], []
+        for layer, own, one in zip(layers, whole, together, strict=True):
+            if one:
+                found.append(next(joint))
+                continue
+            cuts = self._empty(layer)
+            found.append(cuts.movedim(layer.along, -1))
+            if own:
                 self._launch(grouping.write_full_cuts, layer, cuts)
             else:
                 partial.append((layer, cuts))
         if partial:
             self._find_partial(partial)
-        return [cuts.movedim(layer.along, -1) for layer, cuts in zip(layers, found, strict=True)]
+        return found
+
+    @staticmethod
+    def _joinable(layer: Grouped, first: Grouped) -> bool:
+        """Whether its weight can be read in the same launch: of one type, and beginning at sixteen bytes."""
+        return layer.weight.dtype == first.weight.dtype and layer.weight.data_ptr() % 16 == 0
+
+    def _find_full(self, layers: Sequence[Grouped]) -> Sequence[Tensor]:
+        """Those of layers in which each group loses all that it can, in one launch."""
+        if not layers:
+            return ()
+        places = [(one.weight.data_ptr(), one.weight.shape, one.weight.stride(), one.along) for one in layers]
+        if self.full is None or self.full.places != places:
+            self.full = _Full(layers, places, [self._empty(one, "meta") for one in layers])
+        plan = self.full
+        joined = torch.empty(plan.length, dtype=torch.float32, device=layers[0].weight.device)
+        launch(
+            grouping.write_full_cuts_of_many, plan.chunk_layer.numel(), plan.table, plan.chunk_layer,
+            plan.chunk_number, len(layers), joined, FREE=self.free, MEMBERS=self.members, TYPE=plan.kind,
+            FLAT=plan.flat, BLOCK=_BLOCK,
+        )  # fmt: skip
+        return [joined.as_strided(*one) for one in plan.views]
 
     def _find_partial(self, layers: Sequence[tuple[Grouped, Tensor]]) -> None:
         sizes = [cuts.numel() * self.free for _, cuts in layers]
@@ -88,12 +117,33 @@ class GroupCuts:
             FREE=self.free, MEMBERS=self.members, BLOCK=_BLOCK,
         )  # fmt: skip
 
-    def _empty(self, layer: Grouped) -> Tensor:
-        """Room for the cuts, in the memory order of the weight."""
+    def _empty(self, layer: Grouped, device: str | torch.device | None = None) -> Tensor:
+        """Room for the cuts, in the memory order of the weight; on its device unless another is named."""
         shape = list(layer.weight.shape)
         shape[layer.along] //= self.members
         order = memory_order(layer.weight)
-        return torch.empty(shape, dtype=torch.float32, device=layer.weight.device, memory_format=order)
+        return torch.empty(shape, dtype=torch.float32, device=device or layer.weight.device, memory_format=order)
+
+
+class _Full:
+    """Where layers lie whose groups lose all that they can, and where in one tensor their cuts go."""
+
+    def __init__(self, layers: Sequence[Grouped], places: list, cuts: Sequence[Tensor]):
+        device = layers[0].weight.device
+        self.places = places
+        self.kind = TYPES[layers[0].weight.dtype]
+        groups = np.array([one.numel() for one in cuts], np.int64)
+        inner = [one.weight.stride(one.along) for one in layers]
+        self.flat = all(one == 1 for one in inner)
+        starts = [0, *accumulate((-(-groups // 4) * 4).tolist())]
+        self.length = starts[-1]
+        self.table = upload(np.array([[one[0] for one in places], groups, inner, starts[:-1]], np.int64), device)
+        chunks = -(-groups // _BLOCK)
+        first = np.cumsum(chunks) - chunks
+        self.chunk_layer = upload(np.repeat(np.arange(len(layers), dtype=np.int32), chunks), device)
+        self.chunk_number = upload((np.arange(chunks.sum()) - np.repeat(first, chunks)).astype(np.int32), device)
+        moved = [one.movedim(layer.along, -1) for layer, one in zip(layers, cuts, strict=True)]
+        self.views = [(one.shape, one.stride(), start) for one, start in zip(moved, starts, strict=False)]
 
 
 def memory_order(weight: Tensor) -> torch.memory_format:

@@ -14,11 +14,11 @@ _LARGEST: tl.constexpr = tl.constexpr(8.5e37)  # a quarter of float32's
 
 
 @triton.jit
-def _offset(cuts, at, there, inverse, INNER, MEMBERS: tl.constexpr):
-    """-t^2 / tau of each weight, kept finite; with groups, of the group's own cut."""
+def offset_of(cuts, at, there, inverse, INNER, MEMBERS: tl.constexpr, FLAT: tl.constexpr):
+    """-t^2 / tau of each weight, kept finite; with groups, of the group's own cut, FLAT where INNER is 1."""
     if MEMBERS == 1:
         cut = tl.load(cuts)
-    elif INNER == 1:
+    elif FLAT:
         cut = tl.load(cuts + at // MEMBERS, mask=there, other=0.0)
     else:
         cut = tl.load(cuts + at // (MEMBERS * INNER) * INNER + at % INNER, mask=there, other=0.0)
@@ -27,8 +27,25 @@ def _offset(cuts, at, there, inverse, INNER, MEMBERS: tl.constexpr):
 
 
 @triton.jit
+def masked(weight, offset, inverse):
+    """m(w) w."""
+    mask = tl.sigmoid(offset + weight * weight * inverse)
+    return tl.where(mask > _NOTHING, mask, 0.0) * weight
+
+
+@triton.jit
+def sloped(weight, gradient, offset, inverse):
+    """The gradient times m + (2 w^2 / tau) m (1 - m)."""
+    z = offset + weight * weight * inverse
+    z = tl.minimum(tl.maximum(z, -_SATURATED), _SATURATED)
+    mask = tl.sigmoid(z)
+    # 2 w^2 / tau = 2 z + 2 t^2 / tau
+    return gradient * (mask + 2 * (z - tl.maximum(offset, _FARTHEST)) * mask * (1 - mask))
+
+
+@triton.jit
 def write_effective(weights, effective, cuts, temperatures, temperature, size, INNER, MEMBERS: tl.constexpr,
-                    HELD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                    FLAT: tl.constexpr, HELD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """m(w) w; MEMBERS weights, INNER numbers apart in memory, share a cut, or with 1 all of them do."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < size
@@ -36,15 +53,13 @@ def write_effective(weights, effective, cuts, temperatures, temperature, size, I
         temperature = tl.load(temperatures).to(tl.float32)
     weight = tl.load(weights + at, mask=there, other=0.0).to(tl.float32)
     inverse = 1 / temperature
-    offset = _offset(cuts, at, there, inverse, INNER, MEMBERS)
-    mask = tl.sigmoid(offset + weight * weight * inverse)
-    mask = tl.where(mask > _NOTHING, mask, 0.0)
-    tl.store(effective + at, (mask * weight).to(effective.dtype.element_ty), mask=there)
+    offset = offset_of(cuts, at, there, inverse, INNER, MEMBERS, FLAT)
+    tl.store(effective + at, masked(weight, offset, inverse).to(effective.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def write_slope(weights, gradients, slopes, cuts, temperatures, temperature, size, INNER, MEMBERS: tl.constexpr,
-                HELD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                FLAT: tl.constexpr, HELD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """The gradient times m + (2 w^2 / tau) m (1 - m)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < size
@@ -53,10 +68,5 @@ def write_slope(weights, gradients, slopes, cuts, temperatures, temperature, siz
     weight = tl.load(weights + at, mask=there, other=0.0).to(tl.float32)
     gradient = tl.load(gradients + at, mask=there, other=0.0).to(tl.float32)
     inverse = 1 / temperature
-    offset = _offset(cuts, at, there, inverse, INNER, MEMBERS)
-    z = offset + weight * weight * inverse
-    z = tl.minimum(tl.maximum(z, -_SATURATED), _SATURATED)
-    mask = tl.sigmoid(z)
-    # 2 w^2 / tau = 2 z + 2 t^2 / tau
-    slope = mask + 2 * (z - tl.maximum(offset, _FARTHEST)) * mask * (1 - mask)
-    tl.store(slopes + at, (gradient * slope).to(slopes.dtype.element_ty), mask=there)
+    offset = offset_of(cuts, at, there, inverse, INNER, MEMBERS, FLAT)
+    tl.store(slopes + at, sloped(weight, gradient, offset, inverse).to(slopes.dtype.element_ty), mask=there)

@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx
 
 from pdp.kernels.gpu import masking
 from pdp.kernels.gpu.launching import launch
+from pdp.masks.kept import keep, kept
 from pdp.masks.soft import plain_prune
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 
@@ -40,7 +41,7 @@ def alike(one: Tensor, other: Tensor) -> bool:
     )
 
 
-def _spread(cuts: Tensor, weight: Tensor, members: int, inner: int) -> Tensor:
+def spread_cuts(cuts: Tensor, weight: Tensor, members: int, inner: int) -> Tensor:
     """The cut of each weight, shaped like it, from those that lie in its memory's order."""
     if members == 1:
         return cuts
@@ -52,18 +53,18 @@ class _DevicePrune(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, weight: Tensor, cuts: Tensor, temperature, dtype, members: int, inner: int) -> Tensor:
         ctx.how = (temperature, members, inner)  # type: ignore[attr-defined]
-        ctx.save_for_backward(weight, cuts)
+        keep(ctx, weight, cuts)
         effective = torch.empty_like(weight, dtype=dtype)
         _launch(masking.write_effective, (weight, effective), cuts, *ctx.how)  # type: ignore[attr-defined]
         return effective
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        weight, cuts = ctx.saved_tensors  # type: ignore[attr-defined]
+        weight, cuts = kept(ctx)
         if wants_a_graph():
             temperature, members, inner = ctx.how  # type: ignore[attr-defined]
-            of_each = partial(plain_prune, cut=_spread(cuts, weight, members, inner), temperature=temperature)
-            return *gradients_with_a_graph(of_each, [weight], [gradient]), *(None,) * 6
+            of_each = partial(plain_prune, cut=spread_cuts(cuts, weight, members, inner), temperature=temperature)
+            return *gradients_with_a_graph(of_each, [weight], [gradient]), *(None,) * 5
         if not alike(gradient, weight):
             gradient = torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
         slope = torch.empty_like(weight)
@@ -82,5 +83,5 @@ def _launch(kernel, tensors: tuple[Tensor, ...], cuts: Tensor, temperature: Tens
     known = None if misplaced else (size, inner, *[one.dtype for one in pointers])
     launch(
         kernel, -(-size // _BLOCK), *pointers, 1.0 if held else float(temperature), size, inner,
-        known=known, MEMBERS=members, HELD=held, BLOCK=_BLOCK,
+        known=known, MEMBERS=members, FLAT=inner == 1, HELD=held, BLOCK=_BLOCK,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def masked(mask: Tensor, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype
     heads = [place for place in made if tensors[place].dim() > 1]
     for head, *vectors in _bundles(heads, [place for place in made if tensors[place].dim() == 1]):
         pairs = _padded(head, vectors, tensors, made)
-        _launch(unit_masking.write_masked, (mask, *pairs), (), tensors[head], VECTORS=len(vectors))
+        launch_rows(unit_masking.write_masked, (mask, *pairs), (), tensors[head], VECTORS=len(vectors))
     return list(made.values())
 
 
@@ -51,9 +51,9 @@ def gradients(
     if not alone:
         for line, (head, *more) in zip(sums, adding, strict=True):
             pairs = (*_padded(head, more, tensors, given), line)
-            _launch(unit_masking.write_sums, pairs, (), tensors[head], GIVEN=head in given, VECTORS=len(more))
+            launch_rows(unit_masking.write_sums, pairs, (), tensors[head], GIVEN=head in given, VECTORS=len(more))
     for head, *more in bundles:
-        _launch(
+        launch_rows(
             unit_masking.write_slopes, (mask, steep, *_padded(head, more, tensors, given, found), sums),
             (len(adding),), tensors[head], GIVEN=head in given, WEIGHS=weighs[head], ALONE=alone, VECTORS=len(more),
         )  # fmt: skip
@@ -79,7 +79,10 @@ def _padded(head: int, vectors: Sequence[int], tensors: Sequence[Tensor], *other
     return [one for place in places for one in (tensors[place], *(own.get(place, tensors[place]) for own in others))]
 
 
-def _launch(kernel: Any, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], head: Tensor, **constants: Any) -> None:
+def launch_rows(
+    kernel: Any, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], head: Tensor, **constants: Any
+) -> None:
+    """A kernel of `unit_masking` over the rows of `head`, which lie in one piece each."""
     rows = len(head)
     length = head.numel() // rows
     block = next((one for one in _BLOCKS if one >= length), _BLOCKS[-1])
