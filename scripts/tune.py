@@ -17,23 +17,16 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp.errors import Refusal
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Refusal(f"{message}; --help says all")
+from pdp.scripting import Parser
 
 
 def make_parser() -> Parser:
     """The command line."""
-    parser = Parser("tune.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("tune.py", __doc__)
     parser.add_argument("study", type=Path, help="a study file with a search, such as conf/study/fashion_long.yaml")
     parser.add_argument("overrides", nargs="*", help="further words for every run, such as data.root=/data/x")
     parser.add_argument("--stage", type=int, help="only what this stage of the study needs, counted from 1")
