@@ -46,6 +46,8 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
         "mask_ms": median(trainer.mask_ms) if trainer.mask_ms else None,
         "seconds": trainer.seconds,
     }
+    if pruner.pattern.target_unit == "mac":  # sparsity is of channels
+        line["macs_gone"] = pruner.pattern.reached(pruner.layers)
     if trainer.evaluate_every is not None:
         line["epochs_done"] = done
     if trainer.guard is not None:
