@@ -25,7 +25,7 @@ LANGUAGE_MODELS = (
     "gpt2_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
-TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
+TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "hub_text", "table")
 GLUE_TASKS = ("mnli", "qqp", "qnli", "sst2", "rte", "mrpc", "cola", "stsb", "wnli")
 WIKITEXT = ("wikitext-2", "wikitext-103", "wikitext-2-raw", "wikitext-103-raw")
 # Of each reader of texts: the task that takes it, and the names that its data can have (empty: any).
@@ -37,6 +37,7 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "docstrings": ("language_modelling", ("docstrings",)),
     "wikitext": ("language_modelling", WIKITEXT),
     "files": ("language_modelling", ()),
+    "hub": ("language_modelling", ()),
 }
 
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {

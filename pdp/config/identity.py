@@ -50,6 +50,11 @@ EXCLUDED = (
     "data.train_files",
     "data.validation_files",
     "data.test_files",
+    "data.subset",
+    "data.column",
+    "data.train_split",
+    "data.validation_split",
+    "data.test_split",
 )
 _TIMES = ("recipe.lr_warmup", "recipe.evaluate_every", "schedule.warmup", "schedule.ramp")
 _LISTS_OF_TIMES = ("schedule.phases",)

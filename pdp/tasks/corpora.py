@@ -1,4 +1,4 @@
-"""Running text as lists of lines for train, validation and test: Python's own docstrings, WikiText, any files."""
+"""Running text for train, validation and test: Python's own docstrings, WikiText, any files; large ones in pieces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import hashlib
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from pdp.errors import Refusal
 from pdp.tasks.glue import load_from_hub
 from pdp.tasks.grammar_nli import generate
+from pdp.tasks.text_streams import LARGE, FileText, RowsText, StreamedText, unreadable
 
 HUB = "Salesforce/wikitext"
 _NOT_THE_LIBRARY = {
@@ -30,16 +31,19 @@ VALIDATION = "valid*.*"
 _TENTHS = 10  # of the library's modules one tenth is the test, another the validation part
 
 
+Text = list[str] | StreamedText
+
+
 @dataclass
 class Corpus:
     """Lines of text, each with its line end; `validation` is None where a share of train is to be held out."""
 
-    train: list[str] | None
-    validation: list[str] | None
-    test: list[str]
+    train: Text | None
+    validation: Text | None
+    test: Text
 
 
-def words(lines: list[str]) -> int:
+def words_of_lines(lines: list[str]) -> int:
     """Words separated by white space; line ends do not count."""
     return sum(len(line.split()) for line in lines)
 
@@ -88,8 +92,8 @@ def read_wikitext(name: str, root: str | None) -> Corpus:
     if root is None:
         asked = f"data=wikitext data.name={name}"
         hub_name = f"{name}-v1"
-        parts = [_lines(load_from_hub(HUB, hub_name, part, asked)["text"]) for part in ("train", "validation", "test")]
-        return Corpus(*parts)
+        parts = [load_from_hub(HUB, hub_name, part, asked) for part in ("train", "validation", "test")]
+        return Corpus(*texts_of_rows(parts, "text"))
     folder = _folder(root)
     folder = next((folder / one for one in (name, name.replace("-raw", "")) if (folder / one).is_dir()), folder)
     suffix = "raw" if name.endswith("-raw") else "tokens"
@@ -100,7 +104,7 @@ def read_wikitext(name: str, root: str | None) -> Corpus:
             f"data.root={root} has no {', '.join(absent)} of {name}: set data.root, or choose files with data=text "
             "data.name=<a name of its own> data.train_files=[...] data.test_files=[...]"
         )
-    return Corpus(*[_read([path]) for path in files])
+    return Corpus(*_read([path] for path in files))
 
 
 def read_files(root: str, train: list[str], validation: list[str] | None, test: list[str]) -> Corpus:
@@ -125,9 +129,7 @@ def read_files(root: str, train: list[str], validation: list[str] | None, test: 
     for one, other in (("train_files", "test_files"), ("train_files", "validation_files")):
         if twice := set(found[one]) & set(found[other]):
             raise Refusal(f"{min(twice)} is in data.{one} and in data.{other}: take it out of one of them")
-    held = found["validation_files"]
-    lines = _read(found["train_files"]) if found["train_files"] else None
-    return Corpus(lines, _read(held) if held else None, _read(found["test_files"]))
+    return Corpus(*_read(found[key] or None for key in ("train_files", "validation_files", "test_files")))
 
 
 def made_text() -> Corpus:
@@ -150,15 +152,33 @@ def _folder(root: str) -> Path:
     return folder
 
 
-def _read(paths: list[Path]) -> list[str]:
+def _read(parts: Iterable[list[Path] | None]) -> list[Any]:
+    """The text of each part's files, None where there are none: lines in memory, or all in pieces where they are large."""
+    given = list(parts)
+    try:
+        if sum(path.stat().st_size for paths in given for path in paths or ()) > LARGE:
+            return [FileText(paths) if paths else None for paths in given]
+    except OSError as error:
+        raise Refusal(f"{error.filename} cannot be read ({error.strerror}): change data.root") from None
+    return [_lines_of(paths) if paths else None for paths in given]
+
+
+def _lines_of(paths: list[Path]) -> list[str]:
     lines: list[str] = []
     for path in paths:
         try:
             with path.open(encoding="utf-8") as file:
                 lines += _lines(file)
         except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(f"{path} cannot be read as UTF-8 text ({str(error)[:100]}): change data.root") from None
+            raise unreadable(path, error) from None
     return lines
+
+
+def texts_of_rows(parts: list[Any], column: str) -> list[Any]:
+    """The same of a data set's parts, whose rows are lines."""
+    if sum(rows.data.nbytes for rows in parts if rows is not None) > LARGE:
+        return [None if rows is None else RowsText(rows, column) for rows in parts]
+    return [None if rows is None else _lines(text or "" for text in rows[column]) for rows in parts]
 
 
 def _lines(texts: Any) -> list[str]:

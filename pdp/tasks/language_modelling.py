@@ -16,10 +16,14 @@ from pdp.config.schema import Config
 from pdp.errors import Refusal
 from pdp.tasks import corpora
 from pdp.tasks import text_loading as loading
+from pdp.tasks.hub_texts import read_hub
+from pdp.tasks.language_tokens import Tokens, folder_of, tokens_of, trained_tokenizer
+from pdp.tasks.mapped_tokens import MappedTokens
 from pdp.tasks.sampling import SPLIT_SEED, evaluation_loader, hashed
 from pdp.tasks.task import Batch, Outputs
 from pdp.tasks.text_task import TextTask
-from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_byte_pairs
+from pdp.tasks.text_tokenizer import find_tokenizer
+from pdp.tasks.token_store import fingerprint_once
 
 _UNASKED = (
     "No text was named (data=wikitext, or data=text data.root=...), so this trains on the docstrings of Python's own"
@@ -79,20 +83,14 @@ class LanguageModellingTask(TextTask):
     def open_data(self) -> None:
         """Reads the text and tokenizes it; raises `Refusal`."""
         corpus = self._read()
-        of_training = corpus.train or corpus.test
         self.tokenizer, self._tokenizer_note = find_tokenizer(
-            self.data.tokenizer, self.checkpoint, lambda: train_byte_pairs(of_training, self.data.vocabulary)
+            self.data.tokenizer, self.checkpoint, lambda: trained_tokenizer(self.config, corpus)
         )
         context, padding = self.length, self.tokenizer.pad_token_id
-        ids = {
-            name: encode(self.tokenizer, lines, None, None, special=False)[0]
-            for name, lines in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
-            if lines is not None
-        }
+        ids, words = tokens_of(self.config, corpus, self.tokenizer)
         for name, row in ids.items():
             if len(row) < (context if name == "train" else 2):
                 raise Refusal(f"the {name} text has {len(row)} tokens, too few for data.context={context}: lower it")
-        words = {"test": corpora.words(corpus.test), "validation": corpora.words(corpus.validation or [])}
         parts: dict[str, loading.Windows] = {
             name: loading.measured_windows(ids[name], context, self.stride, padding, words[name])
             for name in ("test", "validation")
@@ -110,6 +108,13 @@ class LanguageModellingTask(TextTask):
         self._parts = parts
         self.identify(*(array for part in parts.values() for array in (part.ids, part.starts, part.ends, part.counted)))
 
+    def identify(self, *arrays: Tokens) -> None:
+        """As for any text; what takes a reading of files is done once."""
+        if any(isinstance(array, MappedTokens) for array in arrays):
+            self._fingerprint = fingerprint_once(folder_of(self.config), self.fingerprint_start, arrays)[:16]
+        else:
+            super().identify(*arrays)  # type: ignore[arg-type]
+
     def _read(self) -> corpora.Corpus:
         data = self.data
         try:
@@ -117,6 +122,8 @@ class LanguageModellingTask(TextTask):
                 return corpora.read_docstrings()
             if data.source == "wikitext":
                 return corpora.read_wikitext(data.name, data.root)
+            if data.source == "hub":
+                return read_hub(data)
             if data.root is None:
                 raise Refusal(f"data={data.name} needs data.root: give data.root=<the folder that holds its files>")
             return corpora.read_files(data.root, data.train_files, data.validation_files, data.test_files)

@@ -61,14 +61,14 @@ class Texts(Dataset[dict[str, Tensor]]):
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Windows of one row of tokens: window i begins at starts[i]; its tokens before counted[i] are context alone.
+    """Windows of one row of tokens, in memory or mapped: window i begins at starts[i]; its tokens before counted[i] are context alone.
 
     `words` of the whole text come with its first window. Where all windows are alike, as in training, batches have no
     labels: every token but the first is counted.
     """
 
     def __init__(
-        self, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, counted: np.ndarray, padding: int, words: int = 0
+        self, ids: Any, starts: np.ndarray, ends: np.ndarray, counted: np.ndarray, padding: int, words: int = 0
     ):
         self.ids, self.starts, self.ends, self.counted, self.padding = ids, starts, ends, counted, padding
         self.words = words
@@ -105,13 +105,13 @@ class Windows(Dataset[dict[str, Tensor]]):
         return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 
-def training_windows(ids: np.ndarray, context: int, padding: int) -> Windows:
+def training_windows(ids: Any, context: int, padding: int) -> Windows:
     """Windows of exactly `context` tokens, one after the other; what is left at the end is dropped."""
     starts = np.arange(len(ids) // context, dtype=np.int64) * context
     return Windows(ids, starts, starts + context, starts + 1, padding)
 
 
-def measured_windows(ids: np.ndarray, context: int, stride: int, padding: int, words: int) -> Windows:
+def measured_windows(ids: Any, context: int, stride: int, padding: int, words: int) -> Windows:
     """Windows that begin `stride` tokens apart and end with the text; each token but the first is counted once."""
     starts = np.arange(max(1, -(-max(0, len(ids) - context) // stride) + 1), dtype=np.int64) * stride
     ends = np.minimum(starts + context, len(ids))
