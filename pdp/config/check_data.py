@@ -162,7 +162,12 @@ def _check_text(config: Config) -> None:
     _check_table(data, opened=not (config.dry_run or data.noise_if_absent))
     if data.source in ("tsv", "files") and not data.root and not (config.dry_run or data.noise_if_absent):
         raise Refusal(f"data={data.name} needs data.root: give data.root=<the folder that holds its files>")
-    if data.source == "hub" and data.name == "hub_text" and not data.root and not (config.dry_run or data.noise_if_absent):
+    if (
+        data.source == "hub"
+        and data.name == "hub_text"
+        and not data.root
+        and not (config.dry_run or data.noise_if_absent)
+    ):
         raise Refusal(
             "data=hub_text needs a data set: give data.name=<owner/name on the hub>, or data.root=<its folder>"
         )

@@ -25,7 +25,17 @@ LANGUAGE_MODELS = (
     "gpt2_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
-TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "hub_text", "table")
+TEXT_DATA = (
+    "grammar_nli",
+    "glue",
+    "nli_tsv",
+    "docstrings",
+    "wikitext",
+    "text",
+    "wikitext_2_valid_trained",
+    "hub_text",
+    "table",
+)
 GLUE_TASKS = ("mnli", "qqp", "qnli", "sst2", "rte", "mrpc", "cola", "stsb", "wnli")
 WIKITEXT = ("wikitext-2", "wikitext-103", "wikitext-2-raw", "wikitext-103-raw")
 # Of each reader of texts: the task that takes it, and the names that its data can have (empty: any).
@@ -52,6 +62,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "recipe.augmentation": ("none", "pad_crop_flip", "random_resized_crop"),
     "recipe.on_nonfinite": ("stop", "skip"),
     "recipe.precision": ("fp32", "bf16", "fp16"),
+    "recipe.sharding": ("none", "fsdp"),
     "schedule.name": SCHEDULES,
     "schedule.unit": ("epoch", "step"),
     "allocation.name": ("global", "uniform", "erk", "file"),

@@ -35,6 +35,7 @@ EXCLUDED = (
     "recipe.name",
     "recipe.checkpoint_minutes",
     "recipe.history_steps",
+    "recipe.sharding",
     "data.workers",
     "data.root",
     "data.unasked",

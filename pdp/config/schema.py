@@ -129,6 +129,7 @@ class RecipeConfig:
     clip: float | None = None  # largest gradient norm
     ema: float | None = None  # decay of the averaged weights
     precision: str = "fp32"  # fp32, bf16 or fp16 (autocast)
+    sharding: str = "none"  # of a language model over the processes: none, or fsdp (each holds a part); moves no result
     channels_last: bool = False  # memory layout of images and convolution weights
     compile: bool | str = False  # true: torch.compile; graphs: small nets' steps as CUDA graphs, the same numbers
     gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time

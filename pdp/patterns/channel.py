@@ -25,6 +25,7 @@ from pdp.patterns.pattern import Wanted
 from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
+from pdp.sharded import whole, write
 
 _PROJECTION = "the heads of nn.MultiheadAttention stay"
 
@@ -145,7 +146,7 @@ class Pattern(pattern.Pattern):
 
     def _sums(self, layer: Layer, of: Callable[[Tensor], Tensor]) -> Tensor:
         """The sum over each unit's weights of a function of them; float64."""
-        total = torch.zeros(layer.units, dtype=torch.float64, device=layer.weight.device)
+        total = torch.zeros(layer.units, dtype=torch.float64, device=layer.stored.device)
         for member in layer.members:
             if member.weighs:
                 sums = row_sums(member.rows(member.tensor.detach()), of)
@@ -156,7 +157,7 @@ class Pattern(pattern.Pattern):
     def _scale(self, layer: Layer) -> float:
         if self.options.saliency == "l2":
             return 1.0
-        return layer.units / sum(member.tensor.numel() for member in layer.members if member.weighs)
+        return layer.units / sum(member.stored.numel() for member in layer.members if member.weighs)
 
     def saliency(self, layer: Layer) -> Tensor:
         if self.options.saliency == "l1":
@@ -165,7 +166,7 @@ class Pattern(pattern.Pattern):
 
     def alive(self, layer: Layer) -> Tensor:
         """A unit is zero with all that is coupled to it: filters, biases, norms."""
-        some = torch.zeros(layer.units, device=layer.weight.device)
+        some = torch.zeros(layer.units, device=layer.stored.device)
         for member in layer.members:
             rows = member.rows(member.tensor.detach())
             counts = (rows != 0).reshape(len(rows), -1).sum(1).float()
@@ -191,7 +192,7 @@ class Pattern(pattern.Pattern):
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         if self.options.saliency == "l1":
-            return [cut_at(self.saliency(layer), layer.pruned).to(layer.weight.device) for layer in layers]
+            return [cut_at(self.saliency(layer), layer.pruned).to(layer.stored.device) for layer in layers]
         found: dict[str, Tensor] = {}
         for table in self._tables(layers):
             cuts = table.cuts(self._squares(table)).unbind()
@@ -220,7 +221,7 @@ class Pattern(pattern.Pattern):
         """The layers' units, a table for each device; kept, as every step asks for the same ones."""
         shares: dict[torch.device, list[Layer]] = {}
         for layer in layers:
-            shares.setdefault(layer.weight.device, []).append(layer)
+            shares.setdefault(layer.stored.device, []).append(layer)
         return [self._table(device, ones) for device, ones in shares.items()]
 
     def _table(self, device: torch.device, layers: list[Layer]) -> UnitTable:
@@ -235,7 +236,8 @@ class Pattern(pattern.Pattern):
         return member.rows(along(values, units_of(member, values), member.rows(weight)))
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
-        tables = self._tables(layers)
+        # What is whole only while its own block computes cannot be masked with all others.
+        tables = [] if any(layer.sharded for layer in layers) else self._tables(layers)
         self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
@@ -248,16 +250,19 @@ class Pattern(pattern.Pattern):
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
         """What reads a pruned channel multiplies zeros: zero as well, so that counts are those of the slim model."""
         for part in self.couplings[layer.name].inputs:
-            weight: Tensor = part.module.weight  # type: ignore[assignment]
+            stored: Any = part.module.weight
+            weight = whole(stored)
             units = torch.tensor(input_columns(part), device=weight.device)
             gone = (units >= 0) & ~keep[units.clamp(min=0)]
             weight.transpose(0, 1 - row_axis(part.module)).masked_fill_(
                 gone.reshape(-1, *[1] * (weight.dim() - 1)), 0.0
             )
+            if weight is not stored:
+                write(stored, weight)
 
     def weights(self, layer: Layer) -> dict[str, Tensor]:
         one = self.couplings[layer.name]
-        return {part.name: part.module.weight for part in (*one.outputs, *one.inputs)}  # type: ignore[misc]
+        return {part.name: whole(part.module.weight) for part in (*one.outputs, *one.inputs)}
 
 
 def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], table: UnitTable) -> Tensor | float:

@@ -28,6 +28,7 @@ from pdp.pruner.shadow import hook, strip, unhook
 from pdp.pruner.state import load_state, state_of
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
+from pdp.sharded import whole, write
 from pdp.spoken import python_words
 from pdp.survey import count_weights, nothing_to_prune, survey
 
@@ -346,7 +347,7 @@ class Pruner:
             keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
             for layer, member in members:
                 parameter = parameters[member.parameter]
-                parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
+                write(parameter, self.method.hard_weight(layer, whole(parameter), keeps[layer.name], member))
         try:
             yield model
         finally:
@@ -374,7 +375,7 @@ class Pruner:
             keeps = [(layer, self.method.keep(layer)) for layer in self.layers if layer.active]
             for layer, keep in keeps:
                 for member in layer.members:
-                    member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
+                    write(member.stored, self.method.hard_weight(layer, member.tensor, keep, member))
             if more := more_zeros(self.layers):
                 warnings.warn(more, stacklevel=2)
             for layer, keep in keeps:

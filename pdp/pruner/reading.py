@@ -23,6 +23,7 @@ from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner.readable import readable
 from pdp.reading_mode import for_any_use, reads_stored
+from pdp.sharded import is_sharded
 
 _ASKED = nn.Module.__getattr__.__code__
 _CALLED = nn.Module._call_impl.__code__
@@ -119,6 +120,8 @@ class Watched(dict):
         stored = super().__getitem__(name)
         place = self.places.get(name)
         if place is None or torch.compiler.is_compiling() or not place.active or stored is None:
+            return stored
+        if is_sharded(stored):  # FSDP asks, before it makes whole what the model computes with
             return stored
         asking = sys._getframe(1)
         if asking.f_code is not _ASKED or reads_stored():

@@ -153,7 +153,7 @@ def _folder(root: str) -> Path:
 
 
 def _read(parts: Iterable[list[Path] | None]) -> list[Any]:
-    """The text of each part's files, None where there are none: lines in memory, or all in pieces where they are large."""
+    """The text of each part's files, None where there are none: in memory, or all in pieces where they are large."""
     given = list(parts)
     try:
         if sum(path.stat().st_size for paths in given for path in paths or ()) > LARGE:

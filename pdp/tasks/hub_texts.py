@@ -44,7 +44,9 @@ def _opened(data: Any, asked: str) -> tuple[Callable[[str], Any], list[str]]:
     except Refusal:
         raise
     except Exception as error:  # the client raises many kinds for absent, damaged and foreign data
-        way = "without network give data.root=<a folder that holds it>" if data.root is None else "give another data.root"
+        way = (
+            "without network give data.root=<a folder that holds it>" if data.root is None else "give another data.root"
+        )
         raise Refusal(f"{asked} could not be had ({type(error).__name__}: {one_line(error)[:160]}); {way}") from None
 
     def split(name: str) -> Any:

@@ -61,9 +61,9 @@ class Texts(Dataset[dict[str, Tensor]]):
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Windows of one row of tokens, in memory or mapped: window i begins at starts[i]; its tokens before counted[i] are context alone.
+    """Windows of one row of tokens: window i begins at starts[i]; its tokens before counted[i] are context alone.
 
-    `words` of the whole text come with its first window. Where all windows are alike, as in training, batches have no
+    The row may be mapped. `words` of the whole text come with its first window. Where all windows are alike, as in training, batches have no
     labels: every token but the first is counted.
     """
 

@@ -1,7 +1,7 @@
 """Texts that are read piece by piece: files of any size and rows of a data set, in blocks that processes share out.
 
-The pieces of a text joined are its lines as a small text has them: universal line ends, blank lines left out, a line end
-after each. Only a line longer than `LONGEST` comes in several pieces.
+The pieces of a text joined are its lines as a small text has them: universal line ends, blank lines left out, a line
+end after each. Only a line longer than `LONGEST` comes in several pieces.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ class FileText(StreamedText):
         self.paths = list(paths)
         self.sizes = [os.stat(path).st_size for path in self.paths]
         self.size = sum(self.sizes)
-        self._starts = [
-            (number, start) for number, size in enumerate(self.sizes) for start in range(0, size, BLOCK)
-        ]
+        self._starts = [(number, start) for number, size in enumerate(self.sizes) for start in range(0, size, BLOCK)]
         self.blocks = len(self._starts)
         self.stamp = [["file", *_stamp(path)] for path in self.paths]
 

@@ -10,7 +10,6 @@ import numpy as np
 from torch import nn
 
 from pdp.config.schema import Config
-from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import write_record
 from pdp.tasks.task import Task
@@ -19,6 +18,7 @@ from pdp.training.display import Display
 from pdp.training.hardening import note_gap
 from pdp.training.recalibration import recalibrate
 from pdp.training.recording import layer_table, make_record
+from pdp.training.sharding import load_model_weights, made_whole, save_model_weights
 from pdp.training.together import decided_by_main, wait_until_visible
 from pdp.training.trainer import Trainer
 
@@ -30,20 +30,22 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     batch = task.evaluation_batch(config.recipe.batch_size, accelerator.device.type)
     test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
     notes: list[str] = []
-    if accelerator.is_main_process:
+    if trainer.takes_part:
         attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
     soft = trainer.measure(test)
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
-    if accelerator.is_main_process and pruner.method.prunes:
+    if trainer.takes_part and pruner.method.prunes:
         gap = directory.path / "soft_gap.csv"
-        attempt(notes, gap.name, lambda: pruner.soft_gap().to_csv(gap, index=False))
+        frame = attempt(notes, gap.name, pruner.soft_gap)
+        if accelerator.is_main_process and frame is not None:
+            attempt(notes, gap.name, lambda: frame.to_csv(gap, index=False))
     pruner.finalize()
     notes += recalibrated(config, task, trainer)
     # Every process measures what lies on the disk, which the main process wrote.
-    if accelerator.is_main_process:
-        save_weights(model, directory.weights)
+    if trainer.takes_part:
+        save_model_weights(model, directory.weights, accelerator.is_main_process)
     metrics = trainer.measure(test)
     saved = {"before": directory.before_pruning, "best": directory.best}
     there = decided_by_main(accelerator, lambda: [key for key, path in saved.items() if path.is_file()])
@@ -54,7 +56,9 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     load_written(model, directory.weights)
     if not accelerator.is_main_process:
         return
-    example = task.example_input().to(accelerator.device)
+    if trainer.sharded:
+        trainer.model = model = made_whole(config, task, pruner, model, directory.weights)
+    example = task.example_input().to(next(model.parameters()).device)
     frame = attempt(notes, "multiply-adds", lambda: layer_table(model, pruner, example))
     if frame is None:
         frame = layer_table(model, pruner, None)
@@ -96,7 +100,7 @@ def _draw(directory: RunDirectory, display: Display) -> None:
 def load_written(model: nn.Module, path: Path) -> None:
     """Loads weights that the main process has written, as soon as they show on this machine."""
     wait_until_visible(path)
-    load_weights(model, path)
+    load_model_weights(model, path)
 
 
 def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
