@@ -94,7 +94,10 @@ def killed_after_an_epoch(arguments, processes):
         assert first.poll() is None, first.communicate()[1][-3000:]
         time.sleep(0.02)
     time.sleep(0.3)
-    os.killpg(first.pid, signal.SIGKILL)
+    # torchrun's processes have sessions of their own.
+    children = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
+    for one in [first.pid, *map(int, children)]:
+        os.kill(one, signal.SIGKILL)
     first.communicate()
 
 
