@@ -67,8 +67,7 @@ def neighbours(
 
 
 def host_cuts(weights: Sequence[Tensor], pruned: Sequence[int], trails: Sequence[Trail], threads: int) -> list[Tensor]:
-    """The cut of every layer's magnitudes; each thread task handles several layers, because starting a task costs time.
-    """
+    """The cut of every layer's magnitudes; a thread takes several layers at once, as starting a task costs time."""
     cases = list(zip(weights, pruned, trails, strict=True))
     total = sum(weight.numel() for weight in weights)
     if threads == 1 or len(cases) < 2 or total < len(cases) * _SPREAD_FROM:

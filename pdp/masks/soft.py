@@ -41,8 +41,7 @@ def soft_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float)
 
 
 def plain_mask(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
-    """`soft_mask` in plain PyTorch operations, which support derivatives of any order, `torch.func` and forward mode.
-    """
+    """`soft_mask` in plain operations, which support derivatives of any order, `torch.func` and forward mode."""
     precise = exact(weight)
     if isinstance(temperature, Tensor):
         temperature = temperature.to(precise.dtype)
@@ -52,8 +51,7 @@ def plain_mask(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tens
 
 
 def plain_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
-    """`soft_prune` in plain PyTorch operations, which support derivatives of any order, `torch.func` and forward mode.
-    """
+    """`soft_prune` in plain operations, which support derivatives of any order, `torch.func` and forward mode."""
     return (plain_mask(weight, cut, temperature) * exact(weight)).to(weight.dtype)
 
 

@@ -52,8 +52,7 @@ class Schedule:
     phases: tuple[float, ...] = _PHASES  # for "alternating": the times of change, as fractions of the run
 
     def fraction(self, moment: int, start: int | None) -> float:
-        """The fraction of the target in [0, 1] at `moment`, counted from 0, for a ramp that begins at moment `start`.
-        """
+        """The fraction of the target in [0, 1] at `moment` (counted from 0) for a ramp that begins at `start`."""
         if self.name == "alternating":
             # Even the shortest run ends at its target, not dense.
             if moment >= self.moments - 1:
