@@ -23,6 +23,7 @@ LANGUAGE_MODELS = (
     "gpt2_medium",
     "gpt2_mini",
     "gpt2_tiny",
+    "llama_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
 TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
