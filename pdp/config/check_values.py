@@ -73,7 +73,7 @@ _AT_LEAST_0: _Range = (lambda value: 0 <= value < math.inf, "a finite number fro
 _ABOVE_0: _Range = (lambda value: 0 < value < math.inf, "a finite number above 0")
 _BELOW_1: _Range = (lambda value: 0 <= value < 1, "from 0 to below 1")
 _RANGES: dict[str, _Range] = {
-    "recipe.epochs": _AT_LEAST_1,
+    "recipe.epochs": _AT_LEAST_0,
     "recipe.batch_size": _AT_LEAST_1,
     "recipe.accumulation": _AT_LEAST_1,
     "recipe.lr": _ABOVE_0,

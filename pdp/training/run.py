@@ -32,10 +32,12 @@ from pdp.tasks import build_task
 from pdp.tasks.task import Task
 from pdp.tracking.making import make_tracker
 from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
+from pdp.training.calibrating import prune_calibrated
 from pdp.training.closing import close, say_renamed
 from pdp.training.display import Display
 from pdp.training.failures import reported_failures
 from pdp.training.hardening import note_gap
+from pdp.training.optimizers import make_average
 from pdp.training.preview import preview
 from pdp.training.recalibration import recalibrate
 from pdp.training.signals import StopSignals
@@ -87,8 +89,13 @@ def train(config: Config, shown: bool = True) -> Record | None:
             )
             if trainer.resume():
                 display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
-            elif accelerator.is_main_process:
-                directory.cut_history(-1, -1)
+            else:
+                if accelerator.is_main_process:
+                    directory.cut_history(-1, -1)
+                if pruner.method.calibrates:
+                    task.notes.append(prune_calibrated(config, task, model, pruner, accelerator, directory))
+                    display.say(task.notes[-1])
+                    trainer.average = make_average(model, config.recipe)
             objective.prepare(directory, display.say)
             tracker.start(trainer.step)
             trainer.fit()
@@ -149,7 +156,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     notes: list[str] = []
     if accelerator.is_main_process:
         attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
-    soft = trainer.measure(test)
+    soft = trainer.measure(test) if trainer.total else {}  # what is not trained is hard already
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
@@ -185,7 +192,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     )
     record = make_record(config, task, trainer, frame, metrics)
     record.notes += notes
-    record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
+    record.metric_soft = soft.get(name, metrics[name]) if pruner.method.prunes else metrics[name]
     record.metric_before_pruning = elsewhere.get("before", metrics[name])
     record.metric_best = elsewhere.get("best", metrics[name])
     note_gap(record, config, task.higher_is_better, display.say)
@@ -287,7 +294,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         metric_soft=math.nan,
         metric_before_pruning=math.nan,
         metric_best=math.nan,
-        epoch_best=int(trainer.best["epoch"]) if trainer.best else config.recipe.epochs - 1,
+        epoch_best=int(trainer.best["epoch"]) if trainer.best else max(0, config.recipe.epochs - 1),
         method=config.method.name,
         pattern=pruner.pattern.label if prunes else "none",
         allocation=pruner.allocation if prunes else "none",

@@ -125,6 +125,8 @@ class Trainer:
                     self.save()
                     if epoch + 1 < self.recipe.epochs and self.signals.seen(self.accelerator):
                         self._leave()
+                if not self.total:
+                    self._measure_untrained()
             self.writer.wait()
         finally:
             self.writer.end()
@@ -321,7 +323,7 @@ class Trainer:
         passed = every and done // every > self.measured / self.steps_per_epoch // every
         soft = None
         try:
-            if self.config.method.name != "dense" and (self.step == self.total or passed):
+            if self.config.method.name != "dense" and self.total and (self.step == self.total or passed):
                 soft = self.measure(self.validation, self._asked_to_stop)
             with self.pruner.hard():
                 metrics = self.measure(self.validation, self._asked_to_stop)
@@ -330,7 +332,7 @@ class Trainer:
         self.metric = metrics[self.task.metric_name]
         if self.evaluate_every is not None:
             self.pruner.note_metric(self.metric)
-        epoch = (self.step - 1) // self.steps_per_epoch
+        epoch = max(0, self.step - 1) // self.steps_per_epoch
         self._note_best(epoch)
         line = {
             "epoch": epoch,
@@ -359,6 +361,15 @@ class Trainer:
         self.measured = self.step
         self._show(line["loss"], epoch, ends=self.step == self.total)
 
+    def _measure_untrained(self) -> None:
+        """The one line of the history of a run that trains nothing: the hard model on the validation part."""
+        if self.pruner.method.prunes and not self.pruner.fraction and self.accelerator.is_main_process:
+            self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
+            save_weights(self.model, self.directory.before_pruning)
+            self.keep_histograms("start")
+        self.pruner.at_once()
+        self._measure()
+
     def _asked_to_stop(self) -> bool:
         return self.signals.seen(self.accelerator, self.step)
 
@@ -370,7 +381,7 @@ class Trainer:
 
     def _note_best(self, epoch: int) -> None:
         """The best measurement counts only at the target sparsity."""
-        if not self.pruner.at_target and self.step < self.total:
+        if not self.total or (not self.pruner.at_target and self.step < self.total):
             return
         sign = 1 if self.task.higher_is_better else -1
         assert self.metric is not None
