@@ -43,6 +43,7 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "model.task": tuple(DATA_SCHEMAS),
     "model.library": ("pdp", "timm", "transformers", "import"),
+    "model.head": ("checkpoint", "new"),
     "data.source": tuple(TEXT_SOURCES),
     "data.task": GLUE_TASKS,
     "data.unreadable": ("stop", "skip"),

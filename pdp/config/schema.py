@@ -27,6 +27,7 @@ class ModelConfig:
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the model's constructor
     architecture: str | None = None  # transformers: its name of the architecture; null: the checkpoint's own
     hub: str | None = None  # transformers: the checkpoint on the Hugging Face hub; null: model.name
+    head: str = "checkpoint"  # transformers: of a classifier, the checkpoint's (by the names of its classes) or new
     sizes: dict[str, Any] = field(default_factory=dict)  # transformers: of a random model; a checkpoint has its own
 
 

@@ -19,7 +19,7 @@ from pdp.tasks import text_loading as loading
 from pdp.tasks.sampling import SPLIT_SEED, evaluation_loader, hashed
 from pdp.tasks.task import Batch, Outputs
 from pdp.tasks.text_task import TextTask
-from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_byte_pairs
+from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of, train_byte_pairs
 
 _UNASKED = (
     "No text was named (data=wikitext, or data=text data.root=...), so this trains on the docstrings of Python's own"
@@ -83,12 +83,13 @@ class LanguageModellingTask(TextTask):
         self.tokenizer, self._tokenizer_note = find_tokenizer(
             self.data.tokenizer, self.checkpoint, lambda: train_byte_pairs(of_training, self.data.vocabulary)
         )
-        context, padding = self.length, self.tokenizer.pad_token_id
+        context, padding = self.length, padding_of(self.tokenizer)
         ids = {
             name: encode(self.tokenizer, lines, None, None, special=False)[0]
             for name, lines in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
             if lines is not None
         }
+        check_known(self.tokenizer, ids["test"], self.tokenizer_named)
         for name, row in ids.items():
             if len(row) < (context if name == "train" else 2):
                 raise Refusal(f"the {name} text has {len(row)} tokens, too few for data.context={context}: lower it")
