@@ -44,6 +44,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "model.task": tuple(DATA_SCHEMAS),
     "model.library": ("pdp", "timm", "transformers", "import"),
     "model.head": ("checkpoint", "new"),
+    "data.protocol": ("lines", "huggingface"),
     "data.source": tuple(TEXT_SOURCES),
     "data.task": GLUE_TASKS,
     "data.unreadable": ("stop", "skip"),

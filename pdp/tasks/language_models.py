@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -88,6 +88,8 @@ def build_transformer(
             "data.tokenizer=<the one that it was trained with>, or null for the one in its folder"
         )
     model.own_use_cache = own_use_cache
+    if checkpoint is not None and not weights:
+        _take_generation_options(model, checkpoint)
     if config.recipe.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model.train(), notes
@@ -128,6 +130,17 @@ def _load(kind: Any, checkpoint: str, shape: Any) -> tuple[Any, list[str]]:
             f"missing or of another shape, the first {wrong[0]}; remove model.arguments or give another checkpoint"
         )
     return model, new
+
+
+def _take_generation_options(model: Any, checkpoint: str) -> None:
+    """The checkpoint's generation options on a model whose weights come from elsewhere; its own where it has none."""
+    from transformers import GenerationConfig
+
+    offline = not reachable()
+    if model.can_generate():
+        # Absent, or of a form that this version does not know: the model's own, then.
+        with suppress(OSError, ValueError, TypeError), limited_patience(), cache_alone(offline):
+            model.generation_config = GenerationConfig.from_pretrained(checkpoint, local_files_only=offline)
 
 
 @contextmanager

@@ -34,8 +34,7 @@ _VOCABULARY_ENDINGS = (".model", ".spm", ".tiktoken")  # sentencepiece's and tik
 # What pads where nothing says so, the first that the vocabulary has.
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<PAD>", "<|endoftext|>", "</s>", "<eos>", "[SEP]", "[UNK]", "<unk>")
 _BELONGS = 0.5  # share of a vocabulary that must be numbered as in the checkpoint's own
-_FEW = 10  # entries: special tokens alone
-_UNKNOWN = 0.5  # share of a text's tokens that are unknown, from which on the tokenizer is another text's
+_UNKNOWN = 0.9  # share of a text's tokens that are unknown, from which on the tokenizer is another text's
 
 
 def _holds_vocabulary(name: str) -> bool:
@@ -114,8 +113,9 @@ def check_known(tokenizer: Any, ids: np.ndarray, named: str) -> None:
     special = set(tokenizer.all_special_ids)
     counted = ids[~np.isin(ids, [one for one in special if one != unknown])]
     share = float(np.mean(counted == unknown)) if len(counted) and unknown is not None else 0.0
-    if size <= _FEW or share > _UNKNOWN:
-        knows = "has special tokens alone" if size <= _FEW else f"does not know {share:.1%} of the text's tokens"
+    alone = size <= max(1, len(special))
+    if alone or share > _UNKNOWN:
+        knows = "has special tokens alone" if alone else f"does not know {share:.1%} of the text's tokens"
         raise Refusal(
             f"{named}: its tokenizer of {size:,} entries {knows}, so that nothing could be learnt: give "
             "data.tokenizer=<one that has the words>"
