@@ -34,7 +34,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     notes: list[str] = []
     if accelerator.is_main_process:
         attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
-    soft = trainer.measure(test)
+    soft = trainer.measure(test) if trainer.total else {}  # what is not trained is hard already
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
@@ -70,7 +70,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     )
     record = make_record(config, task, trainer, frame, metrics)
     record.notes += notes
-    record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
+    record.metric_soft = soft.get(name, metrics[name]) if pruner.method.prunes else metrics[name]
     record.metric_before_pruning = elsewhere.get("before", metrics[name])
     record.metric_best = elsewhere.get("best", metrics[name])
     note_gap(record, config, task.higher_is_better, display.say)
