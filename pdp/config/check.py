@@ -23,6 +23,7 @@ from pdp.config.schema import (
     TeacherConfig,
 )
 from pdp.errors import Refusal
+from pdp.methods.options import AT_ONE_STROKE, WITHOUT_TRAINING
 from pdp.ranks import process_count
 from pdp.schedule.time import Time
 
@@ -116,6 +117,11 @@ def _shrink(config: Config, typed: Set[str]) -> None:
 
 def _check_recipe(config: Config) -> None:
     recipe = config.recipe
+    if not recipe.epochs and config.method.name not in WITHOUT_TRAINING:
+        raise Refusal(
+            f"recipe.epochs=0 trains nothing, and method={config.method.name} prunes in training: give recipe.epochs "
+            f"of at least 1, or a method that prunes a trained model as it is: {', '.join(AT_ONE_STROKE)}"
+        )
     if recipe.gradient_checkpointing and config.model.library != "transformers":
         raise Refusal(
             "recipe.gradient_checkpointing=true is for transformers (model=bert_base, gpt2, huggingface, ...): give "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from pdp.errors import Refusal
 from pdp.methods import make_method
+from pdp.methods.calibrated import CalibratedMethod
 from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner.averaging import average_gradients
+from pdp.pruner.calibration import Forward, calibrate
 from pdp.pruner.gather import gather
 from pdp.pruner.guard import Guard, more_zeros, refuse_second_pruner
 from pdp.pruner.report import layer_report, soft_gap
@@ -42,8 +44,8 @@ class Pruner:
     `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer keeps,
     `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module
     names. `pattern` is random, "2:4" (then the target is implied) or channel, which follows the model through
-    `example_input` (a tensor, a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are
-    the method's options.
+    `example_input` (a tensor, a tuple of arguments or a dict of keywords), with `pattern_options`. `calibration` are the
+    batches from which wanda and sparsegpt prune at once (see `calibrate`). Further keywords are the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
     """
 
@@ -67,6 +69,7 @@ class Pruner:
         seed: int = 0,
         example_input: Any = None,
         pattern_options: dict[str, Any] | None = None,
+        calibration: Iterable[Any] | None = None,
         **options: object,
     ):
         with python_words():
@@ -90,6 +93,8 @@ class Pruner:
                 pattern_options,
                 options,
             )
+        if calibration is not None:
+            self.calibrate(calibration)
 
     def _prepare(
         self,
@@ -145,6 +150,7 @@ class Pruner:
         if self.method.prunes:
             own = {"name": self.method.schedule, "unit": self.method.unit, "ramp": self.method.ramp}
             self.schedule = place_schedule(schedule, own, epochs, steps_per_epoch)
+        self.epochs = epochs
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None
@@ -228,6 +234,40 @@ class Pruner:
                 stacklevel=3,
             )
         self.start = moment
+
+    def at_once(self) -> None:
+        """Prunes to the target without training, where that is not done yet: of a method that makes one cut."""
+        self._alive()
+        if self.schedule is not None and self.fraction < 1:
+            self.epoch = 0
+            self._fix_budget()
+            self.fraction = 1.0
+            self._share_out(self._moment(epoch_start=True))
+            self._update(self._moment(epoch_start=True))
+
+    def calibrate(self, batches: Iterable[Any], forward: Forward | None = None) -> int:
+        """Prunes at once to the target, as wanda and sparsegpt do; returns the number of calibration samples.
+
+        A batch is a tensor, a tuple of arguments or a mapping of keywords (with an `attention_mask`, padding does not
+        count); `forward` runs one in another way. The model may be trained on under its zeros, or finalized as it is.
+        Raises `Refusal` for a method that takes no samples, and where there are none.
+        """
+        self._alive()
+        method = self.method
+        with python_words():
+            if not isinstance(method, CalibratedMethod):
+                raise Refusal(
+                    f"method={method.options.name} takes no calibration samples: give method=wanda or method=sparsegpt"
+                )
+            self.guard.check_places()
+            self.guard.check_numbers()
+            self._fix_budget()
+            for layer in self.layers:
+                layer.pruned, layer.active = layer.final, False
+            wanted = [layer for layer in self.layers if layer.final]
+            samples = calibrate(self.model, wanted, method, batches, forward)
+        self.fraction = method.fraction = 1.0
+        return samples
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Adds the method's trainable extras to the optimizer, in groups of their own.
@@ -361,7 +401,7 @@ class Pruner:
         if self.method.prunes:
             self.guard.check_places()
             self.guard.check_numbers()
-            if self.fraction < 1:
+            if self.fraction < 1 and self.epochs:
                 warnings.warn(
                     f"finalize() at {self.fraction:.0%} of the target: the rest is pruned now, untrained", stacklevel=2
                 )

@@ -32,11 +32,21 @@ _TENTHS = 10  # one tenth of the library's modules is the test part, another ten
 
 @dataclass
 class Corpus:
-    """Lines of text, each with its line end; `validation` is None where a share of train is to be held out for it."""
+    """Lines of text, each with its line end (blank lines are empty); `validation` None takes a share of train."""
 
     train: list[str] | None
     validation: list[str] | None
     test: list[str]
+
+
+def written(lines: list[str]) -> list[str]:
+    """The lines that are not blank."""
+    return [line for line in lines if line]
+
+
+def joined(lines: list[str]) -> str:
+    """All lines as one text with blank lines between them, as in Hugging Face's guide to perplexity on WikiText."""
+    return "\n\n".join(lines)
 
 
 def words(lines: list[str]) -> int:
@@ -85,7 +95,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def read_wikitext(name: str, root: str | None) -> Corpus:
-    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub; without blank lines."""
+    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub."""
     if root is None:
         asked = f"data=wikitext data.name={name}"
         hub_name = f"{name}-v1"
@@ -164,4 +174,4 @@ def _read(paths: list[Path]) -> list[str]:
 
 
 def _lines(texts: Any) -> list[str]:
-    return [f"{text.rstrip(chr(10) + chr(13))}\n" for text in texts if text.strip()]
+    return [f"{text.rstrip(chr(10) + chr(13))}\n" if text.strip() else "" for text in texts]

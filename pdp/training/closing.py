@@ -73,6 +73,9 @@ def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
     found = [
         (f"{name}, hard, last epoch", score(name, record.metric), beside(score(name, dense.metric) if dense else ""))
     ]
+    if (bits := record.metrics.get("bits_per_byte")) is not None:
+        other = dense.metrics.get("bits_per_byte") if dense else None
+        found.append(("bits per byte", f"{bits:.4f}", beside("" if other is None else f"{other:.4f}")))
     if record.method != "dense":
         if abs(record.metric_soft - record.metric) > 5e-5:
             found.append((f"{name}, soft, last epoch", score(name, record.metric_soft), ""))

@@ -10,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from pdp.config.schema import Config
+from pdp.pruner.pruner import Pruner
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import write_record
@@ -21,6 +22,7 @@ from pdp.training.recalibration import recalibrate
 from pdp.training.recording import layer_table, make_record
 from pdp.training.together import decided_by_main, wait_until_visible
 from pdp.training.trainer import Trainer
+from pdp.wording import of_unit, percent
 
 
 def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory, display: Display) -> None:
@@ -32,7 +34,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     notes: list[str] = []
     if accelerator.is_main_process:
         attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
-    soft = trainer.measure(test)
+    soft = trainer.measure(test) if trainer.total else {}  # what is not trained is hard already
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
@@ -40,7 +42,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
         gap = directory.path / "soft_gap.csv"
         attempt(notes, gap.name, lambda: pruner.soft_gap().to_csv(gap, index=False))
     pruner.finalize()
-    notes += recalibrated(config, task, trainer)
+    notes += recalibrated(config, task, trainer) + rounded(config, pruner)
     # Every process measures what lies on the disk, which the main process wrote.
     if accelerator.is_main_process:
         save_weights(model, directory.weights)
@@ -68,7 +70,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     )
     record = make_record(config, task, trainer, frame, metrics)
     record.notes += notes
-    record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
+    record.metric_soft = soft.get(name, metrics[name]) if pruner.method.prunes else metrics[name]
     record.metric_before_pruning = elsewhere.get("before", metrics[name])
     record.metric_best = elsewhere.get("best", metrics[name])
     note_gap(record, config, task.higher_is_better, display.say)
@@ -111,6 +113,15 @@ def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
     note = f"BatchNorm recalibrated on {batches} batches: validation {name} {before!r} -> {after!r}"
     trainer.display.say(note)
     return [note]
+
+
+def rounded(config: Config, pruner: Pruner) -> list[str]:
+    """A note of how far prune.round_to moved the share that is gone from what was asked."""
+    round_to = getattr(config.prune, "round_to", 1)
+    if round_to == 1 or not pruner.method.prunes or pruner.target is None:
+        return []
+    unit, share = of_unit(pruner.pattern.target_unit), pruner.pattern.reached(pruner.layers)
+    return [f"prune.round_to={round_to}: {percent(share)}{unit} gone, {percent(pruner.target)} asked"]
 
 
 def attempt(notes: list[str], what: str, compute: Callable[[], Any]) -> Any:

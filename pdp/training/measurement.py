@@ -110,7 +110,7 @@ def _measure_and_show(
         ("MACs sparse", f"{int(frame.sparse_macs.sum()):,}", ""),
     ]
     if record:
-        held = [score(key, record.metrics[key]) if key != "loss" else f"{record.metrics[key]:.6f}" for key in metrics]
+        held = [_recorded(record, key) for key in metrics]
         held += [
             f"{record.params:,}",
             f"{record.params_nonzero:,}",
@@ -131,3 +131,10 @@ def _measure_and_show(
     if record:
         same = metrics[name] == record.metric and nonzero == record.params_nonzero
         display.say("agrees with the record" if same else f"DIFFERS from the record: {name} {record.metric!r}")
+
+
+def _recorded(record: Record, key: str) -> str:
+    """A metric of the record as the table shows it; empty where it is older than the metric."""
+    if key not in record.metrics:
+        return ""
+    return score(key, record.metrics[key]) if key != "loss" else f"{record.metrics[key]:.6f}"

@@ -70,7 +70,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         metric_soft=math.nan,
         metric_before_pruning=math.nan,
         metric_best=math.nan,
-        epoch_best=int(trainer.best["epoch"]) if trainer.best else config.recipe.epochs - 1,
+        epoch_best=int(trainer.best["epoch"]) if trainer.best else max(0, config.recipe.epochs - 1),
         method=config.method.name,
         pattern=pruner.pattern.label if prunes else "none",
         allocation=pruner.allocation if prunes else "none",
