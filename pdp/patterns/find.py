@@ -1,4 +1,4 @@
-"""The couplings of a model: found in one forward, then proven."""
+"""Finds the couplings of a model by following one forward, then verifies them by experiment."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pdp.patterns.walk import Walk
 
 
 def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
-    """The couplings of a model in its own order; those that cannot lose channels say why in `refused`.
+    """The couplings in the order of the model's modules; `refused` says why a coupling cannot lose channels.
 
-    One forward of `example_input` (a tensor, a tuple of arguments or a dict of keywords) is followed, a few more of a
-    copy prove what was found. Leaves model and training mode as they were. Raises `Refusal` where the model does not
-    take the input.
+    Follows one forward of `example_input` (a tensor, a tuple of arguments or a dict of keyword arguments); a few more
+    forwards of a copy verify the result. Leaves the model and its training mode unchanged. Raises `Refusal` if the
+    model does not accept the input.
     """
     attentions = list(find_attentions(model))
     apart = {maker for one in attentions for maker in one.makers}
@@ -57,7 +57,7 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
 
 
 def _train(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:
-    """Follows a forward in training mode too: layers that only training uses, auxiliary heads, read channels."""
+    """Follows a forward in training mode too, for layers that only training uses and auxiliary heads."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     model.train()
     for module in model.modules():
@@ -68,7 +68,8 @@ def _train(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: 
             output = call(model, example_input)
         pin_outputs(walk, output)
     except Exception:
-        # Training may want more than the example, labels or a larger batch; what it uses then stays unread.
+        # Training may need more than the example, such as labels or a larger batch. Then the layers that only it uses
+        # remain unread.
         walk.closed = 0
     finally:
         model.eval()
@@ -84,7 +85,7 @@ def call(model: nn.Module, example_input: Any) -> Any:
 
 
 def pin_outputs(walk: Walk, output: Any) -> None:
-    """Channels in the model's outputs stay, whatever object holds them."""
+    """Pins the channels in the model's outputs, whatever object holds them."""
     seen: set[int] = set()
 
     def visit(value: Any) -> None:
@@ -108,7 +109,7 @@ def pin_outputs(walk: Walk, output: Any) -> None:
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no cache of past keys, no fused attention, and the generators' states kept."""
+    """Evaluation mode without gradients, cache of past keys or fused attention; restores the random generators."""
     settings: Any = getattr(model, "config", None)
     cached = getattr(settings, "use_cache", None)
     training = [module for module in model.modules() if module.training]
