@@ -33,8 +33,7 @@ def round_budget(
     brings `gone` (the share that a budget prunes) closer to `wanted`.
     """
     choices = [_around(layer, count, step) for layer, count, step in zip(layers, budget, steps, strict=True)]
-    pairs = zip(choices, budget, strict=True)
-    found = [min(ends, key=lambda end, count=count: (abs(end - count), end)) for ends, count in pairs]
+    found = [_nearer(ends, count) for ends, count in zip(choices, budget, strict=True)]
     free = [place for place, ends in enumerate(choices) if ends[0] != ends[1]]
     free.sort(key=lambda place: abs(_other(choices[place], found[place]) - budget[place]))
     best, tries = abs(gone(found) - wanted), _TRIES
@@ -62,6 +61,11 @@ def _around(layer: Layer, count: int, step: int) -> tuple[int, int]:
     if down < max(1, layer.least) or kept == layer.units:
         down = up
     return layer.units - down, layer.units - up
+
+
+def _nearer(ends: tuple[int, int], count: int) -> int:
+    """The end nearer to `count`; of two as near the one that keeps more."""
+    return min(ends, key=lambda end: (abs(end - count), end))
 
 
 def _other(ends: tuple[int, int], end: int) -> int:
