@@ -258,7 +258,7 @@ class Pattern(pattern.Pattern):
         return masked_alone(layer, member, weight, temperature, self._scale(layer))
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
-        """Zeroes the inputs that read pruned channels, which only multiply zeros: the counts become the slim model's."""
+        """Zeroes the inputs that read pruned channels, which only multiply zeros: counts become the slim model's."""
         for part in self.couplings[layer.name].inputs:
             weight: Tensor = part.module.weight  # type: ignore[assignment]
             units = torch.tensor(input_columns(part), device=weight.device)
