@@ -24,6 +24,7 @@ from pdp.distill.distillation import make_objective
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.pruner.pruner import Pruner
+from pdp.quantize.sizes import bytes_on_disk
 from pdp.ranks import OWN_PROCESS
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
@@ -38,6 +39,7 @@ from pdp.training.failures import reported_failures
 from pdp.training.hardening import note_gap
 from pdp.training.preview import preview
 from pdp.training.recalibration import recalibrate
+from pdp.training.shipping import quantization_of, read_frozen, said_of, save_frozen, shipped
 from pdp.training.signals import StopSignals
 from pdp.training.start import make_first_model, note_zeros, start_of
 from pdp.training.together import decided_by_main, wait_until_visible
@@ -74,6 +76,8 @@ def train(config: Config, shown: bool = True) -> Record | None:
         steps = steps_in_epoch(config, task)
         pruner = make_pruner(config, task, model, steps)
         task.notes += note_zeros(config, model, pruner)
+        if pruner.quantizer is not None:
+            display.say(said_of(pruner.quantizer))
         if pruner.method.prunes:
             share = percent(pruner.prunable_share)
             display.say(f"{share} of all weights are prunable; dry_run=true says what stays dense")
@@ -149,7 +153,8 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     notes: list[str] = []
     if accelerator.is_main_process:
         attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
-    soft = trainer.measure(test)
+    with pruner.unquantized():
+        soft = trainer.measure(test)
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
@@ -157,17 +162,29 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
         gap = directory.path / "soft_gap.csv"
         attempt(notes, gap.name, lambda: pruner.soft_gap().to_csv(gap, index=False))
     pruner.finalize()
-    notes += recalibrated(config, task, trainer)
+    with shipped(model, pruner.frozen):
+        notes += recalibrated(config, task, trainer)
     # Every process measures what lies on the disk, which the main process wrote.
     if accelerator.is_main_process:
         save_weights(model, directory.weights)
-    metrics = trainer.measure(test)
+        if pruner.frozen is not None:
+            save_frozen(pruner.frozen, directory.scales)
+    hard = trainer.measure(test)
+    metrics = hard
+    if pruner.frozen is not None:
+        with shipped(model, pruner.frozen):
+            metrics = trainer.measure(test)
     saved = {"before": directory.before_pruning, "best": directory.best}
     there = decided_by_main(accelerator, lambda: [key for key, path in saved.items() if path.is_file()])
     elsewhere = {}
     for key in there:
         load_written(model, saved[key])
-        elsewhere[key] = trainer.measure(test)[name]
+        scales = None
+        if key == "best" and pruner.frozen is not None:
+            wait_until_visible(directory.best_scales)
+            scales = read_frozen(directory.best_scales)
+        with shipped(model, scales):
+            elsewhere[key] = trainer.measure(test)[name]
     load_written(model, directory.weights)
     if not accelerator.is_main_process:
         return
@@ -185,15 +202,22 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     )
     record = make_record(config, task, trainer, frame, metrics)
     record.notes += notes
-    record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
-    record.metric_before_pruning = elsewhere.get("before", metrics[name])
+    record.metric_hard = hard[name] if pruner.frozen is not None else None
+    record.metric_soft = soft[name] if pruner.method.prunes else hard[name]
+    record.metric_before_pruning = elsewhere.get("before", hard[name])
+    record.bytes_on_disk = attempt(record.notes, "bytes on disk", lambda: bytes_on_disk(model, pruner.frozen)) or {}
     record.metric_best = elsewhere.get("best", metrics[name])
     note_gap(record, config, task.higher_is_better, display.say)
     directory.check_held()
     write_record(record, directory.path)
     _draw(directory, display)
     trainer.tracker.finish(record)
-    for path in (directory.before_pruning, directory.best, *directory.checkpoints.glob("teacher_logits-*")):
+    for path in (
+        directory.before_pruning,
+        directory.best,
+        directory.best_scales,
+        *directory.checkpoints.glob("teacher_logits-*"),
+    ):
         path.unlink(missing_ok=True)
     if task.unreadable:
         display.say(f"left out as unreadable: {len(task.unreadable)} images, the first {min(task.unreadable)}")
@@ -270,7 +294,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
     prunable = sum(weight.numel() for weight in weights)
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     prunes = pruner.method.prunes
-    extras = sum(one.numel() for group in pruner.method.parameter_groups() for one in group["params"])
+    extras = sum(one.numel() for group in pruner.extra_groups() for one in group["params"])
     return Record(
         run_id=f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}",
         status="finished",
@@ -327,5 +351,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         classes=list(task.class_names),
         model_source=source_digest(config.model.name) if config.model.library == "import" else "",
         start=start_of(config),
+        quantize=config.quantize.name,
+        quantization=quantization_of(pruner, trainer.model),
         notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
     )

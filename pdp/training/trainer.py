@@ -32,6 +32,7 @@ from pdp.training.graphs import StepGraphs, usable
 from pdp.training.losses import Losses
 from pdp.training.nonfinite import SkipGuard, check_in_a_row
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
+from pdp.training.shipping import save_frozen
 from pdp.training.signals import StopSignals
 from pdp.training.step_history import StepHistory
 from pdp.training.together import share_buffers
@@ -322,7 +323,8 @@ class Trainer:
         soft = None
         try:
             if self.config.method.name != "dense" and (self.step == self.total or passed):
-                soft = self.measure(self.validation, self._asked_to_stop)
+                with self.pruner.unquantized():
+                    soft = self.measure(self.validation, self._asked_to_stop)
             with self.pruner.hard():
                 metrics = self.measure(self.validation, self._asked_to_stop)
         except AskedToStop:
@@ -380,6 +382,8 @@ class Trainer:
                 self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
                 with self.pruner.baked(self.average.module if self.average else self.model) as hard_model:
                     save_weights(hard_model, self.directory.best)
+                    if self.pruner.quantizer is not None:
+                        save_frozen(self.pruner.quantizer.freeze(hard_model), self.directory.best_scales)
 
     # ---------------------------------------------------------------- the state
 
