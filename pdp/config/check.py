@@ -24,6 +24,7 @@ from pdp.config.schema import (
 )
 from pdp.errors import Refusal
 from pdp.methods.options import AT_ONE_STROKE, WITHOUT_TRAINING
+from pdp.quantize.options import QUANTIZE, Int4wOptions
 from pdp.ranks import process_count
 from pdp.schedule.time import Time
 
@@ -39,6 +40,7 @@ def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = 
     _check_recipe(config)
     check_prune(config, typed)
     check_schedule(config, words)
+    _check_quantize(config)
     check_distill(config)
     _check_tracker(config)
     if not config.output_dir.strip():
@@ -155,6 +157,27 @@ def _check_recipe(config: Config) -> None:
             f"recipe.evaluate_every={recipe.evaluate_every} is no time between two measurements: give one above 0, "
             "such as 0.1 (of the run), 2000it or 2ep, or recipe.evaluate_every=null for every epoch"
         )
+
+
+def _check_quantize(config: Config) -> None:
+    quantize = config.quantize
+    if type(quantize) is not QUANTIZE[quantize.name]:
+        raise Refusal(
+            f"quantize.name={quantize.name} is not how this is chosen: give quantize=<name>, one of "
+            f"{', '.join(QUANTIZE)}"
+        )
+    quantize.check()
+    if isinstance(quantize, Int4wOptions):
+        time = Time.parse(quantize.start, "quantize.start")
+        if time.unit == "ep" and time.value >= config.recipe.epochs:
+            raise Refusal(
+                f"quantize.start={quantize.start} leaves nothing of a run of {config.recipe.epochs} epochs to train "
+                "with quantized numbers: give an earlier time, such as quantize.start=0.7"
+            )
+        if any(not pattern.strip() for pattern in quantize.exclude):
+            raise Refusal(
+                "quantize.exclude has an empty pattern: give names or fnmatch patterns, such as quantize.exclude=[fc]"
+            )
 
 
 def _check_tracker(config: Config) -> None:

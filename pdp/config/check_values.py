@@ -9,6 +9,7 @@ from typing import Any
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
 from pdp.errors import Refusal
 from pdp.patterns.options import SALIENCIES, TARGETS
+from pdp.quantize.options import QUANTIZE, RANGES
 from pdp.schedule.shapes import SCHEDULES
 from pdp.wording import did_you_mean
 
@@ -61,6 +62,8 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "prune.pattern": tuple(PRUNE),
     "prune.saliency": SALIENCIES,
     "prune.target": TARGETS,
+    "quantize.name": tuple(QUANTIZE),
+    "quantize.ranges": RANGES,
     "distill.name": tuple(DISTILL),
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),

@@ -18,6 +18,7 @@ GROUPS = {
     "data": "what on",
     "recipe": "how, apart from pruning",
     "prune": "what one prunable unit is",
+    "quantize": "whether weights and activations become integers",
     "method": "how weights are pruned",
     "allocation": "how the target is shared out over the layers",
     "schedule": "how the share grows",

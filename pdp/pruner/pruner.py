@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pdp.errors import Refusal
+from pdp.layers import Layer
 from pdp.methods import make_method
 from pdp.methods.calibrated import CalibratedMethod
 from pdp.methods.method import Moment, Plan
@@ -28,6 +29,9 @@ from pdp.pruner.guard import Guard, more_zeros, refuse_second_pruner
 from pdp.pruner.report import layer_report, soft_gap
 from pdp.pruner.shadow import hook, strip, unhook
 from pdp.pruner.state import load_state, state_of
+from pdp.quantize.frozen import Frozen
+from pdp.quantize.options import Int4wOptions, QuantizeOptions, make_options
+from pdp.quantize.quantizer import Quantizer
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
 from pdp.spoken import python_words
@@ -53,6 +57,9 @@ class Pruner:
     - `exclude`: fnmatch patterns of module names that are not pruned.
     - `calibration`: the batches from which wanda and sparsegpt prune at once (see `calibrate`).
     - `upper_bound`: the best possible value of the metric, which schedule.warmup=auto needs; `seed`: for random masks.
+    - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized numbers,
+      and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of convolutions have a
+      range.
     """
 
     def __init__(
@@ -76,6 +83,8 @@ class Pruner:
         example_input: Any = None,
         pattern_options: dict[str, Any] | None = None,
         calibration: Iterable[Any] | None = None,
+        quantize: str | QuantizeOptions | None = None,
+        quantize_options: dict[str, Any] | None = None,
         **options: object,
     ):
         with python_words():
@@ -97,6 +106,7 @@ class Pruner:
                 seed,
                 example_input,
                 pattern_options,
+                make_options(quantize, **(quantize_options or {})),
                 options,
             )
         if calibration is not None:
@@ -121,6 +131,7 @@ class Pruner:
         seed: int,
         example_input: Any,
         pattern_options: dict[str, Any] | None,
+        quantize: QuantizeOptions,
         options: dict[str, object],
     ) -> None:
         self.model = model
@@ -162,13 +173,27 @@ class Pruner:
         self.start: int | None = self.schedule.start if self.schedule else None
         self.fraction = 0.0
         self.finished = False
+        self.frozen: Frozen | None = None  # what finalize() leaves of quantization
         self.metrics: list[float] = []
-        if self.method.prunes:
+        self.quantizer: Quantizer | None = None
+        if isinstance(quantize, Int4wOptions):
+            self.quantizer = Quantizer(model, quantize, epochs, steps_per_epoch, example_input)
+        if self.hooked:
             refuse_second_pruner(model, self.layers)
+        if self.method.prunes:
             self.guard = Guard(model, self.layers)
             self.guard.check_numbers()
         self.method.begin(self.layers, Plan(self.target, self.allocation, epochs, steps_per_epoch, seed, self._budget))
-        self._handles = hook(model, self.layers, self.method) if self.method.prunes else []
+        self._handles = hook(model, self._hooked_layers, self.method, self.quantizer) if self.hooked else []
+
+    @property
+    def hooked(self) -> bool:
+        """Whether the model may compute with anything but its stored weights."""
+        return self.method.prunes or self.quantizer is not None
+
+    @property
+    def _hooked_layers(self) -> list[Layer]:
+        return self.layers if self.method.prunes else []
 
     @property
     def phase(self) -> str:
@@ -191,6 +216,8 @@ class Pruner:
         For methods that learn the shares, this depends on what the last hard mask pruned; a run without a target never
         counts.
         """
+        if self.quantizer is not None and not self.quantizer.active:
+            return False
         if not self.method.prunes:
             return True
         reached = self.target is not None and self.pattern.reached(self.layers) > self.target - 1e-3
@@ -208,6 +235,8 @@ class Pruner:
         self.epoch = epoch
         if metric is not None:
             self.metrics.append(float(metric))
+        if self.quantizer is not None:
+            self.quantizer.start_epoch(epoch)
         if self.schedule is None:
             return
         moment = epoch if self.schedule.unit == "epoch" else self.steps
@@ -281,7 +310,7 @@ class Pruner:
 
         Call it before a learning-rate scheduler is made for this optimizer; raises `Refusal` afterwards.
         """
-        groups = self.method.parameter_groups()
+        groups = self.extra_groups()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(id(extra) not in known for group in groups for extra in group["params"]):
             if any("initial_lr" in group for group in optimizer.param_groups):
@@ -293,6 +322,11 @@ class Pruner:
                 optimizer.add_param_group(group)
         self.method.optimizer = optimizer
 
+    def extra_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of everything that is trained beside the model."""
+        own = self.method.parameter_groups()
+        return own + self.quantizer.parameter_groups() if self.quantizer is not None else own
+
     def penalty(self) -> Tensor | None:
         """The method's term of the loss, a 0-dim tensor, or None."""
         return self.method.penalty()
@@ -302,7 +336,9 @@ class Pruner:
 
         The method's trainable parameters are not part of a DDP-wrapped model, so their gradients are averaged here.
         """
-        average_gradients([extra for group in self.method.parameter_groups() for extra in group["params"]])
+        average_gradients([extra for group in self.extra_groups() for extra in group["params"]])
+        if self.quantizer is not None:
+            self.quantizer.after_backward()
         if self.schedule is not None:
             self.guard.check_gradients()
             self.method.after_backward(self.layers, self._moment())
@@ -314,7 +350,11 @@ class Pruner:
             raise RuntimeError("call pruner.start_epoch(epoch) before the first pruner.step()")
         if self.method.needs_attach and self.method.optimizer is None:
             raise RuntimeError(f"method={self.method.options.name} needs the optimizer: call pruner.attach(optimizer)")
+        if self.quantizer is not None and self.quantizer.extras and self.method.optimizer is None:
+            raise RuntimeError("quantize.ranges=learned needs the optimizer: call pruner.attach(optimizer)")
         self.steps += 1
+        if self.quantizer is not None:
+            self.quantizer.step(self.steps, self.epoch)
         if self.schedule is None:
             return
         self.guard.check_places()
@@ -382,6 +422,12 @@ class Pruner:
                 layer.hard_keep = None
 
     @contextmanager
+    def unquantized(self) -> Iterator[None]:
+        """Inside, the model computes with floats, masked as they are now."""
+        with self.quantizer.suspend() if self.quantizer is not None else nullcontext():
+            yield
+
+    @contextmanager
     def baked(self, model: nn.Module | None = None) -> Iterator[nn.Module]:
         """While this context is open, the stored weights of `model` (or of a copy) are the hard ones."""
         model = self.model if model is None else model
@@ -427,6 +473,7 @@ class Pruner:
             for layer, keep in keeps:
                 self.pattern.finish(self.model, layer, keep)
         self._unhook()
+        self.frozen = self.quantizer.freeze(self.model) if self.quantizer is not None else None
         self.finished = True
 
     def remove(self) -> None:
@@ -470,9 +517,10 @@ class Pruner:
         load_state(self, state)
         if self.finished:
             self._unhook()
+            self.frozen = self.quantizer.freeze(self.model) if self.quantizer is not None else None
 
     def _unhook(self) -> None:
-        unhook(self.layers, self._handles)
+        unhook(self._hooked_layers, self._handles, self.quantizer)
         if self.method.prunes:
             self.guard.remove()
 
@@ -495,5 +543,5 @@ class Pruner:
             twin.guard = Guard(twin.model, twin.layers)
         if hooked:
             strip(twin.model)
-            twin._handles = hook(twin.model, twin.layers, twin.method)
+            twin._handles = hook(twin.model, twin._hooked_layers, twin.method, twin.quantizer)
         return twin

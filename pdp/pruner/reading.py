@@ -23,6 +23,8 @@ from pdp.layers import Layer, Member
 from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner.readable import readable
+from pdp.quantize.points import WeightPoint
+from pdp.quantize.quantizer import Quantizer
 from pdp.reading_mode import for_any_use, reads_stored
 
 _ASKED = nn.Module.__getattr__.__code__
@@ -32,9 +34,16 @@ _CALLED = nn.Module._call_impl.__code__
 class Place:
     """A parameter of a module with the masks that apply to it, one after the other if several have parts of it."""
 
-    def __init__(self, masks: Sequence[tuple[Layer, Member]], method: Method):
+    def __init__(
+        self,
+        masks: Sequence[tuple[Layer, Member]],
+        method: Method,
+        quantizer: Quantizer | None = None,
+        point: WeightPoint | None = None,
+    ):
         self.masks = list(masks)
         self.method = method
+        self.quantizer, self.point = quantizer, point  # of a weight that is quantized after masking
         self.outside = False  # whether anything besides its module may read it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Place:
@@ -43,10 +52,25 @@ class Place:
     @property
     def active(self) -> bool:
         """Whether the effective weight differs from the stored one."""
-        return any(layer.active for layer, _ in self.masks)
+        return self.quantized or any(layer.active for layer, _ in self.masks)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weight lies on its grid now."""
+        return self.point is not None and self.quantizer is not None and self.quantizer.holds
 
     def effective(self, weight: Tensor) -> Tensor:
         """What the model uses in place of `weight` now."""
+        if not self.quantized:
+            return self._masked(weight)
+        if torch.compiler.is_compiling():
+            effective = self._masked(weight)
+        else:
+            with for_any_use():  # in the weight's own type: bfloat16 has no room for a grid
+                effective = self._masked(weight)
+        return self.quantizer.weight(self.point, effective)  # type: ignore[union-attr, arg-type]
+
+    def _masked(self, weight: Tensor) -> Tensor:
         for own, member in self.masks:
             own.was_read = True
             if own.active:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pdp.pruner.alive import live_share
 from pdp.runs.checkpoint import save_weights
+from pdp.training.shipping import save_frozen
 
 
 def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -23,7 +24,8 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
     passed = soft_every and done // soft_every > trainer.measured / trainer.steps_per_epoch // soft_every
     soft = None
     if trainer.config.method.name != "dense" and trainer.total and (trainer.step == trainer.total or passed):
-        soft = trainer.measure(trainer.validation, stop)
+        with pruner.unquantized():
+            soft = trainer.measure(trainer.validation, stop)
     with pruner.hard():
         metrics = trainer.measure(trainer.validation, stop)
     trainer.metric = metrics[name]
@@ -73,3 +75,5 @@ def note_best(trainer: Any, epoch: int) -> None:
             trainer.directory.checkpoints.mkdir(parents=True, exist_ok=True)
             with trainer.pruner.baked(trainer.average.module if trainer.average else trainer.model) as hard_model:
                 save_weights(hard_model, trainer.directory.best)
+                if trainer.pruner.quantizer is not None:
+                    save_frozen(trainer.pruner.quantizer.freeze(hard_model), trainer.directory.best_scales)

@@ -26,6 +26,7 @@ from pdp.training.failures import reported_failures
 from pdp.training.finishing import finish
 from pdp.training.optimizers import make_average
 from pdp.training.preview import preview
+from pdp.training.shipping import said_of
 from pdp.training.signals import StopSignals
 from pdp.training.start import make_first_model, note_zeros
 from pdp.training.together import decided_by_main, wait_until_visible
@@ -62,6 +63,8 @@ def train(config: Config, shown: bool = True) -> Record | None:
         steps = steps_in_epoch(config, task)
         pruner = make_pruner(config, task, model, steps)
         task.notes += note_zeros(config, model, pruner)
+        if pruner.quantizer is not None:
+            display.say(said_of(pruner.quantizer))
         if pruner.method.prunes:
             share = percent(pruner.prunable_share)
             display.say(f"{share} of all weights are prunable; dry_run=true says what stays dense")
