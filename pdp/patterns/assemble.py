@@ -31,6 +31,7 @@ def assemble(walk: Walk, model: nn.Module) -> list[Coupling]:
     place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     atoms = walk.atoms
     _pin_shared(walk)
+    _tie_biases(walk)
     classes = atoms.classes()
     _pin_ragged(walk, classes)
     reasons = atoms.reasons(classes)
@@ -105,6 +106,16 @@ def _pin_shared(walk: Walk) -> None:
             reason = reason or f"{walk.owners[identity][0][0]}'s weight is read in another way as well"
         if reason:
             walk.atoms.pin(np.arange(first, first + size), reason)
+
+
+def _tie_biases(walk: Walk) -> None:
+    """A bias that the forward adds apart from its layer's product goes with the rows all the same."""
+    for (kind, identity), (first, size) in list(walk.atoms.blocks.items()):
+        bias = _site(walk, identity)[1]._parameters.get("bias") if kind == "rows" else None
+        if bias is not None and ("elements", id(bias)) in walk.atoms.blocks:
+            own, many = walk.atoms.blocks["elements", id(bias)]
+            if many == size:
+                walk.atoms.tie(np.arange(first, first + size), np.arange(own, own + size))
 
 
 def _pin_ragged(walk: Walk, classes: np.ndarray) -> None:
@@ -184,6 +195,8 @@ def _add_vector(coupling: Coupling, walk: Walk, identity: int, units: np.ndarray
     own = np.moveaxis(units.reshape(shape), axis, 0).reshape(shape[axis], -1)[:, 0]
     zeroed = any(first + index in masked for index in np.nonzero(units >= 0)[0].tolist())
     for name, module, key in walk.owners[identity]:
+        if key == "bias" and any(part.module is module for part in coupling.outputs):
+            continue  # it goes with its layer's rows
         if hasattr(module, "num_features") and key in _SLICED:
             if not any(part.module is module for part in coupling.norms):
                 coupling.norms.append(Part(name, module, own.tolist()))
