@@ -44,7 +44,9 @@ class Walk(TorchDispatchMode):
         self.apart = apart
         self.owners: dict[int, list[Owner]] = {}
         self.held: dict[int, Tensor] = {}
-        for name, module in model.named_modules(remove_duplicate=False):
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.counts: list[tuple[str, nn.Module, str, int | None, np.ndarray]] = []  # modules' numbers of channels
+        for name, module in self.modules.items():
             for table in (module._parameters, module._buffers):
                 for key, tensor in table.items():
                     if tensor is not None and not any(one[1:] == (module, key) for one in self._known(tensor)):
@@ -70,6 +72,12 @@ class Walk(TorchDispatchMode):
             return "the model's own forward"
         name, kind = self.stack[-1]
         return f"{name}, {kind}"
+
+    @property
+    def running(self) -> tuple[str, nn.Module | None]:
+        """The innermost module whose forward runs, and its name."""
+        name = self.stack[-1][0] if self.stack else ""
+        return name, self.modules.get(name) if self.stack else None
 
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor."""
