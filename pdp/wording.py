@@ -36,8 +36,8 @@ def percent(share: float) -> str:
 
 
 def score(name: str, value: float) -> str:
-    """A metric: fractions in percent, perplexity raw."""
-    return f"{value:.3f}" if name.startswith("perplexity") else percent(value)
+    """A metric: fractions in percent, perplexity and bits per byte raw."""
+    return f"{value:.3f}" if name.startswith(("perplexity", "bits_per_byte")) else percent(value)
 
 
 _UNITS = {"mac": "MACs", "channel": "channels"}  # what a target may be a share of, beside weights

@@ -4,7 +4,8 @@
     python scripts/benchmark_text.py --megabytes 50 --one-line
 
 Makes a text of words by Zipf's law, opens it as `data=text` in a process of its own, twice (the tokens are there the
-second time), and draws an epoch's first thousand windows. Writes a row to results/benchmarks/large_text.json. Exit codes: 0.
+second time), and draws an epoch's first thousand windows. Writes a row to results/benchmarks/large_text.json.
+Exit codes: 0.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ def made(name: str) -> nn.Module:
     torch.manual_seed(3)
     shared = {"vocab_size": 37, "bos_token_id": 0, "eos_token_id": 0, "use_cache": False}
     if name == "gpt2":
-        shape = GPT2Config(n_embd=12, n_layer=2, n_head=2, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **shared)
+        shape = GPT2Config(
+            n_embd=12, n_layer=2, n_head=2, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **shared
+        )
         return GPT2LMHeadModel(shape).double()
     shape = LlamaConfig(hidden_size=12, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
                         num_key_value_heads=1, max_position_embeddings=16, **shared)  # fmt: skip

@@ -21,8 +21,8 @@ def check_sharding(config: Config) -> None:
     method = config.method
     if method.name not in METHODS:
         raise Refusal(
-            f"recipe.sharding={recipe.sharding}: method={method.name} reads gradients or trains extras of whole layers, "
-            f"of which each process holds a part: give recipe.sharding=none, or method={', '.join(METHODS)}"
+            f"recipe.sharding={recipe.sharding}: method={method.name} reads gradients or trains extras of whole "
+            f"layers, of which each process holds a part: give recipe.sharding=none, or method={', '.join(METHODS)}"
         )
     if getattr(method, "temperature_mode", None) == "learned":
         raise Refusal(
@@ -35,6 +35,7 @@ def check_sharding(config: Config) -> None:
         "recipe.compile=false": (bool(recipe.compile), "a compiled step sees no parts of weights"),
         "recipe.on_nonfinite=stop": (recipe.on_nonfinite == "skip", "processes see the gradients of their parts alone"),
         "recipe.precision=bf16": (recipe.precision == "fp16", "the scaling of losses looks at whole gradients"),
+        "quantize=none": (config.quantize.name != "none", f"quantization {whole}"),
         "distill=none": (config.distill.name != "none", f"a teacher {whole}"),
     }
     for remedy, (found, reason) in reasons.items():

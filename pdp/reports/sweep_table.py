@@ -100,7 +100,7 @@ def start_of(pretrained: str) -> str:
 
 def asked(row: dict[str, Any]) -> str:
     """The target, with what it is a share of where that is not the weights: "50 % of MACs"."""
-    if row["method"] == "dense":
+    if row["method"].partition("+")[0] == "dense":
         return ""
     return target(row["target_sparsity"]) + of_unit(row["target_unit"])
 

@@ -14,7 +14,7 @@ from pdp.wording import one_line
 VALIDATION = "validation"
 
 
-def read_hub(data: Any) -> Corpus:
+def read_hub(data: Any, streamed: bool = True) -> Corpus:
     """Train, validation and test of the data set that data.name or data.root names; raises `Refusal`."""
     asked = f"data.name={data.name}" if data.root is None else f"data.root={data.root}"
     split, names = _opened(data, asked)
@@ -24,7 +24,7 @@ def read_hub(data: Any) -> Corpus:
     if validation is None and VALIDATION in names and VALIDATION not in (data.train_split, data.test_split):
         validation = VALIDATION
     wanted = [data.train_split, validation, data.test_split]
-    return Corpus(*texts_of_rows([None if one is None else split(one) for one in wanted], data.column))
+    return Corpus(*texts_of_rows([None if one is None else split(one) for one in wanted], data.column, streamed))
 
 
 def _opened(data: Any, asked: str) -> tuple[Callable[[str], Any], list[str]]:

@@ -22,13 +22,14 @@ class MappedTokens:
 
     dtype = np.dtype(np.int32)
 
-    def __init__(self, path: Path, stored: str, count: int, words: int, key: str):
+    def __init__(self, path: Path, stored: str, count: int, words: int, size: int, key: str):
         self.path, self.stored, self.count, self.words, self.key = path, stored, count, words, key
+        self.size = size  # bytes of the text, UTF-8
         self._map: Any = np.memmap(path, dtype=stored, mode="r", shape=(count,)) if count else np.zeros(0, stored)
         self._read = 0
 
     def __reduce__(self) -> Any:
-        return MappedTokens, (self.path, self.stored, self.count, self.words, self.key)
+        return MappedTokens, (self.path, self.stored, self.count, self.words, self.size, self.key)
 
     def __len__(self) -> int:
         return self.count

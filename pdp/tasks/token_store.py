@@ -32,7 +32,7 @@ from pdp.tasks.text_tokenizer import encode, load_tokenizer
 WHOLE, SAMPLE = 600 * 10**6, 200 * 10**6  # bytes: a tokenizer is trained on all of a text up to so many, else on some
 _FORMAT = 1
 _CHUNK = 2**20  # characters that are encoded at a time
-_HEADER = 16  # bytes before the tokens of a block: how many they are, and how many words
+_HEADER = 24  # bytes before the tokens of a block: how many they are, and the words and bytes of their text
 _POLL = 0.2  # seconds between two looks at blocks that others make
 _JOIN = 2**40  # the byte of the file of locks that stands for joining
 
@@ -88,7 +88,7 @@ class TokenStore:
             path = self.folder / "tokens.bin"
             if path.stat().st_size != told["count"] * np.dtype(told["stored"]).itemsize:
                 return None
-            return MappedTokens(path, told["stored"], told["count"], told["words"], self.key)
+            return MappedTokens(path, told["stored"], told["count"], told["words"], told["size"], self.key)
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -111,56 +111,61 @@ class TokenStore:
         return self.blocks / f"{number:06d}.tokens"
 
     def _make(self, number: int) -> None:
-        path, words, count = self._path(number), 0, 0
+        path, counts = self._path(number), np.zeros(3, np.uint64)
         beside = path.with_name(f".{path.name}.{os.getpid()}")
         with beside.open("wb") as file:
             file.write(bytes(_HEADER))
-            for pieces, of_chunk in self._chunks(number):
+            for pieces, words, size in self._chunks(number):
                 tokens = encode(self.tokenizer, pieces, None, None, special=False)[0]
                 tokens.astype(self.stored).tofile(file)
-                words, count = words + of_chunk, count + len(tokens)
+                counts += np.array([len(tokens), words, size], np.uint64)
             file.seek(0)
-            np.array([count, words], dtype=np.uint64).tofile(file)
+            counts.tofile(file)
         beside.replace(path)
 
-    def _chunks(self, number: int) -> Iterator[tuple[list[str], int]]:
+    def _chunks(self, number: int) -> Iterator[tuple[list[str], int, int]]:
         pieces: list[str] = []
-        size = words = 0
+        length = words = size = 0
         inside = False  # a line, of which a piece was given
         for piece in self.text.pieces(number):
             words += len(piece.split())
             pieces.append(piece[1:] if inside and self.drops_space and piece[0] == " " else piece)
             inside = not piece.endswith("\n")
-            size += len(piece)
-            if size > _CHUNK:
-                yield pieces, words
-                pieces, size, words = [], 0, 0
+            length, size = length + len(piece), size + len(piece.encode())
+            if length > _CHUNK:
+                yield pieces, words, size
+                pieces, length, words, size = [], 0, 0, 0
         if pieces:
-            yield pieces, words
+            yield pieces, words, size
 
     def _join(self) -> None:
         """One file of all blocks, by whoever is first; the others wait."""
         with self._alone(_JOIN, wait=True):
             if self.read() is not None:
                 return
-            path, count, words = self.folder / "tokens.bin", 0, 0
+            path, counts = self.folder / "tokens.bin", [0, 0, 0]
             beside = path.with_name(f".tokens.{os.getpid()}")
             for leftover in self.folder.glob(".tokens.*"):  # of a join that was killed
                 leftover.unlink(missing_ok=True)
             with beside.open("wb") as file:
                 for number in range(self.text.blocks):
                     with self._path(number).open("rb") as block:
-                        tokens_here, words_here = (int(one) for one in np.fromfile(block, np.uint64, 2))
+                        here = [int(one) for one in np.fromfile(block, np.uint64, 3)]
                         shutil.copyfileobj(block, file, 2**20)
-                    count, words = count + tokens_here, words + words_here
+                    counts = [one + more for one, more in zip(counts, here, strict=True)]
                 file.flush()
                 os.fsync(file.fileno())
-            if beside.stat().st_size != count * np.dtype(self.stored).itemsize:  # a block was cut short by the machine
+            if (
+                beside.stat().st_size != counts[0] * np.dtype(self.stored).itemsize
+            ):  # a block was cut short by the machine
                 shutil.rmtree(self.blocks, ignore_errors=True)
                 beside.unlink()
                 return
             beside.replace(path)
-            _write(self.folder / "tokens.json", {"stored": self.stored, "count": count, "words": words})
+            _write(
+                self.folder / "tokens.json",
+                dict(zip(("count", "words", "size"), counts, strict=True)) | {"stored": self.stored},
+            )
             shutil.rmtree(self.blocks, ignore_errors=True)
 
     @contextlib.contextmanager

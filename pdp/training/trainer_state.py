@@ -1,6 +1,6 @@
-"""The trainer's checkpoint: everything that decides how a run goes on, and taking it back.
+"""The trainer's checkpoint: everything that decides how a run continues, and how it is restored.
 
-The trainer imports this, and is known here by what it holds.
+The trainer imports this module, so this module does not import the trainer and takes it as `Any`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OWN = ("epoch", "batch", "step", "seconds", "metric", "best")
 
 
 def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensors and plain values only; `random_states` are those of all processes. Collective where it is sharded."""
+    """The state as plain values and whole tensors, with the `random_states` of all processes. Collective if sharded."""
     main = trainer.accelerator.is_main_process
     return {
         **{key: getattr(trainer, key) for key in _OWN},
@@ -44,7 +44,7 @@ def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any
 
 
 def load_state(trainer: Any, state: dict[str, Any]) -> None:
-    """Takes back `state_of`, of earlier versions too; raises `Refusal` if it is of another model, method or teacher."""
+    """Restores `state_of`, also of earlier versions; raises `Refusal` if it is of another model, method or teacher."""
     try:
         if trainer.sharded:
             take_weights(trainer.model, state["model"])
@@ -70,7 +70,7 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
     trainer.ran_under = with_change([*state.get("ran_under", [])], trainer.ran_under[-1], trainer.step)
     trainer.losses.load_state_dict(state)
     if "measured" not in state and state["batch"] == 0:
-        trainer.losses.forget()  # such checkpoints were made after a measurement, and kept the losses before it
+        trainer.losses.forget()  # such a checkpoint was saved after an evaluation, with the losses from before it
     trainer.measured = state.get("measured", state["step"])
     trainer.saved = (trainer.step, trainer.measured)
     trainer.step_ms.extend(state["step_ms"])
@@ -88,7 +88,7 @@ def with_change(before: list[dict[str, Any]], now: dict[str, Any], step: int) ->
 
 
 def newest_state(folder: Path, accelerator: Accelerator, report: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest whole checkpoint, the same on every process however late a file shows on its machine."""
+    """The newest complete checkpoint; every process gets the same one, however late its machine shows the file."""
     found: dict[str, Any] = {}
 
     def newest() -> str | None:
