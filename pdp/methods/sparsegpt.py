@@ -99,7 +99,7 @@ def sparsegpt(
 
 
 def _saliency(weight: Tensor, diagonal: Tensor, dead: Tensor) -> Tensor:
-    """w^2 / [H_j^-1]_jj, H_j of the columns from j on: the square of the factor's diagonal. Nothing for a dead input."""
+    """w^2 / [H_j^-1]_jj, H_j of the columns from j on: the factor's diagonal squared. Nothing for a dead input."""
     return torch.where(dead, 0, (weight / diagonal).square())
 
 

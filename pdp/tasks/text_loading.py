@@ -63,8 +63,8 @@ class Texts(Dataset[dict[str, Tensor]]):
 class Windows(Dataset[dict[str, Tensor]]):
     """Windows of one row of tokens: window i begins at starts[i]; its tokens before counted[i] are context alone.
 
-    `words` and `size` (bytes) of the whole text come with its first window. Where all windows are alike, as in training, batches have no
-    labels: every token but the first is counted.
+    `words` and `size` (bytes) of the whole text come with its first window. Where all windows are alike, as in training,
+    batches have no labels: every token but the first is counted.
     """
 
     def __init__(
@@ -119,9 +119,7 @@ def training_windows(ids: np.ndarray, context: int, padding: int) -> Windows:
     return Windows(ids, starts, starts + context, starts + 1, padding)
 
 
-def measured_windows(
-    ids: np.ndarray, context: int, stride: int, padding: int, words: int, size: int = 0
-) -> Windows:
+def measured_windows(ids: np.ndarray, context: int, stride: int, padding: int, words: int, size: int = 0) -> Windows:
     """Windows that begin `stride` tokens apart and end with the text; each token but the first is counted once.
 
     With a stride of `context` the first of each window is not predicted.
