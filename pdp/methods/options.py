@@ -294,4 +294,5 @@ OPTIONS: dict[str, type[MethodOptions]] = {
 }
 # Methods that can prune a trained model as it is, and those that have nothing to train: recipe.epochs=0.
 AT_ONE_STROKE = ("oneshot", "wanda", "sparsegpt")
+UNDER_ADAPTERS = ("held", "wanda", "sparsegpt")  # methods whose mask stays: recipe.adapter=lora
 WITHOUT_TRAINING = (*AT_ONE_STROKE, "dense", "held")

@@ -21,6 +21,7 @@ from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
+from pdp.pruner import adapters
 from pdp.pruner.averaging import average_gradients
 from pdp.pruner.calibration import Forward, calibrate
 from pdp.pruner.gather import gather
@@ -151,6 +152,7 @@ class Pruner:
             own = {"name": self.method.schedule, "unit": self.method.unit, "ramp": self.method.ramp}
             self.schedule = place_schedule(schedule, own, epochs, steps_per_epoch)
         self.epochs = epochs
+        self.adapters: list[adapters.Adapter] = []
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None
@@ -235,6 +237,26 @@ class Pruner:
             )
         self.start = moment
 
+    def add_adapters(
+        self, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = (), trained: Sequence[str] = ()
+    ) -> list[nn.Parameter]:
+        """LoRA under a mask that stays (held, wanda, sparsegpt): freezes the model and returns what is to be trained.
+
+        `targets` are fnmatch patterns of pruned linear layers, none for all; modules named in `trained` stay trainable.
+        `finalize` merges them; `attach` adds them to an optimizer that was made of other parameters.
+        """
+        self._alive()
+        with python_words():
+            self.adapters = adapters.adapt(
+                self.model, self.layers, self.method, rank, alpha, targets, trained, self.method.plan.seed
+            )
+        return self.adapter_parameters
+
+    @property
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """A and B of every adapter."""
+        return [one for adapter in self.adapters for one in (adapter.a, adapter.b)]
+
     def at_once(self) -> None:
         """Prunes to the target without training, where that is not done yet: of a method that makes one cut."""
         self._alive()
@@ -295,7 +317,8 @@ class Pruner:
 
         The trainable extras are no part of a wrapped model: their gradients are averaged over the processes here.
         """
-        average_gradients([extra for group in self.method.parameter_groups() for extra in group["params"]])
+        extras = [extra for group in self.method.parameter_groups() for extra in group["params"]]
+        average_gradients([*extras, *self.adapter_parameters])
         if self.schedule is not None:
             self.guard.check_gradients()
             self.method.after_backward(self.layers, self._moment())
@@ -382,8 +405,12 @@ class Pruner:
         with torch.no_grad():
             self.method.settle(self.layers)
             members = [(layer, member) for layer in self.layers if layer.active for member in layer.members]
+            adapted = [layer for layer in self.layers if layer.adapter is not None]
             stored = {member.parameter: parameters[member.parameter].clone() for _, member in members}
+            stored |= {layer.parameter: parameters[layer.parameter].clone() for layer in adapted}
             keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
+            for layer in adapted:
+                parameters[layer.parameter].copy_(layer.adapter.added(parameters[layer.parameter]))
             for layer, member in members:
                 parameter = parameters[member.parameter]
                 parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
@@ -411,6 +438,7 @@ class Pruner:
             self._share_out(self._moment(final=True))
             self._update(self._moment(final=True))
             self.method.settle(self.layers)
+            adapters.merge(self.layers)
             keeps = [(layer, self.method.keep(layer)) for layer in self.layers if layer.active]
             for layer, keep in keeps:
                 for member in layer.members:

@@ -42,12 +42,14 @@ class Place:
     @property
     def active(self) -> bool:
         """Whether the effective weight differs from the stored one."""
-        return any(layer.active for layer, _ in self.masks)
+        return any(layer.active or layer.adapter is not None for layer, _ in self.masks)
 
     def effective(self, weight: Tensor) -> Tensor:
         """What the model computes with now in place of `weight`."""
         for own, member in self.masks:
             own.was_read = True
+            if own.adapter is not None and member.weighs:
+                weight = own.adapter.added(weight)
             if own.active:
                 layer = own.beside(weight)
                 if layer.hard_keep is not None:

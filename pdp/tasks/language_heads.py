@@ -62,6 +62,11 @@ def _head(model: Any, classes: int) -> list[str]:
     ][-1:]
 
 
+def outside_the_body(model: Any) -> tuple[str, ...]:
+    """The model's own parts that are not its body: its head."""
+    return tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)
+
+
 def _restart(model: Any, module: nn.Linear) -> None:
     deviation = getattr(model.config, "initializer_range", None) or 0.02
     nn.init.normal_(module.weight, std=deviation)

@@ -101,6 +101,10 @@ class Task(ABC):
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
         """Every sample of "validation" or "test" once and in order, the last batch as short as it is."""
 
+    def heads(self, model: nn.Module) -> tuple[str, ...]:
+        """Modules that adapters leave trainable: a classifier's head, which is another for each task."""
+        return ()
+
     def evaluation_batch(self, batch_size: int, device: str) -> int:
         """Samples of a batch that is only measured, on that type of device, where training takes `batch_size`."""
         return batch_size
