@@ -66,7 +66,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),
     "tracker.mode": ("auto", "online", "offline"),
-    "start.mask": ("hold", "free"),
+    "start.mask": ("hold", "free", "first"),
     "device": ("auto", "cpu", "cuda"),
 }
 

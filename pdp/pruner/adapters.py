@@ -1,7 +1,7 @@
 """Low-rank recovery (LoRA, Hu et al. 2022): W + alpha/r B A under the mask, of which A and B alone are trained.
 
-The mask acts on the sum, so that the trained model and the merged one are the same and its zeros are exact. Adapters that
-wrap modules, as peft's do, add B A beside the masked weight and under other names.
+The mask acts on the sum, so that the trained model and the merged one are the same and its zeros are exact. Adapters
+that wrap modules, as peft's do, add B A beside the masked weight and under other names.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def adapt(
     if unknown or not linear:
         names = ", ".join(layer.name for layer in linear[:4]) or "none"
         raise Refusal(
-            f"recipe.adapter_targets={','.join(unknown) or '[]'} matches no linear layer that is pruned ({names}, ...): "
+            f"recipe.adapter_targets={','.join(unknown) or '[]'} matches no pruned linear layer ({names}, ...): "
             "give recipe.adapter_targets=[<names or fnmatch patterns of layers>]"
         )
     chosen = [layer for layer in linear if not targets or any(fnmatch(layer.name, one) for one in targets)]

@@ -46,7 +46,8 @@ class Pruner:
     `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module
     names. `pattern` is random, "2:4" (then the target is implied) or channel, which follows the model through
     `example_input` (a tensor, a tuple of arguments or a dict of keywords), with `pattern_options`. `calibration` are
-    the batches from which wanda and sparsegpt prune at once (see `calibrate`). Further keywords are the method's options.
+    the batches from which wanda and sparsegpt prune at once (see `calibrate`). Further keywords are the method's
+    options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
     """
 

@@ -40,7 +40,7 @@ def align_head(
     if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         raise Refusal(
             f"model.pretrained={checkpoint} has a head for {_listed(theirs[one] for one in sorted(theirs))}, the "
-            f"data's classes are {_listed(ours)}: give model.head=new for a head that starts random, or data of its classes"
+            f"data's classes are {_listed(ours)}: give model.head=new for a random head, or data of its classes"
         )
     order = torch.tensor([names.index(one) for one in wanted])
     with torch.no_grad():

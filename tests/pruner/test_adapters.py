@@ -96,7 +96,7 @@ def test_targets_and_refusals():
     assert len(pruner.add_adapters(rank=1, targets=["2"], trained=["0"])) == 2
     assert [one.requires_grad for one in pruner.model.parameters()] == [True, True, False, False]
     for words, told in (
-        ({"targets": ["q_proj"]}, "matches no linear layer that is pruned"),
+        ({"targets": ["q_proj"]}, "matches no pruned linear layer"),
         ({"rank": 9}, "is more than 4"),
     ):
         with pytest.raises(ValueError, match=told):
