@@ -1,4 +1,4 @@
-"""What a configuration's values can be by themselves: choices and ranges, by dotted key."""
+"""Which values each key allows by itself: choices and ranges, by dotted key."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
 from pdp.errors import Refusal
 from pdp.patterns.options import SALIENCIES, TARGETS
+from pdp.quantize.options import QUANTIZE, RANGES
 from pdp.schedule.shapes import SCHEDULES
 from pdp.wording import did_you_mean
 
@@ -29,7 +30,7 @@ DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
 TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
 GLUE_TASKS = ("mnli", "qqp", "qnli", "sst2", "rte", "mrpc", "cola", "stsb", "wnli")
 WIKITEXT = ("wikitext-2", "wikitext-103", "wikitext-2-raw", "wikitext-103-raw")
-# Of each reader of texts: the task that takes it, and the names that its data can have (empty: any).
+# For each reader of texts: the task that uses it, and the names that its data can have (empty: any).
 TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "grammar": ("text_classification", ("grammar_nli",)),
     "glue": ("text_classification", ("glue",)),
@@ -62,6 +63,8 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "prune.pattern": tuple(PRUNE),
     "prune.saliency": SALIENCIES,
     "prune.target": TARGETS,
+    "quantize.name": tuple(QUANTIZE),
+    "quantize.ranges": RANGES,
     "distill.name": tuple(DISTILL),
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),
@@ -114,7 +117,7 @@ _RANGES: dict[str, _Range] = {
 
 
 def value_of(config: Config, key: str) -> Any:
-    """The value under a dotted key; None where this configuration has no such key."""
+    """The value of a dotted key; None if this configuration has no such key."""
     node: Any = config
     for part in key.split("."):
         node = getattr(node, part, None)
@@ -122,7 +125,7 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def check_values(config: Config) -> None:
-    """Raises `Refusal` for the first value that is no choice or out of its range."""
+    """Raises `Refusal` for the first value that is not among its choices or is out of range."""
     for key, allowed in _ENUMERATIONS.items():
         value = value_of(config, key)
         if value is not None and value not in allowed:

@@ -1,4 +1,4 @@
-"""What evaluate.py takes: the directory of a run, or a model and data as train.py takes them, never pruned."""
+"""The arguments of evaluate.py: the directory of a run, or a model and data as for train.py, never pruned."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
 }
 LM_EVAL = "lm_eval"
 _FILES = ("config.yaml", "model.safetensors")
-_PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "distill", "start")
+_PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "quantize", "distill", "start")
 
 
 def take_lm_eval(typed: Sequence[Argument]) -> tuple[list[Argument], list[str]]:
@@ -87,7 +87,7 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def of_model(typed: Sequence[Argument]) -> Config:
-    """The configuration of a model by itself, which is not pruned; raises `Refusal`."""
+    """The configuration of a model without a run, unpruned; raises `Refusal`."""
     for argument in typed:
         if argument.key.split(".")[0] in _PRUNING:
             raise Refusal(

@@ -12,6 +12,7 @@ from omegaconf import MISSING
 
 from pdp.methods.options import MethodOptions
 from pdp.patterns.options import ChannelOptions, NmOptions
+from pdp.quantize.options import QuantizeOptions
 
 
 @dataclass
@@ -274,6 +275,7 @@ class Config:
     allocation: AllocationConfig = field(default_factory=AllocationConfig)
     method: MethodOptions = MISSING
     prune: PruneConfig = MISSING
+    quantize: QuantizeOptions = field(default_factory=QuantizeOptions)
     distill: DistillConfig = field(default_factory=DistillConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     start: StartConfig = field(default_factory=StartConfig)

@@ -1,4 +1,4 @@
-"""The pruner's part of a checkpoint: everything that decides how pruning goes on."""
+"""The pruner's part of a checkpoint: everything that decides how pruning continues."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OWN = ("epoch", "steps", "start", "fraction", "finished")
 
 
 def state_of(pruner: Parts) -> dict[str, Any]:
-    """Tensors and plain values only."""
+    """The state as tensors and plain values only."""
     return {
         "method": pruner.method.options.name,
         "pattern": pruner.pattern.label,
@@ -30,14 +30,18 @@ def state_of(pruner: Parts) -> dict[str, Any]:
         },
         "own": pruner.method.state_dict(),
         **({"adapters": adapters.state_of(pruner.layers)} if pruner.adapters else {}),
+        **({} if pruner.quantizer is None else {"quantizer": pruner.quantizer.state_dict()}),
     }
 
 
 def load_state(pruner: Parts, state: dict[str, Any]) -> None:
-    """Takes back what `state_of` gave; raises `Refusal` if it is of another model, method or pattern."""
+    """Restores what `state_of` returned; raises `Refusal` if it is of another model, method or pattern."""
     for key, own in (("method", pruner.method.options.name), ("pattern", pruner.pattern.label)):
         if state.get(key) != own:
             raise Refusal(f"the pruner's state is of {key}={state.get(key)}, this run has {key}={own}")
+    own_name = "none" if pruner.quantizer is None else pruner.quantizer.options.name
+    if (name := state.get("quantizer", {}).get("name", "none")) != own_name:
+        raise Refusal(f"the pruner's state is of quantize={name}, this run has quantize={own_name}")
     kept = state["layers"]
     for layer in pruner.layers:
         if layer.name not in kept or kept[layer.name]["units"] != layer.units:
@@ -58,3 +62,5 @@ def load_state(pruner: Parts, state: dict[str, Any]) -> None:
     pruner.method.load_state_dict(state["own"])
     if pruner.adapters:
         adapters.load_state(pruner.layers, state["adapters"])
+    if pruner.quantizer is not None:
+        pruner.quantizer.load_state_dict(state["quantizer"])
