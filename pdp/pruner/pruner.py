@@ -58,7 +58,7 @@ class Pruner:
     - `exclude`: fnmatch patterns of module names that are not pruned.
     - `calibration`: the batches from which wanda and sparsegpt prune at once (see `calibrate`).
     - `upper_bound`: the best possible value of the metric, which schedule.warmup=auto needs; `seed`: for random masks.
-    - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized numbers,
+    - `quantize`: int8 or int4w, with `quantize_options`: from `start` on the model computes with quantized numbers,
       and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of convolutions have a
       range.
     """
