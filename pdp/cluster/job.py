@@ -26,7 +26,7 @@ from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.ranks import codes
 from pdp.runs.store import is_held
 
-GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds before passing it on; a job's end is signalled to the run by Slurm
+GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds before passing it on, in case Slurm has signalled the run itself
 SPARE = 15  # seconds before the time limit at which the job stops waiting for a run to save itself
 HELD = 120  # seconds to wait for a process that still holds the run, from an earlier start on a failed node
 _ENDING = re.compile(r"(?:\[rank\d+\]:\s*)?train(?: \[.*\])?: \S")
