@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from pdp.errors import Refusal
 from pdp.export.compare import TOLERANCE
 from pdp.patterns.coupling import Coupling
 from pdp.patterns.find import call, find_couplings, quiet
+from pdp.patterns.proof import copied
 from pdp.patterns.shrink import leaving_some, remove, sizes_of, zero_units
 
 
@@ -33,10 +33,11 @@ def slim(model: nn.Module, example_input: Any) -> Slimmed:
     `example_input` is a tensor, a tuple of arguments or a dict of keyword arguments. Raises `Refusal` if no channel is
     zero, if the model cannot be analysed, or if the smaller model's outputs differ on noise of the example's shape.
     """
-    smaller = copy.deepcopy(model)
-    before = sizes_of(smaller)
+    smaller = copied(model)
     gone: list[tuple[Coupling, set[int]]] = []
-    for coupling in find_couplings(smaller, example_input):
+    couplings = find_couplings(smaller, example_input)
+    before = sizes_of(smaller, couplings)
+    for coupling in couplings:
         if coupling.refused is None:
             units = leaving_some(coupling, zero_units(coupling))
             gone += [(coupling, units)] if units else []
@@ -47,7 +48,7 @@ def slim(model: nn.Module, example_input: Any) -> Slimmed:
     if off is None or not off <= TOLERANCE:
         words = "its outputs have another shape" if off is None else f"{off:.2g} of the largest output apart"
         raise Refusal(f"the smaller model would be another function ({words}), so nothing is removed")
-    after = sizes_of(smaller)
+    after = sizes_of(smaller, couplings)
     removed = {one.name: (len(units), one.units) for one, units in gone}
     return Slimmed(smaller, removed, {name: values for name, values in after.items() if values != before[name]})
 

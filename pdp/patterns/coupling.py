@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -41,16 +42,27 @@ class Vector:
 
 
 @dataclass
+class Count:
+    """A module's own number of some channels, or one of its list of such, and the unit of each of them."""
+
+    name: str
+    key: str
+    index: int | None
+    units: list[int]
+
+
+@dataclass
 class Coupling:
-    """Channels that share a mask: `outputs` make them, `norms` and `vectors` pass them on, `inputs` read them."""
+    """Channels that share a mask: `outputs` make them, `norms` and `vectors` carry them on, `inputs` read them, `counts` name their number."""
 
     units: int
     outputs: list[Part] = field(default_factory=list)
     norms: list[Part] = field(default_factory=list)
     inputs: list[Part] = field(default_factory=list)
     vectors: list[Vector] = field(default_factory=list)
-    heads: str | None = None  # if the units are an attention's heads: the module that holds their number
-    refused: str | None = None  # why the channels must stay, if they must
+    counts: list[Count] = field(default_factory=list)
+    heads: str | None = None  # the attention whose heads are the units, the module that counts them
+    refused: str | None = None  # why they must stay
 
     @property
     def name(self) -> str:
@@ -67,6 +79,11 @@ def input_columns(part: Part) -> list[int]:
     """The unit of each slice of a reader's weight along its inputs; of a grouped convolution those of one group."""
     groups = part.module.groups if isinstance(part.module, _ConvNd) else 1
     return part.units[: len(part.units) // groups]
+
+
+def places_of(units: list[int], gone: set[int]) -> np.ndarray:
+    """Which channels, as numbers, belong to these units."""
+    return np.isin(units, list(gone)).nonzero()[0]
 
 
 def slim_densities(couplings: list[Coupling], pruned: list[int]) -> dict[str, float]:

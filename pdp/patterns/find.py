@@ -43,8 +43,7 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
             ) from error
         try:
             pin_outputs(walk, output)
-            if unread(walk, model):
-                _train(walk, model, wholes, example_input)
+            _follow_others(walk, model, wholes, example_input)
             couplings = [*(head_coupling(model, one) for one in attentions), *assemble(walk, model)]
             place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
             couplings.sort(key=lambda one: place[one.name])
@@ -56,23 +55,35 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
     return couplings
 
 
-def _train(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:
-    """Follows a forward in training mode too, for layers that only training uses and auxiliary heads."""
+def _follow_others(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:
+    """Follows what the first forward has not done: what its data did not choose, and what training alone uses."""
+    if walk.choices.places:
+        for answer in (-1e30, 1e30) if walk.choices.numbers else (-1e30,):
+            _follow_again(walk, model, wholes, example_input, answer)
+    if unread(walk, model):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, (_NormBase, _DropoutNd)):
+                module.eval()
+        _follow_again(walk, model, wholes, example_input)
+        model.eval()
+    if walk.choices.places and walk.choices.close(unread(walk, model)):
+        _follow_again(walk, model, wholes, example_input)
+
+
+def _follow_again(
+    walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any, answer: float | None = None
+) -> None:
+    """One more forward, which may fail: training may want labels or a larger batch, the other choice be an error."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    model.train()
-    for module in model.modules():
-        if isinstance(module, (_NormBase, _DropoutNd)):
-            module.eval()
+    walk.choices.begin(answer)
     try:
         with walk.watching(model, wholes):
             output = call(model, example_input)
         pin_outputs(walk, output)
     except Exception:
-        # Training may need more than the example, such as labels or a larger batch. Then the layers that only it uses
-        # remain unread.
-        walk.closed = 0
+        walk.closed = 0  # what it would have used then stays unread
     finally:
-        model.eval()
         for name, value in model.named_buffers():
             value.copy_(buffers[name])
 

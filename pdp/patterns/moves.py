@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pdp.patterns import labels as lab
+from pdp.patterns.counts import cut_at, split_at
 from pdp.patterns.walk import Walk
 
 SAME = {"clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "lift_fresh_copy", "tril", "triu"}
@@ -106,7 +107,10 @@ def _allowed(walk: Walk, base: str, args: Any, labels: Tensor, along: list[int],
         walk.pin(labels, f"{base} of one of its channels ({walk.where}) names them by number")
         return False
     size = labels.shape[dim]
+    leading = lab.atoms_of(labels.movedim(dim, 0).reshape(size, -1)[:, 0])
     if base == "split_with_sizes":
+        if split_at(walk, leading, args[1]):
+            return True
         walk.pin(labels, f"{base} of its channels ({walk.where}) names their numbers")
         return False
     if base == "slice":
@@ -114,15 +118,20 @@ def _allowed(walk: Walk, base: str, args: Any, labels: Tensor, along: list[int],
         start = max(start + size, 0) if start < 0 else min(start, size)
         end = size if end is None else max(end + size, 0) if end < 0 else min(end, size)
         length = end - start
-        if len(args) > 4 and args[4] != 1 or length and (size % length or start % length):
+        stepped = len(args) > 4 and args[4] != 1
+        named = not stepped and cut_at(walk, leading, [one for one in (start, end) if 0 < one < size])
+        if named and (size % length or start % length):
+            return True
+        if stepped or length and (size % length or start % length):
             walk.pin(labels, f"a part of its channels is taken by their numbers ({walk.where})")
             return False
     else:
         start, length = 0, results[0].shape[dim]
+        cut_at(walk, leading, [one for one in (length, size) if split and length < size])
         if any(one.shape[dim] != length for one in results):
             length = 0  # unequal parts: whether their sizes are fixed in the code shows when the smaller model runs
     if 0 < length < size and size % length == 0 and start % length == 0:
-        blocks = lab.atoms_of(labels.movedim(dim, 0).reshape(size, -1)[:, 0]).reshape(-1, length)
+        blocks = leading.reshape(-1, length)
         for one in blocks[1:]:
             both = (one >= 0) & (blocks[0] >= 0)
             walk.atoms.tie(blocks[0][both], one[both])

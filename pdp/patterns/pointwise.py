@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pdp.patterns import labels as lab
-from pdp.patterns.walk import Walk
+from pdp.patterns.walk import Walk, title
 
 _NAMED = {"hardswish", "_prelu_kernel", "masked_fill", "rsub", "gelu", "floor_divide", "where", "log_sigmoid_forward"}
 _OTHER = 3  # the state of an operand without channels at this position
@@ -50,7 +50,7 @@ def pointwise(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     foreign = values == lab.NONE
     lost = some & foreign.any(0)
     if lost.any():
-        reason = f"its channels meet other values ({_title(func)} in {walk.where})"
+        reason = f"its channels meet other values ({title(func)} in {walk.where})"
         walk.atoms.pin(values[lost] // lab._WIDTH, reason)
     first = _leading(values, some)
     for row, present in zip(values, some, strict=True):
@@ -123,6 +123,3 @@ def _is_zero(func: Any, args: Any, kwargs: Any, zeros: list[bool]) -> bool:
     result = result[0] if isinstance(result, tuple) else result
     return bool((result == 0).all())
 
-
-def _title(func: Any) -> str:
-    return str(func).removeprefix("aten.").partition(".")[0]

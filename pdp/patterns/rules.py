@@ -12,7 +12,7 @@ from pdp.patterns import labels as lab
 from pdp.patterns.moves import MOVES, SAME, concatenate, copy_into, move, same
 from pdp.patterns.pointwise import is_pointwise, pointwise
 from pdp.patterns.products import PRODUCTS
-from pdp.patterns.walk import Walk
+from pdp.patterns.walk import Walk, title
 
 HEADS = "its channels are parts of heads, in an attention of a kind that is not known"
 _ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "multi_head_attention")
@@ -41,8 +41,8 @@ _BATCH_NORMS += ("cudnn_batch_norm", "_batch_norm_with_update", "_batch_norm_no_
 
 
 def follow(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Labels `out`, and notes in `walk` which atoms the operation ties together or pins."""
-    name = str(func).removeprefix("aten.").partition(".")[0]
+    """Marks `out`, and notes on `walk` what the operation ties together or makes stay."""
+    name = title(func)
     base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     if base == "copy":
         copy_into(walk, args[0], args[1])

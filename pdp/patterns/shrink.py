@@ -11,7 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from pdp.layers import is_conv1d
 from pdp.patterns.attention import set_heads
-from pdp.patterns.coupling import Coupling, Vector, input_columns, row_axis
+from pdp.patterns.counts import lowered
+from pdp.patterns.coupling import Coupling, Vector, input_columns, places_of, row_axis
 from pdp.patterns.response_norm import is_response_norm, rescale
 
 # The attributes in which modules state their sizes as plain numbers.
@@ -35,10 +36,15 @@ SIZES = (
 )
 
 
-def sizes_of(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The sizes that each module states, and the constant of a norm that depends on them, by module name."""
+def sizes_of(model: nn.Module, couplings: Sequence[Coupling] = ()) -> dict[str, dict[str, Any]]:
+    """By module what it says of its sizes, and the constant of a norm that depends on them."""
+    named: dict[str, dict[str, Any]] = {}
+    for count in (count for one in couplings for count in one.counts):
+        value = getattr(model.get_submodule(count.name), count.key)
+        named.setdefault(count.name, {})[count.key] = value if isinstance(value, int) else list(value)
     return {
         name: {key: value for key in SIZES if isinstance(value := getattr(module, key, None), int)}
+        | named.get(name, {})
         | ({"eps": module.eps} if is_response_norm(module) and hasattr(module, "eps") else {})
         for name, module in model.named_modules()
     }
@@ -76,9 +82,15 @@ def zero_units(coupling: Coupling) -> set[int]:
 def leaving_some(coupling: Coupling, gone: set[int]) -> set[int]:
     """Those of the units in `gone` that can be removed while every module keeps at least one channel."""
     gone = set(gone)
-    parts: tuple[Any, ...] = (*coupling.outputs, *coupling.norms, *coupling.vectors, *coupling.inputs)
-    for units in (set(part.units) for part in parts):
-        if units <= gone:
+    parts: tuple[Any, ...] = (
+        *coupling.outputs,
+        *coupling.norms,
+        *coupling.vectors,
+        *coupling.inputs,
+        *coupling.counts,
+    )
+    for units in dict.fromkeys(tuple(part.units) for part in parts):
+        if gone.issuperset(units):
             gone.discard(max(units))
     return gone
 
@@ -91,6 +103,7 @@ def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
     """
     outputs, inputs, norms = _Cut(), _Cut(), _Cut()
     slices: dict[tuple[str, str], tuple[Vector, set[int]]] = {}
+    counts: dict[tuple[str, str, int | None], tuple[int, set[int]]] = {}
     for coupling, units in gone:
         for part in coupling.outputs:
             outputs.add(part.name, part.units, units)
@@ -100,7 +113,11 @@ def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
             norms.add(part.name, part.units, units)
         for vector in coupling.vectors:
             _, places = slices.setdefault((vector.name, vector.key), (vector, set()))
-            places |= {index for index, unit in enumerate(vector.units) if unit in units}
+            places.update(places_of(vector.units, units).tolist())
+        for count in coupling.counts:
+            counts.setdefault((count.name, count.key, count.index), (len(count.units), set()))[1].update(
+                places_of(count.units, units).tolist()
+            )
         if coupling.heads is not None:
             set_heads(model.get_submodule(coupling.heads), coupling.units - len(units))
     for name, kept in outputs.kept():
@@ -115,6 +132,9 @@ def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
     for vector, places in slices.values():
         kept = [index for index in range(len(vector.units)) if index not in places]
         _keep_slices(model.get_submodule(vector.name), vector, kept)
+    for (name, key, index), (size, places) in counts.items():
+        if places:
+            lowered(model.get_submodule(name), key, index, size - len(places))
 
 
 class _Cut:
@@ -126,7 +146,7 @@ class _Cut:
     def add(self, name: str, units: list[int], gone: set[int]) -> None:
         """Adds the channels whose unit is in `gone`; `units` holds the unit of each channel."""
         _, places = self._held.setdefault(name, (len(units), set()))
-        places |= {index for index, unit in enumerate(units) if unit in gone}
+        places.update(places_of(units, gone).tolist())
 
     def kept(self) -> Iterator[tuple[str, list[int]]]:
         """Each module that loses channels, with the channels that stay."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from pdp.layers import is_weighted
 from pdp.patterns import labels as lab
 from pdp.patterns.atoms import Atoms
+from pdp.patterns.choices import REASON, Choices
 from pdp.patterns.labels import Mark
 
 _MOST_ELEMENTS = 2**18  # most elements of a parameter to follow one by one; larger ones are weights
@@ -42,7 +44,9 @@ class Walk(TorchDispatchMode):
         self.apart = apart
         self.owners: dict[int, list[Owner]] = {}
         self.held: dict[int, Tensor] = {}
-        for name, module in model.named_modules(remove_duplicate=False):
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.counts: list[tuple[str, nn.Module, str, int | None, np.ndarray]] = []  # modules' numbers of channels
+        for name, module in self.modules.items():
             for table in (module._parameters, module._buffers):
                 for key, tensor in table.items():
                     if tensor is not None and not any(one[1:] == (module, key) for one in self._known(tensor)):
@@ -54,6 +58,7 @@ class Walk(TorchDispatchMode):
         self.stack: list[tuple[str, str]] = []
         self.closed = 0  # nesting depth of modules that are followed as a whole
         self.macs = 0
+        self.choices = Choices()
         self._marks: Any = WeakTensorKeyDictionary()
         self._alive: dict[int, list[weakref.ref[Tensor]]] = {}
 
@@ -67,6 +72,12 @@ class Walk(TorchDispatchMode):
             return "the model's own forward"
         name, kind = self.stack[-1]
         return f"{name}, {kind}"
+
+    @property
+    def running(self) -> tuple[str, nn.Module | None]:
+        """The innermost module whose forward runs, and its name."""
+        name = self.stack[-1][0] if self.stack else ""
+        return name, self.modules.get(name) if self.stack else None
 
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known about a tensor."""
@@ -150,22 +161,31 @@ class Walk(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        name = self.stack[-1][0] if self.stack else ""
+        out = self.choices.note(title(func), args, kwargs, func(*args, **kwargs), name, self.owners)
         if self.closed:
             self._note(func, args, out)
             return out
         before = self._written(func, args)
         try:
             self.follow(self, func, args, kwargs, out)
-        except Exception as error:  # the operation has arguments that its rule does not handle
-            self.pin_all((args, kwargs), f"its channels pass through {_title(func)} ({self.where}): {error}")
+        except Exception as error:  # an operation with arguments that its rule does not know
+            self.pin_all((args, kwargs), f"its channels pass through {title(func)} ({self.where}): {error}")
             for one in tree_leaves(out):
                 if isinstance(one, Tensor) and id(one) not in self.owners:
                     self.put(one, None)
         if before is not None:
             self._settle(args[0], before[0], func)
+        self._keep_unseen(name, (args, kwargs, out))
         self._note(func, args, out)
         return out
+
+    def _keep_unseen(self, name: str, values: Any) -> None:
+        """Channels in these values stay where module `name` may run layers that read them and were not seen."""
+        if name in self.choices.unseen:
+            reason = REASON.format(name or "the model's own forward", self.choices.unseen[name])
+            for one in tree_leaves(values):
+                self.pin(self.data_labels(one), reason)
 
     def _note(self, func: Any, args: Any, out: Any) -> None:
         for one in tree_leaves(out):
@@ -199,7 +219,7 @@ class Walk(TorchDispatchMode):
             for one in others:
                 self.put(one, after)
             return
-        reason = f"its channels are written into a part of another tensor ({_title(func)} in {self.where})"
+        reason = f"its channels are written into a part of another tensor ({title(func)} in {self.where})"
         for labels in (before, after, *(self.data_labels(one) for one in others)):
             self.pin(labels, reason)
 
@@ -216,12 +236,18 @@ class Walk(TorchDispatchMode):
     def _announce(self, name: str, module: nn.Module, whole: Any) -> list[Any]:
         depth: list[int] = []
 
-        def enter(_: nn.Module, inputs: Any) -> None:
+        def keep(values: Any) -> None:
+            for one in self.stack[-2:]:
+                self._keep_unseen(one[0], values)
+
+        def enter(_: nn.Module, inputs: Any, named: Any) -> None:
             depth.append(len(self.stack))
             self.stack.append((name, type(module).__name__))
             self.closed += whole is not None
+            keep((inputs, named))
 
         def leave(_: nn.Module, inputs: Any, output: Any) -> None:
+            keep(output)
             del self.stack[depth.pop() :]
             if whole is not None:
                 self.closed -= 1
@@ -229,12 +255,14 @@ class Walk(TorchDispatchMode):
                     whole(self, module, inputs, output)
 
         return [
-            module.register_forward_pre_hook(enter),
+            module.register_forward_pre_hook(enter, with_kwargs=True),
             module.register_forward_hook(leave, always_call=True),
         ]
 
 
-def _title(func: Any) -> str:
+@lru_cache(maxsize=4096)
+def title(func: Any) -> str:
+    """The operation's name in the dispatcher."""
     return str(func).removeprefix("aten.").partition(".")[0]
 
 

@@ -9,9 +9,7 @@ around.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from functools import cache
-from types import CodeType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from pdp.layers import Layer, Member, Site
 from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner import reading
+from pdp.pruner.code import may_read
 from pdp.pruner.compiling import guard_hooks, take_out, uncover
 from pdp.pruner.reading import Place, Watched
 from pdp.quantize.hooks import ActivationHook
@@ -205,7 +204,7 @@ def hook(
     for module in model.modules():
         within = set(map(id, module.modules())) - {id(module)}
         below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
-        read = [(shadow, inner) for shadow, inner in below if _may_read(type(module), shadow.key)]  # type: ignore[arg-type]
+        read = [(shadow, inner) for shadow, inner in below if may_read(module, shadow.key)]
         for shadow, _ in read:
             shadow.place.outside = True
         if module is model or read:
@@ -234,27 +233,6 @@ def unhook(layers: Sequence[Layer], handles: list[RemovableHandle], quantizer: Q
 
 def _path(caller: nn.Module, inner: nn.Module) -> str:
     return next(name for name, module in caller.named_modules() if module is inner)
-
-
-@cache
-def _may_read(kind: type[nn.Module], key: str) -> bool:
-    """Whether the class's own code reads a `weight` of a child with that name, as a parent does to multiply by it."""
-    own = [one for one in kind.__mro__ if not one.__module__.startswith("torch.nn.")]
-    functions = [
-        function
-        for one in own
-        for name, function in vars(one).items()
-        if hasattr(function, "__code__") and not any(word in name for word in ("init", "reset", "tie", "load"))
-    ]
-    codes = (code for function in functions for code in _codes(function.__code__))
-    return any("weight" in code.co_names and (key.isdigit() or key in code.co_names) for code in codes)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
 
 
 def strip(model: nn.Module) -> None:
