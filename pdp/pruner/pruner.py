@@ -41,7 +41,8 @@ class Pruner:
     by steps where `steps_per_epoch` is given and the run is shorter), `allocation` global, uniform, erk, file (then
     `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer keeps,
     `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module
-    names. `pattern` is random, "2:4" (then the target is implied) or channel, which follows the model through
+    names, `include` those of layers that stay dense by themselves: routers of experts, and what of a Hugging Face model
+    lies around its blocks (embeddings, poolers, heads). `pattern` is random, "2:4" (then the target is implied) or channel, which follows the model through
     `example_input` (a tensor, a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are
     the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
@@ -62,6 +63,7 @@ class Pruner:
         ends: str = "pruned",
         exclude: Sequence[str] = (),
         own_exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
         steps_per_epoch: int | None = None,
         upper_bound: float = 1.0,
         seed: int = 0,
@@ -83,6 +85,7 @@ class Pruner:
                 ends,
                 exclude,
                 own_exclude,
+                include,
                 steps_per_epoch,
                 upper_bound,
                 seed,
@@ -105,6 +108,7 @@ class Pruner:
         ends: str,
         exclude: Sequence[str],
         own_exclude: Sequence[str],
+        include: Sequence[str],
         steps_per_epoch: int | None,
         upper_bound: float,
         seed: int,
@@ -115,7 +119,7 @@ class Pruner:
         self.model = model
         self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
-        found, others = survey(model, exclude, own_exclude)
+        found, others = survey(model, exclude, own_exclude, include)
         # `skipped` says of every other weight of the model why it stays dense.
         self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
         if not self.layers:
@@ -342,10 +346,11 @@ class Pruner:
         with torch.no_grad():
             self.method.settle(self.layers)
             members = [(layer, member) for layer in self.layers if layer.active for member in layer.members]
-            stored = {member.parameter: parameters[member.parameter].clone() for _, member in members}
+            stored = {name: parameters[name].clone() for name in {member.parameter for _, member in members}}
             keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
             for layer, member in members:
-                parameter = parameters[member.parameter]
+                index = member.sites[0].index
+                parameter = parameters[member.parameter] if index is None else parameters[member.parameter][index]
                 parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
         try:
             yield model
