@@ -93,7 +93,7 @@ def _sizes(module: nn.Module, keys: tuple[str, ...]) -> set[int]:
 
 
 def router_weights(model: nn.Module) -> dict[tuple[int, str], str]:
-    """By module and parameter the name of each weight that decides which experts compute, or how much of one is taken."""
+    """By module and parameter the name of each weight that chooses among experts or says how much of one to take."""
     found: dict[tuple[int, str], str] = {}
     routing: list[str] = []
     for name, module in model.named_modules():
@@ -121,7 +121,8 @@ def experts_one_by_one(model: nn.Module) -> Iterator[None]:
 
     It says in a model's configuration how experts are computed.
     """
-    key, before = "_experts_implementation_internal", {}
+    key = "_experts_implementation_internal"
+    before: dict[int, tuple[Any, Any]] = {}
     for module in model.modules():
         config: Any = getattr(module, "config", None)
         if key in getattr(config, "__dict__", {}):

@@ -201,7 +201,7 @@ def weighted_sites(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
             for key, turned in expert_stacks(module).items():
                 if turned is not None:
                     prefix = name if key == "weight" else f"{name}.{key}".lstrip(".")
-                    for index in range(len(module._parameters[key])):  # type: ignore[arg-type]
+                    for index in range(len(module._parameters[key])):
                         yield f"{prefix}.{index}", "Expert", Site(module, key, module, index, turned)
 
 

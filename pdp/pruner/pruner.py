@@ -42,9 +42,9 @@ class Pruner:
     `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer keeps,
     `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module
     names, `include` those of layers that stay dense by themselves: routers of experts, and what of a Hugging Face model
-    lies around its blocks (embeddings, poolers, heads). `pattern` is random, "2:4" (then the target is implied) or channel, which follows the model through
-    `example_input` (a tensor, a tuple of arguments or a dict of keywords), with `pattern_options`. Further keywords are
-    the method's options.
+    lies around its blocks (embeddings, poolers, heads). `pattern` is random, "2:4" (then the target is implied) or
+    channel, which follows the model through `example_input` (a tensor, a tuple of arguments or a dict of keywords),
+    with `pattern_options`. Further keywords are the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
     """
 
