@@ -21,23 +21,16 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp.errors import Refusal
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Refusal(f"{message}; --help says all")
+from pdp.scripting import Parser, guarded
 
 
 def make_parser() -> Parser:
     """The command line."""
-    parser = Parser("compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("compare.py", __doc__)
     parser.add_argument("study", type=Path, help="a study file, such as conf/study/digits_random.yaml")
     parser.add_argument("overrides", nargs="*", help="further words for every run, such as data.root=/data/x")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (2)")
@@ -195,11 +188,7 @@ def show(study, results: Path) -> None:
 
 def main() -> int:
     """Returns the exit code."""
-    try:
-        return run(make_parser().parse_intermixed_args())
-    except Refusal as refusal:
-        print(f"compare.py: {refusal}", file=sys.stderr)
-        return 2
+    return guarded("compare.py", lambda: run(make_parser().parse_intermixed_args()))
 
 
 if __name__ == "__main__":

@@ -19,26 +19,21 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pdp.errors import Refusal, Stopped
-from pdp.runs import store as run_store
+from pdp.errors import Refusal
+from pdp.runs.clearing import archive, delete, to_delete
 from pdp.runs.differences import differences
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Refusal(f"{message}; --help says all")
+from pdp.runs.keeping import keep as keep_run
+from pdp.runs.keeping import size
+from pdp.runs.store import find_runs, read_run, resolve
+from pdp.scripting import Parser, guarded
 
 
 def make_parser() -> Parser:
     """The command line."""
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = Parser("runs.py", description=__doc__, formatter_class=kind)
+    parser = Parser("runs.py", __doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs/ and records/ lie (results)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|table|keep|clean|archive")
 
@@ -75,7 +70,7 @@ def show(folder: Path) -> None:
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
-    runs = [run_store.read_run(path) for path in run_store.find_runs(folder)]
+    runs = [read_run(path) for path in find_runs(folder)]
     differing = differences(runs)
     table = Table(box=SIMPLE, title=f"runs in {folder}", title_justify="left")
     left = ("id", "model", "data", "method", "pattern", "differs in")
@@ -108,7 +103,7 @@ def tabulate(folder: Path, target: Path | None) -> None:
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
-    tables = make_tables(run_store.find_runs(folder))
+    tables = make_tables(find_runs(folder))
     print_table(tables, str(folder))
     if target:
         print(f"written: {', '.join(map(str, write_tables(tables, target)))}")
@@ -116,50 +111,48 @@ def tabulate(folder: Path, target: Path | None) -> None:
 
 def keep(arguments: argparse.Namespace, runs: Path) -> None:
     """Keeps the named runs."""
-    for path in run_store.resolve(arguments.runs, runs):
-        target, left_out = run_store.keep(path, arguments.study, arguments.results)
-        print(f"{target}: {run_store.size(target):,} bytes" + "".join(f"; {words}" for words in left_out))
+    for path in resolve(arguments.runs, runs):
+        target, left_out = keep_run(path, arguments.study, arguments.results)
+        print(f"{target}: {size(target):,} bytes" + "".join(f"; {words}" for words in left_out))
 
 
 def clean(arguments: argparse.Namespace, runs: Path) -> None:
     """Says what would be deleted, and with --yes deletes it."""
-    paths = run_store.resolve(arguments.runs, runs) if arguments.runs else run_store.find_runs(runs)
-    plan = list(run_store.to_delete(paths, arguments.results, arguments.finished, arguments.unfinished))
+    paths = resolve(arguments.runs, runs) if arguments.runs else find_runs(runs)
+    plan = list(to_delete(paths, arguments.results, arguments.finished, arguments.unfinished))
     total = 0
     for path, reason in plan:
-        total += (size := run_store.size(path))
-        print(f"{path}  {size / 1e6:.1f} MB  {reason}")
+        taken = size(path)
+        total += taken
+        print(f"{path}  {taken / 1e6:.1f} MB  {reason}")
     if plan and arguments.yes:
         for path, reason in plan:
-            run_store.delete(path, reason)
+            delete(path, reason)
         print(f"deleted: {total / 1e6:.1f} MB")
     else:
         print(f"{total / 1e6:.1f} MB could be deleted; --yes does it" if plan else "nothing to delete")
 
 
+def run(argv: Sequence[str] | None) -> None:
+    """Runs one command."""
+    arguments = make_parser().parse_args(argv)
+    runs = arguments.results / "runs"
+    if arguments.command == "list":
+        show(arguments.folder or runs)
+    elif arguments.command == "table":
+        tabulate(arguments.folder or runs, arguments.to)
+    elif arguments.command == "keep":
+        keep(arguments, runs)
+    elif arguments.command == "clean":
+        clean(arguments, runs)
+    else:
+        written = archive(resolve(arguments.runs, runs), arguments.to)
+        print(f"{arguments.to}: {written / 1e6:.1f} MB")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    try:
-        arguments = make_parser().parse_args(argv)
-        runs = arguments.results / "runs"
-        if arguments.command == "list":
-            show(arguments.folder or runs)
-        elif arguments.command == "table":
-            tabulate(arguments.folder or runs, arguments.to)
-        elif arguments.command == "keep":
-            keep(arguments, runs)
-        elif arguments.command == "clean":
-            clean(arguments, runs)
-        else:
-            written = run_store.archive(run_store.resolve(arguments.runs, runs), arguments.to)
-            print(f"{arguments.to}: {written / 1e6:.1f} MB")
-    except Refusal as refusal:
-        print(f"runs: {refusal}", file=sys.stderr)
-        return Refusal.exit_code
-    except OSError as error:
-        print(f"runs: {error}", file=sys.stderr)
-        return Stopped.exit_code
-    return 0
+    return guarded("runs", lambda: run(argv))
 
 
 if __name__ == "__main__":

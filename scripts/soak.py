@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="*", help="only kinds that begin so (all)")
     arguments = parser.parse_args(argv)
 
-    from pdp.benchmarks.soaking import CASES, KINDS, NotHeld, Soak, can_mount
+    from pdp.benchmarks.misfortunes import KINDS, trial
+    from pdp.benchmarks.soaking import CASES, NotHeld, Soak, can_mount
 
     cases = arguments.cases or list(CASES)
     if unknown := [case for case in cases if case not in CASES]:
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             soak.chance.shuffle(order)
         kind, case = order.pop()
         try:
-            soak.trial(kind, case)
+            trial(soak, kind, case)
             tried.setdefault((kind, case), []).append(True)
         except NotHeld as failure:
             tried.setdefault((kind, case), []).append(False)

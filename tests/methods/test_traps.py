@@ -5,7 +5,7 @@ import torch
 from small_models import batch, case_net, case_pruner, case_step, train_epoch
 from torch import nn
 
-from pdp.training.run import layer_table
+from pdp.training.recording import layer_table
 
 
 def optimizer_of(model, decay=0.0):
