@@ -24,11 +24,15 @@ def save_slim(model: nn.Module, example_input: Tensor, folder: Path, origin: dic
 def write_slim(slimmed: Slimmed, folder: Path, origin: dict[str, Any]) -> None:
     """slim.json and model.safetensors, with load_slim.py that puts them into the dense model's own class.
 
-    What it loads goes on training. `origin` says in slim.json what the dense model was.
+    What it loads goes on training. `origin` says in slim.json what the dense model was. Where a Hugging Face model's
+    configuration says the slim sizes, it is written too, and `from_pretrained` opens the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     removed = {name: {"removed": gone, "of": units} for name, (gone, units) in slimmed.removed.items()}
     described = {"model": origin, "modules": slimmed.modules, "channels": removed}
     (folder / "slim.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-    save_model(slimmed.model, str(folder / "model.safetensors"))
+    if slimmed.opens:
+        slimmed.model.save_pretrained(folder)  # type: ignore[operator]
+    else:
+        save_model(slimmed.model, str(folder / "model.safetensors"))
     shutil.copyfile(slim_loader.__file__, folder / "load_slim.py")

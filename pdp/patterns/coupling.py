@@ -51,6 +51,8 @@ class Coupling:
     vectors: list[Vector] = field(default_factory=list)
     heads: str | None = None  # the attention whose heads are the units, the module that counts them
     refused: str | None = None  # why they must stay
+    # Whole numbers of modules that follow the units: the module, what it calls one, its value for each unit.
+    settings: list[tuple[str, str, int]] = field(default_factory=list)
 
     @property
     def name(self) -> str:

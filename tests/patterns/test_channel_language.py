@@ -200,24 +200,6 @@ def test_the_slim_model_loads_into_no_other_and_leaves_missing_biases_alone(tmp_
     assert other[0].out_features == 4 and other[0].bias is None
 
 
-def test_heads_of_an_attention_that_is_not_known_stay():
-    torch.manual_seed(0)
-    model = DistilBertModel(DistilBertConfig(vocab_size=50, dim=24, n_heads=4, n_layers=1, hidden_dim=96))
-    pruner = make(model)
-    assert [layer.name for layer in pruner.layers] == ["transformer.layer.0.ffn.lin1"]
-    assert "parts of heads" in pruner.skipped["transformer.layer.0.attention.q_lin"]
-
-
-def test_what_only_looks_like_gpt2s_attention_is_not_taken_for_it():
-    # Query, key and value of each head lie together.
-    config = GPTBigCodeConfig(vocab_size=50, n_embd=24, n_head=4, n_layer=1, n_inner=96, multi_query=False)
-    model = GPTBigCodeForCausalLM(config)
-    assert not list(find_attentions(model))
-    pruner = make(model)
-    assert [layer.name for layer in pruner.layers] == ["transformer.h.0.mlp.c_fc"]
-    assert "GPTBigCodeAttention" in pruner.skipped["transformer.h.0.attn.c_attn"]
-
-
 def test_cross_attention_is_followed():
     config = GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_layer=1, n_head=4, add_cross_attention=True)
     example = {"input_ids": TOKENS[:1], "encoder_hidden_states": torch.randn(1, 4, 24)}
