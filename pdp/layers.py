@@ -50,6 +50,7 @@ class Member:
     units: Tensor | None = None  # the unit of each of its `rows`; None: the mask has the tensor's own shape
     in_order: bool = False  # whether the units are 0, 1, 2, ...: then a mask over units fits as it is
     axis: int = 0  # the dimension along which the units lie: 1 for the outputs of Hugging Face's `Conv1D`
+    whole: bool = True  # whether each of its slices has a unit
 
     @property
     def tensor(self) -> nn.Parameter:

@@ -1,7 +1,8 @@
-"""Checks whole models of torchvision and timm: is each pruned as pdp says, or left with a reason?
+"""Checks whole models of torchvision, timm and transformers: is each pruned as pdp says, or left with a reason?
 
 python scripts/check_models.py                    single weights and 2:4 of about 180 models; goes on where it was
 python scripts/check_models.py --channel          whole channels, beside torch-pruning's own pruner
+python scripts/check_models.py --language         Hugging Face's transformers, of each architecture a small one
 python scripts/check_models.py resnet swin        those whose names have one of these words in them
 python scripts/check_models.py --some 3 --seed 7  three models drawn by that number, as the tests do
 python scripts/check_models.py --table            writes docs/models.md from the results, checks nothing

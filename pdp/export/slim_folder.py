@@ -32,7 +32,7 @@ def write_slim(slimmed: Slimmed, folder: Path, origin: dict[str, Any]) -> None:
     described = {"model": origin, "modules": slimmed.modules, "channels": removed}
     (folder / "slim.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     if slimmed.opens:
-        slimmed.model.save_pretrained(folder)  # type: ignore[operator]
+        slimmed.model.save_pretrained(folder, save_original_format=False)  # type: ignore[operator]
     else:
         save_model(slimmed.model, str(folder / "model.safetensors"))
     shutil.copyfile(slim_loader.__file__, folder / "load_slim.py")

@@ -9,12 +9,8 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertModel,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTBigCodeConfig,
-    GPTBigCodeForCausalLM,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -25,7 +21,6 @@ from pdp.export.program import save_program
 from pdp.export.slim import slim
 from pdp.export.slim_folder import save_slim
 from pdp.export.slim_loader import load_slim
-from pdp.patterns.attention import find_attentions
 from pdp.patterns.find import find_couplings
 
 pytestmark = pytest.mark.language

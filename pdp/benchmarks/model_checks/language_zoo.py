@@ -79,7 +79,8 @@ DECODERS: dict[str, dict[str, Any]] = {
     "glm4_moe": _EXPERTS | {"n_routed_experts": 4, "first_k_dense_replace": 1, "head_dim": 8},
     "jetmoe": _EXPERTS | {"num_local_experts": 4, "kv_channels": 8},
     "dbrx": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64,
-             "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0}, "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}},
+             "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 10000.0},
+             "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}},
 }  # fmt: skip
 ENCODERS: dict[str, dict[str, Any]] = {
     "bert": {},
@@ -165,7 +166,7 @@ def kind_of(name: str) -> str:
 
 
 def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model in evaluation mode, its weights drawn at a scale that lets nothing die, and two examples as keywords."""
+    """The model in evaluation mode, its weights of a size that lets nothing die, and two examples as keywords."""
     import transformers
 
     transformers.logging.set_verbosity_error()
