@@ -27,6 +27,7 @@ from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
 
 _PROJECTION = "the heads of nn.MultiheadAttention stay"
+_EXPERT = "its channels lie in one parameter with those of all experts, which must keep one size"
 
 
 class Pattern(pattern.Pattern):
@@ -69,7 +70,8 @@ class Pattern(pattern.Pattern):
             else:
                 dense |= {part.name: reason for part in coupling.outputs if part.name in known}
         masked = {part.name for one in self.couplings.values() for part in one.outputs}
-        dense |= {name: _PROJECTION for name in known if name not in masked and name not in dense}
+        rest = [layer for name, layer in known.items() if name not in masked and name not in dense]
+        dense |= {layer.name: _EXPERT if layer.stacked else _PROJECTION for layer in rest}
         frame = count_macs(model, example_input)
         self.macs = dict(zip(frame.name, (int(one) for one in frame.macs), strict=True))
         return taken, dense

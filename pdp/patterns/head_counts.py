@@ -40,10 +40,11 @@ def find_settings(
     gone = set(range(1, coupling.units, 2))
     try:
         with torch.no_grad():
-            masked = copy.deepcopy(module)
+            drawn = _drawn(module)  # where heads are zero already nothing would be told apart
+            masked = copy.deepcopy(drawn)
             _zero(masked, coupling, gone)
             wanted = _numbers(run(masked, set()))
-            remove(smaller := copy.deepcopy(module), [(_renamed(coupling), gone)])
+            remove(smaller := copy.deepcopy(drawn), [(_renamed(coupling), gone)])
     except Exception:
         return None
     for settings in _plans(module, coupling):
@@ -58,6 +59,18 @@ def find_settings(
         if _alike(wanted, found):
             return settings
     return None
+
+
+def _drawn(module: nn.Module) -> nn.Module:
+    """A copy whose layers have random weights."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = copy.deepcopy(module)
+    for one in drawn.modules():
+        for key, tensor in one._parameters.items():
+            if is_weighted(one) and tensor is not None:
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensor.data.copy_(noise * (tensor[0].numel() ** -0.5 if key == "weight" else 0.3))
+    return drawn
 
 
 def _renamed(coupling: Coupling) -> Coupling:

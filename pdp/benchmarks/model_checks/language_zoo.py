@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel  # noqa: F401  # loaded once for all processes that check one
 
 _VOCABULARY = 96
 _SIZES = {
@@ -167,8 +169,6 @@ def kind_of(name: str) -> str:
 
 def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model in evaluation mode, its weights of a size that lets nothing die, and two examples as keywords."""
-    import transformers
-
     transformers.logging.set_verbosity_error()
     kind = kind_of(name)
     own = next(table[name] for table in _KINDS if name in table)
@@ -197,6 +197,8 @@ def _draw(model: nn.Module) -> None:
     """Other numbers than zeros and ones, so that no norm, bias or router hides a mistake."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # positions that are computed, which a folder does not hold
+            continue
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.dim() > 1:
             parameter.copy_(noise * 0.8 * parameter.shape[-1] ** -0.5)
