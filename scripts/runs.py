@@ -66,7 +66,7 @@ def show(folder: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from pdp.wording import percent, score
+    from pdp.wording import score
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
@@ -83,7 +83,7 @@ def show(folder: Path) -> None:
             run.id,
             *(value or "?" for value in (run.model, run.data, run.method, run.pattern)),
             differing[run.path],
-            "" if run.sparsity is None else percent(run.sparsity),
+            run.asked,
             run.state,
             "" if run.epochs is None else f"{run.epoch or 0}/{run.epochs}",
             metric,

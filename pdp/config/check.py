@@ -23,6 +23,8 @@ from pdp.config.schema import (
     TeacherConfig,
 )
 from pdp.errors import Refusal
+from pdp.methods.options import AT_ONE_STROKE, WITHOUT_TRAINING
+from pdp.quantize.options import QUANTIZE, Int4wOptions
 from pdp.ranks import process_count
 from pdp.schedule.time import Time
 
@@ -38,6 +40,7 @@ def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = 
     _check_recipe(config)
     check_prune(config, typed)
     check_schedule(config, words)
+    _check_quantize(config)
     check_distill(config)
     _check_tracker(config)
     if not config.output_dir.strip():
@@ -114,6 +117,11 @@ def _shrink(config: Config, typed: Set[str]) -> None:
 
 def _check_recipe(config: Config) -> None:
     recipe = config.recipe
+    if not recipe.epochs and config.method.name not in WITHOUT_TRAINING:
+        raise Refusal(
+            f"recipe.epochs=0 trains nothing, and method={config.method.name} prunes in training: give recipe.epochs "
+            f"of at least 1, or a method that prunes a trained model as it is: {', '.join(AT_ONE_STROKE)}"
+        )
     if recipe.gradient_checkpointing and config.model.library != "transformers":
         raise Refusal(
             "recipe.gradient_checkpointing=true is for transformers (model=bert_base, gpt2, huggingface, ...): give "
@@ -147,6 +155,27 @@ def _check_recipe(config: Config) -> None:
             f"recipe.evaluate_every={recipe.evaluate_every} is no time between two measurements: give one above 0, "
             "such as 0.1 (of the run), 2000it or 2ep, or recipe.evaluate_every=null for every epoch"
         )
+
+
+def _check_quantize(config: Config) -> None:
+    quantize = config.quantize
+    if type(quantize) is not QUANTIZE[quantize.name]:
+        raise Refusal(
+            f"quantize.name={quantize.name} is not how this is chosen: give quantize=<name>, one of "
+            f"{', '.join(QUANTIZE)}"
+        )
+    quantize.check()
+    if isinstance(quantize, Int4wOptions):
+        time = Time.parse(quantize.start, "quantize.start")
+        if time.unit == "ep" and time.value >= config.recipe.epochs:
+            raise Refusal(
+                f"quantize.start={quantize.start} leaves nothing of a run of {config.recipe.epochs} epochs to train "
+                "with quantized numbers: give an earlier time, such as quantize.start=0.7"
+            )
+        if any(not pattern.strip() for pattern in quantize.exclude):
+            raise Refusal(
+                "quantize.exclude has an empty pattern: give names or fnmatch patterns, such as quantize.exclude=[fc]"
+            )
 
 
 def _check_tracker(config: Config) -> None:

@@ -165,7 +165,13 @@ def _check_text(config: Config) -> None:
     if data.source == "glue" and data.task is None:
         raise Refusal(f"data.task must be given with data=glue: data.task=<name>, one of {', '.join(GLUE_TASKS)}")
     stride = getattr(data, "stride", None)
-    if stride is not None and stride >= data.context:
+    if stride is not None and getattr(data, "protocol", "lines") == "huggingface":
+        if stride > data.context:
+            raise Refusal(
+                f"data.stride={stride} is more than data.context={data.context}, so that tokens would be left out: lower "
+                "data.stride, or give null for data.context"
+            )
+    elif stride is not None and stride >= data.context:
         raise Refusal(
             f"data.stride={stride} must be below data.context={data.context}, as a window's first token is not "
             "predicted: lower data.stride, or give null for data.context - 1"

@@ -12,6 +12,7 @@ from pdp.methods.checks import check_options, check_pattern, check_saliency, is_
 from pdp.methods.options import OPTIONS
 from pdp.patterns.options import PATTERNS
 
+CALIBRATED = ("wanda", "sparsegpt")  # methods whose mask is made from calibration samples
 LEARNED = ("str", "cs", "granet")  # methods that find each layer's share themselves
 
 
@@ -55,6 +56,11 @@ def _check_method(config: Config) -> None:
         raise Refusal(
             "method=asp starts from a trained model: give model.pretrained=<its weights>, or dense epochs first by "
             "schedule=oneshot schedule.warmup=0.5"
+        )
+    if name in CALIBRATED and config.allocation.name == "global" and config.prune.pattern != "nm":
+        raise Refusal(
+            f"allocation=global has no meaning for method={name}, which prunes one block after another: drop it, or "
+            "give allocation=uniform, erk or file"
         )
     if getattr(config.method, "stage", "") == "finetune" and fresh:
         raise Refusal(

@@ -60,6 +60,8 @@ def check_schedule(config: Config, words: Sequence[str] = (), steps: int | None 
 def misfits(config: Config, steps: int | None = None) -> list[str]:
     """What does not fit into the run, in words; empty where all does."""
     found, epochs = [], config.recipe.epochs
+    if not epochs:
+        return []  # nothing is trained
     warmup = _epochs(Time.parse(config.recipe.lr_warmup), epochs, steps)
     if warmup is not None and warmup > epochs + 1e-9:
         found.append(f"recipe.lr_warmup={config.recipe.lr_warmup} ({warmup:g} epochs) does not fit")

@@ -9,6 +9,7 @@ from typing import Any
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
 from pdp.errors import Refusal
 from pdp.patterns.options import SALIENCIES, TARGETS
+from pdp.quantize.options import QUANTIZE, RANGES
 from pdp.schedule.shapes import SCHEDULES
 from pdp.wording import did_you_mean
 
@@ -23,6 +24,7 @@ LANGUAGE_MODELS = (
     "gpt2_medium",
     "gpt2_mini",
     "gpt2_tiny",
+    "llama_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
 TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
@@ -42,6 +44,8 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "model.task": tuple(DATA_SCHEMAS),
     "model.library": ("pdp", "timm", "transformers", "import"),
+    "model.head": ("checkpoint", "new"),
+    "data.protocol": ("lines", "huggingface"),
     "data.source": tuple(TEXT_SOURCES),
     "data.task": GLUE_TASKS,
     "data.unreadable": ("stop", "skip"),
@@ -58,6 +62,8 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "prune.pattern": tuple(PRUNE),
     "prune.saliency": SALIENCIES,
     "prune.target": TARGETS,
+    "quantize.name": tuple(QUANTIZE),
+    "quantize.ranges": RANGES,
     "distill.name": tuple(DISTILL),
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),
@@ -72,7 +78,7 @@ _AT_LEAST_0: _Range = (lambda value: 0 <= value < math.inf, "a finite number fro
 _ABOVE_0: _Range = (lambda value: 0 < value < math.inf, "a finite number above 0")
 _BELOW_1: _Range = (lambda value: 0 <= value < 1, "from 0 to below 1")
 _RANGES: dict[str, _Range] = {
-    "recipe.epochs": _AT_LEAST_1,
+    "recipe.epochs": _AT_LEAST_0,
     "recipe.batch_size": _AT_LEAST_1,
     "recipe.accumulation": _AT_LEAST_1,
     "recipe.lr": _ABOVE_0,

@@ -21,7 +21,7 @@ _LEFT_OUT = (
     *("resume", "rerun", "dry_run", "provenance", "tracker", "data.unasked", "recipe.name"),
     *("recipe.checkpoint_minutes", "recipe.history_steps"),  # what it writes down on its way
 )
-_CHOSEN = ("method.name", "model.task")  # by their groups
+_CHOSEN = ("method.name", "quantize.name", "model.task")  # by their groups
 _TO_BE_GIVEN = "???"
 
 
@@ -32,6 +32,8 @@ def command_of(config: Config) -> str:
     groups = [f"model={model}", f"data={nearest_choice('data', config.data)}", f"method={config.method.name}"]
     if config.method.name != "dense":
         groups.append(f"prune={config.prune.pattern}")
+    if config.quantize.name != "none":
+        groups.append(f"quantize={config.quantize.name}")
     name = [] if own else [f"model.name={spell('model.name', config.model.name)}"]
     if name and _TO_BE_GIVEN in said("model", model).get("model", {}).values():
         groups += name

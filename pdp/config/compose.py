@@ -28,6 +28,7 @@ from pdp.config.start import check_start, read_start
 from pdp.config.types import wrong_type
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
+from pdp.quantize.options import QUANTIZE, Int8Options
 from pdp.wording import did_you_mean, nearest, one_line
 
 VERSION_BASE = "1.3"
@@ -48,6 +49,8 @@ def register_schemas() -> None:
         store.store(group="schema/method", name=method, node=options)
     for pattern, prune in PRUNE.items():
         store.store(group="schema/prune", name=pattern, node=prune)
+    for name, options_of_quantize in QUANTIZE.items():
+        store.store(group="schema/quantize", name=name, node=options_of_quantize)
     for distill, options_of_distill in DISTILL.items():
         store.store(group="schema/distill", name=distill, node=options_of_distill)
     for tracker, options_of_tracker in TRACKERS.items():
@@ -243,11 +246,13 @@ def _unknown_key(path: str, key: str, fields: set[str], tree: DictConfig) -> Ref
         return Refusal(f"{key}: no such key or group; {did_you_mean(key, known)}")
     owner = (
         f"{node}={tree[node].name}"
-        if node in ("method", "data", "distill", "tracker") and not OmegaConf.is_missing(tree[node], "name")
+        if node in ("method", "data", "distill", "quantize", "tracker") and not OmegaConf.is_missing(tree[node], "name")
         else node
     )
     if owner == "distill=none" and nearest(key, {field.name for field in dataclasses.fields(TeacherConfig)}):
         return Refusal(f"{path}{key}: {owner} has no such key; add distill=teacher, or drop {path}{key}")
+    if owner == "quantize=none" and nearest(key, {field.name for field in dataclasses.fields(Int8Options)}):
+        return Refusal(f"{path}{key}: {owner} has no such key; add quantize=int8 or int4w, or drop {path}{key}")
     return Refusal(f"{path}{key}: {owner} has no such key; {did_you_mean(key, fields)}")
 
 

@@ -23,7 +23,7 @@ _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
     "data.workers": ((int,), "a whole number of at least 0"),
 }
 _FILES = ("config.yaml", "model.safetensors")
-_PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "distill", "start")
+_PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "quantize", "distill", "start")
 
 
 def of_run(typed: Sequence[Argument]) -> tuple[Path, dict[str, Any]]:

@@ -18,6 +18,7 @@ GROUPS = {
     "data": "what on",
     "recipe": "how, apart from pruning",
     "prune": "what one prunable unit is",
+    "quantize": "whether weights and activations become integers",
     "method": "how weights are pruned",
     "allocation": "how the target is shared out over the layers",
     "schedule": "how the share grows",
@@ -65,4 +66,8 @@ def nearest_choice(group: str, node: Any) -> str:
         same = sum(getattr(node, key, None) == value for key, value in values.items())
         return same, -len(values), choice
 
-    return max(choices(group), key=agreement)
+    known = choices(group)
+    if group == "model":
+        # A file that names another model is none of it; one that leaves the name open may be.
+        known = [one for one in known if said(group, one)[group].get("name", "???") in (node.name, "???")] or known
+    return max(known, key=agreement)

@@ -20,8 +20,7 @@ _TRAIN = """\
 Trains a network while pruning it; leaves a folder with history, hard weights, tables, pictures and a record.
 
   python train.py model=<name> sparsity=<fraction> [group=choice ...] [key=value ...]
-  python train.py model=mobilenet_v1 prune=random sparsity=0.866
-  python train.py model=mobilenet_v1 prune=none                              the dense baseline
+  python train.py model=mobilenet_v1 prune=random sparsity=0.866             prune=none: the dense baseline
   python train.py model=resnet50 data=imagenet data.root=/data/imagenet sparsity=0.9
   python train.py model=timm model.name=resnet10t data=image_folder data.root=photos sparsity=0.8
   python train.py model=mypackage.models.MyNet sparsity=0.8                  a model of your own: module.Class

@@ -51,7 +51,11 @@ class Start:
             add("data", nearest_choice("data", self.config.data))
         if not self.dense:
             add("prune", self.config.prune.pattern)
-        if given.get("start.mask") != "free" and given.get("prune") != "none":
+        named = given.get("method") or given.get("experiment") or given.get("prune") == "none"
+        if self.dense and named and "start.mask" not in given and given.get("method") != HELD:
+            # There is nothing to hold.
+            added.append(Argument("start.mask", "free", "start.mask=free", False))
+        elif given.get("start.mask") != "free" and given.get("prune") != "none":
             add("method", HELD)
         return [*added, *typed]
 

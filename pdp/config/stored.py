@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
+from pdp.quantize.options import QUANTIZE
 from pdp.wording import one_line
 
 
@@ -29,6 +30,7 @@ def from_yaml(text: str) -> Config:
         schema.data = DATA_SCHEMAS[values.model.task]
         schema.method = OPTIONS[values.method.name]
         schema.prune = PRUNE[values.prune.pattern]
+        schema.quantize = QUANTIZE[values.get("quantize", {}).get("name", "none")]  # earlier runs have no such group
         schema.distill = DISTILL[values.distill.name]
         schema.tracker = TRACKERS[values.tracker.name]
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, values)))

@@ -24,6 +24,8 @@ PATTERNS_OF: dict[str, tuple[str, ...]] = {
     "sfp": ("channel",),
     "slimming": ("channel",),
     "chex": ("channel",),
+    "wanda": ("random", "nm"),
+    "sparsegpt": ("random", "nm"),
 }
 
 # Methods whose sparsity is learned where nobody controls it.
@@ -173,5 +175,8 @@ _RANGES: dict[str, _Range] = {
     "score_lr": _ABOVE_0,
     "threshold": _FRACTION,
     "decay": _FROM_0,
+    "calibration": (lambda value: value >= 1, "at least 1 sample"),
+    "damping": _ABOVE_0,
+    "block": (lambda value: value >= 1, "at least 1 column"),
     "regrow": (lambda value: 0 <= value < 1, "from 0 to below 1"),
 }

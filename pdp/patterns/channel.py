@@ -22,6 +22,7 @@ from pdp.patterns.coupling import Coupling, input_columns, row_axis, slim_densit
 from pdp.patterns.find import find_couplings
 from pdp.patterns.options import ChannelOptions
 from pdp.patterns.pattern import Wanted
+from pdp.patterns.rounding import round_budget, unit_step
 from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
@@ -95,8 +96,13 @@ class Pattern(pattern.Pattern):
             return (values.double() / values.double().mean().clamp(min=1e-30)).float()
 
         if self.options.target == "channels" or wanted.allocation == "file":
-            return super().budget(layers, replace(wanted, saliency=compared))
-        return self._mac_budget(layers, wanted.allocation, wanted.share, compared)
+            budget = super().budget(layers, replace(wanted, saliency=compared))
+        else:
+            budget = self._mac_budget(layers, wanted.allocation, wanted.share, compared)
+        if self.options.round_to == 1 or wanted.allocation == "file" or wanted.share is None:
+            return budget
+        steps = [unit_step(self.couplings[layer.name], self.options.round_to) for layer in layers]
+        return round_budget(layers, budget, steps, lambda counts: self._gone(layers, counts), wanted.share)
 
     def _mac_budget(
         self, layers: Sequence[Layer], allocation: str, share: float | None, compared: Callable[[Layer], Tensor]
@@ -134,9 +140,13 @@ class Pattern(pattern.Pattern):
         return sum(macs * densities.get(name, 1.0) for name, macs in self.macs.items())
 
     def reached(self, layers: Sequence[Layer]) -> float:
+        return self._gone(layers, [layer.pruned for layer in layers])
+
+    def _gone(self, layers: Sequence[Layer], counts: Sequence[int]) -> float:
+        """The share of what `target_unit` names that a budget prunes."""
         if self.options.target == "channels":
-            return super().reached(layers)
-        return 1 - self._slim_macs(layers, [layer.pruned for layer in layers]) / sum(self.macs.values())
+            return sum(counts) / sum(layer.units for layer in layers)
+        return 1 - self._slim_macs(layers, counts) / sum(self.macs.values())
 
     def densities(self, layers: Sequence[Layer], counts: Sequence[int]) -> dict[str, float]:
         return slim_densities([self.couplings[layer.name] for layer in layers], list(counts))

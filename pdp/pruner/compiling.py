@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pdp.layers import Layer
+from pdp.layers import Site
 
 # Whether torch.compile follows a deletion from a module's `__dict__`: PyTorch 2.14 does, 2.11 breaks the graph there.
 DELETIONS_COMPILE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
@@ -36,9 +36,7 @@ def take_out(held: dict[str, Any], parameter: str) -> None:
         held.pop(parameter, None)
 
 
-def uncover(layers: Iterable[Layer]) -> None:
+def uncover(sites: Iterable[Site]) -> None:
     """Leaves nothing in front of the stored weights, as a compiled forward may have done."""
-    for layer in layers:
-        for member in layer.members:
-            for site in member.sites:
-                site.module.__dict__.pop(site.parameter, None)
+    for site in sites:
+        site.module.__dict__.pop(site.parameter, None)

@@ -7,6 +7,7 @@ from typing import Protocol
 from pdp.layers import Layer
 from pdp.methods.method import Method
 from pdp.patterns.pattern import Pattern
+from pdp.quantize.quantizer import Quantizer
 
 
 class Parts(Protocol):
@@ -21,6 +22,7 @@ class Parts(Protocol):
     fraction: float
     finished: bool
     metrics: list[float]
+    quantizer: Quantizer | None
 
     @property
     def prunable_share(self) -> float:

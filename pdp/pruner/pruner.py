@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from pdp.errors import Refusal
+from pdp.layers import Layer
 from pdp.methods import make_method
+from pdp.methods.calibrated import CalibratedMethod
 from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner.averaging import average_gradients
+from pdp.pruner.calibration import Forward, calibrate
 from pdp.pruner.gather import gather
 from pdp.pruner.guard import Guard, more_zeros, refuse_second_pruner
 from pdp.pruner.report import layer_report, soft_gap
 from pdp.pruner.shadow import hook, strip, unhook
 from pdp.pruner.state import load_state, state_of
+from pdp.quantize.frozen import Frozen
+from pdp.quantize.options import Int4wOptions, QuantizeOptions, make_options
+from pdp.quantize.quantizer import Quantizer
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
 from pdp.spoken import python_words
@@ -44,7 +50,10 @@ class Pruner:
     names, `include` those of layers that stay dense by themselves: routers of experts, and what of a Hugging Face model
     lies around its blocks (embeddings, poolers, heads). `pattern` is random, "2:4" (then the target is implied) or
     channel, which follows the model through `example_input` (a tensor, a tuple of arguments or a dict of keywords),
-    with `pattern_options`. Further keywords are the method's options.
+    with `pattern_options`. `calibration` are the batches from which wanda and sparsegpt prune at once (see
+    `calibrate`). `quantize` is int8 or int4w, with `quantize_options`: from `start` on the model computes with
+    quantized numbers, and `finalize` leaves their scales in `frozen`; `example_input` shows which results of
+    convolutions have a range too. Further keywords are the method's options.
     Raises `Refusal` (a `ValueError`) for anything that does not fit together.
     """
 
@@ -69,6 +78,9 @@ class Pruner:
         seed: int = 0,
         example_input: Any = None,
         pattern_options: dict[str, Any] | None = None,
+        calibration: Iterable[Any] | None = None,
+        quantize: str | QuantizeOptions | None = None,
+        quantize_options: dict[str, Any] | None = None,
         **options: object,
     ):
         with python_words():
@@ -91,8 +103,11 @@ class Pruner:
                 seed,
                 example_input,
                 pattern_options,
+                make_options(quantize, **(quantize_options or {})),
                 options,
             )
+        if calibration is not None:
+            self.calibrate(calibration)
 
     def _prepare(
         self,
@@ -114,6 +129,7 @@ class Pruner:
         seed: int,
         example_input: Any,
         pattern_options: dict[str, Any] | None,
+        quantize: QuantizeOptions,
         options: dict[str, object],
     ) -> None:
         self.model = model
@@ -149,18 +165,33 @@ class Pruner:
         if self.method.prunes:
             own = {"name": self.method.schedule, "unit": self.method.unit, "ramp": self.method.ramp}
             self.schedule = place_schedule(schedule, own, epochs, steps_per_epoch)
+        self.epochs = epochs
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None
         self.fraction = 0.0
         self.finished = False
+        self.frozen: Frozen | None = None  # what finalize() leaves of quantization
         self.metrics: list[float] = []
-        if self.method.prunes:
+        self.quantizer: Quantizer | None = None
+        if isinstance(quantize, Int4wOptions):
+            self.quantizer = Quantizer(model, quantize, epochs, steps_per_epoch, example_input)
+        if self.hooked:
             refuse_second_pruner(model, self.layers)
+        if self.method.prunes:
             self.guard = Guard(model, self.layers)
             self.guard.check_numbers()
         self.method.begin(self.layers, Plan(self.target, self.allocation, epochs, steps_per_epoch, seed, self._budget))
-        self._handles = hook(model, self.layers, self.method) if self.method.prunes else []
+        self._handles = hook(model, self._hooked_layers, self.method, self.quantizer) if self.hooked else []
+
+    @property
+    def hooked(self) -> bool:
+        """Whether the model may compute with anything but its stored weights."""
+        return self.method.prunes or self.quantizer is not None
+
+    @property
+    def _hooked_layers(self) -> list[Layer]:
+        return self.layers if self.method.prunes else []
 
     @property
     def phase(self) -> str:
@@ -182,6 +213,8 @@ class Pruner:
 
         Where the shares are learned, what the last hard mask pruned decides; a run without a target never counts.
         """
+        if self.quantizer is not None and not self.quantizer.active:
+            return False
         if not self.method.prunes:
             return True
         reached = self.target is not None and self.pattern.reached(self.layers) > self.target - 1e-3
@@ -199,6 +232,8 @@ class Pruner:
         self.epoch = epoch
         if metric is not None:
             self.metrics.append(float(metric))
+        if self.quantizer is not None:
+            self.quantizer.start_epoch(epoch)
         if self.schedule is None:
             return
         moment = epoch if self.schedule.unit == "epoch" else self.steps
@@ -233,12 +268,46 @@ class Pruner:
             )
         self.start = moment
 
+    def at_once(self) -> None:
+        """Prunes to the target without training, where that is not done yet: of a method that makes one cut."""
+        self._alive()
+        if self.schedule is not None and self.fraction < 1:
+            self.epoch = 0
+            self._fix_budget()
+            self.fraction = 1.0
+            self._share_out(self._moment(epoch_start=True))
+            self._update(self._moment(epoch_start=True))
+
+    def calibrate(self, batches: Iterable[Any], forward: Forward | None = None) -> int:
+        """Prunes at once to the target, as wanda and sparsegpt do; returns the number of calibration samples.
+
+        A batch is a tensor, a tuple of arguments or a mapping of keywords (with an `attention_mask`, padding does not
+        count); `forward` runs one in another way. The model may be trained on under its zeros, or finalized as it is.
+        Raises `Refusal` for a method that takes no samples, and where there are none.
+        """
+        self._alive()
+        method = self.method
+        with python_words():
+            if not isinstance(method, CalibratedMethod):
+                raise Refusal(
+                    f"method={method.options.name} takes no calibration samples: give method=wanda or method=sparsegpt"
+                )
+            self.guard.check_places()
+            self.guard.check_numbers()
+            self._fix_budget()
+            for layer in self.layers:
+                layer.pruned, layer.active = layer.final, False
+            wanted = [layer for layer in self.layers if layer.final]
+            samples = calibrate(self.model, wanted, method, batches, forward)
+        self.fraction = method.fraction = 1.0
+        return samples
+
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Adds the method's trainable extras to the optimizer, in groups of their own.
 
         Call it before a learning-rate scheduler of this optimizer is made; raises `Refusal` after.
         """
-        groups = self.method.parameter_groups()
+        groups = self.extra_groups()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if any(id(extra) not in known for group in groups for extra in group["params"]):
             if any("initial_lr" in group for group in optimizer.param_groups):
@@ -250,6 +319,11 @@ class Pruner:
                 optimizer.add_param_group(group)
         self.method.optimizer = optimizer
 
+    def extra_groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups of everything that is trained beside the model."""
+        own = self.method.parameter_groups()
+        return own + self.quantizer.parameter_groups() if self.quantizer is not None else own
+
     def penalty(self) -> Tensor | None:
         """The method's term of the loss, or None."""
         return self.method.penalty()
@@ -259,7 +333,9 @@ class Pruner:
 
         The trainable extras are no part of a wrapped model: their gradients are averaged over the processes here.
         """
-        average_gradients([extra for group in self.method.parameter_groups() for extra in group["params"]])
+        average_gradients([extra for group in self.extra_groups() for extra in group["params"]])
+        if self.quantizer is not None:
+            self.quantizer.after_backward()
         if self.schedule is not None:
             self.guard.check_gradients()
             self.method.after_backward(self.layers, self._moment())
@@ -271,7 +347,11 @@ class Pruner:
             raise RuntimeError("call pruner.start_epoch(epoch) before the first pruner.step()")
         if self.method.needs_attach and self.method.optimizer is None:
             raise RuntimeError(f"method={self.method.options.name} needs the optimizer: call pruner.attach(optimizer)")
+        if self.quantizer is not None and self.quantizer.extras and self.method.optimizer is None:
+            raise RuntimeError("quantize.ranges=learned needs the optimizer: call pruner.attach(optimizer)")
         self.steps += 1
+        if self.quantizer is not None:
+            self.quantizer.step(self.steps, self.epoch)
         if self.schedule is None:
             return
         self.guard.check_places()
@@ -339,6 +419,12 @@ class Pruner:
                 layer.hard_keep = None
 
     @contextmanager
+    def unquantized(self) -> Iterator[None]:
+        """Inside, the model computes with floats, masked as they are now."""
+        with self.quantizer.suspend() if self.quantizer is not None else nullcontext():
+            yield
+
+    @contextmanager
     def baked(self, model: nn.Module | None = None) -> Iterator[nn.Module]:
         """Inside, the stored weights of `model` (or of a copy of it) are the hard ones; afterwards they are back."""
         model = self.model if model is None else model
@@ -366,7 +452,7 @@ class Pruner:
         if self.method.prunes:
             self.guard.check_places()
             self.guard.check_numbers()
-            if self.fraction < 1:
+            if self.fraction < 1 and self.epochs:
                 warnings.warn(
                     f"finalize() at {self.fraction:.0%} of the target: the rest is pruned now, untrained", stacklevel=2
                 )
@@ -385,6 +471,7 @@ class Pruner:
             for layer, keep in keeps:
                 self.pattern.finish(self.model, layer, keep)
         self._unhook()
+        self.frozen = self.quantizer.freeze(self.model) if self.quantizer is not None else None
         self.finished = True
 
     def remove(self) -> None:
@@ -427,9 +514,10 @@ class Pruner:
         load_state(self, state)
         if self.finished:
             self._unhook()
+            self.frozen = self.quantizer.freeze(self.model) if self.quantizer is not None else None
 
     def _unhook(self) -> None:
-        unhook(self.layers, self._handles)
+        unhook(self._hooked_layers, self._handles, self.quantizer)
         if self.method.prunes:
             self.guard.remove()
 
@@ -452,5 +540,5 @@ class Pruner:
             twin.guard = Guard(twin.model, twin.layers)
         if hooked:
             strip(twin.model)
-            twin._handles = hook(twin.model, twin.layers, twin.method)
+            twin._handles = hook(twin.model, twin._hooked_layers, twin.method, twin.quantizer)
         return twin

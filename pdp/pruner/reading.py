@@ -22,6 +22,8 @@ from pdp.layers import Layer, Member
 from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner.readable import readable
+from pdp.quantize.points import WeightPoint
+from pdp.quantize.quantizer import Quantizer
 from pdp.reading_mode import for_any_use, reads_stored
 
 _ASKED = nn.Module.__getattr__.__code__
@@ -31,9 +33,16 @@ _CALLED = nn.Module._call_impl.__code__
 class Place:
     """A parameter of a module and the masks that act on it, one after the other where several have parts of it."""
 
-    def __init__(self, masks: Sequence[tuple[Layer, Member]], method: Method):
+    def __init__(
+        self,
+        masks: Sequence[tuple[Layer, Member]],
+        method: Method,
+        quantizer: Quantizer | None = None,
+        point: WeightPoint | None = None,
+    ):
         self.masks = list(masks)
         self.method = method
+        self.quantizer, self.point = quantizer, point  # of a weight that is quantized behind its masks
         self.outside = False  # whether something else than its module may read it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Place:
@@ -42,23 +51,38 @@ class Place:
     @property
     def active(self) -> bool:
         """Whether the effective weight differs from the stored one."""
-        return any(layer.active for layer, _ in self.masks)
+        return self.quantized or any(layer.active for layer, _ in self.masks)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the weight lies on its grid now."""
+        return self.point is not None and self.quantizer is not None and self.quantizer.holds
 
     def effective(self, weight: Tensor) -> Tensor:
         """What the model computes with now in place of `weight`."""
+        if not self.quantized:
+            return self._masked(weight)
+        if torch.compiler.is_compiling():
+            effective = self._masked(weight)
+        else:
+            with for_any_use():  # in the weight's own type: bfloat16 has no room for a grid
+                effective = self._masked(weight)
+        return self.quantizer.weight(self.point, effective)  # type: ignore[union-attr, arg-type]
+
+    def _masked(self, weight: Tensor) -> Tensor:
         matrices: list[Tensor] | None = None  # of a stack, each with a mask of its own
         for own, member in self.masks:
             own.was_read = True
             if own.active:
                 index = member.sites[0].index
                 if index is None:
-                    weight = self._masked(own, member, weight)
+                    weight = self._by(own, member, weight)
                 else:
                     matrices = matrices or list(weight.unbind(0))
-                    matrices[index] = self._masked(own, member, matrices[index])
+                    matrices[index] = self._by(own, member, matrices[index])
         return weight if matrices is None else torch.stack([one.to(weight.dtype) for one in matrices])
 
-    def _masked(self, own: Layer, member: Member, weight: Tensor) -> Tensor:
+    def _by(self, own: Layer, member: Member, weight: Tensor) -> Tensor:
         layer = own.beside(weight)
         if layer.hard_keep is not None:
             return self.method.hard_weight(layer, weight, layer.hard_keep, member)

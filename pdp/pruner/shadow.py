@@ -23,14 +23,17 @@ from pdp.methods.method import Method
 from pdp.pruner import reading
 from pdp.pruner.compiling import guard_hooks, take_out, uncover
 from pdp.pruner.reading import Place, Watched
+from pdp.quantize.hooks import ActivationHook
+from pdp.quantize.points import WeightPoint
+from pdp.quantize.quantizer import Quantizer
 from pdp.reading_mode import reads_stored
 
 
 class Shadow:
     """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layer's live state."""
 
-    def __init__(self, masks: Sequence[tuple[Layer, Member]], site: Site, method: Method, key: str):
-        self.place = Place(masks, method)
+    def __init__(self, place: Place, site: Site, key: str):
+        self.place = place
         # A path instead of the module itself: in a deep copy the hook must act on the copy.
         self.inner = _path(site.caller, site.module)
         self.parameter = site.parameter
@@ -171,8 +174,10 @@ class WholeForward:
         reading.end_forward()
 
 
-def hook(model: nn.Module, layers: Sequence[Layer], method: Method) -> list[RemovableHandle]:
-    """Registers all hooks of these layers and answers look-ups of their weights."""
+def hook(
+    model: nn.Module, layers: Sequence[Layer], method: Method, quantizer: Quantizer | None = None
+) -> list[RemovableHandle]:
+    """Registers all hooks of these layers, and of what is quantized, and answers look-ups of their weights."""
     guard_hooks()
     # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
     handles = WholeForward(model, layers, method).attach()
@@ -182,8 +187,16 @@ def hook(model: nn.Module, layers: Sequence[Layer], method: Method) -> list[Remo
             for site in member.sites:
                 key = (id(site.caller), id(site.module), site.parameter)
                 places.setdefault(key, (site, []))[1].append((layer, member))
+    points: dict[tuple[int, int, str], WeightPoint] = {}
+    for site, point in quantizer.points_by_place() if quantizer is not None else ():
+        key = (id(site.caller), id(site.module), site.parameter)
+        places.setdefault(key, (site, []))
+        points[key] = point
     keys = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
-    shadows = [(Shadow(masks, site, method, keys[id(site.module)]), site) for site, masks in places.values()]
+    shadows = [
+        (Shadow(Place(masks, method, quantizer, points.get(key)), site, keys[id(site.module)]), site)
+        for key, (site, masks) in places.items()
+    ]
     for module in model.modules():
         within = set(map(id, module.modules())) - {id(module)}
         below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
@@ -198,20 +211,20 @@ def hook(model: nn.Module, layers: Sequence[Layer], method: Method) -> list[Remo
         watched.setdefault(id(site.module), (site.module, {}))[1][site.parameter] = shadow.place
     for module, own in watched.values():
         module.__dict__["_parameters"] = Watched(module._parameters, own)
-    return handles
+    return handles + quantizer.attach() if quantizer is not None else handles
 
 
-def unhook(layers: Sequence[Layer], handles: list[RemovableHandle]) -> None:
+def unhook(layers: Sequence[Layer], handles: list[RemovableHandle], quantizer: Quantizer | None = None) -> None:
     """Takes everything off again that `hook` put on."""
     for handle in handles:
         handle.remove()
     handles.clear()
-    uncover(layers)
-    for layer in layers:
-        for member in layer.members:
-            for site in member.sites:
-                if isinstance(site.module._parameters, Watched):
-                    site.module.__dict__["_parameters"] = dict(site.module._parameters.items())
+    sites = [site for layer in layers for member in layer.members for site in member.sites]
+    sites += [site for site, _ in quantizer.points_by_place()] if quantizer is not None else []
+    uncover(sites)
+    for site in sites:
+        if isinstance(site.module._parameters, Watched):
+            site.module.__dict__["_parameters"] = dict(site.module._parameters.items())
 
 
 def _path(caller: nn.Module, inner: nn.Module) -> str:
@@ -246,8 +259,9 @@ def strip(model: nn.Module) -> None:
             for key in [key for key, one in table.items() if isinstance(getattr(one, "__self__", None), _HOOKS)]:
                 del table[key]
                 module._forward_hooks_always_called.pop(key, None)
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
         if isinstance(module._parameters, Watched):
             module.__dict__["_parameters"] = dict(module._parameters.items())
 
 
-_HOOKS = (Shadow, Around, WholeForward)
+_HOOKS = (Shadow, Around, WholeForward, ActivationHook)

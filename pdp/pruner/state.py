@@ -28,6 +28,7 @@ def state_of(pruner: Parts) -> dict[str, Any]:
             for layer in pruner.layers
         },
         "own": pruner.method.state_dict(),
+        **({} if pruner.quantizer is None else {"quantizer": pruner.quantizer.state_dict()}),
     }
 
 
@@ -36,6 +37,9 @@ def load_state(pruner: Parts, state: dict[str, Any]) -> None:
     for key, own in (("method", pruner.method.options.name), ("pattern", pruner.pattern.label)):
         if state.get(key) != own:
             raise Refusal(f"the pruner's state is of {key}={state.get(key)}, this run has {key}={own}")
+    own_name = "none" if pruner.quantizer is None else pruner.quantizer.options.name
+    if (name := state.get("quantizer", {}).get("name", "none")) != own_name:
+        raise Refusal(f"the pruner's state is of quantize={name}, this run has quantize={own_name}")
     kept = state["layers"]
     for layer in pruner.layers:
         if layer.name not in kept or kept[layer.name]["units"] != layer.units:
@@ -54,3 +58,5 @@ def load_state(pruner: Parts, state: dict[str, Any]) -> None:
         for key, value in saved["state"].items():
             layer.state[key] = value.to(layer.weight.device, copy=True)
     pruner.method.load_state_dict(state["own"])
+    if pruner.quantizer is not None:
+        pruner.quantizer.load_state_dict(state["quantizer"])

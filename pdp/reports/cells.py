@@ -14,7 +14,9 @@ from pdp.reports.statistics import interval, mean, paired, with_dense
 from pdp.runs.published import published_method
 
 KEY = ["study", "cell"]
-_NAMED = ("method_options", "schedule", "allocation", "recipe", "pretrained", "distillation")
+_NAMED = ("method_options", "schedule", "allocation", "recipe", "pretrained", "distillation", "quantization")
+# Of what was quantized, what came out of it is no setting.
+_FOUND = ("zeros", "weights", "activations", "floats", "never_seen")
 _FOLLOWS = "schedule.start"  # from the warm-up, which is named
 
 
@@ -51,7 +53,7 @@ def _cell(group: pd.DataFrame) -> dict[str, Any]:
     return {key: first[key] for key in same} | {
         "label": first.method,
         "published_method": published_method(first.method, (first.method_options or {}).get("variant")),
-        "changed": changed_options(first.method, first.method_options or {}),
+        "changed": changed_options(first.base_method, first.method_options or {}),
         "seeds": len(group),
         "metric": mean(group.metric.tolist()),
         "interval": interval(group.metric.tolist()),
@@ -119,5 +121,7 @@ def _flat(row: pd.Series) -> dict[str, str]:
     for name in _NAMED:
         inner = row[name] if isinstance(row[name], dict) else {name: row[name]}
         values |= {f"{name}.{key}": str(value) for key, value in inner.items() if value is not None}
+    for key in _FOUND:
+        values.pop(f"quantization.{key}", None)
     values.pop(_FOLLOWS, None)
     return values

@@ -23,11 +23,12 @@ TUNING = "_tuning"  # studies whose names end so chose settings, and stand in no
 def read_runs(paths: Iterable[Path], study: str = "") -> pd.DataFrame:
     """The finished ones of these runs, in the order of `ORDER`; a damaged record is a `Refusal`.
 
-    Columns: the record's fields, study, cell (the first 8 digits of the configuration's hash), setting (what a dense
+    Columns: the record's fields (a quantized run's method is called pdp+int8, so that no row takes it for the one in
+    floats; base_method is without), study, cell (the first 8 digits of the configuration's hash), setting (what a dense
     baseline must share) and path.
     """
     rows = [_row(path, study) for path in paths if (path / RECORD).is_file()]
-    frame = pd.DataFrame(rows, columns=[*FIELDS, "study", "cell", "setting", "path"])
+    frame = pd.DataFrame(rows, columns=[*FIELDS, "base_method", "study", "cell", "setting", "path"])
     return frame.sort_values(ORDER, ignore_index=True)
 
 
@@ -65,7 +66,7 @@ def revised(row: Any) -> bool:
     """Whether the method's code has changed since the run: it is not what the same command would give now."""
     clip = (row.recipe or {}).get("clip")
     holding = conditions(row.least_density, row.allocation_ends, clip, row.model, row.pattern)
-    return named(row.method, row.pattern, int(row.method_revision), holding) != row.method
+    return named(row.base_method, row.pattern, int(row.method_revision), holding) != row.base_method
 
 
 def _row(path: Path, study: str) -> dict[str, Any]:
@@ -80,4 +81,6 @@ def _row(path: Path, study: str) -> dict[str, Any]:
         record["target_sparsity"], record["seed"] = float(record["target_sparsity"]), int(record["seed"])
     except (TypeError, ValueError, AttributeError) as error:
         raise Refusal(f"{path}: {RECORD} cannot be read ({error}): move it away, the run is made again") from None
-    return record | more
+    method = record["method"]
+    quantized = "" if record["quantize"] == "none" else f"+{record['quantize']}"
+    return record | more | {"method": method + quantized, "base_method": method}

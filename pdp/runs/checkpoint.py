@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, load_model, save_model
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from pdp.errors import Refusal, Stopped
@@ -125,6 +125,17 @@ def save_weights(model: nn.Module, path: Path) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_model(model, str(beside))
+        beside.replace(path)
+    except (OSError, SafetensorError) as error:
+        beside.unlink(missing_ok=True)
+        raise Stopped(f"{path} could not be written: {error}") from None
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, described: dict[str, str]) -> None:
+    """Named tensors as safetensors with words about them, renamed into place."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, str(beside), metadata=described)
         beside.replace(path)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 from pdp.errors import Refusal
 from pdp.runs.holder import Holder
-from pdp.runs.record import RECORD, write_json
+from pdp.runs.record import RECORD, SCALES, write_json
 
 LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds; whoever only looks whether a run is held has its lock for a moment
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -33,7 +33,9 @@ class RunDirectory:
         self.checkpoints = path / "checkpoint"
         self.before_pruning = self.checkpoints / "before_pruning.safetensors"
         self.best = self.checkpoints / "best.safetensors"
+        self.best_scales = self.checkpoints / "best_quantization.safetensors"
         self.weights = path / "model.safetensors"
+        self.scales = path / SCALES  # of a quantized run
         self.ending = path / "ending.json"
         self._lock: TextIO | None = None
         self._holder: Holder | None = None

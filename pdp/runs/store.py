@@ -18,7 +18,7 @@ import yaml
 
 from pdp.errors import Refusal
 from pdp.runs.record import RECORD
-from pdp.wording import nearest
+from pdp.wording import nearest, of_unit, percent
 
 _TAIL = 1 << 16  # bytes; longer than a history's line
 _ID = re.compile(r"([0-9a-f]{8})(?:-(\d.*))?")
@@ -36,6 +36,7 @@ class StoredRun:
     method: str | None = None
     pattern: str | None = None
     sparsity: float | None = None  # the target
+    target_unit: str = "weight"  # what it is a share of: weight, channel or mac
     epoch: int | None = None  # how many are done
     epochs: int | None = None
     metric_name: str = ""
@@ -53,6 +54,13 @@ class StoredRun:
     def id(self) -> str:
         """`<hash8>-<seed>`, as in the record."""
         return f"{self.path.parent.name.rpartition('-')[2]}-{self.path.name.removeprefix('seed')}"
+
+    @property
+    def asked(self) -> str:
+        """The target in its own unit, "" where there is none."""
+        if self.sparsity is None or self.method == "dense":
+            return ""
+        return percent(self.sparsity) + of_unit(self.target_unit)
 
 
 def find_runs(folder: Path) -> list[Path]:
@@ -85,6 +93,7 @@ def read_run(path: Path) -> StoredRun:
             record = json.loads((path / RECORD).read_text(encoding="utf-8"))
             known = {key: record[key] for key in ("model", "data", "method", "pattern", "metric_name", "metric")}
             run = StoredRun(path, "finished", **known, sparsity=float(record["target_sparsity"]))
+            run.target_unit = record.get("target_unit", "weight")
             run.epoch = run.epochs = int(record["epochs"])
             run.when = calendar.timegm(time.strptime(record["finished_at"], "%Y-%m-%dT%H:%M:%SZ"))
             with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
@@ -128,6 +137,8 @@ def _read_configuration(run: StoredRun) -> None:
         prune = config["prune"]
         run.model, run.data, run.method = (config[group]["name"] for group in ("model", "data", "method"))
         run.pattern = f"{prune['n']}:{prune['m']}" if prune["pattern"] == "nm" else prune["pattern"]
+        if prune["pattern"] == "channel":
+            run.target_unit = "mac" if prune.get("target") == "macs" else "channel"
         run.sparsity, run.epochs = config["sparsity"], config["recipe"]["epochs"]
         run.when = (run.path / "config.yaml").stat().st_mtime
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):

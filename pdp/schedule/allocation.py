@@ -140,7 +140,8 @@ def erk_budget(
                 left -= 1
         if left == before:
             raise Refusal(
-                f"allocation=erk cannot prune {total} of {units} units without emptying a layer: lower sparsity="
+                f"allocation=erk cannot prune {total} of {units} units while each layer keeps what it must: lower "
+                "sparsity= or allocation.least_density="
             )
     return counts
 

@@ -105,6 +105,8 @@ def make_schedule(
         return parsed.epochs(epochs, steps_per_epoch) if unit == "epoch" else parsed.steps(epochs, steps_per_epoch)
 
     moments = epochs if unit == "epoch" else epochs * (steps_per_epoch or 1)
+    if not epochs:  # nothing is trained: there is no moment but the end
+        return Schedule(name, unit, 0, 1, 1.0, 0, 0.0)
     placed = place_phases(name, phases, epochs, steps_per_epoch)
     if name in ("sigmoid", "alternating"):
         return Schedule(name, unit, 0, 1, 1.0, moments, float(epochs), placed)
@@ -203,7 +205,7 @@ def place_schedule(
         if own["ramp"] is not None:
             values["ramp"] = own["ramp"]
         else:
-            rate = 0.015 * PAPERS_EPOCHS / epochs
+            rate = 0.015 * PAPERS_EPOCHS / max(1, epochs)
             if rate > 1 and values.get("unit") == "step":  # shorter than an epoch
                 values["ramp"] = Time(1 / (0.015 * PAPERS_EPOCHS), "run")
             else:

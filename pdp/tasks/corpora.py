@@ -32,11 +32,21 @@ _TENTHS = 10  # of the library's modules one tenth is the test, another the vali
 
 @dataclass
 class Corpus:
-    """Lines of text, each with its line end; `validation` is None where a share of train is to be held out."""
+    """Lines of text, each with its line end, a blank one empty; `validation` is None for a share of train."""
 
     train: list[str] | None
     validation: list[str] | None
     test: list[str]
+
+
+def written(lines: list[str]) -> list[str]:
+    """The lines that have something on them."""
+    return [line for line in lines if line]
+
+
+def joined(lines: list[str]) -> str:
+    """All lines as one text the way Hugging Face's guide to perplexity makes one of WikiText: blank lines between."""
+    return "\n\n".join(lines)
 
 
 def words(lines: list[str]) -> int:
@@ -84,7 +94,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def read_wikitext(name: str, root: str | None) -> Corpus:
-    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub; blank lines left out."""
+    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub."""
     if root is None:
         asked = f"data=wikitext data.name={name}"
         hub_name = f"{name}-v1"
@@ -162,4 +172,4 @@ def _read(paths: list[Path]) -> list[str]:
 
 
 def _lines(texts: Any) -> list[str]:
-    return [f"{text.rstrip(chr(10) + chr(13))}\n" for text in texts if text.strip()]
+    return [f"{text.rstrip(chr(10) + chr(13))}\n" if text.strip() else "" for text in texts]

@@ -22,7 +22,9 @@ _NAMES = 10  # of classes that a line holds
 
 def close(display: Display, config: Config, record: Record, directory: Path) -> None:
     """Prints the result of a run, what the dense run of its cell reached, and where the run lies."""
-    alone = record.method == "dense" or config.start.run is not None  # what it went on from is said where it began
+    alone = (
+        record.method == "dense" and record.quantize == "none"
+    ) or config.start.run is not None  # what it went on from is said where it began
     dense, missing = (None, "") if alone else _dense(config, record)
     show(display, record, dense, directory, missing)
 
@@ -30,7 +32,10 @@ def close(display: Display, config: Config, record: Record, directory: Path) -> 
 def show(display: Display, record: Record, dense: Record | None, directory: Path, note: str = "") -> None:
     """Prints the table of a record, beside the dense run's where there is one; `note` follows it."""
     part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
-    title = f"{record.model} on {record.data}, {record.method}, {record.pattern}, seed {record.seed} ({part})"
+    quantized = "" if record.quantize == "none" else f", {record.quantize}"
+    title = (
+        f"{record.model} on {record.data}, {record.method}, {record.pattern}{quantized}, seed {record.seed} ({part})"
+    )
     columns = ("", "this run", "dense run")[: 2 + (dense is not None)]
     display.table(title, columns, [row[: len(columns)] for row in rows(record, dense)])
     if note:
@@ -67,11 +72,22 @@ def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
     def beside(text: str) -> str:
         return text if dense is not None else ""
 
+    quantized = record.quantize != "none"
+    shipped = f"hard, {record.quantize}" if quantized else "hard"
     found = [
-        (f"{name}, hard, last epoch", score(name, record.metric), beside(score(name, dense.metric) if dense else ""))
+        (
+            f"{name}, {shipped}, last epoch",
+            score(name, record.metric),
+            beside(score(name, dense.metric) if dense else ""),
+        )
     ]
+    if (bits := record.metrics.get("bits_per_byte")) is not None:
+        other = dense.metrics.get("bits_per_byte") if dense else None
+        found.append(("bits per byte", f"{bits:.4f}", beside("" if other is None else f"{other:.4f}")))
+    if quantized:
+        found.append((f"{name}, hard, floats", score(name, record.hard), ""))
     if record.method != "dense":
-        if abs(record.metric_soft - record.metric) > 5e-5:
+        if abs(record.metric_soft - record.hard) > 5e-5:
             found.append((f"{name}, soft, last epoch", score(name, record.metric_soft), ""))
         begun = _pruning_began(record)
         if begun:
@@ -96,10 +112,28 @@ def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
             size(_BYTES * record.params_nonzero),
             beside(size(_BYTES * dense.params_nonzero) if dense else ""),
         ),
+        *[
+            (
+                f"bytes on disk, {words}",
+                size(record.bytes_on_disk[form]),
+                beside(size(dense.bytes_on_disk[form]) if dense and form in dense.bytes_on_disk else ""),
+            )
+            for form, words in _forms(record)
+        ],
         ("MACs without zeros", _macs(record), beside(f"{dense.macs_sparse:,}" if dense and dense.macs_sparse else "")),
         ("seconds of training", f"{record.train_seconds:.1f}", beside(f"{dense.train_seconds:.1f}" if dense else "")),
     ]
     return found
+
+
+def _forms(record: Record) -> list[tuple[str, str]]:
+    """What a quantized model takes on the disk, dense and at its least."""
+    if record.quantize == "none" or not record.bytes_on_disk:
+        return []
+    kind = f"int{record.quantization['weight_bits']}"
+    least = min((form for form in record.bytes_on_disk if form.startswith(kind)), key=record.bytes_on_disk.__getitem__)
+    forms = [("fp32", "dense float32"), (kind, f"dense {kind}")]
+    return forms + ([(least, least.replace("_", " "))] if least != kind else [])
 
 
 def _pruning_began(record: Record) -> str:

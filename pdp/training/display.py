@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pdp.wording import duration, percent, score
+from pdp.wording import duration, gone, percent, score
 
 LINE_SECONDS = 30.0  # between two lines where there is no bar
 
@@ -23,7 +23,7 @@ def stage(phase: str, fraction: float) -> str:
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a run that goes on; `rate` is the optimizer's learning rate, `sparsity` a fraction."""
+    """What is known of a run that goes on; `rate` is the optimizer's learning rate, `share` a fraction."""
 
     step: int
     steps: int  # of the whole run
@@ -31,7 +31,7 @@ class Look:
     epochs: int
     loss: float  # mean of the epoch so far
     rate: float
-    sparsity: float
+    share: float  # that is pruned, of what the target names
     stage: str
     samples_per_second: float
     samples: str  # what they are: images, texts
@@ -39,6 +39,7 @@ class Look:
     metric_name: str
     metric: float | None = None  # the last validation's, of the hard model
     pruned: bool = True
+    target_unit: str = "weight"  # or mac, channel
 
     def state(self) -> str:
         """What counts, in a few words: it stands beside the bar."""
@@ -46,7 +47,7 @@ class Look:
         if self.metric is not None:
             words.append(f"validation {self.metric_name} {score(self.metric_name, self.metric)}")
         if self.pruned:
-            words.append(f"sparsity {percent(self.sparsity)} ({self.stage})")
+            words.append(f"{gone(self.target_unit)} {percent(self.share)} ({self.stage})")
         words.append(f"{self.samples_per_second:,.0f} {self.samples}/s")
         return ", ".join(words)
 

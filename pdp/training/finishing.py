@@ -10,6 +10,8 @@ import numpy as np
 from torch import nn
 
 from pdp.config.schema import Config
+from pdp.pruner.pruner import Pruner
+from pdp.quantize.sizes import bytes_on_disk
 from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import write_record
@@ -19,8 +21,10 @@ from pdp.training.display import Display
 from pdp.training.hardening import note_gap
 from pdp.training.recalibration import recalibrate
 from pdp.training.recording import layer_table, make_record
+from pdp.training.shipping import read_frozen, save_frozen, shipped
 from pdp.training.together import decided_by_main, wait_until_visible
 from pdp.training.trainer import Trainer
+from pdp.wording import of_unit, percent
 
 
 def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory, display: Display) -> None:
@@ -32,7 +36,10 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     notes: list[str] = []
     if accelerator.is_main_process:
         attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
-    soft = trainer.measure(test)
+    soft: dict[str, float] = {}
+    if trainer.total:  # what is not trained is hard already
+        with pruner.unquantized():
+            soft = trainer.measure(test)
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
@@ -40,17 +47,30 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
         gap = directory.path / "soft_gap.csv"
         attempt(notes, gap.name, lambda: pruner.soft_gap().to_csv(gap, index=False))
     pruner.finalize()
-    notes += recalibrated(config, task, trainer)
+    with shipped(model, pruner.frozen):
+        notes += recalibrated(config, task, trainer)
+    notes += rounded(config, pruner)
     # Every process measures what lies on the disk, which the main process wrote.
     if accelerator.is_main_process:
         save_weights(model, directory.weights)
-    metrics = trainer.measure(test)
+        if pruner.frozen is not None:
+            save_frozen(pruner.frozen, directory.scales)
+    hard = trainer.measure(test)
+    metrics = hard
+    if pruner.frozen is not None:
+        with shipped(model, pruner.frozen):
+            metrics = trainer.measure(test)
     saved = {"before": directory.before_pruning, "best": directory.best}
     there = decided_by_main(accelerator, lambda: [key for key, path in saved.items() if path.is_file()])
     elsewhere = {}
     for key in there:
         load_written(model, saved[key])
-        elsewhere[key] = trainer.measure(test)[name]
+        scales = None
+        if key == "best" and pruner.frozen is not None:
+            wait_until_visible(directory.best_scales)
+            scales = read_frozen(directory.best_scales)
+        with shipped(model, scales):
+            elsewhere[key] = trainer.measure(test)[name]
     load_written(model, directory.weights)
     if not accelerator.is_main_process:
         return
@@ -68,15 +88,18 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     )
     record = make_record(config, task, trainer, frame, metrics)
     record.notes += notes
-    record.metric_soft = soft[name] if pruner.method.prunes else metrics[name]
-    record.metric_before_pruning = elsewhere.get("before", metrics[name])
+    record.metric_hard = hard[name] if pruner.frozen is not None else None
+    record.metric_soft = soft.get(name, hard[name]) if pruner.method.prunes else hard[name]
+    record.metric_before_pruning = elsewhere.get("before", hard[name])
+    record.bytes_on_disk = attempt(record.notes, "bytes on disk", lambda: bytes_on_disk(model, pruner.frozen)) or {}
     record.metric_best = elsewhere.get("best", metrics[name])
     note_gap(record, config, task.higher_is_better, display.say)
     directory.check_held()
     write_record(record, directory.path)
     _draw(directory, display)
     trainer.tracker.finish(record)
-    for path in (directory.before_pruning, directory.best, *directory.checkpoints.glob("teacher_logits-*")):
+    aside = (directory.before_pruning, directory.best, directory.best_scales)
+    for path in (*aside, *directory.checkpoints.glob("teacher_logits-*")):
         path.unlink(missing_ok=True)
     if task.unreadable:
         display.say(f"left out as unreadable: {len(task.unreadable)} images, the first {min(task.unreadable)}")
@@ -111,6 +134,15 @@ def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
     note = f"BatchNorm recalibrated on {batches} batches: validation {name} {before!r} -> {after!r}"
     trainer.display.say(note)
     return [note]
+
+
+def rounded(config: Config, pruner: Pruner) -> list[str]:
+    """A note of how far prune.round_to moved the share that is gone from what was asked."""
+    round_to = getattr(config.prune, "round_to", 1)
+    if round_to == 1 or not pruner.method.prunes or pruner.target is None:
+        return []
+    unit, share = of_unit(pruner.pattern.target_unit), pruner.pattern.reached(pruner.layers)
+    return [f"prune.round_to={round_to}: {percent(share)}{unit} gone, {percent(pruner.target)} asked"]
 
 
 def attempt(notes: list[str], what: str, compute: Callable[[], Any]) -> Any:

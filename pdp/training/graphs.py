@@ -106,4 +106,5 @@ def usable(config: Any, accelerator: Any, pruner: Pruner, plain_objective: bool)
         and accelerator.scaler is None
         and plain_objective
         and pruner.method.recordable
+        and pruner.quantizer is None
     )

@@ -20,7 +20,7 @@ def lost(metric_name: str, higher_is_better: bool, soft: float, hard: float) -> 
 
 def note_gap(record: Record, config: Config, higher_is_better: bool, say: Callable[[str], None]) -> None:
     """Tells the gap of a run that has ended, in its record and wherever `say` says."""
-    if note := gap_note(config, record.metric_name, higher_is_better, record.metric_soft, record.metric):
+    if note := gap_note(config, record.metric_name, higher_is_better, record.metric_soft, record.hard):
         record.notes.append(note)
         say(note)
 

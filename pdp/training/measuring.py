@@ -11,6 +11,7 @@ from typing import Any
 
 from pdp.pruner.alive import live_share
 from pdp.runs.checkpoint import save_weights
+from pdp.training.shipping import save_frozen
 
 
 def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
@@ -22,14 +23,15 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
     soft_every, done = trainer.recipe.soft_every, trainer.step / trainer.steps_per_epoch
     passed = soft_every and done // soft_every > trainer.measured / trainer.steps_per_epoch // soft_every
     soft = None
-    if trainer.config.method.name != "dense" and (trainer.step == trainer.total or passed):
-        soft = trainer.measure(trainer.validation, stop)
+    if trainer.config.method.name != "dense" and trainer.total and (trainer.step == trainer.total or passed):
+        with pruner.unquantized():
+            soft = trainer.measure(trainer.validation, stop)
     with pruner.hard():
         metrics = trainer.measure(trainer.validation, stop)
     trainer.metric = metrics[name]
     if trainer.evaluate_every is not None:
         pruner.note_metric(trainer.metric)
-    epoch = (trainer.step - 1) // trainer.steps_per_epoch
+    epoch = max(0, trainer.step - 1) // trainer.steps_per_epoch
     note_best(trainer, epoch)
     line = {
         "epoch": epoch,
@@ -46,6 +48,8 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
         "mask_ms": median(trainer.mask_ms) if trainer.mask_ms else None,
         "seconds": trainer.seconds,
     }
+    if pruner.pattern.target_unit == "mac":  # sparsity is of channels
+        line["macs_gone"] = pruner.pattern.reached(pruner.layers)
     if trainer.evaluate_every is not None:
         line["epochs_done"] = done
     if trainer.guard is not None:
@@ -61,7 +65,7 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
 
 def note_best(trainer: Any, epoch: int) -> None:
     """Keeps the weights of the best measurement; it counts only at the target sparsity."""
-    if not trainer.pruner.at_target and trainer.step < trainer.total:
+    if not trainer.total or (not trainer.pruner.at_target and trainer.step < trainer.total):
         return
     sign = 1 if trainer.task.higher_is_better else -1
     assert trainer.metric is not None
@@ -71,3 +75,5 @@ def note_best(trainer: Any, epoch: int) -> None:
             trainer.directory.checkpoints.mkdir(parents=True, exist_ok=True)
             with trainer.pruner.baked(trainer.average.module if trainer.average else trainer.model) as hard_model:
                 save_weights(hard_model, trainer.directory.best)
+                if trainer.pruner.quantizer is not None:
+                    save_frozen(trainer.pruner.quantizer.freeze(hard_model), trainer.directory.best_scales)

@@ -8,6 +8,7 @@ from pdp.distill.teacher import describe
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_pruner, steps_in_epoch
 from pdp.training.display import Display
+from pdp.training.shipping import said_of
 from pdp.training.start import make_first_model, note_zeros
 from pdp.wording import percent
 
@@ -73,6 +74,8 @@ def preview(config: Config, task: Task) -> None:
             f"schedule {schedule.name}: begins at {start}, {schedule.length} {schedule.unit}s to the target, "
             f"run of {schedule.moments} {schedule.unit}s"
         )
+    if (quantizer := pruner.quantizer) is not None:
+        display.say(said_of(quantizer))
     if config.distill.name != "none":
         display.say(describe(config))
     display.say("dry run: nothing was trained or written")

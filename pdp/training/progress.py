@@ -59,7 +59,7 @@ class Progress:
                 epochs=trainer.recipe.epochs,
                 loss=loss,
                 rate=trainer.optimizer.param_groups[0]["lr"],
-                sparsity=pruner.share,
+                share=pruner.pattern.reached(pruner.layers),
                 stage=stage(pruner.phase, pruner.fraction),
                 samples_per_second=(self._speed or speed) * trainer.recipe.batch_size,
                 samples="images" if trainer.config.model.task == "images" else "texts",
@@ -67,6 +67,7 @@ class Progress:
                 metric_name=trainer.task.metric_name,
                 metric=trainer.metric,
                 pruned=pruner.method.prunes,
+                target_unit=pruner.pattern.target_unit,
             ),
             ends,
         )

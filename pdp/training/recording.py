@@ -18,6 +18,7 @@ from pdp.environment import device_name, git_commit, peak_memory_mb, versions
 from pdp.pruner.pruner import Pruner
 from pdp.runs.record import Record
 from pdp.tasks.task import Task
+from pdp.training.shipping import quantization_of
 from pdp.training.start import start_of
 from pdp.training.trainer import Trainer
 
@@ -58,7 +59,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
     prunable = sum(weight.numel() for weight in weights)
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     prunes = pruner.method.prunes
-    extras = sum(one.numel() for group in pruner.method.parameter_groups() for one in group["params"])
+    extras = sum(one.numel() for group in pruner.extra_groups() for one in group["params"])
     return Record(
         run_id=f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}",
         status="finished",
@@ -75,7 +76,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         metric_soft=math.nan,
         metric_before_pruning=math.nan,
         metric_best=math.nan,
-        epoch_best=int(trainer.best["epoch"]) if trainer.best else config.recipe.epochs - 1,
+        epoch_best=int(trainer.best["epoch"]) if trainer.best else max(0, config.recipe.epochs - 1),
         method=config.method.name,
         pattern=pruner.pattern.label if prunes else "none",
         allocation=pruner.allocation if prunes else "none",
@@ -116,5 +117,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         classes=list(task.class_names),
         model_source=source_digest(config.model.name) if config.model.library == "import" else "",
         start=start_of(config),
+        quantize=config.quantize.name,
+        quantization=quantization_of(pruner, trainer.model),
         notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
     )

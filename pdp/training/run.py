@@ -19,11 +19,14 @@ from pdp.runs.record import RECORD, Record, read_record
 from pdp.tasks import build_task
 from pdp.tracking.making import make_tracker
 from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
+from pdp.training.calibrating import prune_calibrated
 from pdp.training.closing import close, say_renamed
 from pdp.training.display import Display
 from pdp.training.failures import reported_failures
 from pdp.training.finishing import finish
+from pdp.training.optimizers import make_average
 from pdp.training.preview import preview
+from pdp.training.shipping import said_of
 from pdp.training.signals import StopSignals
 from pdp.training.start import make_first_model, note_zeros
 from pdp.training.together import decided_by_main, wait_until_visible
@@ -60,6 +63,8 @@ def train(config: Config, shown: bool = True) -> Record | None:
         steps = steps_in_epoch(config, task)
         pruner = make_pruner(config, task, model, steps)
         task.notes += note_zeros(config, model, pruner)
+        if pruner.quantizer is not None:
+            display.say(said_of(pruner.quantizer))
         if pruner.method.prunes:
             share = percent(pruner.prunable_share)
             display.say(f"{share} of all weights are prunable; dry_run=true says what stays dense")
@@ -73,8 +78,13 @@ def train(config: Config, shown: bool = True) -> Record | None:
             )
             if trainer.resume():
                 display.say(f"going on from epoch {trainer.epoch + 1}, step {trainer.step}")
-            elif accelerator.is_main_process:
-                directory.cut_history(-1, -1)
+            else:
+                if accelerator.is_main_process:
+                    directory.cut_history(-1, -1)
+                if pruner.method.calibrates:
+                    task.notes.append(prune_calibrated(config, task, model, pruner, accelerator, directory))
+                    display.say(task.notes[-1])
+                    trainer.average = make_average(model, config.recipe)
             objective.prepare(directory, display.say)
             tracker.start(trainer.step)
             trainer.fit()

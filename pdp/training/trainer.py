@@ -122,6 +122,8 @@ class Trainer:
                     self.save()
                     if epoch + 1 < self.recipe.epochs and self.signals.seen(self.accelerator):
                         self._leave()
+                if not self.total:
+                    self._measure_untrained()
             self.writer.wait()
         finally:
             self.writer.end()
@@ -282,6 +284,15 @@ class Trainer:
         except AskedToStop:
             self._leave()
         self.progress.show(self, line["loss"], line["epoch"], ends=self.step == self.total)
+
+    def _measure_untrained(self) -> None:
+        """The one line of the history of a run that trains nothing: the hard model on the validation part."""
+        if self.pruner.method.prunes and not self.pruner.fraction and self.accelerator.is_main_process:
+            self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
+            save_weights(self.model, self.directory.before_pruning)
+            self.keep_histograms("start")
+        self.pruner.at_once()
+        self._measure()
 
     def measure(self, loader: Any, stop: Callable[[], bool] | None = None) -> dict[str, float]:
         """Metrics of the model, or of its running average where there is one."""
