@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,6 +84,7 @@ class Layer:
     active: bool = False  # whether the effective weight differs from the stored one
     state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
     hard_keep: Tensor | None = None  # set while the hard model is evaluated
+    adapter: Any = None  # of low rank, added to the weight before the mask
     trail: Trail = field(default_factory=Trail)  # where its cuts lay
     was_read: bool = False  # whether the model has computed with its effective weight since the last step
     last_gradient: tuple[int, int] | None = None  # which one the stored weight had then, and its version

@@ -52,7 +52,7 @@ class Place:
     @property
     def active(self) -> bool:
         """Whether the effective weight differs from the stored one."""
-        return self.quantized or any(layer.active for layer, _ in self.masks)
+        return self.quantized or any(layer.active or layer.adapter is not None for layer, _ in self.masks)
 
     @property
     def quantized(self) -> bool:
@@ -74,6 +74,8 @@ class Place:
         matrices: list[Tensor] | None = None  # of a stack, each with a mask of its own
         for own, member in self.masks:
             own.was_read = True
+            if own.adapter is not None and member.weighs:
+                weight = own.adapter.added(weight)
             if own.active:
                 index = member.sites[0].index
                 if index is None:

@@ -63,8 +63,8 @@ class Texts(Dataset[dict[str, Tensor]]):
 class Windows(Dataset[dict[str, Tensor]]):
     """Windows of one row of tokens: window i begins at starts[i]; its tokens before counted[i] are context alone.
 
-    `words` and `size` (bytes) of the whole text come with its first window. Where all windows are alike, as in training, batches have no
-    labels: every token but the first is counted.
+    `words` and `size` (bytes) of the whole text come with its first window. Where all windows are alike, as in
+    training, batches have no labels: every token but the first is counted.
     """
 
     def __init__(

@@ -60,6 +60,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     prunes = pruner.method.prunes
     extras = sum(one.numel() for group in pruner.extra_groups() for one in group["params"])
+    extras += sum(one.numel() for one in pruner.adapter_parameters)
     return Record(
         run_id=f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}",
         status="finished",
