@@ -35,6 +35,7 @@ from pdp.quantize.options import Int4wOptions, QuantizeOptions, make_options
 from pdp.quantize.quantizer import Quantizer
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
+from pdp.sharded import whole, write
 from pdp.spoken import python_words
 from pdp.survey import count_weights, nothing_to_prune, survey
 
@@ -56,13 +57,13 @@ class Pruner:
       keeps at least the share `least_density` of its units; `ends` says whether the first and last layer are pruned,
       dense or first_dense.
     - `exclude`: fnmatch patterns of module names that are not pruned.
-    - `include`: fnmatch patterns of layers to prune that stay dense by default: routers of experts, and in a Hugging Face
-      model what lies around its blocks (embeddings, poolers, heads).
+    - `include`: fnmatch patterns of layers to prune that stay dense by default: routers of experts, and in a Hugging
+      Face model what lies around its blocks (embeddings, poolers, heads).
     - `calibration`: the batches from which wanda and sparsegpt prune at once (see `calibrate`).
     - `upper_bound`: the best possible value of the metric, which schedule.warmup=auto needs; `seed`: for random masks.
-    - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized numbers,
-      and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of convolutions have a
-      range.
+    - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized
+      numbers, and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of
+      convolutions have a range.
     """
 
     def __init__(
@@ -472,7 +473,7 @@ class Pruner:
             for layer, member in members:
                 index = member.sites[0].index
                 parameter = parameters[member.parameter] if index is None else parameters[member.parameter][index]
-                parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
+                write(parameter, self.method.hard_weight(layer, whole(parameter), keeps[layer.name], member))
         try:
             yield model
         finally:
@@ -501,7 +502,7 @@ class Pruner:
             keeps = [(layer, self.method.keep(layer)) for layer in self.layers if layer.active]
             for layer, keep in keeps:
                 for member in layer.members:
-                    member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
+                    write(member.stored, self.method.hard_weight(layer, member.tensor, keep, member))
             if more := more_zeros(self.layers):
                 warnings.warn(more, stacklevel=2)
             for layer, keep in keeps:

@@ -109,6 +109,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         method_revision=method_revision(config),
         least_density=config.allocation.least_density if prunes else 0.0,
         allocation_ends=config.allocation.ends if prunes else "pruned",
+        ran_under=trainer.ran_under,
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",
