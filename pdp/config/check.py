@@ -10,6 +10,7 @@ from typing import Any
 from pdp.config.check_data import check_data, check_model
 from pdp.config.check_prune import check_prune, is_dense
 from pdp.config.check_schedule import check_schedule
+from pdp.config.check_sharding import check_sharding
 from pdp.config.check_values import check_values
 from pdp.config.distill import check_distill, normalise_distill
 from pdp.config.groups import find_budget
@@ -43,6 +44,7 @@ def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = 
     check_schedule(config, words)
     _check_quantize(config)
     check_distill(config)
+    check_sharding(config)
     _check_tracker(config)
     if not config.output_dir.strip():
         raise Refusal("output_dir is empty: give output_dir=<folder>")

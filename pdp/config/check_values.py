@@ -27,7 +27,17 @@ LANGUAGE_MODELS = (
     "llama_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
-TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
+TEXT_DATA = (
+    "grammar_nli",
+    "glue",
+    "nli_tsv",
+    "docstrings",
+    "wikitext",
+    "text",
+    "wikitext_2_valid_trained",
+    "hub_text",
+    "table",
+)
 GLUE_TASKS = ("mnli", "qqp", "qnli", "sst2", "rte", "mrpc", "cola", "stsb", "wnli")
 WIKITEXT = ("wikitext-2", "wikitext-103", "wikitext-2-raw", "wikitext-103-raw")
 # For each reader of texts: the task that uses it, and the names that its data can have (empty: any).
@@ -39,6 +49,7 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "docstrings": ("language_modelling", ("docstrings",)),
     "wikitext": ("language_modelling", WIKITEXT),
     "files": ("language_modelling", ()),
+    "hub": ("language_modelling", ()),
 }
 
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
@@ -56,6 +67,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "recipe.on_nonfinite": ("stop", "skip"),
     "recipe.adapter": ("none", "lora"),
     "recipe.precision": ("fp32", "bf16", "fp16"),
+    "recipe.sharding": ("none", "fsdp"),
     "schedule.name": SCHEDULES,
     "schedule.unit": ("epoch", "step"),
     "allocation.name": ("global", "uniform", "erk", "file"),

@@ -91,6 +91,11 @@ class LanguageModellingDataConfig(TextDataConfig):
     train_files: list[str] = field(default_factory=list)  # source=files: names or glob patterns under data.root
     validation_files: list[str] | None = None  # []: a share of the training windows; null: valid*.*, else a share
     test_files: list[str] = field(default_factory=list)  # source=files: what is measured at the end
+    subset: str | None = None  # source=hub, as the next four: the data set's configuration, where it has several
+    column: str = "text"  # the column of the texts
+    train_split: str = "train"  # its parts by their names, or slices of them such as train[:90%]
+    validation_split: str | None = None  # null: validation where there is such a part, else a share of train
+    test_split: str = "test"  # what is measured at the end
 
 
 DATA_SCHEMAS: dict[str, type[DataConfig]] = {
@@ -130,6 +135,7 @@ class RecipeConfig:
     clip: float | None = None  # largest gradient norm
     ema: float | None = None  # decay of the averaged weights
     precision: str = "fp32"  # fp32, bf16 or fp16 (autocast)
+    sharding: str = "none"  # of a language model over the processes: none, or fsdp (each holds a part); moves no result
     channels_last: bool = False  # memory layout of images and convolution weights
     compile: bool | str = False  # true: torch.compile; graphs: small nets' steps as CUDA graphs, the same numbers
     gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time

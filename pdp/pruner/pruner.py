@@ -35,6 +35,7 @@ from pdp.quantize.options import Int4wOptions, QuantizeOptions, make_options
 from pdp.quantize.quantizer import Quantizer
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
+from pdp.sharded import whole, write
 from pdp.spoken import python_words
 from pdp.survey import count_weights, nothing_to_prune, survey
 
@@ -56,11 +57,13 @@ class Pruner:
       keeps at least the share `least_density` of its units; `ends` says whether the first and last layer are pruned,
       dense or first_dense.
     - `exclude`: fnmatch patterns of module names that are not pruned.
+    - `include`: fnmatch patterns of layers to prune that stay dense by default: routers of experts, and in a Hugging
+      Face model what lies around its blocks (embeddings, poolers, heads).
     - `calibration`: the batches from which wanda and sparsegpt prune at once (see `calibrate`).
     - `upper_bound`: the best possible value of the metric, which schedule.warmup=auto needs; `seed`: for random masks.
-    - `quantize`: int8 or int4w, with `quantize_options`: from `start` on the model computes with quantized numbers,
-      and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of convolutions have a
-      range.
+    - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized
+      numbers, and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of
+      convolutions have a range.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Pruner:
         ends: str = "pruned",
         exclude: Sequence[str] = (),
         own_exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
         steps_per_epoch: int | None = None,
         upper_bound: float = 1.0,
         seed: int = 0,
@@ -102,6 +106,7 @@ class Pruner:
                 ends,
                 exclude,
                 own_exclude,
+                include,
                 steps_per_epoch,
                 upper_bound,
                 seed,
@@ -127,6 +132,7 @@ class Pruner:
         ends: str,
         exclude: Sequence[str],
         own_exclude: Sequence[str],
+        include: Sequence[str],
         steps_per_epoch: int | None,
         upper_bound: float,
         seed: int,
@@ -138,7 +144,7 @@ class Pruner:
         self.model = model
         self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
-        found, others = survey(model, exclude, own_exclude)
+        found, others = survey(model, exclude, own_exclude, include)
         # `skipped` gives the reason why each other weight of the model stays dense.
         self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
         if not self.layers:
@@ -459,14 +465,15 @@ class Pruner:
             self.method.settle(self.layers)
             members = [(layer, member) for layer in self.layers if layer.active for member in layer.members]
             adapted = [layer for layer in self.layers if layer.adapter is not None]
-            stored = {member.parameter: parameters[member.parameter].clone() for _, member in members}
-            stored |= {layer.parameter: parameters[layer.parameter].clone() for layer in adapted}
+            names = {member.parameter for _, member in members} | {layer.parameter for layer in adapted}
+            stored = {name: parameters[name].clone() for name in names}
             keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
             for layer in adapted:
                 parameters[layer.parameter].copy_(layer.adapter.added(parameters[layer.parameter]))
             for layer, member in members:
-                parameter = parameters[member.parameter]
-                parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
+                index = member.sites[0].index
+                parameter = parameters[member.parameter] if index is None else parameters[member.parameter][index]
+                write(parameter, self.method.hard_weight(layer, whole(parameter), keeps[layer.name], member))
         try:
             yield model
         finally:
@@ -495,7 +502,7 @@ class Pruner:
             keeps = [(layer, self.method.keep(layer)) for layer in self.layers if layer.active]
             for layer, keep in keeps:
                 for member in layer.members:
-                    member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
+                    write(member.stored, self.method.hard_weight(layer, member.tensor, keep, member))
             if more := more_zeros(self.layers):
                 warnings.warn(more, stacklevel=2)
             for layer, keep in keeps:

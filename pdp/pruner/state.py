@@ -58,7 +58,7 @@ def load_state(pruner: Parts, state: dict[str, Any]) -> None:
         layer.final, layer.pruned = saved["final"], saved["pruned"]
         layer.active = saved.get("active", layer.pruned > 0)
         for key, value in saved["state"].items():
-            layer.state[key] = value.to(layer.weight.device, copy=True)
+            layer.state[key] = value.to(layer.stored.device, copy=True)
     pruner.method.load_state_dict(state["own"])
     if pruner.adapters:
         adapters.load_state(pruner.layers, state["adapters"])
