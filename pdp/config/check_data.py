@@ -177,8 +177,8 @@ def _check_text(config: Config) -> None:
     if stride is not None and getattr(data, "protocol", "lines") == "huggingface":
         if stride > data.context:
             raise Refusal(
-                f"data.stride={stride} is more than data.context={data.context}, so that tokens would be left out: lower "
-                "data.stride, or give null for data.context"
+                f"data.stride={stride} is more than data.context={data.context}, so that tokens would be left out: "
+                "lower data.stride, or give null for data.context"
             )
     elif stride is not None and stride >= data.context:
         raise Refusal(

@@ -65,6 +65,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "recipe.lr_unit": ("step", "epoch"),
     "recipe.augmentation": ("none", "pad_crop_flip", "random_resized_crop"),
     "recipe.on_nonfinite": ("stop", "skip"),
+    "recipe.adapter": ("none", "lora"),
     "recipe.precision": ("fp32", "bf16", "fp16"),
     "recipe.sharding": ("none", "fsdp"),
     "schedule.name": SCHEDULES,
@@ -80,7 +81,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),
     "tracker.mode": ("auto", "online", "offline"),
-    "start.mask": ("hold", "free"),
+    "start.mask": ("hold", "free", "first"),
     "device": ("auto", "cpu", "cuda"),
 }
 
@@ -98,6 +99,8 @@ _RANGES: dict[str, _Range] = {
     "recipe.momentum": _BELOW_1,
     "recipe.weight_decay": _AT_LEAST_0,
     "recipe.label_smoothing": _BELOW_1,
+    "recipe.adapter_rank": _AT_LEAST_1,
+    "recipe.adapter_alpha": _ABOVE_0,
     "recipe.clip": _ABOVE_0,
     "recipe.ema": (lambda value: 0 < value < 1, "between 0 and 1"),
     "recipe.soft_every": _AT_LEAST_0,

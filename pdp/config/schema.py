@@ -144,6 +144,10 @@ class RecipeConfig:
     checkpoint_minutes: float = 10.0  # between two checkpoints within an epoch; 0: at the ends of epochs alone
     history_steps: int = 100  # steps between two lines of steps.jsonl, more where there would be too many; 0: none
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
+    adapter: str = "none"  # none, or lora: pairs of low rank alone are trained, under a mask that stays, and merged
+    adapter_rank: int = 8  # lora: columns of the one, rows of the other
+    adapter_alpha: float = 16.0  # lora: the product counts alpha / rank times
+    adapter_targets: list[str] = field(default_factory=list)  # lora: fnmatch patterns of pruned layers; []: all
     recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
 
 
@@ -261,7 +265,9 @@ class StartConfig:
     """A finished run that this one goes on from."""
 
     run: str | None = None  # its directory, results/runs/<run>/seed<k>; `from=` is the short way to give it
-    mask: str = "hold"  # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen
+    # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen; first: its zeros are
+    # the first mask of the method that is chosen (pdp, say), which goes on at the target at once
+    mask: str = "hold"
 
 
 @dataclass

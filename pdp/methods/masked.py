@@ -66,7 +66,7 @@ class MaskedMethod(method.Method):
         for member in layer.members:
             tensor = member.stored
             mask = part_of(self.pattern.spread(layer.state["keep"], layer, member, tensor), tensor)
-            self.clear_momentum(tensor, mask)
+            self.clear_momentum(member.sites[0].parameter_held, mask, member.sites[0].index)
             if self.clears(member):
                 with torch.no_grad():
                     own_part(tensor).mul_(mask)
@@ -75,12 +75,15 @@ class MaskedMethod(method.Method):
         """Whether a new mask sets the stored values of this tensor to zero."""
         return self.zeroes
 
-    def clear_momentum(self, tensor: Tensor, keep: Tensor) -> None:
-        """Sets the optimizer's running averages of `tensor` to zero where `keep`, of this process's part, is False."""
+    def clear_momentum(self, tensor: Tensor, keep: Tensor, index: int | None = None) -> None:
+        """Sets the optimizer's running averages of `tensor`, or of one matrix in it, to zero where `keep` is False.
+
+        Of a sharded tensor `keep` is that of this process's part.
+        """
         state = self.optimizer.state.get(tensor, {}) if self.optimizer else {}
         for value in state.values():
             if torch.is_tensor(value) and value.shape == tensor.shape:
-                own_part(value).mul_(keep)
+                (own_part(value) if index is None else value[index]).mul_(keep)
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         return weight * self.pattern.spread(layer.state["keep"], layer, member or layer.members[0], weight)

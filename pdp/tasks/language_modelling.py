@@ -221,7 +221,7 @@ class LanguageModellingTask(TextTask):
 
     @torch.no_grad()
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """All (windows,): int64 index, words, bytes, counted tokens; float64 sum of the tokens' negative log-likelihoods."""
+        """All (windows,): int64 index, words, bytes, counted tokens; float64 sum of -log p of the tokens."""
         losses = functional.cross_entropy(self.outputs(model, batch).logits, _targets(batch), reduction="none")
         counted = _counted(batch)
         if counted is None:

@@ -23,6 +23,7 @@ from pdp.pruner.revived import Revived
 from pdp.runs.checkpoint import random_state
 from pdp.runs.directory import RunDirectory
 from pdp.schedule.time import Time
+from pdp.spoken import config_words
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
 from pdp.training.display import Display
@@ -79,7 +80,11 @@ class Trainer:
             shard(model, accelerator)
             follow(pruner, accelerator.device)
         self.writer = CheckpointWriter(directory.checkpoints, recipe.checkpoint_minutes, directory.check_held)
-        optimizer = make_optimizer(model, recipe)
+        if recipe.adapter != "none":
+            targets, heads = recipe.adapter_targets, task.heads(model)
+            with config_words():
+                pruner.add_adapters(recipe.adapter_rank, recipe.adapter_alpha, targets, heads)
+        optimizer = make_optimizer(model, recipe, pruner.adapter_parameters)
         pruner.attach(optimizer)
         loader = task.train_loader(
             recipe.batch_size // recipe.accumulation, config.seed, recipe.augmentation, config.data.workers
@@ -230,7 +235,8 @@ class Trainer:
         if taken:
             self.pruner.after_backward()
             if self.recipe.clip is not None:
-                clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
+                pruner = self.pruner
+                clipped = [*self.model.parameters(), *pruner.method.clipped(), *pruner.adapter_parameters]
                 torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
         if taken or self.accelerator.scaler:  # a scaler leaves the step out itself, and scales less from then on
             self.optimizer.step()
