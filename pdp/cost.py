@@ -1,6 +1,6 @@
-"""Parameters and multiply-adds, per layer: convolution and linear layers, attention products on their own.
+"""Parameters and multiply-adds per layer: convolution and linear layers, and attention products separately.
 
-It needs only `pdp.layers`; patterns whose target is a share of the MACs use it.
+It imports only `pdp.layers` and `pdp.products`; patterns whose target is a share of the MACs use it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from pdp.reading_mode import stored_weights
 def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
     """Per-layer cost of one forward of `example_input`: name, type, params, nonzero, macs, sparse_macs.
 
-    A MAC is one multiply-add of a convolution or linear layer: output positions x weights that each takes part in
-    (groups, stride, padding and dilation included by construction), counted where the product happens, whichever module
-    reads the weight, and summed over repeated calls. Biases, norms, activations and pooling are not counted.
-    sparse_macs = macs x nonzero / params. `example_input` is a tensor, a tuple of arguments or a dict of keywords.
-    Three attributes hold the rest: `frame.attrs["macs_attention"]` the products of two activations (queries, keys and
-    values), `"macs_other"` those with other parameters and buffers by name, `"uncounted"` the operations that cannot be
-    counted.
+    A MAC is one multiply-add of a convolution or linear layer: the number of output positions times the weights used
+    for each (so groups, stride, padding and dilation are included). MACs are counted where the product is computed,
+    whichever module reads the weight, and summed over repeated calls. Biases, norms, activations and pooling are not
+    counted. sparse_macs = macs * nonzero / params.
+
+    `example_input` is a tensor, a tuple of arguments or a dict of keyword arguments. Three attributes hold the rest:
+    `frame.attrs["macs_attention"]` the products of two activations (queries, keys and values), `"macs_other"` those
+    with other parameters and buffers by name, `"uncounted"` the operations that cannot be counted.
     """
     sites = list(weighted_sites(model))
-    # The name of each layer by that of its parameter: what is called after a module says only `weight` of it.
+    # The layer's name by its parameter's name, because the layer's name alone stands only for its `weight`.
     layers = {parameter_name(model, site): name for name, _, site in sites}
     products = Products(model, list(layers))
     shared = shared_weights([(parameter_name(model, site), site.caller, _weight(site)) for _, _, site in sites])
@@ -55,7 +56,7 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
 
 
 def uncounted(model: nn.Module) -> pd.DataFrame:
-    """`count_macs` of a model that cannot be run: its multiply-adds are empty."""
+    """`count_macs` for a model that cannot be run: the columns of MACs are empty."""
     frame = _table(list(weighted_sites(model)), None)
     frame.attrs |= {"macs_attention": None, "macs_other": {}, "uncounted": []}
     return frame
@@ -73,17 +74,17 @@ def _table(sites: list[tuple[str, str, Site]], macs: dict[str, int] | None) -> p
 
 
 def parameter_name(model: nn.Module, site: Site) -> str:
-    """What the model's state dict calls the weight at `site`."""
+    """The name in the model's state dict of the weight at `site`."""
     prefix = next(name for name, module in model.named_modules() if module is site.module)
     return f"{prefix}.{site.parameter}".lstrip(".")
 
 
 def _counted(model: nn.Module, example_input: Any, products: Products) -> None:
-    """Runs the model once; a forward that fails only because it is watched is told and counted up to there."""
+    """Runs the model once; if it fails only because it is watched, notes that, and keeps what was counted so far."""
     try:
         with products:
             _call(model, example_input)
-    except Exception as error:  # whatever the watched model raises: the model itself decides
+    except Exception as error:  # a watched model may raise anything; whether it runs unwatched decides
         _call(model, example_input)
         reason = next(iter(str(error).splitlines()), "")
         products.uncounted[f"all from {type(error).__name__} on ({reason[:100]})"] = None
@@ -96,16 +97,16 @@ def _weight(site: Site) -> Tensor:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """All parameters, and those that are not exactly zero."""
+    """The number of all parameters, and of those that are not exactly zero."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(int(torch.count_nonzero(p)) for p in parameters)
 
 
 def count_bytes(model: nn.Module, bytes_per_weight: int = 4) -> pd.DataFrame:
-    """What each weight takes to store: name, type, dense, bitmask, csr in bytes, indices included.
+    """The storage of each weight: name, type, and the bytes of the forms dense, bitmask and csr, indices included.
 
-    bitmask: the numbers that are not zero and one bit for each weight. csr: these numbers, a column index for each (2
-    bytes up to 65,536 columns, else 4) and a 4-byte offset for each row and one more; rows are outputs.
+    bitmask: the nonzero numbers and one bit for each weight. csr: the nonzero numbers, a column index for each (2 bytes
+    up to 65,536 columns, else 4) and a 4-byte offset for each row and one more; rows are outputs.
     """
     rows = []
     for name, kind, site in weighted_sites(model):
@@ -131,7 +132,7 @@ def _call(model: nn.Module, example_input: Any) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: the count must not move BatchNorm's statistics."""
+    """Inside this context the model is in evaluation mode, so that counting does not change BatchNorm's statistics."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -143,7 +144,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _products_in_the_open() -> Iterator[None]:
-    """Inside, attention is computed step by step: the fused one skips forwards, and some versions do not count it."""
+    """Inside this context attention is computed in single operations: fused ones skip forwards or are not counted."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

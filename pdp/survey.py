@@ -1,4 +1,4 @@
-"""Every weight of a model: what can be pruned, and of all others why they stay as they are."""
+"""Goes through every weight of a model: which can be pruned, and why the others stay as they are."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pdp.layers import Layer, Site, weighted_sites
 from pdp.zeros import why_zeros_are_lost
 
 _TYPES = (Tensor, nn.Parameter)
-_COMPUTED = ("_orig", "_g", "_v", "_bar")  # what pruning, weight and spectral norms of old call the weight they replace
+_COMPUTED = ("_orig", "_g", "_v", "_bar")  # names of weights replaced by older pruning, weight norm and spectral norm
 
 
 def survey(
     model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequence[str] = ()
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The prunable layers in the model's order, and by name why every other weight stays dense.
+    """The prunable layers in the model's order, and by name the reason why every other weight stays dense.
 
-    A weight is a parameter of two or more dimensions; it is called after its module where that calls it `weight`, else
-    by its whole name. `exclude` are fnmatch patterns on module names given by a person, each of which must match a
-    layer, `own_exclude` the task's own. Raises `Refusal` for a pattern that matches nothing.
+    A weight is a parameter of two or more dimensions. It is named after its module if it is the module's `weight`, else
+    by its whole name. `exclude` are the user's fnmatch patterns on module names, each of which must match a layer;
+    `own_exclude` are the task's own. Raises `Refusal` for a pattern that matches nothing.
     """
     weights = list(weighted_sites(model))
     _check_patterns(exclude, [name for name, _, _ in weights])
@@ -54,7 +54,7 @@ def survey(
 
 
 def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequence[str] = ()) -> list[Layer]:
-    """The prunable layers of `survey`; raises `Refusal` where there is none."""
+    """The prunable layers of `survey`; raises `Refusal` if there are none."""
     layers, reasons = survey(model, exclude, own_exclude)
     if not layers:
         raise Refusal(nothing_to_prune("the model", reasons))
@@ -62,7 +62,7 @@ def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequ
 
 
 def nothing_to_prune(who: str, reasons: dict[str, str]) -> str:
-    """One sentence that says why each weight stays, the first few by name."""
+    """A sentence that gives the reason why each weight stays, for the first few by name."""
     if not reasons:
         return f"{who} has no layer to prune: it has no weight of two or more dimensions"
     said = "; ".join(f"{name or 'its own weight'} ({reason})" for name, reason in list(reasons.items())[:3])
@@ -72,14 +72,14 @@ def nothing_to_prune(who: str, reasons: dict[str, str]) -> str:
 
 
 def count_weights(model: nn.Module) -> int:
-    """How many numbers all parameters of two or more dimensions hold, each once."""
+    """The number of elements in all parameters of two or more dimensions, without duplicates."""
     return sum(one.numel() for one in model.parameters() if _is_weight(one) and not _empty(one))
 
 
 def _refused(site: Site, weight: nn.Parameter) -> str | None:
     if _empty(weight):
         return "not initialised: run a forward before Pruner(model)"
-    if type(weight) not in _TYPES and type(weight).__name__ != "DTensor":  # which a sharded model has
+    if type(weight) not in _TYPES and type(weight).__name__ != "DTensor":  # a sharded model has DTensors
         return f"another type of weight, {type(weight).__name__}"
     if not weight.dtype.is_floating_point:
         return f"its weights are {str(weight.dtype).removeprefix('torch.')}, no floating-point numbers"
@@ -101,7 +101,7 @@ def _used_outside(model: nn.Module, weights: Sequence[tuple[str, str, Site]]) ->
 
 
 def _others(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """Every other parameter of two or more dimensions, each once, and modules that hide theirs."""
+    """Every other parameter of two or more dimensions, without duplicates, and modules that hide theirs."""
     places = {(id(site.module), site.parameter) for _, _, site in weighted_sites(model)}
     known: set[int] = set()
     for prefix, module in model.named_modules():
