@@ -150,7 +150,9 @@ class Method(method.Method):
         return self.relative or self.options.anneal != "none"
 
     def begin_forward(self, layers: Sequence[Layer]) -> None:
-        masked = [] if self.learned else [layer for layer in layers if layer.active and layer.hard_keep is None]
+        # One matrix of a stack is made with the others of its parameter, when its module computes.
+        shared = [layer for layer in layers if layer.active and layer.hard_keep is None and not layer.stacked]
+        masked = [] if self.learned else shared
         self.pattern.begin_forward(masked, self._temperatures(masked))
 
     def end_forward(self) -> None:

@@ -28,6 +28,7 @@ from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
 
 _PROJECTION = "the heads of nn.MultiheadAttention stay"
+_EXPERT = "its channels lie in one parameter with those of all experts, which must keep one size"
 
 
 class Pattern(pattern.Pattern):
@@ -71,7 +72,8 @@ class Pattern(pattern.Pattern):
             else:
                 dense |= {part.name: reason for part in coupling.outputs if part.name in known}
         masked = {part.name for one in self.couplings.values() for part in one.outputs}
-        dense |= {name: _PROJECTION for name in known if name not in masked and name not in dense}
+        rest = [layer for name, layer in known.items() if name not in masked and name not in dense]
+        dense |= {layer.name: _EXPERT if layer.stacked else _PROJECTION for layer in rest}
         frame = count_macs(model, example_input)
         self.macs = dict(zip(frame.name, (int(one) for one in frame.macs), strict=True))
         return taken, dense
@@ -162,13 +164,13 @@ class Pattern(pattern.Pattern):
             if member.weighs:
                 sums = row_sums(member.rows(member.tensor.detach()), of)
                 units = units_of(member, total)
-                total = total + sums if units is None else total.index_add(0, units, sums)
+                total = total + (sums if units is None else _of_units(total, units, sums))
         return total
 
     def _scale(self, layer: Layer) -> float:
         if self.options.saliency == "l2":
             return 1.0
-        return layer.units / sum(member.tensor.numel() for member in layer.members if member.weighs)
+        return layer.units / sum(_weighing(layer, member) for member in layer.members if member.weighs)
 
     def saliency(self, layer: Layer) -> Tensor:
         if self.options.saliency == "l1":
@@ -182,10 +184,7 @@ class Pattern(pattern.Pattern):
             rows = member.rows(member.tensor.detach())
             counts = (rows != 0).reshape(len(rows), -1).sum(1).float()
             units = units_of(member, some)
-            if units is None:
-                some = some + counts
-            else:
-                some = some + with_rest(torch.zeros_like(some), 0.0).index_add(0, units, counts)[:-1]
+            some = some + (counts if units is None else _of_units(some, units, counts))
         return some > 0
 
     @contextmanager
@@ -272,6 +271,18 @@ class Pattern(pattern.Pattern):
         return {part.name: part.module.weight for part in (*one.outputs, *one.inputs)}  # type: ignore[misc]
 
 
+def _of_units(values: Tensor, units: Tensor, sums: Tensor) -> Tensor:
+    """Sums of slices added up by unit; those of no unit are dropped."""
+    return with_rest(torch.zeros_like(values), 0.0).index_add(0, units, sums)[:-1]
+
+
+def _weighing(layer: Layer, member: Member) -> int:
+    """How many of a tensor's weights belong to units."""
+    if member.whole or member.units is None:
+        return member.tensor.numel()
+    return member.tensor.numel() // len(member.units) * int((member.units < layer.units).sum())
+
+
 def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], table: UnitTable) -> Tensor | float:
     """The temperatures of the table's layers, (layers,), or the single one for all layers."""
     if not isinstance(temperatures, Sequence):
@@ -299,7 +310,7 @@ def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
         in_order = units == list(range(coupling.units))
         # An attention may read this weight outside of the module's own forward.
         sites = known[name].sites if key == "weight" and name in known else [Site(module, key, module)]
-        members.append(Member(f"{name}.{key}".lstrip("."), sites, weighs, table, in_order, axis))
+        members.append(Member(f"{name}.{key}".lstrip("."), sites, weighs, table, in_order, axis, min(units) >= 0))
 
     for part in coupling.outputs:
         add(part.name, part.module, "weight", row_axis(part.module), part.units, True)

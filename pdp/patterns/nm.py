@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pdp.errors import Refusal
 from pdp.kernels.gpu import usable
-from pdp.layers import Layer, Member, first_convolution, is_conv1d
+from pdp.layers import Layer, Member, first_convolution, input_axis
 from pdp.masks.cut import keep_units
 from pdp.patterns import pattern
 from pdp.patterns.options import NmOptions
@@ -165,7 +165,7 @@ class Pattern(pattern.Pattern):
 
 def input_dim(layer: Layer) -> int:
     """The dimension of the weight that indexes its inputs."""
-    return 0 if is_conv1d(layer.sites[0].module) else 1
+    return input_axis(layer.sites[0])
 
 
 def sorted_columns(grouped: Tensor) -> list[Tensor]:

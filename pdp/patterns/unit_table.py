@@ -31,13 +31,15 @@ class UnitTable:
         starts = sizes.cumsum(0) - sizes
         owner = torch.arange(len(self.layers)).repeat_interleave(sizes)
         within = torch.arange(int(sizes.sum())) - starts[owner]
+        count = int(sizes.sum())
         rows = [
-            member.units.cpu() + start
+            torch.where(member.units.cpu() < layer.units, member.units.cpu() + start, count)
             for layer, start in zip(self.layers, starts, strict=True)
             for member in layer.members
             if member.weighs and member.units is not None
         ]
         self.host_rows = torch.cat(rows)
+        self.whole = all(member.whole for member in self.members)
         self.owner, self.rows = owner.to(self.device), self.host_rows.to(self.device)
         self.place = (owner * max(self.sizes) + within).to(self.device)
         self.scales = torch.tensor(scales, device=self.device)
@@ -56,15 +58,16 @@ class UnitTable:
         Computed in float64 until the end, so that units with equal weights have equal values.
         """
         tensors = [member.rows(member.tensor.detach()) for member in self.members]
-        if all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
+        if self.whole and all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
             from pdp.kernels.gpu.units import UnitSquares
 
             if self._device_squares is None:
                 self._device_squares = UnitSquares(tensors, self.host_rows, self.exact_scale)
             return self._device_squares.find(tensors)
         sums = torch.cat([row_sums(one, Tensor.square) for one in tensors])
-        joint = torch.zeros(len(self.owner), dtype=torch.float64, device=self.device)
-        return (joint.index_add_(0, self.rows, sums) * self.exact_scale).float()
+        # Slices of no unit have the place behind all units.
+        joint = torch.zeros(len(self.owner) + 1, dtype=torch.float64, device=self.device)
+        return (joint.index_add_(0, self.rows, sums)[:-1] * self.exact_scale).float()
 
     def cuts(self, squares: Tensor) -> Tensor:
         """The cut t of each layer for its pruned units, (layers,); as `pdp.masks.cut.cut_at` of the saliencies s."""

@@ -41,7 +41,7 @@ class Guard:
                 raise Refusal(
                     f"{name} is no longer the module that the pruner was made for: replace modules before Pruner(model)"
                 )
-        owners: dict[int, str] = {}
+        owners: dict[tuple[int, int | None], str] = {}
         for layer in self.layers:
             for member in layer.members:
                 tensors = {id(site.module._parameters.get(site.parameter)) for site in member.sites}
@@ -54,7 +54,7 @@ class Guard:
                         f"{member.parameter} was one weight of {len(member.sites)} modules and is no longer: tie them "
                         "again, load_state_dict(assign=True) unties them, or make the pruner after that"
                     )
-                (own,) = tensors
+                own = (tensors.pop(), member.sites[0].index)
                 if owners.setdefault(own, member.parameter) != member.parameter:
                     raise Refusal(
                         f"{member.parameter} and {owners[own]} have become one weight: tie weights before Pruner(model)"
@@ -76,7 +76,8 @@ class Guard:
         )
 
     def _watch(self, layer: Layer) -> RemovableHandle:
-        return layer.weight.register_post_accumulate_grad_hook(lambda _: self.own_gradients.add(layer.name))  # type: ignore[union-attr]
+        parameter = layer.sites[0].parameter_held
+        return parameter.register_post_accumulate_grad_hook(lambda _: self.own_gradients.add(layer.name))  # type: ignore[union-attr]
 
     def remove(self) -> None:
         """Removes its hooks."""
@@ -117,7 +118,7 @@ def _distributed() -> bool:
 
 
 def _version(layer: Layer) -> tuple[int, int] | None:
-    gradient = layer.weight.grad
+    gradient = layer.sites[0].parameter_held.grad
     return None if gradient is None else (id(gradient), gradient._version)
 
 

@@ -55,6 +55,8 @@ class Pruner:
       keeps at least the share `least_density` of its units; `ends` says whether the first and last layer are pruned,
       dense or first_dense.
     - `exclude`: fnmatch patterns of module names that are not pruned.
+    - `include`: fnmatch patterns of layers to prune that stay dense by default: routers of experts, and in a Hugging Face
+      model what lies around its blocks (embeddings, poolers, heads).
     - `calibration`: the batches from which wanda and sparsegpt prune at once (see `calibrate`).
     - `upper_bound`: the best possible value of the metric, which schedule.warmup=auto needs; `seed`: for random masks.
     - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized numbers,
@@ -77,6 +79,7 @@ class Pruner:
         ends: str = "pruned",
         exclude: Sequence[str] = (),
         own_exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
         steps_per_epoch: int | None = None,
         upper_bound: float = 1.0,
         seed: int = 0,
@@ -101,6 +104,7 @@ class Pruner:
                 ends,
                 exclude,
                 own_exclude,
+                include,
                 steps_per_epoch,
                 upper_bound,
                 seed,
@@ -126,6 +130,7 @@ class Pruner:
         ends: str,
         exclude: Sequence[str],
         own_exclude: Sequence[str],
+        include: Sequence[str],
         steps_per_epoch: int | None,
         upper_bound: float,
         seed: int,
@@ -137,7 +142,7 @@ class Pruner:
         self.model = model
         self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
-        found, others = survey(model, exclude, own_exclude)
+        found, others = survey(model, exclude, own_exclude, include)
         # `skipped` gives the reason why each other weight of the model stays dense.
         self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
         if not self.layers:
@@ -435,10 +440,11 @@ class Pruner:
         with torch.no_grad():
             self.method.settle(self.layers)
             members = [(layer, member) for layer in self.layers if layer.active for member in layer.members]
-            stored = {member.parameter: parameters[member.parameter].clone() for _, member in members}
+            stored = {name: parameters[name].clone() for name in {member.parameter for _, member in members}}
             keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
             for layer, member in members:
-                parameter = parameters[member.parameter]
+                index = member.sites[0].index
+                parameter = parameters[member.parameter] if index is None else parameters[member.parameter][index]
                 parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
         try:
             yield model

@@ -71,15 +71,23 @@ class Place:
         return self.quantizer.weight(self.point, effective)  # type: ignore[union-attr, arg-type]
 
     def _masked(self, weight: Tensor) -> Tensor:
+        matrices: list[Tensor] | None = None  # of a stack, each with a mask of its own
         for own, member in self.masks:
             own.was_read = True
             if own.active:
-                layer = own.beside(weight)
-                if layer.hard_keep is not None:
-                    weight = self.method.hard_weight(layer, weight, layer.hard_keep, member)
+                index = member.sites[0].index
+                if index is None:
+                    weight = self._by(own, member, weight)
                 else:
-                    weight = self.method.effective_weight(layer, weight, member)
-        return weight
+                    matrices = matrices or list(weight.unbind(0))
+                    matrices[index] = self._by(own, member, matrices[index])
+        return weight if matrices is None else torch.stack([one.to(weight.dtype) for one in matrices])
+
+    def _by(self, own: Layer, member: Member, weight: Tensor) -> Tensor:
+        layer = own.beside(weight)
+        if layer.hard_keep is not None:
+            return self.method.hard_weight(layer, weight, layer.hard_keep, member)
+        return self.method.effective_weight(layer, weight, member)
 
 
 class _Given:

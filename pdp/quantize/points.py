@@ -68,6 +68,8 @@ def find_weights(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[list[We
         excluded = next((one for one in exclude if fnmatchcase(name, one)), None)
         if excluded is not None:
             reasons[name] = f"excluded by {excluded}"
+        elif site.index is not None:
+            reasons[name] = "one parameter holds it and other experts' weights"
         elif id(weight) in outside:
             reasons[name] = f"tied to {outside[id(weight)]}, which is no convolution's or linear layer's"
         elif not weight.is_floating_point() or not weight.numel() or weight.is_meta:

@@ -75,6 +75,7 @@ class Record:
     least_density: float = 0.0  # least share of its units that each layer keeps
     prunable_share: float | None = None  # share of prunable weights among all parameters of two or more dimensions
     allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
+    macs_all_experts: int | None = None  # `macs` if every token went through all experts; None: there are none
     quantize: str = "none"  # none, int8 or int4w
     metric_hard: float | None = None  # of the hard model in floats; None: not quantized, see `metric`
     quantization: dict[str, Any] = field(default_factory=dict)  # bits, ranges, start, zeros of the integers, ...

@@ -10,13 +10,17 @@ from torch import nn
 
 from pdp.config.schema import RecipeConfig
 from pdp.errors import Refusal
-from pdp.layers import is_weighted
+from pdp.layers import is_weighted, router_sites, weighted_sites
 from pdp.schedule.time import Time
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weights of convolution, linear, attention and embedding modules decay, everything else does not."""
-    decayed: set[int] = set()
+    """Two groups: weights of convolution, linear, attention and embedding modules decay, everything else does not.
+
+    Experts' matrices and what chooses among them are linear layers' weights, whatever parameter holds them.
+    """
+    stacked = [site for _, _, site in (*weighted_sites(model), *router_sites(model)) if not is_weighted(site.module)]
+    decayed = {id(site.parameter_held) for site in stacked if not isinstance(site.module, nn.MultiheadAttention)}
     for module in model.modules():
         if is_weighted(module) or isinstance(module, nn.Embedding):
             decayed |= {id(module._parameters.get("weight"))}

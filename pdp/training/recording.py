@@ -46,6 +46,11 @@ def _total(counts: pd.Series) -> int | None:
     return None if counts.isna().any() else int(counts.sum())
 
 
+def _all_experts(frame: pd.DataFrame) -> int | None:
+    total = frame.attrs["macs_all_experts"]
+    return None if total == _total(frame.macs) else total
+
+
 def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFrame, metrics: dict[str, float]) -> Record:
     """The record of a finished run, without the metrics that are measured elsewhere."""
     pruner, accelerator = trainer.pruner, trainer.accelerator
@@ -85,6 +90,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         macs=_total(frame.macs),
         macs_sparse=_total(frame.sparse_macs),
         macs_attention=frame.attrs["macs_attention"],
+        macs_all_experts=_all_experts(frame),
         input_shape=list(task.example_input().shape),
         epochs=config.recipe.epochs,
         seed=config.seed,

@@ -55,7 +55,9 @@ def test_a_folder_generates_as_its_checkpoint_did(tmp_path, monkeypatch, kind, c
     assert max(zeros) > 0.3
     prompt = torch.tensor([[5, 6, 7]])
     texts = [
-        opened.generate(prompt, use_cache=one, do_sample=False, max_new_tokens=12, attention_mask=torch.ones_like(prompt))
+        opened.generate(
+            prompt, use_cache=one, do_sample=False, max_new_tokens=12, attention_mask=torch.ones_like(prompt)
+        )
         for one in (True, False)
     ]
     assert torch.equal(*texts)

@@ -73,7 +73,9 @@ def choose_share(share):
             part = weight[:, j : j + block]
             saliency = (part**2 / diagonal[j : j + block]).flatten()
             gone = saliency.argsort()[: round(share * saliency.numel())]
-            keep[:, j : j + block] = torch.ones_like(saliency, dtype=torch.bool).index_fill(0, gone, False).view_as(part)
+            keep[:, j : j + block] = (
+                torch.ones_like(saliency, dtype=torch.bool).index_fill(0, gone, False).view_as(part)
+            )
 
     return choose
 
@@ -147,7 +149,9 @@ def test_unfolded_inputs_times_rows_are_what_the_layer_computes(module):
     if module.bias is not None:
         found = found + module.bias.view(len(rows), 1, -1)
     outputs = module(inputs)
-    wanted = outputs.flatten(0, -2) if isinstance(module, nn.Linear) else outputs.flatten(2).transpose(1, 2).flatten(0, 1)
+    wanted = (
+        outputs.flatten(0, -2) if isinstance(module, nn.Linear) else outputs.flatten(2).transpose(1, 2).flatten(0, 1)
+    )
     torch.testing.assert_close(found.transpose(0, 1).flatten(1), wanted)
 
 

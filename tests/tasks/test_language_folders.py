@@ -27,7 +27,13 @@ SIZES = {
              "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
 }  # fmt: skip
 SIZES |= dict.fromkeys(("roberta", "mpnet", "electra", "xlm-roberta"), SIZES["bert"]) | {
-    "opt": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "ffn_dim": 32, "word_embed_proj_dim": 16}
+    "opt": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "ffn_dim": 32,
+        "word_embed_proj_dim": 16,
+    }
 }
 PIECES = train_word_pieces(WORDS, 400)
 WIDE = 60  # tokens embedded beyond the tokenizer's
