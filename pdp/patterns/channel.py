@@ -26,6 +26,7 @@ from pdp.patterns.rounding import round_budget, unit_step
 from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
+from pdp.sharded import whole, write
 
 _PROJECTION = "the heads of nn.MultiheadAttention stay"
 _EXPERT = "its channels lie in one parameter with those of all experts, which must keep one size"
@@ -159,7 +160,7 @@ class Pattern(pattern.Pattern):
 
     def _sums(self, layer: Layer, of: Callable[[Tensor], Tensor]) -> Tensor:
         """The sum of `of` (an elementwise function) over each unit's weights; (units,), float64."""
-        total = torch.zeros(layer.units, dtype=torch.float64, device=layer.weight.device)
+        total = torch.zeros(layer.units, dtype=torch.float64, device=layer.stored.device)
         for member in layer.members:
             if member.weighs:
                 sums = row_sums(member.rows(member.tensor.detach()), of)
@@ -179,7 +180,7 @@ class Pattern(pattern.Pattern):
 
     def alive(self, layer: Layer) -> Tensor:
         """Which units are not zero, counting everything coupled to them: filters, biases, norms."""
-        some = torch.zeros(layer.units, device=layer.weight.device)
+        some = torch.zeros(layer.units, device=layer.stored.device)
         for member in layer.members:
             rows = member.rows(member.tensor.detach())
             counts = (rows != 0).reshape(len(rows), -1).sum(1).float()
@@ -202,7 +203,7 @@ class Pattern(pattern.Pattern):
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         if self.options.saliency == "l1":
-            return [cut_at(self.saliency(layer), layer.pruned).to(layer.weight.device) for layer in layers]
+            return [cut_at(self.saliency(layer), layer.pruned).to(layer.stored.device) for layer in layers]
         found: dict[str, Tensor] = {}
         for table in self._tables(layers):
             cuts = table.cuts(self._squares(table)).unbind()
@@ -231,7 +232,7 @@ class Pattern(pattern.Pattern):
         """The units of the layers, one table per device; cached, because every step asks for the same ones."""
         shares: dict[torch.device, list[Layer]] = {}
         for layer in layers:
-            shares.setdefault(layer.weight.device, []).append(layer)
+            shares.setdefault(layer.stored.device, []).append(layer)
         return [self._table(device, ones) for device, ones in shares.items()]
 
     def _table(self, device: torch.device, layers: list[Layer]) -> UnitTable:
@@ -246,7 +247,8 @@ class Pattern(pattern.Pattern):
         return member.rows(along(values, units_of(member, values), member.rows(weight)))
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
-        tables = self._tables(layers)
+        # What is whole only while its own block computes cannot be masked with all others.
+        tables = [] if any(layer.sharded for layer in layers) else self._tables(layers)
         self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
@@ -259,16 +261,19 @@ class Pattern(pattern.Pattern):
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
         """Zeroes the inputs that read pruned channels, which only multiply zeros: counts become the slim model's."""
         for part in self.couplings[layer.name].inputs:
-            weight: Tensor = part.module.weight  # type: ignore[assignment]
+            stored: Any = part.module.weight
+            weight = whole(stored)
             units = torch.tensor(input_columns(part), device=weight.device)
             gone = (units >= 0) & ~keep[units.clamp(min=0)]
             weight.transpose(0, 1 - row_axis(part.module)).masked_fill_(
                 gone.reshape(-1, *[1] * (weight.dim() - 1)), 0.0
             )
+            if weight is not stored:
+                write(stored, weight)
 
     def weights(self, layer: Layer) -> dict[str, Tensor]:
         one = self.couplings[layer.name]
-        return {part.name: part.module.weight for part in (*one.outputs, *one.inputs)}  # type: ignore[misc]
+        return {part.name: whole(part.module.weight) for part in (*one.outputs, *one.inputs)}
 
 
 def _of_units(values: Tensor, units: Tensor, sums: Tensor) -> Tensor:
@@ -279,8 +284,8 @@ def _of_units(values: Tensor, units: Tensor, sums: Tensor) -> Tensor:
 def _weighing(layer: Layer, member: Member) -> int:
     """How many of a tensor's weights belong to units."""
     if member.whole or member.units is None:
-        return member.tensor.numel()
-    return member.tensor.numel() // len(member.units) * int((member.units < layer.units).sum())
+        return member.stored.numel()
+    return member.stored.numel() // len(member.units) * int((member.units < layer.units).sum())
 
 
 def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], table: UnitTable) -> Tensor | float:

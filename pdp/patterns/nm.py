@@ -85,7 +85,8 @@ class Pattern(pattern.Pattern):
         return self.ungroup(rank >= counts[..., None], layer)
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
-        if not layers or not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
+        sharded = any(layer.sharded for layer in layers)
+        if sharded or not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
             return [self._cut(layer) for layer in layers]
         from pdp.kernels.gpu.groups import GroupCuts, Grouped
 

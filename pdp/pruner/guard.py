@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from pdp.errors import Refusal, Stopped
 from pdp.layers import Layer
 from pdp.pruner.reading import Watched
+from pdp.sharded import any_process, own_part
 
 
 class Guard:
@@ -63,13 +64,17 @@ class Guard:
     @torch.no_grad()
     def check_numbers(self) -> None:
         """Raises `Stopped` if a weight is NaN; waits for the device once."""
-        tensors = [(member.parameter, member.tensor) for layer in self.layers for member in layer.members]
+        stored = [(member.parameter, member.stored) for layer in self.layers for member in layer.members]
+        tensors = [(name, own_part(tensor)) for name, tensor in stored]
         by_device: dict[torch.device, list[Tensor]] = {}
         for _, tensor in tensors:
             by_device.setdefault(tensor.device, []).append(torch.isnan(tensor.detach()).any())
-        if not any(bool(torch.stack(found).any()) for found in by_device.values()):
+        found_here = any(bool(torch.stack(found).any()) for found in by_device.values())
+        if not any_process(found_here, stored[0][1]):
             return
-        wrong = next((name, tensor) for name, tensor in tensors if bool(torch.isnan(tensor).any()))
+        wrong = next(((name, tensor) for name, tensor in tensors if bool(torch.isnan(tensor).any())), None)
+        if wrong is None:
+            raise Stopped("another process holds NaN weights: training diverged, and no cut can be found")
         raise Stopped(
             f"{wrong[0]} holds {int(torch.isnan(wrong[1]).sum())} NaN of {wrong[1].numel()} weights: training "
             "diverged, and no cut can be found"
@@ -104,7 +109,7 @@ class Guard:
             found = _version(layer)
             if found is None or found == layer.last_gradient:
                 continue
-            if bool(layer.weight.grad.any()):  # type: ignore[union-attr]
+            if bool(layer.stored.grad.any()):  # type: ignore[union-attr]
                 raise Stopped(
                     f"{layer.parameter} got a gradient, but the model never read its masked weight: it is read past "
                     f"its module (from a list, a closure or a compiled part of the model); read module.weight in the "
@@ -135,7 +140,7 @@ def refuse_second_pruner(model: nn.Module, layers: Sequence[Layer]) -> None:
 
 def more_zeros(layers: Sequence[Layer]) -> str | None:
     """A sentence for layers with more zeros than the mask pruned: zeros from before, or weights that never grew."""
-    counted = [layer for layer in layers if layer.units == layer.weight.numel()]  # units are single weights
+    counted = [layer for layer in layers if layer.units == layer.stored.numel()]  # units are single weights
     zeros = [int((layer.weight == 0).sum()) for layer in counted]
     more = sum(max(0, found - layer.pruned) for layer, found in zip(counted, zeros, strict=True))
     if not more:

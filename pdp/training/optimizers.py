@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,11 +59,14 @@ def layer_groups(model: nn.Module, groups: list[dict], rate: float, decay: float
     return divided
 
 
-def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the model's parameters."""
+def make_optimizer(
+    model: nn.Module, recipe: RecipeConfig, adapters: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over what of the model is trained, and adapters, which decay as weights do."""
     groups = decay_groups(model, recipe.weight_decay)
     if recipe.layer_decay is not None:
         groups = layer_groups(model, groups, recipe.lr, recipe.layer_decay)
+    groups.append({"params": list(adapters), "weight_decay": recipe.weight_decay})
     groups = [group for group in groups if group["params"]]
     # The weight_decay argument below only applies to groups added later: a method's trainable parameters.
     if recipe.optimizer == "adamw":

@@ -41,7 +41,8 @@ def _weights(start: Start) -> dict[str, Tensor]:
 
 def _described(start: Start, config: Config) -> str:
     record = start.record
-    held = "its zeros are held" if config.start.mask == "hold" else "its zeros are free"
+    fates = {"hold": "its zeros are held", "free": "its zeros are free", "first": "its zeros are the first mask"}
+    held = fates[config.start.mask]
     return (
         f"begins with run {record.run_id} ({record.model}, {record.method}, sparsity {record.sparsity:.4f}, "
         f"{record.metric_name} {record.metric:.4f}), {held}"
