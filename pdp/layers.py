@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from pdp.experts import expert_stacks, router_weights
 from pdp.masks.host_cut import Trail
 from pdp.reading_mode import reads_for_any_use
+from pdp.sharded import is_sharded, whole
 
 
 @dataclass(eq=False)
@@ -53,9 +55,14 @@ class Member:
     whole: bool = True  # whether each of its slices has a unit
 
     @property
-    def tensor(self) -> nn.Parameter:
-        """The stored tensor."""
+    def stored(self) -> nn.Parameter:
+        """The weight itself, perhaps one of which this process holds a part."""
         return self.sites[0].stored
+
+    @property
+    def tensor(self) -> nn.Parameter:
+        """The stored tensor; of a sharded one all of it, gathered now, which is to be read alone."""
+        return whole(self.stored)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """`tensor`, of this one's shape, with its units along dimension 0; applied again, it is as it was."""
@@ -83,6 +90,7 @@ class Layer:
     active: bool = False  # whether the effective weight differs from the stored one
     state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
     hard_keep: Tensor | None = None  # set while the hard model is evaluated
+    adapter: Any = None  # of low rank, added to the weight before the mask
     trail: Trail = field(default_factory=Trail)  # where its cuts lay
     was_read: bool = False  # whether the model has computed with its effective weight since the last step
     last_gradient: tuple[int, int] | None = None  # which one the stored weight had then, and its version
@@ -92,14 +100,24 @@ class Layer:
             self.members = [Member(self.parameter, self.sites)]
 
     @property
-    def weight(self) -> nn.Parameter:
-        """The stored weight, in its dense shape."""
+    def stored(self) -> nn.Parameter:
+        """The weight itself, perhaps one of which this process holds a part."""
         return self.sites[0].stored
 
     @property
     def stacked(self) -> bool:
         """Whether its weight is one matrix of a parameter that holds several."""
         return self.sites[0].index is not None
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The stored weight, in its dense shape; of a sharded one all of it, gathered now and only to be read."""
+        return whole(self.stored)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weight."""
+        return is_sharded(self.stored)
 
     def beside(self, weight: Tensor) -> Layer:
         """The layer with its state on the device of `weight`: the model, or a replica of it, may have moved."""

@@ -1,4 +1,4 @@
-"""Lists, keeps, cleans and archives the runs that train.py left.
+"""Lists, keeps, cleans and archives the runs of train.py.
 
 python scripts/runs.py list                                 every run below results/runs
 python scripts/runs.py table --to results/here              runs.csv, cells.csv and table.md of the finished ones
@@ -7,8 +7,8 @@ python scripts/runs.py clean                                what could be delete
 python scripts/runs.py clean --yes                          deletes it
 python scripts/runs.py archive 1a2b3c4d --to runs.tar       whole runs, all seeds, without their checkpoints
 
-A RUN is a directory, of one seed or of several, or an id as `list` shows it, with its seed or without. Exit codes: 0
-done; 2 refused; 3 the disk or its rights did not allow it.
+A RUN is the directory of one seed or of several, or an id as `list` shows it, with or without its seed. Exit codes: 0
+done; 2 refused; 3 files could not be read or written.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def make_parser() -> Parser:
 
 
 def show(folder: Path) -> None:
-    """Prints the table of all runs in `folder`; raises `Refusal` where there is no such folder."""
+    """Prints the table of all runs in `folder`; raises `Refusal` if there is no such folder."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -91,14 +91,14 @@ def show(folder: Path) -> None:
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 1000  # one line a run, whoever reads it
+        console.width = 1000  # one line per run in files and pipes
     console.print(table)
     counts = ", ".join(f"{number} {state}" for state, number in sorted(Counter(run.state for run in runs).items()))
     print(f"{len(runs)} runs" + (f": {counts}" if counts else ""))
 
 
 def tabulate(folder: Path, target: Path | None) -> None:
-    """Prints the table of the finished runs and writes it where asked; raises `Refusal` where there is no folder."""
+    """Prints the table of the finished runs and writes it to `target`, if given; raises `Refusal` without a folder."""
     from pdp.reports.sweep_table import make_tables, print_table, write_tables
 
     if not folder.is_dir():
@@ -110,14 +110,14 @@ def tabulate(folder: Path, target: Path | None) -> None:
 
 
 def keep(arguments: argparse.Namespace, runs: Path) -> None:
-    """Keeps the named runs."""
+    """Copies the named runs to results/records."""
     for path in resolve(arguments.runs, runs):
         target, left_out = keep_run(path, arguments.study, arguments.results)
         print(f"{target}: {size(target):,} bytes" + "".join(f"; {words}" for words in left_out))
 
 
 def clean(arguments: argparse.Namespace, runs: Path) -> None:
-    """Says what would be deleted, and with --yes deletes it."""
+    """Prints what could be deleted, and deletes it with --yes."""
     paths = resolve(arguments.runs, runs) if arguments.runs else find_runs(runs)
     plan = list(to_delete(paths, arguments.results, arguments.finished, arguments.unfinished))
     total = 0

@@ -1,4 +1,4 @@
-"""Damages to what a killed run left on the disk, for a soak."""
+"""Kinds of damage to the files of a killed run, for a soak test."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 
 
 def truncated(run: Path, newest: Sequence[Path], chance: random.Random) -> None:
-    """The newest checkpoint has lost its end."""
+    """Truncates the newest checkpoint."""
     for path in newest:
         path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
 
 
 def flipped(run: Path, newest: Sequence[Path], chance: random.Random) -> None:
-    """One bit of it is another."""
+    """Flips one bit of the newest checkpoint."""
     for path in newest:
         content = bytearray(path.read_bytes())
         content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
@@ -22,26 +22,26 @@ def flipped(run: Path, newest: Sequence[Path], chance: random.Random) -> None:
 
 
 def without_digest(run: Path, newest: Sequence[Path], chance: random.Random) -> None:
-    """Its digest is gone."""
+    """Deletes the digest of the newest checkpoint."""
     for path in newest:
         path.with_suffix(".sha256").unlink(missing_ok=True)
 
 
 def gone(run: Path, newest: Sequence[Path], chance: random.Random) -> None:
-    """It is gone, its digest is there."""
+    """Deletes the newest checkpoint but not its digest."""
     for path in newest:
         path.unlink()
 
 
 def cut_histories(run: Path, newest: Sequence[Path], chance: random.Random) -> None:
-    """The histories end in the middle of a line."""
+    """Cuts the histories off in the middle of a line."""
     for path in (run / "history.jsonl", run / "steps.jsonl"):
         if path.is_file() and path.stat().st_size:
             path.write_bytes(path.read_bytes()[: -chance.randrange(1, path.stat().st_size + 1)])
 
 
 def rubbish(run: Path, newest: Sequence[Path], chance: random.Random) -> None:
-    """Files that nobody can read lie about, the configuration among them."""
+    """Writes files with unreadable content, among them the configuration."""
     (run / "config.yaml").write_bytes(chance.randbytes(50))
     (run / ".holder").write_bytes(chance.randbytes(50))
     (run / "checkpoint").mkdir(exist_ok=True)

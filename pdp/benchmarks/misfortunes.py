@@ -1,4 +1,4 @@
-"""Trials of a soak: what happens to a short run, by chance, before the same command goes on."""
+"""Trials of a soak test: what randomly happens to a short run before the same command is given again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdp.benchmarks.soaking import LAST, Soak, held, mount
 
 
 def killed(soak: Soak, case: str, place: Path) -> None:
-    """SIGKILL, up to three starts running."""
+    """Sends SIGKILL, to up to three starts in a row."""
     for _ in range(soak.chance.randint(1, 3)):
         (start,) = soak.start(case, place)
         soak.sleep(soak.whole(case))
@@ -27,7 +27,7 @@ def killed(soak: Soak, case: str, place: Path) -> None:
 
 
 def asked_to_stop(soak: Soak, case: str, place: Path) -> None:
-    """SIGTERM, SIGUSR1 or SIGHUP to the whole group: saved, exit 75."""
+    """Sends SIGTERM, SIGUSR1 or SIGHUP to the process group; the run must save and exit with code 75."""
     for _ in range(soak.chance.randint(1, 2)):
         (start,) = soak.start(case, place)
         soak.sleep(soak.whole(case))
@@ -35,14 +35,14 @@ def asked_to_stop(soak: Soak, case: str, place: Path) -> None:
         number = soak.chance.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
         start.to_group(number)
         code = start.wait()
-        # Before it listens, and after its record is written, there is nothing to save.
+        # Before it handles signals, and after its record is written, there is nothing to save.
         aside = not listens or any(place.glob("*/seed0/record.json"))
         held(code in (75, 0) or (aside and code == -number), f"exit {code} after {number!r}", place)
     soak.goes_on(case, place)
 
 
 def interrupted(soak: Soak, case: str, place: Path) -> None:
-    """Ctrl-C, once or twice, as a terminal sends it."""
+    """Sends Ctrl-C, once or twice, as a terminal does."""
     (start,) = soak.start(case, place)
     soak.sleep(soak.whole(case))
     for _ in range(soak.chance.randint(1, 2)):
@@ -54,7 +54,7 @@ def interrupted(soak: Soak, case: str, place: Path) -> None:
 
 
 def worker_killed(soak: Soak, case: str, place: Path) -> None:
-    """One of the loader's processes is killed, as by a lack of memory."""
+    """Kills one of the loader's processes, as happens when memory runs out."""
     case = "pdp, two workers"
     (start,) = soak.start(case, place)
     soak.sleep(soak.whole(case))
@@ -62,14 +62,14 @@ def worker_killed(soak: Soak, case: str, place: Path) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.kill(soak.chance.choice(workers), signal.SIGKILL)
     code = start.wait()
-    # After the record is written torch may still complain of it while the interpreter ends.
+    # After the record is written, torch may report the lost worker while the interpreter exits.
     whole = any(place.glob("*/seed0/record.json"))
     held(code in (3, 0) or whole, f"exit {code} after a worker was killed", place)
     soak.goes_on(case, place)
 
 
 def disk_full(soak: Soak, case: str, place: Path) -> None:
-    """The run's file system is too small; then it is made larger."""
+    """Runs on a file system that is too small, which is then enlarged."""
     place.mkdir(parents=True)
     size = soak.chance.randint(1, 9)
     mount(place, size)
@@ -85,7 +85,7 @@ def disk_full(soak: Soak, case: str, place: Path) -> None:
 
 
 def files_damaged(soak: Soak, case: str, place: Path) -> None:
-    """Killed, and then something of what it left is damaged."""
+    """Kills the run and then damages some of its files."""
     (start,) = soak.start(case, place)
     soak.sleep(soak.whole(case))
     start.to_group(signal.SIGKILL)
@@ -95,7 +95,7 @@ def files_damaged(soak: Soak, case: str, place: Path) -> None:
     if run is not None and not (run / "record.json").is_file():
         soak.chance.choice(DAMAGES)(run, checkpoints[-1:], soak.chance)
     if len(checkpoints) == 1:
-        # It may be the damaged one: then the run is refused, with the override that starts over.
+        # If a file that it needs is damaged, the run is refused, with the override that starts it over.
         (again,) = soak.start(case, place)
         code = again.wait()
         held(code in (0, 2), f"exit {code} with its only checkpoint damaged", place)
@@ -106,13 +106,13 @@ def files_damaged(soak: Soak, case: str, place: Path) -> None:
 
 
 def rank_lost(soak: Soak, case: str, place: Path) -> None:
-    """One of two processes is killed: the other one ends by itself, and both go on."""
+    """Kills one of two processes: the other one must end by itself, and the run must go on with both."""
     starts = soak.start(case, place, 2)
     soak.sleep(soak.whole(case, 2))
     lost = soak.chance.randrange(2)
     begun = "on digits" in starts[0].output
     starts[lost].send(signal.SIGKILL)
-    if not begun:  # they have not met yet, and the other one would wait for half an hour
+    if not begun:  # they have not connected yet, and the other one would wait for half an hour
         starts[1 - lost].send(signal.SIGKILL)
     codes = [start.wait() for start in starts]
     held(codes[1 - lost] in (3, 0, LAST), f"exit {codes[1 - lost]} of the process that was left", place)
@@ -120,7 +120,7 @@ def rank_lost(soak: Soak, case: str, place: Path) -> None:
 
 
 def ranks_asked_to_stop(soak: Soak, case: str, place: Path) -> None:
-    """SIGTERM to both of two processes, or to one of them."""
+    """Sends SIGTERM to one or both of two processes."""
     starts = soak.start(case, place, 2)
     soak.sleep(soak.whole(case, 2))
     begun = bool(list(place.glob("*/seed0/checkpoint/step-*")))
@@ -145,7 +145,7 @@ KINDS: dict[str, Callable[[Soak, str, Path], None]] = {
 
 
 def trial(soak: Soak, kind: str, case: str) -> None:
-    """One misfortune and what follows; raises `NotHeld`. The trial's folder stays where something was not held."""
+    """One misfortune and the runs after it; raises `NotHeld`, and then keeps the trial's folder."""
     soak.number += 1
     place = soak.folder / f"trial-{soak.number}"
     KINDS[kind](soak, case, place)

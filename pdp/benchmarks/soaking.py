@@ -1,4 +1,4 @@
-"""Short runs of every method for a soak: started, gone on with, and held against one that was left alone."""
+"""Short runs of every method for a soak test: started, resumed, and compared with an undisturbed run."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 
 from pdp.benchmarks.forked_runs import Start, two_ranks
 
-# 3 epochs of 4 steps of 35 ms on a core, and a checkpoint by the clock in almost every one.
+# 3 epochs of 4 steps; a step takes about 35 ms on one core, so that nearly every step writes a checkpoint.
 RUN = ["model=resnet20", "debug=smoke", "device=cpu", "recipe.checkpoint_minutes=0.001", "recipe.history_steps=3"]
 RANDOM, NM, CHANNEL = ["prune=random", "sparsity=0.8"], ["prune=nm"], ["prune=channel", "sparsity=0.5"]
 TEACHER = ["distill=teacher", "distill.teacher={dense}"]
-# Every method, and what else has a state: {dense} is a finished dense run.
+# Every method, and other options that have a state of their own; {dense} stands for a finished dense run.
 CASES: dict[str, list[str]] = {
     "pdp": RANDOM,
     "pdp_annealed": ["method=pdp_annealed", *RANDOM],
@@ -56,17 +56,17 @@ CASES: dict[str, list[str]] = {
     "srste": ["method=srste", *NM],
     "str": ["method=str", *RANDOM],
 }
-TIMES = ("step_ms", "mask_ms", "seconds")  # what no two runs share
+TIMES = ("step_ms", "mask_ms", "seconds")  # keys that differ between any two runs
 LAST = -signal.SIGKILL
 
 
 class NotHeld(AssertionError):
-    """A promise that a trial saw broken."""
+    """A trial found that something promised does not hold."""
 
 
 @dataclass
 class Whole:
-    """What a run that was left alone ended with."""
+    """The results of an undisturbed run."""
 
     weights: dict[str, torch.Tensor]
     history: list[dict[str, Any]]
@@ -76,7 +76,7 @@ class Whole:
 
 @dataclass
 class Soak:
-    """Trials in `folder`, drawn by `chance`."""
+    """Trials in `folder`, chosen by the random generator `chance`."""
 
     folder: Path
     chance: random.Random
@@ -84,17 +84,17 @@ class Soak:
     number: int = 0
 
     def words(self, case: str, place: Path) -> list[str]:
-        """The command of a case."""
+        """The command line of a case."""
         dense = next((self.folder / "dense").glob("*/seed0"), Path("none"))
         return [*RUN, *(word.format(dense=dense) for word in CASES[case]), f"output_dir={place}"]
 
     def prepare(self) -> None:
-        """The dense run that others begin from or are taught by."""
+        """Makes the dense run that other cases start from or use as teacher."""
         start = Start(self.words("dense", self.folder / "dense"), self.folder / "dense.log")
         expect(start, 0)
 
     def whole(self, case: str, ranks: int = 1) -> Whole:
-        """The run of a case that was left alone; made when first asked for."""
+        """The undisturbed run of a case; made at the first request."""
         if (case, ranks) not in self.wholes:
             place = self.folder / f"whole-{len(self.wholes)}"
             starts = self.start(case, place, ranks)
@@ -107,18 +107,18 @@ class Soak:
         return self.wholes[case, ranks]
 
     def start(self, case: str, place: Path, ranks: int = 1) -> list[Start]:
-        """Starts a case, once or as two processes."""
+        """Starts a case, as one or as two processes."""
         place.mkdir(parents=True, exist_ok=True)
         if ranks == 2:
             return two_ranks(self.words(case, place), place / "log")
         return [Start(self.words(case, place), place / "log")]
 
     def sleep(self, whole: Whole) -> None:
-        """Until a random moment of a start."""
+        """Waits until a random moment within a run's duration."""
         time.sleep(self.chance.uniform(0, 1.1 * whole.seconds))
 
     def goes_on(self, case: str, place: Path, ranks: int = 1, histories: bool = True) -> None:
-        """The same command ends well, with what a run left alone ends with."""
+        """Gives the same command again; it must end well, with the results of the undisturbed run."""
         for start in self.start(case, place, ranks):
             expect(start, 0)
         whole, run = self.whole(case, ranks), the_run(place)
@@ -127,26 +127,26 @@ class Soak:
         held(not unequal and weights.keys() == whole.weights.keys(), f"weights differ, the first {unequal[:1]}", place)
         held(metric(run) == whole.metric, f"the metric is {metric(run)}, not {whole.metric}", place)
         held(not histories or history(run) == whole.history, "the histories differ", place)
-        # The note of who held it may stay where a signal came between the record and the end.
+        # The note of who held the run may remain if a signal came between the record and the end.
         left = [path.name for path in (*run.glob(".[!lh]*"), *run.glob("checkpoint/.*"))]
         held(not left, f"left over: {left}", place)
 
 
 def held(true: bool, words: str, place: Path) -> None:
-    """Raises `NotHeld` with where the trial lies."""
+    """Raises `NotHeld` with the trial's folder unless `true`."""
     if not true:
         logs = "\n".join(path.read_text(errors="replace")[-1500:] for path in sorted(place.glob("log*")))
         raise NotHeld(f"{words} [{place}]\n{logs}")
 
 
 def expect(start: Start, code: int) -> None:
-    """Waits for an exit code."""
+    """Waits for the process and checks its exit code."""
     found = start.wait()
     held(found == code, f"exit {found}, not {code}: {' '.join(start.words)}", start.log.parent)
 
 
 def the_run(place: Path) -> Path:
-    """The only run below a folder."""
+    """The only run in a folder."""
     (run,) = place.glob("*/seed0")
     return run
 
@@ -157,7 +157,7 @@ def metric(run: Path) -> float:
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """Both histories, but for times."""
+    """Both histories, without times."""
     lines = [
         json.loads(line) for name in ("history", "steps") for line in (run / f"{name}.jsonl").read_text().splitlines()
     ]
@@ -165,14 +165,14 @@ def history(run: Path) -> list[dict[str, Any]]:
 
 
 def mount(place: Path, megabytes: int, more: str = "") -> None:
-    """A file system in memory of that size."""
+    """Mounts a file system of that size in memory."""
     subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"{more}size={megabytes}m", "tmpfs", str(place)], check=True, capture_output=True
     )
 
 
 def can_mount(folder: Path) -> bool:
-    """Whether a small file system can be made here, which takes root."""
+    """Whether a small file system can be mounted here, which requires root."""
     place = folder / "mounted"
     place.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""A transformer and its tokenizer in a folder, as transformers writes and opens them."""
+"""Saves a transformer and its tokenizer in a folder, in the format of the transformers library."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import Tensor
 
 from pdp.errors import Stopped
 
-_PROMPT = 8  # tokens
-_NEW = 8  # tokens that are written with a cache and without
+_PROMPT = 8  # tokens of the prompt
+_NEW = 8  # tokens generated with a cache and without, to compare
 
 
 def save_transformer(model: Any, tokenizer: Any, inputs: Tensor, folder: Path) -> list[tuple[str, str]]:
-    """Writes a transformer and its tokenizer as transformers does, and compares what opens with what was there.
+    """Saves a transformer and its tokenizer as transformers does, opens them again and compares the outputs.
 
-    `use_cache` and the tokenizer's longest text are what they were before training; a chat template comes with the
-    tokenizer, generation options with the model. Raises `Stopped` where what opens gives something else.
+    `use_cache` and the tokenizer's maximum length are saved with the values from before training; a chat template is
+    saved with the tokenizer, generation options with the model. Raises `Stopped` if the opened model gives other
+    outputs.
     """
     write_transformer(model, tokenizer, folder)
     again = type(model).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
@@ -44,7 +45,7 @@ def write_transformer(model: Any, tokenizer: Any, folder: Path, **options: Any) 
 
 @contextmanager
 def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
-    """What training set to its own ends, as it was before, for the time of the block."""
+    """While this context is open, settings that training has changed have their original values."""
     shapes = [one for one in (model.config, getattr(model, "generation_config", None)) if one is not None]
     held = [(one, "use_cache", getattr(one, "use_cache", None)) for one in shapes if hasattr(one, "use_cache")]
     own = getattr(model, "own_use_cache", None)
@@ -63,7 +64,7 @@ def _as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _same_with_cache(model: Any, inputs: Tensor) -> bool:
-    """Whether greedy continuations are the same tokens with a cache and without."""
+    """Whether greedy decoding gives the same tokens with a cache and without."""
     prompt = inputs[:1, :_PROMPT]
     room = getattr(model.config, "max_position_embeddings", None)
     new = _NEW if room is None else max(1, min(_NEW, room - prompt.shape[1]))

@@ -1,4 +1,4 @@
-"""prune.round_to: budgets whose kept channels are multiples of a number, which processors multiply faster."""
+"""prune.round_to: budgets that keep multiples of a number of channels, which processors multiply faster."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from itertools import combinations
 from pdp.layers import Layer
 from pdp.patterns.coupling import Coupling
 
-_TRIES = 5000  # budgets that are tried at most
+_TRIES = 5000  # most budgets that are tried
 
 
 def unit_step(coupling: Coupling, round_to: int) -> int:
-    """How many units make a multiple of `round_to` channels: a unit has several in an attention's head, else one."""
+    """The number of units whose channels are a multiple of `round_to`; a unit has several channels if it is a head."""
     part = coupling.outputs[0]
     channels = sum(unit >= 0 for unit in part.units) // coupling.units
     return round_to // math.gcd(round_to, max(1, channels))
@@ -26,11 +26,11 @@ def round_budget(
     gone: Callable[[Sequence[int]], float],
     wanted: float,
 ) -> list[int]:
-    """The pruned units of each layer, moved so that what it keeps is a multiple of its step, or all of its units.
+    """The pruned units of each layer, changed so that what it keeps is a multiple of its step, or all of its units.
 
-    Each layer goes to one of the two multiples around its budget, never to fewer units than it must keep. Starting from
-    the nearest ones, one layer or two at a time are moved to their other multiple, those that lie nearest to it first,
-    as long as that brings `gone` (of a budget: the share that it prunes) nearer to `wanted`.
+    Each layer goes to one of the two multiples around its budget, never below the units that it must keep. It begins
+    with the nearer one. Then one or two layers at a time go to their other multiple, the nearest first, as long as this
+    brings `gone` (the share that a budget prunes) closer to `wanted`.
     """
     choices = [_around(layer, count, step) for layer, count, step in zip(layers, budget, steps, strict=True)]
     found = [_nearer(ends, count) for ends, count in zip(choices, budget, strict=True)]
@@ -54,7 +54,7 @@ def round_budget(
 
 
 def _around(layer: Layer, count: int, step: int) -> tuple[int, int]:
-    """The two budgets around `count` that leave a multiple of `step`, or all units; fewer kept first."""
+    """The two budgets around `count` that keep a multiple of `step`, or all units; fewer kept first."""
     kept = layer.units - count
     up = min(layer.units, -(-kept // step) * step)
     down = kept // step * step

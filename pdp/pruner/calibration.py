@@ -1,14 +1,14 @@
-"""Layer by layer through a model on calibration samples: each block is pruned knowing what the pruned ones before give.
+"""Prunes block by block on calibration samples: each block is pruned with the outputs of the pruned ones before it.
 
-Memory holds one block's statistics and one batch's forward, however many samples there are: for every block the
-samples run through the model anew, as far as that block.
+For every block the samples run through the model again, up to that block. So memory holds the statistics of one block
+and the forward of one batch, however many samples there are.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -22,18 +22,18 @@ Forward = Callable[[Any], Any]
 
 
 class _Reached(Exception):
-    """The block whose inputs are wanted has been passed."""
+    """Raised to end a forward after the block whose inputs are collected."""
 
 
 @torch.no_grad()
 def calibrate(
     model: nn.Module, layers: Sequence[Layer], method: CalibratedMethod, batches: Iterable[Any], forward: Forward | None
 ) -> int:
-    """Prunes every layer's `pruned` units by the method, block after block in the order in which the model computes.
+    """Prunes `pruned` units of every layer by the method, block by block in the order in which the model computes them.
 
-    A batch is a tensor, a tuple of arguments or a mapping of keywords; of one with an `attention_mask` (N, tokens)
-    padding does not count. `forward` runs a batch in another way. Returns how many samples there were. Raises `Refusal`
-    where there are none.
+    A batch is a tensor, a tuple of arguments or a dict of keyword arguments; padding does not count if there is an
+    `attention_mask`, (N, tokens). `forward` replaces the normal way to run a batch. Returns the number of samples.
+    Raises `Refusal` if there are none.
     """
     batches = list(batches)
     run = forward or _runner(model)
@@ -66,7 +66,7 @@ def calibrate(
 
 
 def block_of(model: nn.Module, name: str) -> str:
-    """The block that a layer is in: the member of the outermost list or sequence of modules around it, else itself."""
+    """The block of a layer: the member of the outermost list or Sequential that contains it, else the layer itself."""
     parts = name.split(".")
     for depth in range(len(parts)):
         around = model.get_submodule(".".join(parts[:depth]))
@@ -78,7 +78,7 @@ def block_of(model: nn.Module, name: str) -> str:
 def _in_order(
     model: nn.Module, layers: Sequence[Layer], run: Callable[[], Any]
 ) -> tuple[list[tuple[str, list[Layer]]], dict[str, int]]:
-    """Blocks with their layers in the order in which a forward first enters them, and how often it enters each."""
+    """Blocks with their layers, in the order in which a forward first enters them, and how often it enters each."""
     own: dict[str, list[Layer]] = {}
     for layer in layers:
         own.setdefault(block_of(model, layer.name), []).append(layer)
@@ -105,7 +105,7 @@ def _statistics(
     run: Forward,
     stop: tuple[str, int],
 ) -> dict[str, Statistics | None]:
-    """Each layer's statistics over all batches; a forward ends where the block `stop` was left so many times."""
+    """Each layer's statistics over all batches; a forward ends when the block has been left as often as `stop` says."""
     found: dict[str, Statistics | None] = {layer.name: None for layer in layers}
     block, calls = stop
     real: list[Tensor | None] = [None]
@@ -132,16 +132,15 @@ def _statistics(
         for layer in layers
         for site in layer.sites
     ]
-    # Where every batch enters the block as often as the first did; the layer itself is its own block at times.
+    # Ends a batch early, provided that every batch enters the block as often as the first; a layer may be its own
+    # block.
     if calls:
         handles.append(model.get_submodule(block).register_forward_hook(leave))
     with _removed(handles):
         for batch in batches:
             real[0], left[0] = _mask_of(batch), 0
-            try:
+            with suppress(_Reached):
                 run(batch)
-            except _Reached:
-                pass
     return found
 
 

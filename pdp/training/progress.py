@@ -1,6 +1,6 @@
-"""How far a run is: the mean loss, the speed and the time that is left, given to the display.
+"""The progress of a run for the display: mean loss, speed and remaining time.
 
-The trainer imports this, and is known here by what it holds.
+The trainer imports this module, so this module does not import the trainer and takes it as `Any`.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ import numpy as np
 from pdp.errors import Stopped
 from pdp.training.display import Display, Look, stage
 
-LOOK_SECONDS = 0.5  # between two looks at the loss, each of which waits for the device
+LOOK_SECONDS = 0.5  # between two reads of the loss, each of which waits for the device
 
 
 class Progress:
-    """Watches steps and seconds since this start of the run and since the last look."""
+    """Measures steps and seconds since this start of the run and since the last look."""
 
     def __init__(self, display: Display):
         self.display = display
-        self._begun = self._shown = (0, time.perf_counter())  # step and time of this start, and of the last look
-        self._speed = 0.0  # steps a second
+        self._begun = self._shown = (0, time.perf_counter())  # (step, time) of this start and of the last look
+        self._speed = 0.0  # steps per second
 
     def start(self, step: int, total: int) -> None:
-        """Begins at `step` of `total` optimizer steps."""
+        """Begins at step `step` of `total` optimizer steps."""
         self.display.start(total, step)
         self._begun = self._shown = (step, time.perf_counter())
 
     def look(self, trainer: Any, epoch: int) -> None:
-        """Waits for the device and moves the bar; raises `Stopped` where the mean loss is not finite."""
+        """Waits for the device and moves the bar; raises `Stopped` if the mean loss is not finite."""
         mean = trainer.losses.mean
         if not np.isfinite(mean):
             raise Stopped(
@@ -45,7 +45,7 @@ class Progress:
         now = time.perf_counter()
         step, when = self._shown
         speed = (trainer.step - step) / max(now - when, 1e-9)
-        # A look soon after another says little of the speed.
+        # Over a short interval the speed cannot be measured well.
         if now - when > LOOK_SECONDS and trainer.step > step:
             self._shown, self._speed = (trainer.step, now), speed
         begun_step, begun = self._begun

@@ -60,6 +60,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     prunes = pruner.method.prunes
     extras = sum(one.numel() for group in pruner.extra_groups() for one in group["params"])
+    extras += sum(one.numel() for one in pruner.adapter_parameters)
     return Record(
         run_id=f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}",
         status="finished",
@@ -108,6 +109,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         method_revision=method_revision(config),
         least_density=config.allocation.least_density if prunes else 0.0,
         allocation_ends=config.allocation.ends if prunes else "pruned",
+        ran_under=trainer.ran_under,
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",

@@ -1,4 +1,4 @@
-"""One run from its configuration to its record."""
+"""One run, from its configuration to its record."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from pdp.training.failures import reported_failures
 from pdp.training.finishing import finish
 from pdp.training.optimizers import make_average
 from pdp.training.preview import preview
+from pdp.training.sharding import shards
 from pdp.training.shipping import said_of
 from pdp.training.signals import StopSignals
 from pdp.training.start import make_first_model, note_zeros
@@ -35,9 +36,9 @@ from pdp.wording import percent
 
 
 def train(config: Config, shown: bool = True) -> Record | None:
-    """Trains, prunes, measures and records one run, and returns its record; None of a dry run.
+    """Trains, prunes, measures and records one run, and returns its record; None for a dry run.
 
-    `shown` says what it did and where it lies.
+    With `shown` the results and the run's folder are printed at the end.
     """
     task = build_task(config)
     if config.dry_run:
@@ -57,8 +58,10 @@ def train(config: Config, shown: bool = True) -> Record | None:
                 say_renamed(display, record, task)
                 display.say("this run is finished; rerun=true moves it aside and starts over")
             return record
-        # Whatever can be refused is refused before anything is written.
-        model = make_first_model(config, task).to(accelerator.device)
+        # Everything that can be refused is checked before anything is written.
+        model = make_first_model(config, task)
+        if not shards(config):  # a sharded one may be too large for the device
+            model = model.to(accelerator.device)
         objective = make_objective(config, task, model, accelerator)
         steps = steps_in_epoch(config, task)
         pruner = make_pruner(config, task, model, steps)
@@ -89,14 +92,14 @@ def train(config: Config, shown: bool = True) -> Record | None:
             tracker.start(trainer.step)
             trainer.fit()
             finish(config, task, trainer, directory, display)
-            accelerator.wait_for_everyone()  # the main process has written the record
+            accelerator.wait_for_everyone()  # until the main process has written the record
             wait_until_visible(directory.path / RECORD)
             return read_record(directory.path)
 
 
 @contextmanager
 def claimed(directory: RunDirectory, config: Config, accelerator: Accelerator, display: Display) -> Iterator[None]:
-    """Holds the run's directory, on the main process, while the run goes on."""
+    """Locks the run's directory on the main process while the run is in progress."""
 
     def claim() -> None:
         if config.rerun and directory.path.exists():
@@ -114,7 +117,7 @@ def claimed(directory: RunDirectory, config: Config, accelerator: Accelerator, d
             directory.release()
             raise
 
-    decided_by_main(accelerator, claim)  # a run that another process holds is left as it is
+    decided_by_main(accelerator, claim)  # if another process holds the run, nothing is changed
     try:
         yield
     except BaseException as error:
@@ -126,10 +129,10 @@ def claimed(directory: RunDirectory, config: Config, accelerator: Accelerator, d
 
 
 def _note_ending(directory: RunDirectory, error: BaseException) -> None:
-    """Leaves word of how the run ended, so that nobody takes it for running; of a refused start, nothing."""
+    """Writes down how the run ended, so that it is not shown as running; a refused start leaves no trace."""
     kinds = {SavedForRestart: "saved", Stopped: "stopped", Refusal: "refused", KeyboardInterrupt: "interrupted"}
     how = next((word for kind, word in kinds.items() if isinstance(error, kind)), "failed")
-    with suppress(OSError):  # a full disk, which is what it ended of
+    with suppress(OSError):  # the disk may be full, which may be why the run ended
         if how == "refused":
             directory.discard_if_nothing_begun()
         if directory.path.is_dir():

@@ -1,4 +1,4 @@
-"""Mistakes that other code bases made: momentum that revives, a best epoch from before the target, a ratio lost."""
+"""Mistakes of other code bases: momentum that revives pruned weights, a best epoch before the target, a lost ratio."""
 
 import pytest
 import torch

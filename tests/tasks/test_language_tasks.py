@@ -1,4 +1,4 @@
-"""Language tasks: perplexity against a direct computation, batches, tokenizers, what the models are made of."""
+"""Language tasks: perplexity against a direct computation, batches, tokenizers, the architecture of the models."""
 
 import math
 import subprocess

@@ -1,4 +1,4 @@
-"""Whole runs of N:M and channel pruning: what the record says, and what the export makes of them."""
+"""Whole runs of N:M and channel pruning: the content of their records, and their exports."""
 
 import importlib.util
 import sys
