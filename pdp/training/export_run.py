@@ -1,4 +1,4 @@
-"""A finished run's model in forms that need nothing of this project: slim, 2:4, ONNX, safetensors."""
+"""Exports a finished run's model in forms that do not need this project: slim, 2:4, ONNX, safetensors."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FORMATS = ("slim", "nm", "onnx", "safetensors")
 
 
 class ExportedRun:
-    """A finished run: its record, configuration, task and hard model in evaluation mode."""
+    """A finished run: its record, configuration, task, and hard model in evaluation mode."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -52,7 +52,7 @@ class ExportedRun:
         self.model.eval()
 
     def _real_inputs(self, size: int = 16) -> tuple[Batch, str]:
-        """A batch of the test set, or noise where the data is not at hand."""
+        """A batch of the test set, or noise if the data is not available; and which of them it is."""
         try:
             self.task.open_data()
             batch = next(iter(self.task.evaluation_loader("test", size, 0)))
@@ -68,12 +68,12 @@ class ExportedRun:
 
 
 def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
-    """Writes `folder` and gives what was measured on the way, as lines of two texts; raises `Refusal`."""
+    """Writes `folder` and returns what was measured, as lines of two texts; raises `Refusal`."""
     if form not in FORMATS:
         raise Refusal(f"format={form}: no such format; known: {', '.join(FORMATS)}")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside what lies there, so that it is replaced by a whole export or not at all.
+    # A temporary folder beside existing files, so that they are replaced by a complete export or not at all.
     begun = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         written = {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors}[form](run, begun)
@@ -92,11 +92,14 @@ def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     plain = slimmed.model
     smaller, named = _by_place(run, plain)
     values = tuple(named.values())
-    write_slim(slimmed, folder, _origin(run))
+    write_slim(slimmed, folder, _origin(run), _tokenizer(run.task) if slimmed.opens else None)
     save_program(smaller, values, folder / "model.pt2")
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
         again = float((program(*values) - smaller(*values)).abs().max())
+    opens = (
+        [("opens with", f"transformers.{type(plain).__name__}.from_pretrained('{folder}')")] if slimmed.opens else []
+    )
     dense, slim_macs = (int(count_macs(one, example).macs.sum()) for one in (run.model, plain))
     return [
         ("compared on", run.inputs_note),
@@ -105,11 +108,12 @@ def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
         ("MACs", f"{dense:,} -> {slim_macs:,} ({slim_macs / dense:.1%})"),
         ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(plain)[0]:,}"),
         ("loads with", "load_slim.py (torch and safetensors), or torch.export.load('model.pt2').module()"),
+        *opens,
     ]
 
 
 def _verified(run: ExportedRun) -> tuple[Slimmed, float]:
-    """The slim model and how far it is from the masked one on the run's inputs; raises `Stopped` where it is far."""
+    """The slim model and its difference from the masked one on the run's inputs; raises `Stopped` if that is large."""
     slimmed = slim(run.model, run.task.example_input())
     slimmed.model.eval()
     masked, named = _by_place(run, run.model)
@@ -150,10 +154,10 @@ def _nm(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
 
 
 def _by_place(run: ExportedRun, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model as one that takes its inputs by place and gives a tensor, and a batch of them by name."""
+    """The model wrapped to take positional inputs and return a tensor, and a batch of its inputs by name."""
     if not isinstance(run.task, TextTask):
         return model, {"input": run.inputs}
-    # What the task gives the model, so that what is measured with it is what the record says.
+    # The inputs are those of the task, so that the exported model gives the metric in the record.
     named = run.task.inputs_of(model, {"attention_mask": torch.ones_like(run.inputs)} | run.batch)
     return Logits(model, tuple(named)), named
 
@@ -173,7 +177,7 @@ def _onnx(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
 
 
 def _tokenizer(task: Task) -> Any:
-    """The tokenizer of a task on texts; where the data is not at hand, from where it was named, None where nowhere."""
+    """The tokenizer of a task on texts; without its data, from where it was named; None if it was not."""
     found = getattr(task, "tokenizer", None)
     if found is not None or not isinstance(task, TextTask):
         return found
