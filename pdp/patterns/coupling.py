@@ -53,7 +53,10 @@ class Count:
 
 @dataclass
 class Coupling:
-    """Channels that share a mask: `outputs` make them, `norms` and `vectors` carry them on, `inputs` read them, `counts` name their number."""
+    """Channels that share a mask: `outputs` make them, `norms` and `vectors` carry them on, `inputs` read them.
+
+    `counts` are numbers of them that modules keep.
+    """
 
     units: int
     outputs: list[Part] = field(default_factory=list)

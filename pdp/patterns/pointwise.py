@@ -122,4 +122,3 @@ def _is_zero(func: Any, args: Any, kwargs: Any, zeros: list[bool]) -> bool:
     result = func(*own, **named)
     result = result[0] if isinstance(result, tuple) else result
     return bool((result == 0).all())
-

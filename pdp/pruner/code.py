@@ -35,8 +35,8 @@ def _follow(kind: type[nn.Module], own: dict[str, FunctionType]) -> tuple[set[st
     """
     names: set[str] = set()
     weighs = False
-    known = {name: one for base in reversed(kind.__mro__) for name, value in vars(base).items() for one in _functions(value)}
-    known |= own
+    held = [pair for base in reversed(kind.__mro__) for pair in vars(base).items()]
+    known = {name: one for name, value in held for one in _functions(value)} | own
     waiting = [(one, 0) for name, one in known.items() if name in ("forward", "__call__")]
     seen: set[int] = set()
     while waiting:
