@@ -1,4 +1,4 @@
-"""Refusals in the words of whoever reads them: the command line's keys, or Python's keywords for library users."""
+"""Refusals in the reader's terms: the command line's keys, or Python's keywords for users of the library."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ _RULES = (
     (rf"prune=({_NAME}|\d+:\d+)", r'pattern="\1"'),
     (r"recipe\.epochs", "epochs"),
     (r"recipe\.", ""),
+    (rf"quantize\.({_NAME})=([^\s,;:]+)", r'quantize_options={"\1": "\2"}'),
+    (rf"quantize\.({_NAME})", r'quantize_options["\1"]'),
+    (r"quantize=(\w+)", r'quantize="\1"'),
     (rf"method\.({_NAME})", r"\1"),
     (r"allocation\.path", "allocation_path"),
     (rf"allocation\.({_NAME})", r"\1"),
@@ -32,7 +35,7 @@ _RULES = (
 
 @contextmanager
 def config_words() -> Iterator[None]:
-    """Inside, refusals of the library keep the command line's keys."""
+    """Inside this context, refusals of the library name the command line's keys."""
     token = _config.set(True)
     try:
         yield
@@ -42,7 +45,7 @@ def config_words() -> Iterator[None]:
 
 @contextmanager
 def python_words() -> Iterator[None]:
-    """Inside, refusals name Python's keywords, unless `config_words` holds."""
+    """Inside this context, refusals name Python's keywords, unless `config_words` is active."""
     try:
         yield
     except Refusal as error:
@@ -52,7 +55,7 @@ def python_words() -> Iterator[None]:
 
 
 def in_python(message: str) -> str:
-    """The message with every key of the command line as the keyword that says the same."""
+    """The message with every key of the command line replaced by the corresponding keyword."""
     for key, keyword in _RULES:
         message = re.sub(key, keyword, message)
     return message.replace("=true", "=True").replace("=false", "=False").replace(": true", ": True")

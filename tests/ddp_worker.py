@@ -34,11 +34,15 @@ def train(rank: int, world: int, method: str, pattern: str) -> tuple[nn.Module, 
 def what_is_left(model: nn.Module, pruner: Pruner) -> dict:
     """Weights, state and hard masks."""
     pruner.method.settle(pruner.layers)
+    extras = dict(pruner.method.extras)
+    if pruner.quantizer is not None:
+        extras |= {f"scale of {name}": one for name, one in pruner.quantizer.extras.items()}
+        extras["ranges"] = pruner.quantizer.ranges
     return {
         "model": model.state_dict(),
         "state": {layer.name: dict(layer.state) for layer in pruner.layers},
         "keep": {layer.name: pruner.method.keep(layer) for layer in pruner.layers},
-        "extras": {name: extra.detach() for name, extra in pruner.method.extras.items()},
+        "extras": {name: extra.detach() for name, extra in extras.items()},
     }
 
 

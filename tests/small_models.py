@@ -41,6 +41,9 @@ VARIANTS = {
     "movement, soft": ("movement", {"variant": "soft", "score_lr": None, "threshold": 0.5}),
     "movement, global": ("movement", {"allocation": "global", "score_lr": None}),
     "acdc, uniform": ("acdc", {"allocation": "uniform", "reset_momentum": False}),
+    "pdp, int8": ("pdp", {"quantize": "int8", "quantize_options": {"start": "0.5"}}),
+    "gmp, int8 learned": ("gmp", {"quantize": "int8", "quantize_options": {"start": "0.3", "ranges": "learned"}}),
+    "str, int4w learned": ("str", {"quantize": "int4w", "quantize_options": {"start": "0", "ranges": "learned"}}),
     "rigl, cosine": ("rigl", {"update_every": "2it", "anneal": "cosine"}),
 }
 VARIANT_CASES = [(variant, "random") for variant in VARIANTS]

@@ -1,4 +1,4 @@
-"""Checks of a composed configuration that need neither data nor torch; each refusal names the override to change."""
+"""Checks a composed configuration, without data or torch; each refusal names the override to change."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from pdp.config.check_data import check_data, check_model
 from pdp.config.check_prune import check_prune, is_dense
 from pdp.config.check_schedule import check_schedule
+from pdp.config.check_sharding import check_sharding
 from pdp.config.check_values import check_values
 from pdp.config.distill import check_distill, normalise_distill
 from pdp.config.groups import find_budget
@@ -19,16 +20,19 @@ from pdp.config.schema import (
     Config,
     DistillConfig,
     PruneConfig,
+    RecipeConfig,
     ScheduleConfig,
     TeacherConfig,
 )
 from pdp.errors import Refusal
+from pdp.methods.options import AT_ONE_STROKE, UNDER_ADAPTERS, WITHOUT_TRAINING
+from pdp.quantize.options import QUANTIZE, Int4wOptions
 from pdp.ranks import process_count
 from pdp.schedule.time import Time
 
 
 def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = ()) -> None:
-    """Raises `Refusal` for the first thing that cannot be run.
+    """Raises `Refusal` for the first thing that makes the run impossible.
 
     `typed` are the keys given on the command line, `words` the overrides themselves.
     """
@@ -38,16 +42,19 @@ def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = 
     _check_recipe(config)
     check_prune(config, typed)
     check_schedule(config, words)
+    _check_quantize(config)
     check_distill(config)
+    check_sharding(config)
     _check_tracker(config)
     if not config.output_dir.strip():
         raise Refusal("output_dir is empty: give output_dir=<folder>")
 
 
 def normalise(config: Config, typed: Set[str] = frozenset()) -> None:
-    """Writes one meaning in one way: what has no effect on a dense run, and spellings of false, true and home.
+    """Normalises the configuration, so that equal meanings are spelled equally.
 
-    `typed` are the keys given on the command line, which data.smallest_inputs leaves as they are.
+    This concerns options without effect in a dense run, and spellings of false, true and the home folder. `typed` are
+    the keys given on the command line, which data.smallest_inputs leaves as they are.
     """
     if config.model.pretrained.lower() in ("false", "true"):
         config.model.pretrained = config.model.pretrained.lower()
@@ -90,8 +97,9 @@ _SMALL = {
 
 
 def _shrink(config: Config, typed: Set[str]) -> None:
-    """Smallest inputs, for weights that would come from the hub a small random model, no teacher that would have to be
-    trained first; what was typed stays.
+    """For data.smallest_inputs: uses the smallest inputs, and leaves what was typed as it is.
+
+    A small random model replaces weights from the hub, and a teacher that would have to be trained first is left out.
     """
     data: Any = config.data
     data.smallest_inputs = False
@@ -114,6 +122,12 @@ def _shrink(config: Config, typed: Set[str]) -> None:
 
 def _check_recipe(config: Config) -> None:
     recipe = config.recipe
+    if not recipe.epochs and config.method.name not in WITHOUT_TRAINING:
+        raise Refusal(
+            f"recipe.epochs=0 trains nothing, and method={config.method.name} prunes in training: give recipe.epochs "
+            f"of at least 1, or a method that prunes a trained model as it is: {', '.join(AT_ONE_STROKE)}"
+        )
+    _check_adapter(config)
     if recipe.gradient_checkpointing and config.model.library != "transformers":
         raise Refusal(
             "recipe.gradient_checkpointing=true is for transformers (model=bert_base, gpt2, huggingface, ...): give "
@@ -149,6 +163,55 @@ def _check_recipe(config: Config) -> None:
         )
 
 
+def _check_adapter(config: Config) -> None:
+    recipe, plain = config.recipe, RecipeConfig()
+    if recipe.adapter == "none":
+        for key in ("adapter_rank", "adapter_alpha", "adapter_targets"):
+            if (value := getattr(recipe, key)) != getattr(plain, key):
+                raise Refusal(f"recipe.{key}={value} has no effect without adapters: add recipe.adapter=lora")
+        return
+    if config.method.name not in UNDER_ADAPTERS:
+        raise Refusal(
+            f"recipe.adapter=lora trains under zeros that stay, and method={config.method.name} moves them: prune "
+            f"first, then give from=<that run> (method=held), or a method of {', '.join(UNDER_ADAPTERS)}"
+        )
+    if not recipe.epochs:
+        raise Refusal("recipe.adapter=lora has nothing to train with recipe.epochs=0: give recipe.epochs=1 or more")
+    if config.quantize.name != "none":
+        raise Refusal(
+            f"quantize={config.quantize.name} is not known with recipe.adapter=lora: give quantize=none, or quantize a "
+            "run that goes on from the merged one"
+        )
+    for key, value, allowed in (("ema", recipe.ema, None), ("compile", recipe.compile, False),
+                                ("layer_decay", recipe.layer_decay, None)):  # fmt: skip
+        if value != allowed:
+            raise Refusal(
+                f"recipe.{key}={value} is not known with recipe.adapter=lora: give recipe.{key}="
+                f"{'false' if allowed is False else 'null'}"
+            )
+
+
+def _check_quantize(config: Config) -> None:
+    quantize = config.quantize
+    if type(quantize) is not QUANTIZE[quantize.name]:
+        raise Refusal(
+            f"quantize.name={quantize.name} is not how this is chosen: give quantize=<name>, one of "
+            f"{', '.join(QUANTIZE)}"
+        )
+    quantize.check()
+    if isinstance(quantize, Int4wOptions):
+        time = Time.parse(quantize.start, "quantize.start")
+        if time.unit == "ep" and time.value >= config.recipe.epochs:
+            raise Refusal(
+                f"quantize.start={quantize.start} leaves nothing of a run of {config.recipe.epochs} epochs to train "
+                "with quantized numbers: give an earlier time, such as quantize.start=0.7"
+            )
+        if any(not pattern.strip() for pattern in quantize.exclude):
+            raise Refusal(
+                "quantize.exclude has an empty pattern: give names or fnmatch patterns, such as quantize.exclude=[fc]"
+            )
+
+
 def _check_tracker(config: Config) -> None:
     name = config.tracker.name
     if type(config.tracker) is not TRACKERS[name]:
@@ -158,6 +221,7 @@ def _check_tracker(config: Config) -> None:
     if name == "none":
         return
     found = importlib.util.find_spec(name)
-    # A mere folder of that name, such as W&B leaves where it runs, has a spec without an origin.
+    # A mere folder with the package's name, such as the one W&B leaves in its working directory, has a spec without an
+    # origin.
     if found is None or found.origin is None:
         raise Refusal(f"tracker={name} is not installed: pip install {name}, or give tracker=none")

@@ -1,4 +1,4 @@
-"""What a configuration's values can be by themselves: choices and ranges, by dotted key."""
+"""Which values each key allows by itself: choices and ranges, by dotted key."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
 from pdp.errors import Refusal
 from pdp.patterns.options import SALIENCIES, TARGETS
+from pdp.quantize.options import QUANTIZE, RANGES
 from pdp.schedule.shapes import SCHEDULES
 from pdp.wording import did_you_mean
 
@@ -23,12 +24,23 @@ LANGUAGE_MODELS = (
     "gpt2_medium",
     "gpt2_mini",
     "gpt2_tiny",
+    "llama_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
-TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
+TEXT_DATA = (
+    "grammar_nli",
+    "glue",
+    "nli_tsv",
+    "docstrings",
+    "wikitext",
+    "text",
+    "wikitext_2_valid_trained",
+    "hub_text",
+    "table",
+)
 GLUE_TASKS = ("mnli", "qqp", "qnli", "sst2", "rte", "mrpc", "cola", "stsb", "wnli")
 WIKITEXT = ("wikitext-2", "wikitext-103", "wikitext-2-raw", "wikitext-103-raw")
-# Of each reader of texts: the task that takes it, and the names that its data can have (empty: any).
+# For each reader of texts: the task that uses it, and the names that its data can have (empty: any).
 TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "grammar": ("text_classification", ("grammar_nli",)),
     "glue": ("text_classification", ("glue",)),
@@ -37,11 +49,14 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "docstrings": ("language_modelling", ("docstrings",)),
     "wikitext": ("language_modelling", WIKITEXT),
     "files": ("language_modelling", ()),
+    "hub": ("language_modelling", ()),
 }
 
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "model.task": tuple(DATA_SCHEMAS),
     "model.library": ("pdp", "timm", "transformers", "import"),
+    "model.head": ("checkpoint", "new"),
+    "data.protocol": ("lines", "huggingface"),
     "data.source": tuple(TEXT_SOURCES),
     "data.task": GLUE_TASKS,
     "data.unreadable": ("stop", "skip"),
@@ -50,7 +65,9 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "recipe.lr_unit": ("step", "epoch"),
     "recipe.augmentation": ("none", "pad_crop_flip", "random_resized_crop"),
     "recipe.on_nonfinite": ("stop", "skip"),
+    "recipe.adapter": ("none", "lora"),
     "recipe.precision": ("fp32", "bf16", "fp16"),
+    "recipe.sharding": ("none", "fsdp"),
     "schedule.name": SCHEDULES,
     "schedule.unit": ("epoch", "step"),
     "allocation.name": ("global", "uniform", "erk", "file"),
@@ -58,11 +75,13 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "prune.pattern": tuple(PRUNE),
     "prune.saliency": SALIENCIES,
     "prune.target": TARGETS,
+    "quantize.name": tuple(QUANTIZE),
+    "quantize.ranges": RANGES,
     "distill.name": tuple(DISTILL),
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),
     "tracker.mode": ("auto", "online", "offline"),
-    "start.mask": ("hold", "free"),
+    "start.mask": ("hold", "free", "first"),
     "device": ("auto", "cpu", "cuda"),
 }
 
@@ -72,7 +91,7 @@ _AT_LEAST_0: _Range = (lambda value: 0 <= value < math.inf, "a finite number fro
 _ABOVE_0: _Range = (lambda value: 0 < value < math.inf, "a finite number above 0")
 _BELOW_1: _Range = (lambda value: 0 <= value < 1, "from 0 to below 1")
 _RANGES: dict[str, _Range] = {
-    "recipe.epochs": _AT_LEAST_1,
+    "recipe.epochs": _AT_LEAST_0,
     "recipe.batch_size": _AT_LEAST_1,
     "recipe.accumulation": _AT_LEAST_1,
     "recipe.lr": _ABOVE_0,
@@ -80,6 +99,8 @@ _RANGES: dict[str, _Range] = {
     "recipe.momentum": _BELOW_1,
     "recipe.weight_decay": _AT_LEAST_0,
     "recipe.label_smoothing": _BELOW_1,
+    "recipe.adapter_rank": _AT_LEAST_1,
+    "recipe.adapter_alpha": _ABOVE_0,
     "recipe.clip": _ABOVE_0,
     "recipe.ema": (lambda value: 0 < value < 1, "between 0 and 1"),
     "recipe.soft_every": _AT_LEAST_0,
@@ -108,7 +129,7 @@ _RANGES: dict[str, _Range] = {
 
 
 def value_of(config: Config, key: str) -> Any:
-    """The value under a dotted key; None where this configuration has no such key."""
+    """The value of a dotted key; None if this configuration has no such key."""
     node: Any = config
     for part in key.split("."):
         node = getattr(node, part, None)
@@ -116,7 +137,7 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def check_values(config: Config) -> None:
-    """Raises `Refusal` for the first value that is no choice or out of its range."""
+    """Raises `Refusal` for the first value that is not among its choices or is out of range."""
     for key, allowed in _ENUMERATIONS.items():
         value = value_of(config, key)
         if value is not None and value not in allowed:

@@ -1,4 +1,4 @@
-"""The texts of --help: one screen, and after it a page for a group, a choice or a key, from the schema's comments."""
+"""The texts of --help: one screen, and pages for a group, a choice or a key, from the schema's comments."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from pdp.errors import Refusal
 from pdp.wording import did_you_mean
 
 _WIDTH = 110
-_SHOWN = 18  # choices that the first screen names; of more it says how many there are
+_SHOWN = 18  # if a group has more choices, the first screen gives only their number
 _OF_MODELS = ("model", "data", "recipe", "experiment", "debug")  # the groups that evaluate.py has
 _TRAIN = """\
 Trains a network while pruning it; leaves a folder with history, hard weights, tables, pictures and a record.
 
   python train.py model=<name> sparsity=<fraction> [group=choice ...] [key=value ...]
-  python train.py model=mobilenet_v1 prune=random sparsity=0.866
-  python train.py model=mobilenet_v1 prune=none                              the dense baseline
+  python train.py model=mobilenet_v1 prune=random sparsity=0.866             prune=none: the dense baseline
   python train.py model=resnet50 data=imagenet data.root=/data/imagenet sparsity=0.9
   python train.py model=timm model.name=resnet10t data=image_folder data.root=photos sparsity=0.8
   python train.py model=mypackage.models.MyNet sparsity=0.8                  a model of your own: module.Class
@@ -47,6 +46,7 @@ Measures a model on every test sample once: metric, sparsity, parameters and MAC
   python evaluate.py run=<folder of a finished run> [recipe.batch_size= device= data.root= data.workers=]
   python evaluate.py model=<name> model.pretrained=<true or a file> data=<name> [key=value ...]
   python evaluate.py run=results/runs/<run>/seed0
+  python evaluate.py run=results/runs/<run>/seed0 lm_eval=[lambada_openai,piqa]
   python evaluate.py model=mobilenet_v2 model.pretrained=weights.pth data.root=/data/imagenet
 
 Groups (* where nothing else is asked); --help <group> and --help <group>=<choice> say all keys of one:
@@ -57,9 +57,10 @@ Exit codes: 0 done; 1 an error of ours; 2 refused before work began; 3 stopped i
 
 
 def help_text(program: str, words: Sequence[str] = ()) -> str:
-    """What `train.py --help` or `evaluate.py --help` prints; after words, the page of each: recipe, method=str, seed.
+    """What `train.py --help` or `evaluate.py --help` prints.
 
-    Raises `Refusal` for a word that is neither a group, a choice nor a key.
+    With words, such as recipe, method=str or seed, the page of each. Raises `Refusal` for a word that is neither a
+    group, a choice nor a key.
     """
     if words:
         return "\n".join(_page(word.strip()).rstrip("\n") + "\n" for word in words)
@@ -135,7 +136,7 @@ def _choice(group: str, choice: str) -> str:
 
 
 def _first_comment(group: str, choice: str) -> str:
-    """The first sentences of a choice's file, which say what it is."""
+    """The first sentences of a choice's file, which describe it."""
     words: list[str] = []
     for line in (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):

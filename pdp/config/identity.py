@@ -18,6 +18,7 @@ from pdp.config.source import source_digest
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions
 from pdp.methods.revisions import conditions, revision_of
+from pdp.quantize.options import QuantizeOptions
 from pdp.schedule.time import Time
 
 LONGEST_NAME = 255  # bytes of a file's name, in every common file system
@@ -35,6 +36,7 @@ EXCLUDED = (
     "recipe.name",
     "recipe.checkpoint_minutes",
     "recipe.history_steps",
+    "recipe.sharding",
     "data.workers",
     "data.root",
     "data.unasked",
@@ -50,15 +52,25 @@ EXCLUDED = (
     "data.train_files",
     "data.validation_files",
     "data.test_files",
+    "data.subset",
+    "data.column",
+    "data.train_split",
+    "data.validation_split",
+    "data.test_split",
 )
-_TIMES = ("recipe.lr_warmup", "recipe.evaluate_every", "schedule.warmup", "schedule.ramp")
+_TIMES = ("recipe.lr_warmup", "recipe.evaluate_every", "schedule.warmup", "schedule.ramp", "quantize.start")
 _LISTS_OF_TIMES = ("schedule.phases",)
 
 
 def run_directory(config: Config, data_fingerprint: str) -> Path:
-    """`<output_dir>/<model>-<data>-<method>-<pattern>-<sparsity>-<hash8>/seed<k>`; raises `Refusal` like the hash."""
+    """`<output_dir>/<model>-<data>-<method>-<pattern>-<sparsity>-<hash8>/seed<k>`; raises `Refusal` like the hash.
+
+    Where numbers are quantized, -int8 or -int4w stands before the hash.
+    """
     names = [_slug(part) for part in (config.model.name, data_label(config.data), config.method.name)]
-    ending = [_pattern_slug(config), _slug(_sparsity_slug(config)), config_hash(config, data_fingerprint)[:8]]
+    quantized = [] if config.quantize.name == "none" else [config.quantize.name]
+    ending = [_pattern_slug(config), _slug(_sparsity_slug(config)), *quantized]
+    ending.append(config_hash(config, data_fingerprint)[:8])
     slug = "-".join([*names, *ending])
     if len(slug.encode()) > LONGEST_NAME:
         slug = "-".join([*(_cut(name, LONGEST_NAME // 4) for name in names), *ending])
@@ -89,9 +101,10 @@ def config_hash(config: Config, data_fingerprint: str) -> str:
 
 
 def dense_cell(config: Config) -> Config:
-    """The dense run of the same cell and seed: same model, data and recipe, no pruning and no teacher."""
+    """The dense run of the same cell and seed: same model, data and recipe, no pruning, floats and no teacher."""
     dense = copy.deepcopy(config)
     dense.method, dense.distill, dense.start = DenseOptions(), DistillConfig(), StartConfig()
+    dense.quantize = QuantizeOptions()
     normalise(dense)
     return dense
 
@@ -101,6 +114,8 @@ def changed_values(config: Config) -> dict[str, Any]:
     values: dict[str, Any] = {}
     _collect(config, "", values)
     values["method.name"] = config.method.name
+    if config.quantize.name != "none":
+        values["quantize.name"] = config.quantize.name
     if (revision := method_revision(config)) > 1:
         values["method.revision"] = revision
     return values
@@ -146,7 +161,7 @@ def _canonical(value: Any, key: str) -> Any:
         return {str(name): _canonical(one, "") for name, one in value.items()}
     if isinstance(value, list | tuple):
         items = [_canonical(one, "") for one in value]
-        return sorted(set(items)) if key == "prune.exclude" else items
+        return sorted(set(items)) if key in ("prune.exclude", "quantize.exclude") else items
     return value
 
 

@@ -9,6 +9,7 @@ from pdp.config import schema
 from pdp.config.groups import CONF, GROUPS
 from pdp.config.meanings import Meaning, meanings
 from pdp.methods.options import OPTIONS
+from pdp.quantize.options import QUANTIZE, Int4wOptions, QuantizeOptions
 
 # By group: what all its choices have, then what some have besides, each with the words that say which.
 NODES: dict[str, list[tuple[str, type]]] = {
@@ -26,6 +27,7 @@ NODES: dict[str, list[tuple[str, type]]] = {
         ("prune=nm", schema.NmPruneConfig),
         ("prune=channel", schema.ChannelPruneConfig),
     ],
+    "quantize": [("", QuantizeOptions), ("quantize=int8 and int4w", Int4wOptions)],
     "allocation": [("", schema.AllocationConfig)],
     "schedule": [("", schema.ScheduleConfig)],
     "distill": [("", schema.DistillConfig), ("distill=teacher", schema.TeacherConfig)],
@@ -39,6 +41,7 @@ NODES: dict[str, list[tuple[str, type]]] = {
 _OF_CHOICE: dict[str, dict[str, Any]] = {
     "method": OPTIONS,
     "prune": schema.PRUNE,
+    "quantize": QUANTIZE,
     "distill": schema.DISTILL,
     "tracker": schema.TRACKERS,
 }

@@ -1,16 +1,16 @@
-"""ASP (NVIDIA apex, contrib/sparsity): a trained model cut once to N:M, its own recipe again under the mask."""
+"""ASP (NVIDIA apex, contrib/sparsity): cuts a trained model once to N:M and trains it again under the mask."""
 
 from __future__ import annotations
 
-from pdp.layers import Layer, is_conv1d
+from pdp.layers import Layer, input_axis
 from pdp.methods.masked import MaskedMethod
 from pdp.methods.options import AspOptions
 
 
 class Method(MaskedMethod):
-    """The N largest of each group (the best pattern by kept |W|); gradients and weights are masked from then on.
+    """Keeps the N largest |W| of each group (apex's best pattern); from then on gradients and weights are masked.
 
-    Layers whose outputs do not divide by 8, or whose inputs not by 16, stay dense, as in apex.
+    Layers stay dense, as in apex, if their number of outputs is not divisible by 8 or that of inputs not by 16.
     """
 
     schedule = "constant"
@@ -19,7 +19,7 @@ class Method(MaskedMethod):
 
     def refuses(self, layer: Layer) -> str | None:
         outputs, inputs = layer.weight.shape[:2]
-        if is_conv1d(layer.sites[0].module):
+        if not input_axis(layer.sites[0]):
             outputs, inputs = inputs, outputs
         if self.options.all_layers or (outputs % 8 == 0 and inputs % 16 == 0):
             return None

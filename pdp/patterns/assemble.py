@@ -1,4 +1,4 @@
-"""From what a walk found to couplings: the units, and every slice of every tensor that goes with one."""
+"""Builds couplings from the results of a walk: the units, and every slice of every tensor that belongs to each."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _SLICED = ("weight", "bias", "running_mean", "running_var")
 
 @dataclass
 class _Group:
-    """Makers that share units."""
+    """Layers that make channels ("makers") and share units with each other."""
 
     makers: list[int] = field(default_factory=list)
     unit_of: dict[int, int] = field(default_factory=dict)
 
 
 def assemble(walk: Walk, model: nn.Module) -> list[Coupling]:
-    """The couplings in the model's own order."""
+    """The couplings, in the order of the model's modules."""
     place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
     atoms = walk.atoms
     _pin_shared(walk)
@@ -80,7 +80,7 @@ def assemble(walk: Walk, model: nn.Module) -> list[Coupling]:
 
 
 def _site(walk: Walk, identity: int) -> Any:
-    """The layer whose weight this is, else whatever holds it."""
+    """(name, module, key) of the layer whose weight this is, or else of whatever module holds it."""
     owners = walk.owners[identity]
     for axes in ((0, 1), (1, 0)):
         site = walk.weight_site(identity, *axes)
@@ -90,7 +90,7 @@ def _site(walk: Walk, identity: int) -> Any:
 
 
 def unread(walk: Walk, model: nn.Module) -> list[str]:
-    """Layers of whose weight no forward has read anything."""
+    """The names of layers whose weights no forward has read."""
     return [
         name
         for name, module in model.named_modules()
@@ -103,7 +103,7 @@ def unread(walk: Walk, model: nn.Module) -> list[str]:
 
 
 def _uncoupled(walk: Walk, model: nn.Module) -> list[Coupling]:
-    """Layers whose weight the forward does not read as a layer's, with the reason."""
+    """Layers whose weight the forward does not use as a layer's weight, refused with the reason."""
     found = []
     for name, module in model.named_modules():
         weight = module._parameters.get("weight")
@@ -116,7 +116,7 @@ def _uncoupled(walk: Walk, model: nn.Module) -> list[Coupling]:
 
 
 def _pin_shared(walk: Walk) -> None:
-    """What is read as a whole stays, and a weight that is also followed element by element."""
+    """Pins parameters that are read as a whole, and weights whose elements are also followed one by one."""
     for key, (first, size) in list(walk.atoms.blocks.items()):
         kind, identity = key
         reason = walk.shared.get(identity)
@@ -137,7 +137,7 @@ def _tie_biases(walk: Walk) -> None:
 
 
 def _pin_ragged(walk: Walk, classes: np.ndarray) -> None:
-    """A parameter of several dimensions whose units do not lie along one of them cannot be cut."""
+    """Pins parameters of several dimensions whose units do not lie along one dimension: they cannot be sliced."""
     for key, (first, size) in walk.atoms.blocks.items():
         kind, identity = key
         own = classes[first : first + size]
@@ -147,14 +147,14 @@ def _pin_ragged(walk: Walk, classes: np.ndarray) -> None:
 
 
 def _axis(values: np.ndarray, shape: Any) -> int | None:
-    """The one dimension along which the values differ; None where there are several."""
+    """The only dimension along which the values differ; None if there is not exactly one."""
     table = values.reshape(shape)
     along = [axis for axis in range(table.ndim) if (table != table.take([0], axis)).any()]
     return along[0] if len(along) == 1 else None
 
 
 def _groups(walk: Walk, makers: list[int], classes: np.ndarray) -> list[_Group]:
-    """Makers with a class in common, in order, and the number of each class among their units."""
+    """Groups makers that have a class of atoms in common, in order, and numbers the classes of a group as its units."""
     leader: dict[int, int] = {}
 
     def root(one: int) -> int:
@@ -231,7 +231,7 @@ def _add_vector(coupling: Coupling, walk: Walk, identity: int, units: np.ndarray
 
 
 def head_coupling(model: nn.Module, attention: Attention) -> Coupling:
-    """The heads of an attention of a known kind."""
+    """The coupling of the heads of a known type of attention."""
     heads = [index // attention.size for index in range(attention.heads * attention.size)]
     one = Coupling(attention.heads, heads=attention.counter)
     for maker in attention.makers:

@@ -1,4 +1,4 @@
-"""The couplings of a model: found in one forward, then proven."""
+"""Finds the couplings of a model by following one forward, then verifies them by experiment."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from pdp.errors import Refusal
 from pdp.patterns.assemble import OUTPUTS, assemble, head_coupling, unread
 from pdp.patterns.attention import find_attentions
 from pdp.patterns.coupling import Coupling, describe
+from pdp.patterns.head_biases import joined
+from pdp.patterns.heads import find_heads
 from pdp.patterns.proof import prove
 from pdp.patterns.response_norm import computes_response_norm, follow_response_norm
 from pdp.patterns.rules import follow
@@ -22,14 +24,16 @@ from pdp.patterns.walk import Walk
 
 
 def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
-    """The couplings of a model in its own order; those that cannot lose channels say why in `refused`.
+    """The couplings in the order of the model's modules; `refused` says why a coupling cannot lose channels.
 
-    One forward of `example_input` (a tensor, a tuple of arguments or a dict of keywords) is followed, a few more of a
-    copy prove what was found. Leaves model and training mode as they were. Raises `Refusal` where the model does not
-    take the input.
+    Follows one forward of `example_input` (a tensor, a tuple of arguments or a dict of keyword arguments); a few more
+    forwards of a copy verify the result. Leaves the model and its training mode unchanged. Raises `Refusal` if the
+    model does not accept the input.
     """
     attentions = list(find_attentions(model))
     apart = {maker for one in attentions for maker in one.makers}
+    heads = _other_heads(model, example_input, [head_coupling(model, one) for one in attentions])
+    apart |= {part.name for one in heads for part in one.outputs}
     walk = Walk(model, apart, follow)
     wholes = {name: follow_response_norm for name, module in model.named_modules() if computes_response_norm(module)}
     with quiet(model):
@@ -44,7 +48,7 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
         try:
             pin_outputs(walk, output)
             _follow_others(walk, model, wholes, example_input)
-            couplings = [*(head_coupling(model, one) for one in attentions), *assemble(walk, model)]
+            couplings = [*(head_coupling(model, one) for one in attentions), *heads, *assemble(walk, model)]
             place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
             couplings.sort(key=lambda one: place[one.name])
             prove(model, couplings, call, example_input, walk.macs)
@@ -53,6 +57,16 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
                 f"channel pruning cannot follow this model ({describe(error)}): give prune=random or prune=nm"
             ) from error
     return couplings
+
+
+def _other_heads(model: nn.Module, example_input: Any, known: list[Coupling]) -> list[Coupling]:
+    """The heads of attentions of no known kind; none if the model does not accept the input."""
+    parts = {part.name for one in known for part in (*one.outputs, *one.inputs)}
+    try:
+        with quiet(model):
+            return joined(model, find_heads(model, call, example_input, parts), call, example_input)
+    except Exception:  # the walk that comes next says what is wrong with the input
+        return []
 
 
 def _follow_others(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:
@@ -96,7 +110,7 @@ def call(model: nn.Module, example_input: Any) -> Any:
 
 
 def pin_outputs(walk: Walk, output: Any) -> None:
-    """Channels in the model's outputs stay, whatever object holds them."""
+    """Pins the channels in the model's outputs, whatever object holds them."""
     seen: set[int] = set()
 
     def visit(value: Any) -> None:
@@ -120,7 +134,7 @@ def pin_outputs(walk: Walk, output: Any) -> None:
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no cache of past keys, no fused attention, and the generators' states kept."""
+    """Evaluation mode without gradients, cache of past keys or fused attention; restores the random generators."""
     settings: Any = getattr(model, "config", None)
     cached = getattr(settings, "use_cache", None)
     training = [module for module in model.modules() if module.training]

@@ -1,4 +1,4 @@
-"""Couplings are tried before they are believed: masked, finished and physically smaller, the model is one function.
+"""Verifies couplings by experiment: the masked, the finalized and the smaller model must compute the same.
 
 On a copy with random weights and statistics, in float64 where the model computes in it, some units of every coupling
 are zeroed. Where something is wrong with all couplings together, parts of them are added one after the other; what
@@ -32,7 +32,7 @@ _UNSETTLED = "whether the model stays the same function without its channels cou
 
 
 def prove(model: nn.Module, couplings: Sequence[Coupling], call: Call, example: Any, macs: int) -> None:
-    """Refuses those of `couplings` with which the smaller model would be another function, each with its reason."""
+    """Refuses those of `couplings` whose removal would change the model's function, each with its reason."""
     wanted = [one for one in couplings if one.refused is None and one.units > 1]
     if not wanted:
         return
@@ -53,7 +53,7 @@ def prove(model: nn.Module, couplings: Sequence[Coupling], call: Call, example: 
 
 
 def _together(wanted: list[Coupling], wrong: Callable[[list[Coupling]], str | None], trials: int) -> list[Coupling]:
-    """Those with which nothing is wrong, all at once; the others are refused."""
+    """The couplings that are correct all together; the others are refused."""
     proven: list[Coupling] = []
     pending = [wanted]
     said = ""
@@ -77,7 +77,7 @@ def _together(wanted: list[Coupling], wrong: Callable[[list[Coupling]], str | No
 
 
 class _Trial:
-    """A random copy of the model, its inputs, and what some units of each coupling are."""
+    """A random copy of the model, its inputs, and the units to remove from each coupling."""
 
     def __init__(self, model: nn.Module, couplings: Sequence[Coupling], call: Call, example: Any, dtype: torch.dtype):
         self.call, self.example = call, example
@@ -95,7 +95,7 @@ class _Trial:
         return set(torch.randperm(units, generator=self.generator)[:count].tolist())
 
     def _in_doubles(self) -> None:
-        """Takes float64 where the model does."""
+        """Switches to float64 if the model supports it."""
         single = self.inputs
         self.dtype = torch.float64
         self.model.double()
@@ -113,7 +113,7 @@ class _Trial:
 
     @torch.no_grad()
     def _randomize(self, couplings: Sequence[Coupling]) -> None:
-        """Random numbers of a size at which signals neither die nor explode."""
+        """Random values on a scale at which signals neither vanish nor explode."""
         vectors = {f"{one.name}.{one.key}" for coupling in couplings for one in coupling.vectors}
         for name, module in self.model.named_modules():
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):
@@ -156,11 +156,11 @@ class _Trial:
             return f"it cannot be cut ({describe(error)})"
 
     def takes_shapes(self) -> bool:
-        """Whether the whole model runs on tensors without contents."""
+        """Whether the whole model runs on meta tensors."""
         return self._shapes([]) is None
 
     def does_not_run(self, couplings: list[Coupling]) -> str | None:
-        """Why the model without some units of these does not run; None where it does."""
+        """Why the model does not run without some units of these couplings; None if it runs."""
         return self._shapes(couplings)
 
     @torch.no_grad()
@@ -216,7 +216,10 @@ def _numbers(output: Any) -> list[Tensor]:
 
 
 def _zero(model: nn.Module, coupling: Coupling, gone: set[int], written: set[tuple[str, str]], finished: bool) -> None:
-    """What a mask does to these units; `finished` with all that reads them. Tensors are replaced when first written."""
+    """Sets what a mask covers of these units to zero; with `finished` also the inputs that read them.
+
+    A tensor is replaced by a copy when it is first written.
+    """
 
     def write(name: str, key: str, axis: int, units: list[int]) -> None:
         held: Any = model.get_submodule(name)

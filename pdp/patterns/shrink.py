@@ -1,7 +1,8 @@
-"""Channels taken out of a model physically: every slice of every tensor that goes with a unit, and the sizes named."""
+"""Removes channels from a model physically: every slice of every tensor that belongs to a unit, and stated sizes."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from pdp.patterns.counts import lowered
 from pdp.patterns.coupling import Coupling, Vector, input_columns, places_of, row_axis
 from pdp.patterns.response_norm import is_response_norm, rescale
 
-# What a module says of its sizes: plain numbers.
+# The attributes in which modules state their sizes as plain numbers.
 SIZES = (
     "in_channels",
     "out_channels",
@@ -36,6 +37,9 @@ SIZES = (
 )
 
 
+OWN_CONFIG = "_own_config"  # marks a module whose configuration is shared with no other module
+
+
 def sizes_of(model: nn.Module, couplings: Sequence[Coupling] = ()) -> dict[str, dict[str, Any]]:
     """By module what it says of its sizes, and the constant of a norm that depends on them."""
     named: dict[str, dict[str, Any]] = {}
@@ -45,13 +49,33 @@ def sizes_of(model: nn.Module, couplings: Sequence[Coupling] = ()) -> dict[str, 
     return {
         name: {key: value for key in SIZES if isinstance(value := getattr(module, key, None), int)}
         | named.get(name, {})
+        | {key: value for key, value in vars(module).items() if type(value) is int}
+        | {f"config.{key}": value for key, value in _own_config(module).items() if type(value) is int}
         | ({"eps": module.eps} if is_response_norm(module) and hasattr(module, "eps") else {})
         for name, module in model.named_modules()
     }
 
 
+def _own_config(module: Any) -> dict[str, Any]:
+    return vars(module.config) if vars(module).get(OWN_CONFIG) else {}
+
+
+def set_size(model: nn.Module, path: str, key: str, value: int) -> None:
+    """Sets a module's number; one of its configuration in a copy that is the module's own."""
+    module: Any = model.get_submodule(path)
+    if key.startswith("config."):
+        if not vars(module).get(OWN_CONFIG):
+            module.config = copy.deepcopy(module.config)
+            module.__dict__[OWN_CONFIG] = True
+        module = module.config
+    setattr(module, key.rpartition(".")[2], value)
+
+
 def zero_units(coupling: Coupling) -> set[int]:
-    """The units whose removal changes nothing: all that makes them is zero, and what would read another value."""
+    """The units whose removal changes nothing.
+
+    All that makes them must be zero, and also the inputs that would read something other than zero from them.
+    """
     alive = torch.zeros(coupling.units, dtype=torch.bool)
 
     def use(rows: Tensor, units: list[int]) -> None:
@@ -77,7 +101,7 @@ def zero_units(coupling: Coupling) -> set[int]:
 
 
 def leaving_some(coupling: Coupling, gone: set[int]) -> set[int]:
-    """Of these units those that can go while every module keeps a channel: a branch may lose all that it makes."""
+    """Those of the units in `gone` that can be removed while every module keeps at least one channel."""
     gone = set(gone)
     parts: tuple[Any, ...] = (
         *coupling.outputs,
@@ -94,9 +118,9 @@ def leaving_some(coupling: Coupling, gone: set[int]) -> set[int]:
 
 @torch.no_grad()
 def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
-    """Takes these units of couplings out of `model`; tensors are replaced, never written.
+    """Removes these units of couplings from `model`; tensors are replaced, never written.
 
-    All at once: a reader, a norm or a vector may have channels of several.
+    All couplings at once, because a reader, a norm or a vector may have channels of several.
     """
     outputs, inputs, norms = _Cut(), _Cut(), _Cut()
     slices: dict[tuple[str, str], tuple[Vector, set[int]]] = {}
@@ -115,7 +139,9 @@ def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
             counts.setdefault((count.name, count.key, count.index), (len(count.units), set()))[1].update(
                 places_of(count.units, units).tolist()
             )
-        if coupling.heads is not None:
+        for path, key, size in coupling.settings:
+            set_size(model, path, key, size * (coupling.units - len(units)))
+        if coupling.heads is not None and not coupling.settings:
             set_heads(model.get_submodule(coupling.heads), coupling.units - len(units))
     for name, kept in outputs.kept():
         _keep_outputs(model.get_submodule(name), kept)
@@ -135,18 +161,18 @@ def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
 
 
 class _Cut:
-    """By module which of its channels go."""
+    """The channels to remove from each module."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[int, set[int]]] = {}
 
     def add(self, name: str, units: list[int], gone: set[int]) -> None:
-        """Those of these units, where `units` holds each channel's."""
+        """Adds the channels whose unit is in `gone`; `units` holds the unit of each channel."""
         _, places = self._held.setdefault(name, (len(units), set()))
         places.update(places_of(units, gone).tolist())
 
     def kept(self) -> Iterator[tuple[str, list[int]]]:
-        """Each module's name and the channels that stay, where any goes."""
+        """Each module that loses channels, with the channels that stay."""
         for name, (size, places) in self._held.items():
             if places:
                 yield name, [index for index in range(size) if index not in places]
@@ -168,7 +194,7 @@ def _keep_outputs(module: Any, kept: list[int]) -> None:
 
 def _keep_inputs(module: Any, kept: list[int]) -> None:
     groups = module.groups if isinstance(module, _ConvNd) else 1
-    # The same channels of each group, whose columns they share.
+    # The groups share the columns of the weight, so the same channels stay in each group.
     _select(module, "weight", kept[: len(kept) // groups], 1 - row_axis(module))
     if isinstance(module, _ConvNd):
         module.in_channels = len(kept)
@@ -182,6 +208,8 @@ def _keep_slices(module: Any, vector: Vector, kept: list[int]) -> None:
     _select(module, vector.key, kept, vector.axis)
     if isinstance(module, nn.GroupNorm):
         module.num_channels = module.num_groups = len(kept)
+    elif isinstance(module, nn.Embedding) and vector.axis == 1:
+        module.embedding_dim = len(kept)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(kept)
     elif is_response_norm(module):

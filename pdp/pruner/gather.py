@@ -1,4 +1,4 @@
-"""The layers that a pattern and a method prune, and of every other weight why it stays dense."""
+"""Finds the layers that a pattern and a method prune, and the reason why each other weight stays dense."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from pdp.survey import nothing_to_prune
 def gather(
     model: nn.Module, pattern: Pattern, method: Method, found: list[Layer], others: dict[str, str], example_input: Any
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of `found` that are pruned, and by name why all the rest is left; `others` was left before."""
+    """The layers of `found` that are pruned, and by name why others are not; `others` were excluded before."""
     if not found:
         raise Refusal(nothing_to_prune("the model", others))
     layers, dense = pattern.gather(model, list(found), example_input)
     refused = {layer.name: reason for layer in layers if (reason := method.refuses(layer))}
     layers = [layer for layer in layers if layer.name not in refused]
-    taken = {member.parameter for layer in layers for member in layer.members}
+    taken = {(member.parameter, member.sites[0].index) for layer in layers for member in layer.members}
     missing = {
         layer.name: _lost(layer, pattern)
         for layer in found
-        if layer.parameter not in taken and layer.name not in dense and layer.name not in refused
+        if (layer.parameter, layer.sites[0].index) not in taken
+        and layer.name not in dense
+        and layer.name not in refused
     }
     return layers, dense | refused | missing | others
 

@@ -1,16 +1,17 @@
-"""What a pruner's state and its report read of it, so that neither imports the pruner."""
+"""What a pruner's state and its report need of the pruner, so that neither has to import it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from pdp.layers import Layer
 from pdp.methods.method import Method
 from pdp.patterns.pattern import Pattern
+from pdp.quantize.quantizer import Quantizer
 
 
 class Parts(Protocol):
-    """A method on the layers of a model, and how far its life has come."""
+    """A method on the layers of a model, and its progress."""
 
     method: Method
     pattern: Pattern
@@ -21,7 +22,9 @@ class Parts(Protocol):
     fraction: float
     finished: bool
     metrics: list[float]
+    adapters: list[Any]
+    quantizer: Quantizer | None
 
     @property
     def prunable_share(self) -> float:
-        """The share of the model's weights that pruning reaches."""
+        """The share of the model's weights that are prunable."""

@@ -1,17 +1,18 @@
-"""The pruner's part of a checkpoint: everything that decides how pruning goes on."""
+"""The pruner's part of a checkpoint: everything that decides how pruning continues."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pdp.errors import Refusal
+from pdp.pruner import adapters
 from pdp.pruner.parts import Parts
 
 _OWN = ("epoch", "steps", "start", "fraction", "finished")
 
 
 def state_of(pruner: Parts) -> dict[str, Any]:
-    """Tensors and plain values only."""
+    """The state as tensors and plain values only."""
     return {
         "method": pruner.method.options.name,
         "pattern": pruner.pattern.label,
@@ -28,14 +29,19 @@ def state_of(pruner: Parts) -> dict[str, Any]:
             for layer in pruner.layers
         },
         "own": pruner.method.state_dict(),
+        **({"adapters": adapters.state_of(pruner.layers)} if pruner.adapters else {}),
+        **({} if pruner.quantizer is None else {"quantizer": pruner.quantizer.state_dict()}),
     }
 
 
 def load_state(pruner: Parts, state: dict[str, Any]) -> None:
-    """Takes back what `state_of` gave; raises `Refusal` if it is of another model, method or pattern."""
+    """Restores what `state_of` returned; raises `Refusal` if it is of another model, method or pattern."""
     for key, own in (("method", pruner.method.options.name), ("pattern", pruner.pattern.label)):
         if state.get(key) != own:
             raise Refusal(f"the pruner's state is of {key}={state.get(key)}, this run has {key}={own}")
+    own_name = "none" if pruner.quantizer is None else pruner.quantizer.options.name
+    if (name := state.get("quantizer", {}).get("name", "none")) != own_name:
+        raise Refusal(f"the pruner's state is of quantize={name}, this run has quantize={own_name}")
     kept = state["layers"]
     for layer in pruner.layers:
         if layer.name not in kept or kept[layer.name]["units"] != layer.units:
@@ -52,5 +58,9 @@ def load_state(pruner: Parts, state: dict[str, Any]) -> None:
         layer.final, layer.pruned = saved["final"], saved["pruned"]
         layer.active = saved.get("active", layer.pruned > 0)
         for key, value in saved["state"].items():
-            layer.state[key] = value.to(layer.weight.device, copy=True)
+            layer.state[key] = value.to(layer.stored.device, copy=True)
     pruner.method.load_state_dict(state["own"])
+    if pruner.adapters:
+        adapters.load_state(pruner.layers, state["adapters"])
+    if pruner.quantizer is not None:
+        pruner.quantizer.load_state_dict(state["quantizer"])

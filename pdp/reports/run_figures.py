@@ -1,4 +1,4 @@
-"""The two pictures of one finished run, made from its own files: its curves, and its layers. Needs no torch."""
+"""The two pictures of a finished run, made from its own files: its curves and its layers. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from pdp.reports.look import WIDTH, as_png, new_figure, style
 from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sheet import is_fraction
 from pdp.runs.record import Record, read_record
+from pdp.wording import gone
 
 CURVES, LAYERS = "curves.png", "layers.png"
 
 
 def draw_run(path: Path) -> list[Path]:
-    """Writes curves.png and layers.png of the finished run at `path` where its files give them; returns which."""
+    """Writes curves.png and layers.png of the finished run at `path` as far as its files allow; returns their paths."""
     record = read_record(path)
     drawn = {CURVES: _curves(record, read_history(path)), LAYERS: _layers(record, read_layers(path))}
     written = []
@@ -34,7 +35,7 @@ def _title(record: Record) -> str:
 
 
 def _curves(record: Record, history: list[dict[str, Any]]) -> Figure | None:
-    """Loss, the validation metric of the hard model (soft: hollow marks) and sparsity, over epochs."""
+    """Loss, validation metric of the hard model (hollow marks: of the soft one) and pruned share, over epochs."""
     if not history:
         return None
     name = record.metric_name
@@ -52,8 +53,10 @@ def _curves(record: Record, history: list[dict[str, Any]]) -> Figure | None:
             middle.plot(*zip(*soft, strict=True), marker="o", fillstyle="none", linestyle="none", label="soft")
             middle.legend()
         middle.set_ylabel(f"validation {name}" + (", %" if scale == 100 else ""))
-        below.plot(epochs, [100 * line["sparsity"] for line in history], marker=".", color="#0072B2")
-        below.set_ylabel("sparsity, %")
+        key = "macs_gone" if "macs_gone" in history[0] else "sparsity"
+        unit = "channel" if record.target_unit == "mac" and key == "sparsity" else record.target_unit
+        below.plot(epochs, [100 * line[key] for line in history], marker=".", color="#0072B2")
+        below.set_ylabel(f"{gone(unit)}, %")
         below.set_ylim(-2, 102)
         below.set_xlabel("epoch")
         below.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -61,7 +64,7 @@ def _curves(record: Record, history: list[dict[str, Any]]) -> Figure | None:
 
 
 def _layers(record: Record, layers: Any) -> Figure | None:
-    """The zeros of every prunable layer and its multiply-adds before and after, in the model's order."""
+    """The zeros of every prunable layer, and its MACs before and after, in the model's order."""
     if layers is None or not len(layers) or "macs" not in layers:
         return None
     places = range(len(layers))

@@ -12,6 +12,7 @@ from typing import Any
 from pdp.errors import Refusal
 
 RECORD = "record.json"
+SCALES = "quantization.safetensors"  # beside the weights of a quantized run
 
 
 @dataclass
@@ -28,9 +29,9 @@ class Record:
     recipe: dict[str, Any]
     schedule: dict[str, Any]
     metric_name: str
-    metric: float  # hard, last epoch, on the test set
+    metric: float  # of what ships: hard, quantized where asked; last epoch, on the test set
     metrics: dict[str, float]
-    metric_soft: float
+    metric_soft: float  # of the soft mask and floats
     metric_before_pruning: float
     metric_best: float  # test metric of the epoch at target sparsity that did best on the validation part
     epoch_best: int
@@ -74,6 +75,17 @@ class Record:
     least_density: float = 0.0  # the least share of its units that each layer had to keep
     prunable_share: float | None = None  # of all weights (parameters of two or more dimensions) those pruning reaches
     allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
+    macs_all_experts: int | None = None  # `macs` if every token went through all experts; None: there are none
+    ran_under: list[dict[str, Any]] = field(default_factory=list)  # sharding, processes, from_step: one for each change
+    quantize: str = "none"  # none, int8 or int4w
+    metric_hard: float | None = None  # of the hard model in floats; None: nothing was quantized, `metric` is it
+    quantization: dict[str, Any] = field(default_factory=dict)  # bits, ranges, start, zeros of the integers, ...
+    bytes_on_disk: dict[str, int] = field(default_factory=dict)  # of the whole model by form (pdp.quantize.sizes)
+
+    @property
+    def hard(self) -> float:
+        """The metric of the hard model in floats."""
+        return self.metric if self.metric_hard is None else self.metric_hard
 
     @property
     def directory(self) -> Path | None:

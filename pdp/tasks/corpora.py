@@ -1,4 +1,4 @@
-"""Running text as lists of lines for train, validation and test: Python's own docstrings, WikiText, any files."""
+"""Running text for train, validation and test: Python's own docstrings, WikiText, any files; large ones in pieces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import hashlib
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from pdp.errors import Refusal
 from pdp.tasks.glue import load_from_hub
 from pdp.tasks.grammar_nli import generate
+from pdp.tasks.text_streams import LARGE, FileText, RowsText, StreamedText, unreadable
 
 HUB = "Salesforce/wikitext"
 _NOT_THE_LIBRARY = {
@@ -27,27 +28,41 @@ _NOT_THE_LIBRARY = {
     "__pycache__",
 }
 VALIDATION = "valid*.*"
-_TENTHS = 10  # of the library's modules one tenth is the test, another the validation part
+_TENTHS = 10  # one tenth of the library's modules is the test part, another tenth the validation part
+
+
+Text = list[str] | StreamedText
 
 
 @dataclass
 class Corpus:
-    """Lines of text, each with its line end; `validation` is None where a share of train is to be held out."""
+    """Lines of text, each with its line end (blank lines are empty); `validation` None takes a share of train."""
 
-    train: list[str] | None
-    validation: list[str] | None
-    test: list[str]
+    train: Text | None
+    validation: Text | None
+    test: Text
+
+
+def written(lines: list[str]) -> list[str]:
+    """The lines that are not blank."""
+    return [line for line in lines if line]
+
+
+def joined(lines: list[str]) -> str:
+    """All lines as one text with blank lines between them, as in Hugging Face's guide to perplexity on WikiText."""
+    return "\n\n".join(lines)
 
 
 def words(lines: list[str]) -> int:
-    """Words separated by white space; line ends do not count."""
+    """The number of words, separated by white space; line ends do not count."""
     return sum(len(line.split()) for line in lines)
 
 
 def read_docstrings() -> Corpus:
-    """The docstrings of Python's standard library, whole modules in train, validation or test by a hash of their name.
+    """The docstrings of Python's standard library, split by module.
 
-    Raises `Refusal` where Python lies without its sources.
+    A hash of its name decides whether a module belongs to train, validation or test. Raises `Refusal` where Python is
+    installed without its source files.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     parts: list[list[str]] = [[], [], []]
@@ -83,13 +98,13 @@ def _docstrings(path: Path) -> Iterator[str]:
         waiting += [child for child in node.body if isinstance(child, kinds)]
 
 
-def read_wikitext(name: str, root: str | None) -> Corpus:
-    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub; blank lines left out."""
+def read_wikitext(name: str, root: str | None, streamed: bool = True) -> Corpus:
+    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub."""
     if root is None:
         asked = f"data=wikitext data.name={name}"
         hub_name = f"{name}-v1"
-        parts = [_lines(load_from_hub(HUB, hub_name, part, asked)["text"]) for part in ("train", "validation", "test")]
-        return Corpus(*parts)
+        parts = [load_from_hub(HUB, hub_name, part, asked) for part in ("train", "validation", "test")]
+        return Corpus(*texts_of_rows(parts, "text", streamed))
     folder = _folder(root)
     folder = next((folder / one for one in (name, name.replace("-raw", "")) if (folder / one).is_dir()), folder)
     suffix = "raw" if name.endswith("-raw") else "tokens"
@@ -100,13 +115,16 @@ def read_wikitext(name: str, root: str | None) -> Corpus:
             f"data.root={root} has no {', '.join(absent)} of {name}: set data.root, or choose files with data=text "
             "data.name=<a name of its own> data.train_files=[...] data.test_files=[...]"
         )
-    return Corpus(*[_read([path]) for path in files])
+    return Corpus(*_read(([path] for path in files), streamed))
 
 
-def read_files(root: str, train: list[str], validation: list[str] | None, test: list[str]) -> Corpus:
-    """Text from files, or glob patterns, under `root`; `validation` None is valid*.* where there are such files.
+def read_files(
+    root: str, train: list[str], validation: list[str] | None, test: list[str], streamed: bool = True
+) -> Corpus:
+    """Text from files or glob patterns under `root`.
 
-    Raises `Refusal` where a pattern matches nothing.
+    With `validation` None the files valid*.* are the validation part, if there are any. Raises `Refusal` where a
+    pattern matches no file.
     """
     folder = _folder(root)
     if validation is None:
@@ -125,13 +143,12 @@ def read_files(root: str, train: list[str], validation: list[str] | None, test: 
     for one, other in (("train_files", "test_files"), ("train_files", "validation_files")):
         if twice := set(found[one]) & set(found[other]):
             raise Refusal(f"{min(twice)} is in data.{one} and in data.{other}: take it out of one of them")
-    held = found["validation_files"]
-    lines = _read(found["train_files"]) if found["train_files"] else None
-    return Corpus(lines, _read(held) if held else None, _read(found["test_files"]))
+    keys = ("train_files", "validation_files", "test_files")
+    return Corpus(*_read((found[key] or None for key in keys), streamed))
 
 
 def made_text() -> Corpus:
-    """Sentences of the grammar, where a text is not at hand and anything would do."""
+    """Sentences from the grammar, used where no text is available and any text will do."""
     lines = [f"{pair.premise} . {pair.hypothesis} .\n" for group in generate(1, 400) for pair in group]
     return Corpus(lines[:800], lines[800:1000], lines[1000:])
 
@@ -150,16 +167,34 @@ def _folder(root: str) -> Path:
     return folder
 
 
-def _read(paths: list[Path]) -> list[str]:
+def _read(parts: Iterable[list[Path] | None], streamed: bool) -> list[Any]:
+    """The text of each part's files, None where there are none: in memory, or all in pieces where they are large."""
+    given = list(parts)
+    try:
+        if streamed and sum(path.stat().st_size for paths in given for path in paths or ()) > LARGE:
+            return [FileText(paths) if paths else None for paths in given]
+    except OSError as error:
+        raise Refusal(f"{error.filename} cannot be read ({error.strerror}): change data.root") from None
+    return [_lines_of(paths) if paths else None for paths in given]
+
+
+def _lines_of(paths: list[Path]) -> list[str]:
     lines: list[str] = []
     for path in paths:
         try:
             with path.open(encoding="utf-8") as file:
                 lines += _lines(file)
         except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(f"{path} cannot be read as UTF-8 text ({str(error)[:100]}): change data.root") from None
+            raise unreadable(path, error) from None
     return lines
 
 
+def texts_of_rows(parts: list[Any], column: str, streamed: bool = True) -> list[Any]:
+    """The same of a data set's parts, whose rows are lines."""
+    if streamed and sum(rows.data.nbytes for rows in parts if rows is not None) > LARGE:
+        return [None if rows is None else RowsText(rows, column) for rows in parts]
+    return [None if rows is None else _lines(text or "" for text in rows[column]) for rows in parts]
+
+
 def _lines(texts: Any) -> list[str]:
-    return [f"{text.rstrip(chr(10) + chr(13))}\n" for text in texts if text.strip()]
+    return [f"{text.rstrip(chr(10) + chr(13))}\n" if text.strip() else "" for text in texts]

@@ -20,6 +20,7 @@ from pdp.tasks.examples import Examples, say_left_out
 from pdp.tasks.glue import GLUE, NLI_LABELS, read_glue, read_tsv_folder
 from pdp.tasks.glue_metrics import measure, names_of
 from pdp.tasks.grammar_nli import LABELS, generate
+from pdp.tasks.language_heads import outside_the_body
 from pdp.tasks.own_texts import read_own_texts
 from pdp.tasks.sampling import (
     SPLIT_SEED,
@@ -31,7 +32,7 @@ from pdp.tasks.sampling import (
 )
 from pdp.tasks.task import Batch, Outputs, say_limit
 from pdp.tasks.text_task import TextTask
-from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_word_pieces
+from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of, train_word_pieces
 from pdp.wording import one_line
 
 _SHOWN = 10  # names of classes in the banner
@@ -138,6 +139,7 @@ class TextClassificationTask(TextTask):
             return train_word_pieces([*of_training.first, *(of_training.second or [])], self.data.vocabulary)
 
         self.tokenizer, self._tokenizer_note = find_tokenizer(self.data.tokenizer, self.checkpoint, train_tokenizer)
+        padding_of(self.tokenizer, self.tokenizer_named)
         limit, share = self.data.limit, self.data.validation
         if train is not None and validation is None and share:
             split = keeping_split if source == "table" else stratified_split
@@ -151,6 +153,7 @@ class TextClassificationTask(TextTask):
         if validation is not None and share:
             self._parts["validation"] = self._encode([validation.chosen(drawn_limit(len(validation), limit))])
         self._parts["test"] = self._encode([part.chosen(drawn_limit(len(part), limit)) for part in measured])
+        check_known(self.tokenizer, self._parts["test"].ids, self.tokenizer_named)
         arrays = [array for part in self._parts.values() for array in (part.ids, part.types, part.starts, part.labels)]
         if self.data.source == "table":
             names = json.dumps([self.labels, self._own_notes[-1:] if self.regression else []])
@@ -190,6 +193,10 @@ class TextClassificationTask(TextTask):
         numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         labels = np.concatenate([part.labels for part in parts])
         return loading.Texts(ids, types, starts, labels, self.tokenizer.pad_token_id, numbers)
+
+    def heads(self, model: nn.Module) -> tuple[str, ...]:
+        """What lies outside of the transformer's body."""
+        return outside_the_body(model)
 
     def sizes(self) -> dict[str, int]:
         """Texts in each part; before `open_data` the published numbers (1,000 of a folder)."""

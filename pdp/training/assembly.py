@@ -70,7 +70,7 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
         key: getattr(config.schedule, key) for key in ("name", "warmup", "ramp", "rate", "unit", "phases")
     }
     example_input = None
-    if config.prune.pattern == "channel":
+    if config.prune.pattern == "channel" or config.quantize.name != "none":
         example_input = task.example_input().to(next(model.parameters()).device)
     with config_words():
         return Pruner(
@@ -91,6 +91,7 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
             seed=config.seed,
             example_input=example_input,
             pattern_options=pattern_options(config.prune),
+            quantize=config.quantize,
         )
 
 

@@ -1,4 +1,4 @@
-"""Measuring a model: every distinct sample once, in one process or several."""
+"""Evaluates a model: every distinct sample once, in one process or several."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pdp.errors import Stopped
+from pdp.sharded import is_sharded
 from pdp.tasks.task import Task
+from pdp.training.sharding import in_step
 
-_HELD = 64  # batches whose observations stay on the device: each fetch waits for it
+_HELD = 64  # batches whose observations stay on the device, because each copy to the host waits for it
 
 
 def _fetched(held: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
@@ -22,7 +24,7 @@ def _fetched(held: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
 
 
 class AskedToStop(Exception):
-    """A measurement was left because the run is to save itself; what was measured so far is dropped."""
+    """An evaluation was aborted because the run must save itself now; what was measured so far is discarded."""
 
 
 @torch.no_grad()
@@ -35,19 +37,23 @@ def measure(
 ) -> dict[str, float]:
     """The task's metrics of `model` in evaluation mode over `loader`; the same on every process.
 
-    Observations are put in sample order first, so that the number of processes cannot change the result. Raises
-    `Stopped` if a sample was seen twice, and `AskedToStop` where `stop` says so between two batches.
+    Observations are sorted by sample index first, so that the number of processes cannot change the result. `stop` is
+    called between batches. Raises `Stopped` if a sample was seen twice, and `AskedToStop` if `stop` returns True.
     """
     training = model.training
     model.eval()
     parts: list[dict[str, np.ndarray]] = []
     held: list[dict[str, torch.Tensor]] = []
-    # A process may get nothing of the last, short batch: the processes agree before it whether to stop.
+    sharded = is_sharded(next(model.parameters(), None))
+    # Of the last, short batch some processes may get nothing, so they agree whether to stop only before it.
     asked = max(0, len(loader) - 1) if stop and isinstance(loader, Sized) else 0
     try:
-        for number, batch in enumerate(loader):
+        batches = in_step(loader, accelerator) if sharded else ((batch, True) for batch in loader)
+        for number, (batch, own) in enumerate(batches):
             if len(batch["index"]):
-                held.append(task.observe(model, batch))
+                observed = task.observe(model, batch)
+                if own:
+                    held.append(observed)
             if len(held) == _HELD:
                 parts.append(_fetched(held))
                 held = []

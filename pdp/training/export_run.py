@@ -29,6 +29,7 @@ from pdp.tasks import build_task
 from pdp.tasks.image_data import model_input
 from pdp.tasks.task import Batch, Task
 from pdp.tasks.text_task import TextTask
+from pdp.tasks.text_tokenizer import load_tokenizer
 from pdp.training.assembly import make_model, make_pruner
 
 FORMATS = ("slim", "nm", "onnx", "safetensors")
@@ -171,10 +172,22 @@ def _onnx(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     ]
 
 
+def _tokenizer(task: Task) -> Any:
+    """The tokenizer of a task on texts; where the data is not at hand, from where it was named, None where nowhere."""
+    found = getattr(task, "tokenizer", None)
+    if found is not None or not isinstance(task, TextTask):
+        return found
+    named = (task.data.tokenizer, "data.tokenizer") if task.data.tokenizer else (task.checkpoint, "model.pretrained")
+    try:
+        return load_tokenizer(*named) if named[0] else None
+    except Refusal:
+        return None
+
+
 def _safetensors(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     model: Any = run.model
     if hasattr(model, "save_pretrained"):
-        return save_transformer(model, getattr(run.task, "tokenizer", None), run.inputs, folder)
+        return save_transformer(model, _tokenizer(run.task), run.inputs, folder)
     save_model(run.model, str(folder / "model.safetensors"))
     write_json(folder / "model.json", _origin(run))
     params, nonzero = count_parameters(run.model)

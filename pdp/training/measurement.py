@@ -1,8 +1,9 @@
-"""evaluate.py: the test metric, zeros and MACs of a run's hard model, or of pretrained weights without a run."""
+"""For evaluate.py: the test metric, zeros and MACs of a run's hard model, or of pretrained weights without a run."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,25 @@ from pdp.config.source import source_digest
 from pdp.config.stored import from_yaml
 from pdp.cost import count_bytes, count_macs, count_parameters
 from pdp.errors import Refusal
+from pdp.quantize.frozen import Frozen
 from pdp.runs.checkpoint import load_weights
-from pdp.runs.record import Record, read_record
+from pdp.runs.record import SCALES, Record, read_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task, same_classes
 from pdp.training.assembly import make_accelerator, make_model
 from pdp.training.display import Display
 from pdp.training.evaluation import measure
 from pdp.training.failures import reported_failures
+from pdp.training.lm_eval_tasks import check_lm_eval, show_lm_eval
+from pdp.training.shipping import read_frozen, shipped
 from pdp.wording import one_line, percent, score
 
 
-def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
-    """Loads a run's hard weights into the plain model, measures the test metric, and holds it against the record."""
+def evaluate_run(path: Path, overrides: dict[str, Any], tasks: Sequence[str] = ()) -> None:
+    """Loads a run's hard weights into the plain model, measures the test metric, and compares it with the record.
+
+    `tasks` are those of lm-eval that are run on the hard model besides.
+    """
     record = read_record(path)
     config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
     for key, value in overrides.items():
@@ -34,6 +41,7 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
         setattr(getattr(config, node) if node else config, name, value)
     config.recipe.accumulation = 1
     task = build_task(config)
+    check_lm_eval(task, tasks)
     config.model.pretrained = "false"
     task.recall(record.classes)
     task.open_data()
@@ -48,11 +56,13 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
     display = Display(accelerator.is_main_process)
     model = make_model(config, task)
     load_weights(model, path / "model.safetensors")
-    _show_measurement(config, task, model, accelerator, display, record)
+    frozen = read_frozen(path / SCALES) if record.quantize != "none" else None
+    _show_measurement(config, task, model, accelerator, display, record, frozen)
+    show_lm_eval(config, task, model, tasks, display)
 
 
 def _check_classes(path: Path, record: Record, task: Task) -> None:
-    """Raises `Refusal` where the data has other classes than the run was trained for, whose numbers mean others."""
+    """Raises `Refusal` if the data has other classes than the run was trained for, so that class numbers differ."""
     theirs, ours = record.classes, list(task.class_names)
     if not same_classes(theirs, ours):
         told = "; ".join(
@@ -69,9 +79,10 @@ def _check_classes(path: Path, record: Record, task: Task) -> None:
         )
 
 
-def evaluate(config: Config) -> None:
-    """Measures a model without a run: its pretrained weights on the configured data's test set."""
+def evaluate(config: Config, tasks: Sequence[str] = ()) -> None:
+    """Measures pretrained weights, without a run, on the test set of the configured data."""
     task = build_task(config)
+    check_lm_eval(task, tasks)
     task.open_data()
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
@@ -79,24 +90,39 @@ def evaluate(config: Config) -> None:
     model = make_model(config, task)
     for note in task.notes:
         display.say(note)
-    _show_measurement(config, task, model, accelerator, display, None)
+    _show_measurement(config, task, model, accelerator, display, None, None)
+    show_lm_eval(config, task, model, tasks, display)
 
 
 def _show_measurement(
-    config: Config, task: Task, model: nn.Module, accelerator: Accelerator, display: Display, record: Record | None
+    config: Config,
+    task: Task,
+    model: nn.Module,
+    accelerator: Accelerator,
+    display: Display,
+    record: Record | None,
+    frozen: Frozen | None,
 ) -> None:
     with reported_failures(config):
-        _measure_and_show(config, task, model, accelerator, display, record)
+        _measure_and_show(config, task, model, accelerator, display, record, frozen)
 
 
 def _measure_and_show(
-    config: Config, task: Task, model: nn.Module, accelerator: Accelerator, display: Display, record: Record | None
+    config: Config,
+    task: Task,
+    model: nn.Module,
+    accelerator: Accelerator,
+    display: Display,
+    record: Record | None,
+    frozen: Frozen | None,
 ) -> None:
     loader = accelerator.prepare(task.evaluation_loader("test", config.recipe.batch_size, config.data.workers))
     model = model.to(accelerator.device)
     if config.recipe.precision != "fp32":
         model = accelerator.prepare_model(model, evaluation_mode=True)
-    metrics = measure(task, model, loader, accelerator)
+    hard = measure(task, model, loader, accelerator)[task.metric_name] if frozen is not None else None
+    with shipped(accelerator.unwrap_model(model), frozen):
+        metrics = measure(task, model, loader, accelerator)
     frame = count_macs(model, task.example_input().to(accelerator.device))
     params, nonzero = count_parameters(model)
     sparsity = 1 - int(frame.nonzero.sum()) / int(frame.params.sum())
@@ -109,13 +135,16 @@ def _measure_and_show(
         ("MACs dense", f"{int(frame.macs.sum()):,}", ""),
         ("MACs sparse", f"{int(frame.sparse_macs.sum()):,}", ""),
     ]
+    if hard is not None:
+        rows.append((f"{name}, hard, floats", score(name, hard), ""))
     if record:
-        held = [score(key, record.metrics[key]) if key != "loss" else f"{record.metrics[key]:.6f}" for key in metrics]
+        held = [_recorded(record, key) for key in metrics]
         held += [
             f"{record.params:,}",
             f"{record.params_nonzero:,}",
             percent(record.sparsity_all),
             *("" if one is None else f"{one:,}" for one in (record.macs, record.macs_sparse)),
+            *([score(name, record.hard)] if frozen is not None else []),
         ]
         rows = [(label, value, other) for (label, value, _), other in zip(rows, held, strict=True)]
     columns = ("", "measured", "record") if record else ("", "measured")
@@ -131,3 +160,10 @@ def _measure_and_show(
     if record:
         same = metrics[name] == record.metric and nonzero == record.params_nonzero
         display.say("agrees with the record" if same else f"DIFFERS from the record: {name} {record.metric!r}")
+
+
+def _recorded(record: Record, key: str) -> str:
+    """A metric of the record as the table shows it; empty where it is older than the metric."""
+    if key not in record.metrics:
+        return ""
+    return score(key, record.metrics[key]) if key != "loss" else f"{record.metrics[key]:.6f}"

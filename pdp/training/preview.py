@@ -1,4 +1,4 @@
-"""The dry run: what a command would train and prune, without training or writing anything."""
+"""The dry run: shows what a command would train and prune, without training or writing anything."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pdp.distill.teacher import describe
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_pruner, steps_in_epoch
 from pdp.training.display import Display
+from pdp.training.shipping import said_of
 from pdp.training.start import make_first_model, note_zeros
 from pdp.wording import percent
 
 
 def preview(config: Config, task: Task) -> None:
-    """A dry run: model, prunable layers, budget preview, MACs and schedule; trains nothing, writes nothing."""
+    """Prints the model, its prunable layers, a preview of the budget, MACs and schedule; trains and writes nothing."""
     display = Display()
     model = make_first_model(config, task)
     pruner = make_pruner(config, task, model, steps_in_epoch(config, task))
@@ -43,6 +44,8 @@ def preview(config: Config, task: Task) -> None:
     total = int(frame.params.sum())
     pruned = sum(row.params * shares.get(row.name, 0.0) for row in frame.itertuples())
     display.say(f"parameters {params:,}; convolution and linear weights {total:,}; MACs {int(frame.macs.sum()):,}")
+    if frame.attrs["macs_all_experts"] != frame.macs.sum():
+        display.say(f"MACs if every token went through all experts {frame.attrs['macs_all_experts']:,}")
     prunable = frame[frame.name.isin(pruner.prunable_weights)]
     weights, macs, attention = prunable.params.sum(), prunable.macs.sum(), frame.attrs["macs_attention"]
     display.say(f"prunable weights {weights:,}, their MACs {macs:,}; attention products {attention:,}")
@@ -71,6 +74,8 @@ def preview(config: Config, task: Task) -> None:
             f"schedule {schedule.name}: begins at {start}, {schedule.length} {schedule.unit}s to the target, "
             f"run of {schedule.moments} {schedule.unit}s"
         )
+    if (quantizer := pruner.quantizer) is not None:
+        display.say(said_of(quantizer))
     if config.distill.name != "none":
         display.say(describe(config))
     display.say("dry run: nothing was trained or written")

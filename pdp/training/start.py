@@ -1,4 +1,4 @@
-"""What a run begins with: another run's weights, and what is said of zeros that came with any weights."""
+"""The weights that a run begins with: another run's, and a note about zeros in any weights that it begins with."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from torch import Tensor, nn
 
 from pdp.config.schema import Config
 from pdp.config.start import Start, open_start
-from pdp.layers import is_weighted
+from pdp.layers import weighted_sites
 from pdp.pruner.pruner import Pruner
 from pdp.runs.checkpoint import read_tensors
 from pdp.tasks.image_weights import load_weights
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_model
 
-_SOME = 0.01  # of a layer: a trained dense one hardly has an exact zero
+_SOME = 0.01  # of a layer's weights; a trained dense layer hardly has an exact zero
 
 
 def make_first_model(config: Config, task: Task) -> nn.Module:
-    """The model that training begins with: the task's, or with the weights of the run that start.run names."""
+    """The model that training begins with: the task's, with the weights of the run that start.run names, if any."""
     if config.start.run is None:
         return make_model(config, task)
-    pretrained, config.model.pretrained = config.model.pretrained, "false"  # the run's weights follow
+    pretrained, config.model.pretrained = config.model.pretrained, "false"  # the run's weights are loaded below
     try:
         model = make_model(config, task)
     finally:
@@ -41,7 +41,8 @@ def _weights(start: Start) -> dict[str, Tensor]:
 
 def _described(start: Start, config: Config) -> str:
     record = start.record
-    held = "its zeros are held" if config.start.mask == "hold" else "its zeros are free"
+    fates = {"hold": "its zeros are held", "free": "its zeros are free", "first": "its zeros are the first mask"}
+    held = fates[config.start.mask]
     return (
         f"begins with run {record.run_id} ({record.model}, {record.method}, sparsity {record.sparsity:.4f}, "
         f"{record.metric_name} {record.metric:.4f}), {held}"
@@ -49,7 +50,7 @@ def _described(start: Start, config: Config) -> str:
 
 
 def start_of(config: Config) -> dict[str, Any]:
-    """What a record says of the run that its own went on from."""
+    """What the record says about the run that this one continued from."""
     if config.start.run is None:
         return {}
     record = open_start(config.start.run, config.seed).record
@@ -66,15 +67,11 @@ def start_of(config: Config) -> dict[str, Any]:
 
 
 def note_zeros(config: Config, model: nn.Module, pruner: Pruner) -> list[str]:
-    """A sentence where the weights that training begins with have zeros which it will not keep."""
+    """A sentence for the user if the starting weights have zeros that training will not keep."""
     if config.model.pretrained == "false" and config.start.run is None:
         return []
     held = set(pruner.prunable_weights) if pruner.method.locked else set()
-    weights = {
-        name: module.weight
-        for name, module in model.named_modules()
-        if is_weighted(module) and isinstance(getattr(module, "weight", None), Tensor)
-    }
+    weights = {name: site.stored for name, _, site in weighted_sites(model)}
     zeros = {name: int((weight == 0).sum()) for name, weight in weights.items() if name not in held}
     pruned = {name: count for name, count in zeros.items() if count >= max(2, _SOME * weights[name].numel())}
     if not pruned:

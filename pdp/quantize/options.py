@@ -1,0 +1,88 @@
+"""The options of each way to quantize; needs no torch, so that a command line can be checked in a moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pdp.errors import Refusal
+from pdp.schedule.time import Time
+
+RANGES = ("observed", "learned")
+
+
+@dataclass
+class QuantizeOptions:
+    """Nothing is quantized."""
+
+    name: str = "none"  # none, int8 or int4w
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight; 32 where it stays a float."""
+        return 32
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of an activation; 32 where it stays a float."""
+        return 32
+
+    def check(self) -> None:
+        """Raises `Refusal` for a value that nothing can be quantized with."""
+
+
+@dataclass
+class Int4wOptions(QuantizeOptions):
+    """Weights in 4 bits, activations as they are: symmetric, a scale for each output channel."""
+
+    name: str = "int4w"
+    start: str = "0.7"  # a time, from which the model computes with quantized numbers
+    ranges: str = "observed"  # observed: as wide as the numbers seen; learned: scales are trained (LSQ)
+    exclude: list[str] = field(default_factory=list)  # fnmatch patterns on names of modules that stay floats
+
+    @property
+    def weight_bits(self) -> int:
+        return 4
+
+    def check(self) -> None:
+        if self.ranges not in RANGES:
+            raise Refusal(f"quantize.ranges={self.ranges}: no such choice; known: {', '.join(RANGES)}")
+        time = Time.parse(self.start, "quantize.start")
+        if time.unit == "run" and time.value >= 1:
+            raise Refusal(
+                f"quantize.start={self.start} leaves nothing of the run to train with quantized numbers: give a time "
+                "before the run's end, such as quantize.start=0.7"
+            )
+
+
+@dataclass
+class Int8Options(Int4wOptions):
+    """Weights and activations in 8 bits: weights symmetric, a scale for each output channel; activations per tensor."""
+
+    name: str = "int8"
+
+    @property
+    def weight_bits(self) -> int:
+        return 8
+
+    @property
+    def activation_bits(self) -> int:
+        return 8
+
+
+QUANTIZE: dict[str, type[QuantizeOptions]] = {"none": QuantizeOptions, "int8": Int8Options, "int4w": Int4wOptions}
+
+
+def make_options(quantize: str | QuantizeOptions | None, **values: object) -> QuantizeOptions:
+    """The options of that name; raises `Refusal` for an unknown one, or for values that do not go."""
+    if isinstance(quantize, QuantizeOptions):
+        options = quantize
+    else:
+        name = quantize or "none"
+        if name not in QUANTIZE:
+            raise Refusal(f"quantize={name}: no such choice; known: {', '.join(QUANTIZE)}")
+        try:
+            options = QUANTIZE[name](**values)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise Refusal(f"quantize={name} does not take these options: {error}") from None
+    options.check()
+    return options
