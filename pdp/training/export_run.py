@@ -92,11 +92,14 @@ def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
     plain = slimmed.model
     smaller, named = _by_place(run, plain)
     values = tuple(named.values())
-    write_slim(slimmed, folder, _origin(run))
+    write_slim(slimmed, folder, _origin(run), _tokenizer(run.task) if slimmed.opens else None)
     save_program(smaller, values, folder / "model.pt2")
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
         again = float((program(*values) - smaller(*values)).abs().max())
+    opens = (
+        [("opens with", f"transformers.{type(plain).__name__}.from_pretrained('{folder}')")] if slimmed.opens else []
+    )
     dense, slim_macs = (int(count_macs(one, example).macs.sum()) for one in (run.model, plain))
     return [
         ("compared on", run.inputs_note),
@@ -105,6 +108,7 @@ def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
         ("MACs", f"{dense:,} -> {slim_macs:,} ({slim_macs / dense:.1%})"),
         ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(plain)[0]:,}"),
         ("loads with", "load_slim.py (torch and safetensors), or torch.export.load('model.pt2').module()"),
+        *opens,
     ]
 
 

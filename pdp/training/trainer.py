@@ -34,7 +34,7 @@ from pdp.training.measuring import measure_and_file
 from pdp.training.nonfinite import SkipGuard, check_in_a_row
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.progress import LOOK_SECONDS, Progress
-from pdp.training.sharding import follow, save_model_weights, shard, shards
+from pdp.training.sharding import check_layers, follow, save_model_weights, shard, shards
 from pdp.training.signals import StopSignals
 from pdp.training.step_history import StepHistory
 from pdp.training.together import share_buffers
@@ -77,6 +77,7 @@ class Trainer:
         under = {"sharding": "fsdp" if self.sharded else "none", "processes": accelerator.num_processes}
         self.ran_under = with_change([], under, 0)
         if self.sharded:
+            check_layers(pruner)
             shard(model, accelerator)
             follow(pruner, accelerator.device)
         self.writer = CheckpointWriter(directory.checkpoints, recipe.checkpoint_minutes, directory.check_held)
