@@ -14,11 +14,12 @@ from torch.utils.hooks import RemovableHandle
 
 from pdp.errors import Refusal
 from pdp.layers import Site
+from pdp.quantize.bias import foldable, shipped_bias
 from pdp.quantize.fake import ACTIVATION_LEVELS, fake_quantize, weight_bound, weight_scale, widened
 from pdp.quantize.frozen import Frozen
 from pdp.quantize.hooks import ActivationHook
 from pdp.quantize.options import Int4wOptions
-from pdp.quantize.points import ActivationPoint, WeightPoint, find_activations, find_weights
+from pdp.quantize.points import ActivationPoint, WeightPoint, find_activations, find_products, find_weights
 from pdp.schedule.time import Time
 
 LEAD = 10  # steps for which ranges are observed before numbers are quantized; one epoch where steps are not known
@@ -56,8 +57,12 @@ class Quantizer:
             )
         self.weights, self.skipped = find_weights(model, options.exclude)
         self.activations: list[ActivationPoint] = []
+        self.norms: dict[str, str] = {}  # the norm that is folded into a convolution, both by name
         if options.activation_bits < 32:
-            self.activations = find_activations(model, self.weights, example_input)
+            products = find_products(model, self.weights, example_input)
+            self.activations = find_activations(model, self.weights, products)
+            names = {id(module): name for name, module in model.named_modules()}
+            self.norms = {names[key]: names[id(norm)] for key, norm in foldable(products).items()}
         count = len(self.activations)
         device = self.weights[0].tensor.device
         self.ranges = torch.stack([torch.full((count,), math.inf), torch.full((count,), -math.inf)]).to(device)
@@ -302,4 +307,24 @@ class Quantizer:
             for number, one in enumerate(self.activations):
                 if known[number]:
                     activations[one.name] = scales[number].clone(), zero_points[number].clone()
-        return Frozen(self.options.name, self.bits, weights, activations)
+        return Frozen(self.options.name, self.bits, weights, activations, self._biases(model, weights, activations))
+
+    def _biases(
+        self, model: nn.Module, weights: dict[str, Tensor], activations: dict[str, tuple[Tensor, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The biases that ship with integer products."""
+        modules = dict(model.named_modules())
+        found = {}
+        for weight, scale in weights.items():
+            place = weight.rpartition(".")[0]
+            if f"{place}.input".lstrip(".") not in activations:
+                continue
+            norm_name = self.norms.get(place)
+            norm: Any = None if norm_name is None else modules[norm_name]
+            axis = next(point.axis for point in self.weights if point.parameter == weight)
+            empty = (modules[place].weight == 0).transpose(0, axis).flatten(1).all(1)  # type: ignore[union-attr]
+            inputs = activations[f"{place}.input".lstrip(".")][0]
+            bias = shipped_bias(modules[place], norm, scale, empty, inputs) if axis == 0 or norm is None else None
+            if bias is not None:
+                found[f"{place if norm_name is None else norm_name}.bias".lstrip(".")] = bias
+        return found

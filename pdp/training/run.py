@@ -164,6 +164,8 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     pruner.finalize()
     with shipped(model, pruner.frozen):
         notes += recalibrated(config, task, trainer)
+    if pruner.quantizer is not None and config.recipe.recalibrate_bn:
+        pruner.frozen = pruner.quantizer.freeze(model)
     # Every process measures what lies on the disk, which the main process wrote.
     if accelerator.is_main_process:
         save_weights(model, directory.weights)
