@@ -77,6 +77,9 @@ def with_integers(model: nn.Module, frozen: Frozen, example_input: Any, onnx: bo
 class Grid(nn.Module):
     """Puts an activation on its grid of 0 to 255."""
 
+    scale: Tensor
+    zero_point: Tensor
+
     def __init__(self, scale: Tensor, zero_point: Tensor, onnx: bool):
         super().__init__()
         self.register_buffer("scale", scale.detach().float().reshape(()).cpu())
@@ -94,6 +97,10 @@ class Grid(nn.Module):
 
 class _Integers(nn.Module):
     """An integer tensor with a scale for each slice along `axis`."""
+
+    integers: Tensor
+    scale: Tensor
+    zero_point: Tensor
 
     def __init__(self, integers: Tensor, scale: Tensor, axis: int, onnx: bool):
         super().__init__()
@@ -138,7 +145,7 @@ class Convolution(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """As the convolution, or as it and its norm."""
-        return self.plain[0]._conv_forward(self.grid(images), self.weight(), self.bias())  # type: ignore[operator]
+        return self.plain[0]._conv_forward(self.grid(images), self.weight(), self.bias())
 
 
 class Linear(nn.Module):
@@ -165,7 +172,7 @@ class Linear(nn.Module):
 
 def _factors(scale: Tensor, gain: Tensor | None, integers: Tensor, bias: Tensor | None, grid: Grid | None) -> Tensor:
     empty = (integers == 0).flatten(1).all(1)
-    inputs: Tensor = grid.scale if grid is not None else torch.ones(())  # type: ignore[assignment]
+    inputs: Tensor = grid.scale if grid is not None else torch.ones(())
     return product_scales(scale, gain, empty, bias if grid is not None else None, inputs)
 
 
@@ -184,5 +191,5 @@ def _bias(bias: Tensor | None, factors: Tensor, grid: Grid | None, onnx: bool) -
         return _Floats(None)
     if grid is None:
         return _Floats(bias.float())
-    scale = factors * grid.scale.double()  # type: ignore[operator]
+    scale = factors * grid.scale.double()
     return _Integers(in_steps(bias, scale), scale, 0, onnx)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from pdp.layers import is_conv1d, is_plain
 from pdp.quantize.points import Product
 
 _FINE = 2**20  # steps in the bias of an output that has no weights
@@ -61,7 +63,7 @@ def in_steps(bias: Tensor, scale: Tensor) -> Tensor:
     return torch.round(bias / scale).clamp(-(2**31), 2**31 - 1).to(torch.int32)
 
 
-def shipped_bias(
+def _shipped_bias(
     module: nn.Module, norm: _BatchNorm | None, scale: Tensor, empty: Tensor, inputs: Tensor
 ) -> Tensor | None:
     """The module's bias, or its norm's, so that the sum is what the integers add; None where there is no bias."""
@@ -72,3 +74,31 @@ def shipped_bias(
     rounded = in_steps(bias, steps).double() * steps
     stored: Tensor = module.bias if norm is None else norm.bias  # type: ignore[assignment]
     return (stored.detach().double() + (rounded - bias)).to(stored.dtype)
+
+
+def shipped_biases(
+    model: nn.Module,
+    norms: Mapping[str, str],
+    weights: Mapping[str, Tensor],
+    activations: Mapping[str, tuple[Tensor, Tensor]],
+) -> dict[str, Tensor]:
+    """By name the biases that integer products add, their own or those of the norms folded into them (`norms`).
+
+    `weights` are scales by the weights' names, `activations` scales and zero points; a layer whose inputs are floats adds
+    its bias as it is.
+    """
+    modules = dict(model.named_modules())
+    found = {}
+    for weight, scale in weights.items():
+        place = weight.rpartition(".")[0]
+        module: Any = modules[place]
+        inputs = activations.get(f"{place}.input".lstrip("."))
+        if inputs is None or not is_plain(module) or isinstance(module, _ConvTransposeNd):
+            continue
+        norm_name = norms.get(place)
+        norm: Any = None if norm_name is None else modules[norm_name]
+        empty = (module.weight.transpose(0, 1) if is_conv1d(module) else module.weight).flatten(1).eq(0).all(1)
+        bias = _shipped_bias(module, norm, scale, empty, inputs[0])
+        if bias is not None:
+            found[f"{place if norm_name is None else norm_name}.bias".lstrip(".")] = bias
+    return found

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pdp.errors import Refusal
 from pdp.layers import Site
-from pdp.quantize.bias import foldable, shipped_bias
+from pdp.quantize.bias import foldable, shipped_biases
 from pdp.quantize.fake import ACTIVATION_LEVELS, fake_quantize, weight_bound, weight_scale, widened
 from pdp.quantize.frozen import Frozen
 from pdp.quantize.hooks import ActivationHook
@@ -307,24 +307,6 @@ class Quantizer:
             for number, one in enumerate(self.activations):
                 if known[number]:
                     activations[one.name] = scales[number].clone(), zero_points[number].clone()
-        return Frozen(self.options.name, self.bits, weights, activations, self._biases(model, weights, activations))
-
-    def _biases(
-        self, model: nn.Module, weights: dict[str, Tensor], activations: dict[str, tuple[Tensor, Tensor]]
-    ) -> dict[str, Tensor]:
-        """The biases that ship with integer products."""
-        modules = dict(model.named_modules())
-        found = {}
-        for weight, scale in weights.items():
-            place = weight.rpartition(".")[0]
-            if f"{place}.input".lstrip(".") not in activations:
-                continue
-            norm_name = self.norms.get(place)
-            norm: Any = None if norm_name is None else modules[norm_name]
-            axis = next(point.axis for point in self.weights if point.parameter == weight)
-            empty = (modules[place].weight == 0).transpose(0, axis).flatten(1).all(1)  # type: ignore[union-attr]
-            inputs = activations[f"{place}.input".lstrip(".")][0]
-            bias = shipped_bias(modules[place], norm, scale, empty, inputs) if axis == 0 or norm is None else None
-            if bias is not None:
-                found[f"{place if norm_name is None else norm_name}.bias".lstrip(".")] = bias
-        return found
+        return Frozen(
+            self.options.name, self.bits, weights, activations, shipped_biases(model, self.norms, weights, activations)
+        )
