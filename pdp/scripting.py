@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pdp.errors import Refusal, Stopped
 
@@ -13,8 +13,9 @@ from pdp.errors import Refusal, Stopped
 class Parser(argparse.ArgumentParser):
     """Refuses in one line, and shows the whole of a script's docstring under --help."""
 
-    def __init__(self, name: str, text: str | None):
-        super().__init__(name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, prog: str | None = None, description: str | None = None, **options: Any):
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog, description=description, **options)
 
     def error(self, message: str) -> NoReturn:
         raise Refusal(f"{message}; --help says all")

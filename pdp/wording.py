@@ -36,8 +36,21 @@ def percent(share: float) -> str:
 
 
 def score(name: str, value: float) -> str:
-    """A metric: fractions in percent, perplexity raw."""
-    return f"{value:.3f}" if name.startswith("perplexity") else percent(value)
+    """A metric: fractions in percent, perplexity and bits per byte raw."""
+    return f"{value:.3f}" if name.startswith(("perplexity", "bits_per_byte")) else percent(value)
+
+
+_UNITS = {"mac": "MACs", "channel": "channels"}  # what a target may be a share of, beside weights
+
+
+def gone(target_unit: str) -> str:
+    """What a share that is pruned is called: sparsity, "MACs gone" or "channels gone"."""
+    return f"{_UNITS[target_unit]} gone" if target_unit in _UNITS else "sparsity"
+
+
+def of_unit(target_unit: str) -> str:
+    """What a share is of, behind its number: nothing of weights, " of MACs" or " of channels"."""
+    return f" of {_UNITS[target_unit]}" if target_unit in _UNITS else ""
 
 
 def duration(seconds: float) -> str:

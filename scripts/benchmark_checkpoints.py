@@ -1,10 +1,11 @@
-"""What a checkpoint in the background costs a training of ResNet-50: the copy that a step waits for, and the writing.
+"""Measures what background checkpoints cost a training of ResNet-50: the copy that a step waits for, and the writing.
 
     python scripts/benchmark_checkpoints.py                       SGD with momentum, batch 8 at 224
     python scripts/benchmark_checkpoints.py --batch 256 --steps 40 --precision bf16     on a GPU
 
-Takes steps without a checkpoint and steps during whose time one is written, in turn, and tells what a checkpoint every
-`--minutes` costs as a share of the time. Writes results/benchmarks/checkpoints_<cpu or gpu>.json. Exit codes: 0.
+Times alternately steps without a checkpoint and steps during which one is written, and prints the cost of a checkpoint
+every `--minutes` as a fraction of the training time. Writes results/benchmarks/checkpoints_<cpu or gpu>.json. Exit
+codes: 0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and writes."""
+    """Measures and writes the figures."""
     parser = Parser("benchmark_checkpoints.py", __doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="without a checkpoint, in each turn (4)")

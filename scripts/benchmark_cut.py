@@ -1,14 +1,14 @@
-"""What PDP's cut and mask cost by themselves: as weights grow, as layers get more, and beside another PDP layer.
+"""Measures PDP's cut and mask by themselves: for more weights, for more layers, and beside another PDP layer.
 
     python scripts/benchmark_cut.py --out results/benchmarks/cut_cpu.json
     python scripts/benchmark_cut.py --device cuda --millions 10 100 300
     python scripts/benchmark_cut.py --peer /path/to/an/environment/bin/python    # one with torch and pquant-ml 0.1.0
 
-A pass is the cut of every layer from its weights and the effective weights, as at a training step (float32, 90 %,
-tau = 1e-4; the weights a ten-thousandth away from where the last pass met them), which the targets are for; `backward`
-adds the gradient of the weights. All cases of a row are timed in turn in this process, the order turned round every
-time. `layers` are of a million weights each, but for `one layer`; then comes one total in few and in many layers. The
-peer is timed on one weight of 2048 x 2048 at its own threshold, in a process of its own, and its mask is held against
+A pass computes the cut of every layer and the effective weights, as in a training step (float32, 90 %, tau = 1e-4);
+between passes every weight moves by a ten-thousandth of its value. The targets are for such a pass; `backward` adds the
+gradient of the weights. All cases of a row are timed alternately in this process, in reversed order every other time.
+`layers` have a million weights each, `one layer` has all of them; then follows a fixed total in few and in many layers.
+The peer is timed in a separate process on one weight of 2048 x 2048 at its own threshold, and its mask is compared with
 ours.
 """
 
@@ -34,13 +34,13 @@ from pdp.scripting import Parser, guarded
 MILLION = 1_000_000
 SHARE = 0.9
 TEMPERATURE = 1e-4
-MOVE = 1e-4  # of every weight from one pass to the next, relative to it
-SIDE = 2048  # of the weight that is held against the peer's
-FLAT, MANY, PEER = 1.2, 1.2, 25.0  # targets: cost per weight, many layers over few, times as fast as the peer
+MOVE = 1e-4  # relative change of every weight from one pass to the next
+SIDE = 2048  # rows and columns of the weight for the comparison with the peer
+FLAT, MANY, PEER = 1.2, 1.2, 25.0  # targets: growth of cost per weight, many layers over few, speed against the peer
 
 
 def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]:
-    """Seconds of one pass over layers of these sizes, each a little after the one before, as a step leaves weights."""
+    """A function that returns the seconds of one pass over layers of these sizes; each pass follows a small change."""
     import torch
 
     from pdp.masks.cut import count_pruned
@@ -53,7 +53,7 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
         weight = torch.randn(1, size, generator=generator, device=device).mul_(0.02)
         module.weight = torch.nn.Parameter(weight)
     layers, pattern = find_layers(model), make_pattern("random")
-    model.requires_grad_(backward)  # only now, as frozen layers are left out
+    model.requires_grad_(backward)  # only now, because frozen layers are not pruned
     weights = [layer.weight for layer in layers]
     upstream = [torch.ones_like(weight) for weight in weights] if backward else []
     moves = itertools.cycle((1 + MOVE, 1 - MOVE))
@@ -86,7 +86,7 @@ def passes(sizes: list[int], device: str, backward: bool) -> Callable[[], float]
 
 
 class Peer:
-    """pquant-ml's PDP layer in a process of another environment."""
+    """pquant-ml's PDP layer in a process that uses another environment."""
 
     def __init__(self, python: Path, weight: Path, share: float, threads: int, mask: Path):
         script = Path(__file__).with_name("pquant_layer.py")
@@ -95,7 +95,7 @@ class Peer:
         self.version = self._answer()
 
     def seconds(self, kind: str) -> float:
-        """One pass, "forward" or "backward"."""
+        """Seconds of one pass, "forward" or "backward"."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{kind} 1\n")
         self._process.stdin.flush()
@@ -116,7 +116,7 @@ class Peer:
 
 
 def in_rounds(cases: list[tuple[str, Callable[[], float]]], rounds: int, tell: Callable[[], None]) -> dict[str, Any]:
-    """Seconds of every case and round, the order turned round every time; a first round is not counted."""
+    """Seconds of every case in every round, in reversed order every other round; the first round is not counted."""
     taken: dict[str, list[float]] = {name: [] for name, _ in cases}
     for number in range(rounds + 1):
         for name, seconds in cases if number % 2 else reversed(cases):
@@ -128,7 +128,7 @@ def in_rounds(cases: list[tuple[str, Callable[[], float]]], rounds: int, tell: C
 
 
 def sizes_rows(millions: list[int], device: str, rounds: int, tell: Callable[[], None]) -> list[dict[str, Any]]:
-    """Nanoseconds a weight as the total grows: in layers of a million, and in one layer."""
+    """Nanoseconds per weight for growing totals: in layers of a million weights, and in one layer."""
     rows = []
     for shape in ("layers", "one layer"):
         for backward in (False, True):
@@ -154,7 +154,7 @@ def sizes_rows(millions: list[int], device: str, rounds: int, tell: Callable[[],
 
 
 def layers_rows(total: int, counts: list[int], device: str, rounds: int, tell: Callable) -> list[dict[str, Any]]:
-    """The same total in few layers and in many."""
+    """The same total of weights in few layers and in many."""
     rows = []
     for backward in (False, True):
         cases = [(str(count), passes([total // count] * count, device, backward)) for count in counts]
@@ -176,7 +176,7 @@ def layers_rows(total: int, counts: list[int], device: str, rounds: int, tell: C
 
 
 def peer_rows(python: Path, rounds: int, threads: int, tell: Callable[[], None]) -> list[dict[str, Any]]:
-    """Beside the peer on one weight, and whether the masks are the same; raises `Stopped` where its process fails."""
+    """Comparison with the peer on one weight, and whether the masks agree; raises `Stopped` if its process fails."""
     import numpy as np
     import torch
 
@@ -190,7 +190,8 @@ def peer_rows(python: Path, rounds: int, threads: int, tell: Callable[[], None])
         np.save(file, weight.numpy())
         peer = Peer(python, file, SHARE, threads, left)
         try:
-            # The peer keeps int((1 - r) * n) of n weights, r in float32, and its cut lies midway as ours does.
+            # The peer keeps int((1 - r) * n) of n weights, with r in float32; like ours, its cut is midway between two
+            # magnitudes.
             kept = int((1 - float(torch.tensor(SHARE))) * float(units))
             ours = soft_mask(weight, cut_at(weight.abs(), units - kept), TEMPERATURE)
             theirs = torch.from_numpy(np.load(left))
@@ -232,7 +233,7 @@ def make_parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints a table, and writes JSON where --out names a file."""
+    """Measures, prints a table, and writes JSON if --out names a file."""
     for key in ("rounds", "threads"):
         if getattr(arguments, key) < 1:
             raise Refusal(f"--{key}={getattr(arguments, key)}: give at least 1")
@@ -252,7 +253,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("--device=cuda: there is no such device here; give --device cpu")
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # else new pages are what is timed
+    keep_freed_memory()  # else the allocation of new memory would be timed
     cases = (
         4 * len(arguments.millions) + 2 * len(arguments.layers) * len(arguments.total) + (4 if arguments.peer else 0)
     )

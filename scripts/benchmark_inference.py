@@ -1,12 +1,12 @@
-"""Measured inference, dense and exported models in turn, beside their multiply-adds: theory and practice in one table.
+"""Measures inference of dense and exported models alternately, beside their MACs: theory and practice in one table.
 
     python scripts/benchmark_inference.py --model resnet50 --macs 0.5              # channels slimmed to half the MACs
     python scripts/benchmark_inference.py --run results/runs/<run>/seed0           # a finished channel run, as exported
     python scripts/benchmark_inference.py --model resnet18 --macs 0.5 --onnx --out results/benchmarks/inference.json
 
-Speed depends on shapes and not on values, so without --run the channels are taken from random weights. Medians over
-rounds in which each model runs once, so that a machine's drift touches all alike. A model of convolutions runs in both
-memory layouts, each against the dense model in the same one.
+Speed depends on shapes and not on values, so without --run random weights determine the channels to remove. Figures are
+medians over rounds in which each model runs once, so that a drift of the machine affects all models equally.
+Convolutional models run in both memory layouts, each compared with the dense model in the same layout.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from pdp.training.export_run import ExportedRun
 
 
 def pruned_model(name: str, share: float, example: torch.Tensor) -> nn.Module:
-    """A model of random weights with channels pruned away until `share` of its multiply-adds are left."""
+    """A model with random weights whose channels are pruned until `share` of its multiply-adds are left."""
     torch.manual_seed(0)
     model: nn.Module = build_model(
         ModelConfig(name=name, task="images", library="pdp" if name in NAMES else "timm"), 1000
@@ -62,7 +62,7 @@ def pruned_model(name: str, share: float, example: torch.Tensor) -> nn.Module:
 
 
 def onnx_runner(model: nn.Module, inputs: torch.Tensor, folder: Path, threads: int) -> Callable[[], Any]:
-    """A call of the exported model in onnxruntime."""
+    """A function that calls the exported model in onnxruntime."""
     import onnxruntime
 
     path = folder / f"{len(list(folder.iterdir()))}.onnx"
@@ -75,7 +75,7 @@ def onnx_runner(model: nn.Module, inputs: torch.Tensor, folder: Path, threads: i
 
 
 def torch_runner(model: nn.Module, inputs: torch.Tensor) -> Callable[[], Any]:
-    """A call of the model in torch; waits for the device."""
+    """A function that calls the model in torch and waits for the device."""
 
     def call() -> None:
         with torch.inference_mode():
@@ -87,7 +87,7 @@ def torch_runner(model: nn.Module, inputs: torch.Tensor) -> Callable[[], Any]:
 
 
 def measure(runners: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each runner, one after the other in every round."""
+    """Seconds of each runner; in every round each runs once."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for call in runners.values():
         call(), call()
@@ -100,7 +100,7 @@ def measure(runners: dict[str, Callable[[], Any]], rounds: int) -> dict[str, lis
 
 
 def main() -> None:
-    """Measures, prints a table, and writes JSON where --out names a file."""
+    """Measures, prints a table, and writes JSON if --out names a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50", help="this project's models or any timm model, by name")
     parser.add_argument("--macs", type=float, default=0.5, help="share of the dense multiply-adds that stays")

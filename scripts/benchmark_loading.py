@@ -1,13 +1,14 @@
-"""Images read, decoded and augmented per second and core: this project's folder loader beside torchvision's plain one.
+"""Measures images read, decoded and augmented per second and core: this project's folder loader beside torchvision's.
 
     python scripts/benchmark_loading.py                                       # generated JPEGs of ImageNet's size
     python scripts/benchmark_loading.py --root /data/imagenet --images 2000   # real ones: train/<class>/<image>
     python scripts/benchmark_loading.py --rate 2500                           # cores that a GPU of that rate needs
 
-torchvision's is ImageFolder with RandomResizedCrop(224), RandomHorizontalFlip, ToTensor and Normalize, without workers.
-Each loader runs in a process and thread of its own, in turn over the same images; both end with normalised float32.
-The figure is images per second of processor time, which a busy machine moves less than the clock; both are written.
-In training our workers hand over bytes and the device normalises; that is the row `bytes`.
+torchvision's loader is ImageFolder with RandomResizedCrop(224), RandomHorizontalFlip, ToTensor and Normalize, without
+workers. Each loader runs single-threaded in a separate process, alternately over the same images; both return
+normalised float32. The figure is images per second of processor time, which varies less than wall time on a busy
+machine; both are written. In training our workers return uint8 and the device normalises; the row `bytes` measures
+that.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pdp.errors import Refusal
 from pdp.scripting import Parser, guarded
 
-TARGET = 1.0  # times torchvision's rate
+TARGET = 1.0  # as a multiple of torchvision's rate
 
 
 def ours(root: str, images: int, size: int, batch: int, normalise: bool) -> Callable[[int], dict[str, Any]]:
-    """A pass over the training images by the loader of a run of data=image_folder."""
+    """A pass over the training images by the loader that a run of data=image_folder uses."""
     from pdp.config.compose import compose
     from pdp.tasks import build_task
     from pdp.tasks.image_data import normalised
@@ -57,7 +58,7 @@ def ours(root: str, images: int, size: int, batch: int, normalise: bool) -> Call
 
 
 def torchvisions(root: str, images: int, size: int, batch: int) -> Callable[[int], dict[str, Any]]:
-    """A pass over as many of them by torchvision's own parts."""
+    """A pass over as many images by torchvision's own components."""
     import torch
     from torch.utils.data import DataLoader, Subset
     from torchvision import datasets, transforms
@@ -65,14 +66,14 @@ def torchvisions(root: str, images: int, size: int, batch: int) -> Callable[[int
     steps = [transforms.RandomResizedCrop(size), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     steps.append(transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     folder = datasets.ImageFolder(str(Path(root) / "train"), transforms.Compose(steps))
-    # As spread over the classes as the images of the other loader are.
+    # Spread over the classes like the images of the other loader.
     chosen = torch.linspace(0, len(folder) - 1, min(images, len(folder))).long().tolist()
     loader: Any = DataLoader(Subset(folder, chosen), batch, shuffle=True, drop_last=len(chosen) >= batch)
     return timed(lambda: sum(len(pixels) for pixels, _ in loader))
 
 
 def timed(one_pass: Callable[[], int]) -> Callable[[int], dict[str, Any]]:
-    """Passes with their images, processor time and wall time; one thread."""
+    """A function that makes passes and returns their images, processor time and wall time, with one thread."""
     import torch
 
     torch.set_num_threads(1)
@@ -101,7 +102,7 @@ def make_parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints a table, and writes JSON where --out names a file."""
+    """Measures, prints a table, and writes JSON if --out names a file."""
     for key in ("images", "batch", "rounds"):
         if getattr(arguments, key) < 1:
             raise Refusal(f"--{key}={getattr(arguments, key)}: give at least 1")
@@ -130,7 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
                         pairs = in_turn(theirs, mine, arguments.rounds, 1, 1, lambda: bar.advance(task))
                     finally:
                         mine.close()
-                    rates = [first / second for first, second in pairs.rows]  # of rates, hence the other way about
+                    rates = [first / second for first, second in pairs.rows]  # inverted, because the pairs are seconds
                     row = {
                         "loader": name,
                         "images": [one["images"] for one in mine.seen[1:]],

@@ -1,4 +1,4 @@
-"""What a method adds to a training step, PDP unless named: pruned and dense steps in turn, memory, and where time goes.
+"""Measures what a method (by default PDP) adds to a training step: time against dense steps, memory, and a profile.
 
     python scripts/benchmark_overhead.py --preset cpu --out results/benchmarks/overhead_cpu.json
     python scripts/benchmark_overhead.py --preset gpu --out results/benchmarks/overhead_gpu.json
@@ -6,13 +6,13 @@
     python scripts/benchmark_overhead.py --model gpt2 --length 256 --compile method=gmp      # further words of train.py
     python scripts/benchmark_overhead.py --show results/benchmarks/overhead_cpu.json         # the table of a file
 
-Every contender is what train.py builds from its words, at the share of the run's end (--at 0.5: of its middle), on one
-batch of random numbers that stays on the device. The ratio is the median over pairs, one dense and one pruned
-measurement each, the order turned round every time, so that a machine's drift cancels; `again` are the quartiles of a
-contender over itself in neighbouring measurements, below which nothing can be told. A measurement is --steps steps
-between two waits for the device. Extra memory is the pruned step's peak less the dense one's: on a GPU what the
-allocator held at most, on the CPU the same from the profiler's log of allocations, with numpy's arrays, each in a
-process of its own. Its limit is in multiples of the prunable weights' bytes in the type the model computes in.
+Every contender is what train.py builds from its arguments, at the share of the end of the run (--at 0.5: of its
+middle), on one batch of random numbers that stays on the device. The ratio is the median over pairs of one dense and
+one pruned measurement, in reversed order every other time, so that a drift of the machine cancels out. `again` gives
+the quartiles of a contender's ratio to itself in successive measurements; smaller differences are noise. A measurement
+is --steps steps between two waits for the device. Extra memory is the peak of the pruned step minus that of the dense
+one: on a GPU as counted by the allocator, on the CPU from the profiler's log of allocations plus numpy's arrays, each
+in a separate process. Its limit is a multiple of the prunable weights' bytes in the dtype that the model computes in.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
 from pdp.scripting import Parser, guarded
 
-# (model, batch, target by pattern); patterns without a target are in --pattern's hands.
+# (model, batch, target by pattern); patterns without a target are chosen by --pattern.
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         "device": "cpu",
@@ -44,7 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "gpu": {
         "device": "cuda",
         "precision": "bf16",
-        "channels_last": True,  # of images
+        "channels_last": True,  # for image models
         "rows": [
             ("resnet50", 256, {"random": 1.01, "nm": 1.02, "channel": 1.02}),
             ("mobilenet_v1", 512, {"random": 1.02, "nm": 1.02, "channel": 1.02}),
@@ -55,7 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def show(results: list[dict[str, Any]]) -> None:
-    """The table of a file's results; earlier files lack some of them."""
+    """Prints the table of a file's results; files of earlier versions lack some columns."""
     from rich.console import Console
     from rich.table import Table
 
@@ -139,7 +139,7 @@ def make_parser() -> Parser:
 
 
 def parsed(line: list[str] | None = None) -> argparse.Namespace:
-    """The command line, over its preset."""
+    """The parsed command line, with its preset's values as defaults."""
     parser = make_parser()
     name = parser.parse_args(line).preset
     if name:
@@ -148,7 +148,7 @@ def parsed(line: list[str] | None = None) -> argparse.Namespace:
 
 
 def rows_of(arguments: argparse.Namespace) -> list[tuple[str, int, dict[str, float | None]]]:
-    """Models with their batches and the patterns' targets."""
+    """The models with their batch sizes and the patterns' targets."""
     rows = []
     for model, batch, targets in PRESETS[arguments.preset]["rows"] if arguments.preset else []:
         if arguments.model is None or model in arguments.model:
@@ -165,7 +165,7 @@ def rows_of(arguments: argparse.Namespace) -> list[tuple[str, int, dict[str, flo
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints a table, and writes JSON where --out names a file."""
+    """Measures, prints a table, and writes JSON if --out names a file."""
     if arguments.show:
         if not arguments.show.is_file():
             raise Refusal(f"--show={arguments.show} is no file")
@@ -196,7 +196,7 @@ def run(arguments: argparse.Namespace) -> int:
     ways = [WAYS[way] for way in arguments.ways or ("compiled" if arguments.compile else "plain",)]
 
     def tell(rows: list[dict[str, Any]]) -> None:
-        if arguments.out:  # after every row, so that a long command that is ended leaves what it has
+        if arguments.out:  # written after every row, so that a long command that is stopped leaves its results
             write_figures(arguments.out, machine(torch.device(arguments.device)), [*results, *rows])
 
     for model, batch, targets in rows_of(arguments):

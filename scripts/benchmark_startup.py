@@ -1,10 +1,10 @@
-"""How long a start takes to open a folder of ImageNet's size, the first time and the next, and what it keeps in memory.
+"""Measures how long a start takes to open a folder of ImageNet's size, the first time and later, and its memory.
 
     python scripts/benchmark_startup.py --root /data/imagenet            any folder of train/<class>/ and val/<class>/
     python scripts/benchmark_startup.py --make /tmp/large                makes one of 1,281,000 + 50,000 tiny images
 
-Each start is a process of its own: first with an empty cache, then two at once as two ranks would, then with the
-listing kept. Writes results/benchmarks/startup_imagenet.json. Exit codes: 0; 2 refused.
+Each start is a separate process: first with an empty cache, then two at once as two ranks would do, then with the
+listing cached. Writes results/benchmarks/startup_imagenet.json. Exit codes: 0; 2 refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ print(json.dumps({
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures and writes."""
+    """Measures and writes the figures."""
     parser = Parser("benchmark_startup.py", __doc__)
     parser.add_argument("--root", type=Path, help="the folder to open")
     parser.add_argument("--make", type=Path, help="make a folder of 1,000 classes there first")
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def starts(root: Path, cache: str, count: int) -> list[dict]:
-    """So many processes at once, each with what it measured."""
+    """Runs `count` processes at once; returns what each measured."""
     environment = os.environ | {"PDP_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", _START, str(root)]
     running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(count)]
@@ -87,7 +87,7 @@ def starts(root: Path, cache: str, count: int) -> list[dict]:
 
 
 def make(root: Path) -> None:
-    """1,000 classes of 1,281 images in train/ and 50 in val/, hard links to one tiny file a class."""
+    """Makes 1,000 classes of 1,281 images in train/ and 50 in val/, as hard links to one tiny file per class."""
     from PIL import Image
 
     for part, count in (("train", 1281), ("val", 50)):

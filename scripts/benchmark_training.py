@@ -1,13 +1,13 @@
-"""Images trained per second: a dense run of train.py beside a short loop of timm's own parts, on the same images.
+"""Measures images trained per second: a dense run of train.py beside a short loop made of timm's parts.
 
     python scripts/benchmark_training.py                                        # ResNet-18, generated JPEGs, CPU
     python scripts/benchmark_training.py --preset h200 --root /data/imagenet --images 100000 --workers 16
     python scripts/benchmark_training.py --model mobilenet_v1 --batch 256 --precision bf16 --channels-last
 
-Both train the same model at the same batch, size, precision, augmentation and number of loader workers, each in a
-process of its own, in turn. A round is a run of --epochs epochs, of which all but the first are counted: from an
-epoch's beginning to the last step's end on the device, validation and checkpoints left out. `resident` is the rate of
-the same steps on one batch that stays in the device's memory: what reading and decoding would allow at best.
+Both train the same model with the same batch size, image size, precision, augmentation and number of loader workers,
+alternately and each in a separate process. A round is a run of --epochs epochs, of which all but the first are counted:
+from the beginning of an epoch to the end of its last step on the device, without validation and checkpoints. `resident`
+is the rate of the same steps on one batch that stays in the device's memory: the upper limit for any loader.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pdp.errors import Refusal
 from pdp.scripting import Parser, guarded
 
-TARGET = 0.98  # times the loop's rate
-RESIDENT = 0.95  # times the rate of the same steps on one batch that lies in the device's memory
-WARMUP, STEPS = 3, 10  # of the steps on one batch
+TARGET = 0.98  # as a multiple of the loop's rate
+RESIDENT = 0.95  # as a multiple of the rate of the same steps on one batch in the device's memory
+WARMUP, STEPS = 3, 10  # steps on the one batch
 PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {"model": "resnet18", "batch": 16, "images": 96, "device": "cpu", "threads": 2, "workers": 1},
     "h200": {"model": "resnet50", "batch": 256, "images": 25600, "device": "cuda", "precision": "bf16"}
@@ -39,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def words(values: dict[str, Any], root: str) -> list[str]:
-    """A run of train.py."""
+    """The arguments of train.py."""
     known = (Path(__file__).resolve().parent.parent / "conf" / "model" / f"{values['model']}.yaml").is_file()
     model = [f"model={values['model']}"] if known else ["model=timm", f"model.name={values['model']}"]
     data = ["data=image_folder", f"data.root={root}", f"data.image_size={values['size']}", "data.validation=0"]
@@ -51,7 +51,7 @@ def words(values: dict[str, Any], root: str) -> list[str]:
 
 
 def ours(values: dict[str, Any], root: str, output: str) -> Callable[[int], dict[str, Any]]:
-    """Runs as train.py makes them; the seconds are those of the run's history."""
+    """Runs made by train.py; the seconds are those in the run's history."""
     import json
 
     import torch
@@ -76,7 +76,7 @@ def ours(values: dict[str, Any], root: str, output: str) -> Callable[[int], dict
 
 
 def resident(values: dict[str, Any], root: str) -> Callable[[int], dict[str, Any]]:
-    """The same steps on a single batch, which needs no reading, decoding or copying."""
+    """The same steps on a single batch, without reading, decoding or copying."""
     import torch
 
     from pdp.benchmarks.contender import Contender
@@ -91,7 +91,7 @@ def resident(values: dict[str, Any], root: str) -> Callable[[int], dict[str, Any
 
 
 def timms(values: dict[str, Any], root: str) -> Callable[[int], dict[str, Any]]:
-    """The loop that somebody would write with timm."""
+    """The training loop that somebody would write with timm."""
     import torch
     from timm.data import create_dataset, create_loader
     from timm.optim import create_optimizer_v2
@@ -168,7 +168,7 @@ def make_parser() -> Parser:
 
 
 def parsed(line: list[str] | None = None) -> argparse.Namespace:
-    """The command line, over its preset."""
+    """The parsed command line, with its preset's values as defaults."""
     parser = make_parser()
     preset = parser.parse_args(line).preset
     if preset:
@@ -177,7 +177,7 @@ def parsed(line: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises `Refusal`."""
+    """Raises `Refusal` for arguments that do not fit together."""
     import torch
 
     if arguments.epochs < 2:
@@ -193,7 +193,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Measures, prints both rates, and writes JSON where --out names a file."""
+    """Measures, prints both rates, and writes JSON if --out names a file."""
     check(arguments)
     import torch
     from rich.console import Console

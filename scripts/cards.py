@@ -1,12 +1,13 @@
-"""Writes what is generated of the documentation: tables of docs/methods/*.md and docs/studies/fashion_why.md, and the
-whole of docs/configuration.md.
+"""Writes the generated parts of the documentation.
+
+These are the tables in docs/methods/*.md and docs/studies/fashion_why.md, and all of docs/configuration.md.
 
     python scripts/cards.py            writes what has changed, and names it
-    python scripts/cards.py --check    writes nothing; exit code 2 where a page is not what it would write
+    python scripts/cards.py --check    writes nothing; exit code 2 if a page differs from what it would write
 
 Options come from the dataclasses and their comments, schedules from conf/, results from results/records. What people
-write in a card, outside its marked blocks, stays as it is; a method without a card gets an empty one. Commit new
-records, options and the pages made anew together: a test holds them equal. Exit codes: 0; 2 refused.
+write in a card, outside its marked blocks, is kept; a method without a card gets an empty one. Commit new records or
+options together with the regenerated pages: a test compares them. Exit codes: 0; 2 refused.
 """
 
 from __future__ import annotations

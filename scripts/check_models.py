@@ -1,11 +1,11 @@
-"""Checks whole models of torchvision and timm: is each pruned as pdp says, or left with a reason?
+"""Checks whole models of torchvision and timm: is each one pruned as pdp promises, or refused with a reason?
 
-python scripts/check_models.py                    single weights and 2:4 of about 180 models; goes on where it was
+python scripts/check_models.py                    single weights and 2:4 of about 180 models; continues where it stopped
 python scripts/check_models.py --channel          whole channels, beside torch-pruning's own pruner
-python scripts/check_models.py resnet swin        those whose names have one of these words in them
-python scripts/check_models.py --some 3 --seed 7  three models drawn by that number, as the tests do
+python scripts/check_models.py resnet swin        those whose names contain one of these words
+python scripts/check_models.py --some 3 --seed 7  three models drawn by that seed, as the tests do
 python scripts/check_models.py --table            writes docs/models.md from the results, checks nothing
-Exits with 1 while a model is wrong or crashed.
+The exit code is 1 if a model was pruned wrongly or crashed.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Runs a study: methods x sparsities x seeds, each method at the setting its validation chose, and prints one table.
+"""Runs a study: methods x sparsities x seeds, each method at the setting that its validation chose; prints one table.
 
 python scripts/compare.py conf/study/digits_random.yaml            all runs that are not kept yet, then the table
 python scripts/compare.py conf/study/digits_random.yaml --table    the table of what is kept so far
 python scripts/compare.py conf/study/digits_random.yaml --time     steps timed in turn, for the table; quiet machine
 python scripts/compare.py conf/study/digits_random.yaml --plan     what would be run
 
-A study file names the words that all runs share, sparsities, seeds, and for each method the settings to choose from:
-one run each at tuning.sparsity with tuning.seed, which is none of the seeds; the best on the validation part at the
-last epoch is taken. With `tuning: none` nothing is chosen: every setting is run at every seed and has a row of its own.
-Records are kept in results/records/<study> (and <study>_tuning) as runs end, those of a study of your own below
-results/runs/.studies, and what is found there counts as done: the same command goes on. A study with a `search` is
-tuned by scripts/tune.py first, and one with `stages` is run stage by stage, or one of them with --stage. Words after
-the file are for every run, such as data.root=/data/fashion_mnist; where the data lies is no part of what a run is. Exit
-codes: 0 done; 2 refused; 3 some runs failed.
+A study file contains the arguments that all runs share, sparsities, seeds, and for each method the settings to choose
+from. Each setting is run once at tuning.sparsity with tuning.seed, which is not among the seeds, and the one with the
+best validation metric at the last epoch is chosen. With `tuning: none` nothing is chosen: every setting is run with
+every seed and has its own row. Records are kept in results/records/<study> (and <study>_tuning) as runs end, those of
+your own studies below results/runs/.studies. Runs found there count as done, so the same command continues a study. A
+study with a `search` must first be tuned by scripts/tune.py; one with `stages` is run stage by stage, or a single stage
+with --stage. Arguments after the file apply to every run, such as data.root=/data/fashion_mnist; the place of the data
+is not part of a run's identity. Exit codes: 0 done; 2 refused; 3 some runs failed.
 """
 
 from __future__ import annotations
@@ -21,23 +21,16 @@ import argparse
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp.errors import Refusal
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Refusal(f"{message}; --help says all")
+from pdp.scripting import Parser, guarded
 
 
 def make_parser() -> Parser:
     """The command line."""
-    parser = Parser("compare.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("compare.py", __doc__)
     parser.add_argument("study", type=Path, help="a study file, such as conf/study/digits_random.yaml")
     parser.add_argument("overrides", nargs="*", help="further words for every run, such as data.root=/data/x")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (2)")
@@ -56,13 +49,13 @@ def make_parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does what the command line asks; returns the exit code."""
+    """Does what the command line asks for; returns the exit code."""
     from pdp.config.groups import CONF
     from pdp.studies.study import read_study
 
     study = read_study(arguments.study).at_stage(arguments.stage)
     if arguments.results is None:
-        # What is committed is what the project's own studies found.
+        # Only the project's own studies have their results committed.
         ours = arguments.study.resolve().parent == CONF / "study"
         arguments.results = Path("results") if ours else Path("results/runs/.studies")
     study.common = (*study.common, *arguments.overrides)
@@ -83,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def run_all(study, arguments: argparse.Namespace) -> int:
-    """Tuning runs first, then the table's; returns how many failed."""
+    """Runs the tuning runs first, then the table's; returns how many failed."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -127,13 +120,13 @@ def run_all(study, arguments: argparse.Namespace) -> int:
             elif study.tuned and len(study.methods[method]) > 1:
                 console.print(f"{method}: {' '.join(setting) or 'its defaults'}", highlight=False)
         runs = [cell for cells in study.rows(chosen).values() for cell in cells]
-        # Stage by stage, then seed by seed, so that a table of fewer seeds can be had early.
+        # Sorted by stage and then by seed, so that a table of fewer seeds is available early.
         work("runs", sorted(runs, key=lambda cell: (study.stage_of(cell), cell.seed)))
     return failed
 
 
 def time_steps(study, results: Path) -> None:
-    """Times each row of the table, methods at the setting that was chosen, and keeps the ratios beside it."""
+    """Times the steps of each row of the table, with the chosen settings, and stores the ratios beside it."""
     import pandas as pd
 
     from pdp.benchmarks.step_timing import ratios
@@ -150,11 +143,11 @@ def time_steps(study, results: Path) -> None:
     pd.DataFrame(rows).to_csv(folder / f"{study.name}_steps.csv", index=False)
 
 
-_WIDE = ("soft", "cuts, ms", "extra memory", "extra parameters")  # columns that a narrow terminal goes without
+_WIDE = ("soft", "cuts, ms", "extra memory", "extra parameters")  # columns left out in a narrow terminal
 
 
 def show(study, results: Path) -> None:
-    """Prints the table of a study's records, and leaves it as Markdown and CSV beside them."""
+    """Prints the table of a study's records, and writes it as Markdown and CSV beside them."""
     import pandas as pd
     from rich.box import SIMPLE
     from rich.console import Console
@@ -194,12 +187,8 @@ def show(study, results: Path) -> None:
 
 
 def main() -> int:
-    """Returns the exit code."""
-    try:
-        return run(make_parser().parse_intermixed_args())
-    except Refusal as refusal:
-        print(f"compare.py: {refusal}", file=sys.stderr)
-        return 2
+    """Runs the script and returns its exit code."""
+    return guarded("compare.py", lambda: run(make_parser().parse_intermixed_args()))
 
 
 if __name__ == "__main__":

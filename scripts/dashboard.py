@@ -1,11 +1,11 @@
-"""A page of a folder of runs, for those without W&B: one HTML file that opens without a network.
+"""Makes a page of a folder of runs, for those without W&B: one HTML file that opens without a network.
 
     python scripts/dashboard.py                                results/runs -> results/dashboard.html
     python scripts/dashboard.py results/runs --to page.html
     python scripts/dashboard.py --watch 30                     writes it again every 30 seconds, until Ctrl-C
 
-Accuracy against sparsity and against MACs, per-layer shares, training cost, a table by cell, and the runs in progress
-with their curves, read from history.jsonl. Exit codes: 0; 2 refused; 3 the disk said no.
+It shows accuracy against sparsity and against MACs, per-layer shares, training cost, a table by cell, and the runs in
+progress with their curves, read from history.jsonl. Exit codes: 0; 2 refused; 3 the page could not be written.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pdp.scripting import Parser, guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the page, once or again and again."""
+    """Writes the page, once or repeatedly."""
     parser = Parser("dashboard.py", __doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("results/runs"), help="of runs (results/runs)")
     parser.add_argument("--to", type=Path, default=Path("results/dashboard.html"), help="(results/dashboard.html)")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Refusal as refusal:
             if arguments.watch is None:
                 raise
-            print(f"dashboard: {refusal}", file=sys.stderr, flush=True)  # it may be mended while we watch
+            print(f"dashboard: {refusal}", file=sys.stderr, flush=True)  # it may be resolved while we watch
         if arguments.watch is None:
             return 0
         try:

@@ -1,4 +1,4 @@
-"""A finished run's model for use elsewhere.
+"""Exports a finished run's model for use elsewhere.
 
     python scripts/export.py run=results/runs/<run>/seed0 format=slim          # channel pruning: physically smaller
     python scripts/export.py run=... format=onnx output=exported               # any pattern, checked with onnxruntime
@@ -9,7 +9,8 @@
 Of a quantized run (quantize=int8, int4w) the ONNX file is in QDQ form, the others hold integers and scales. Each prints
 what it takes on the disk and a forward of one sample beside the dense float32 model's, in turn.
 
-Without output= the files go to <run>/export/<format>. Exit codes: 0 done, 2 refused, 3 the result was not equal.
+Without output= the files are written to <run>/export/<format>. Exit codes: 0 done, 2 refused, 3 the exported model did
+not compute the same.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ KEYS = ("run", "format", "output")
 
 
 def main(arguments: list[str]) -> int:
-    """Exports and prints what was measured; gives the exit code."""
+    """Exports, prints what was measured, and returns the exit code."""
     if not arguments or any(one in ("-h", "--help") for one in arguments):
         print(__doc__)
         return 0 if arguments else 2

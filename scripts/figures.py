@@ -1,11 +1,11 @@
-"""Draws the figures of results/figures from the records in results/records, as SVG.
+"""Draws the figures in results/figures from the records in results/records, as SVG.
 
-    python scripts/figures.py                       all of them anew
+    python scripts/figures.py                       draws all of them
     python scripts/figures.py --results elsewhere   the same for another folder that holds records/
 
 Accuracy against sparsity and MACs with intervals; per-layer shares and MACs; sparsity and metric over epochs; weights
-that come back; weights' and masks' histograms. A figure that no record has the data for is left out, with a line that
-says what it needs. Of several targets the middle one is drawn where a figure holds one. Exit codes: 0; 2 refused.
+that come back; histograms of weights and masks. A figure for which no record has the data is left out, with a line that
+says what it needs. A figure that shows a single target shows the middle one. Exit codes: 0; 2 refused.
 """
 
 from __future__ import annotations

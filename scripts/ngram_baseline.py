@@ -1,10 +1,11 @@
-"""The perplexity of a trigram model on the very tokens that a language model is measured on.
+"""Computes the perplexity of a trigram model on exactly the tokens that a language model is evaluated on.
 
     python scripts/ngram_baseline.py model=gpt2_tiny                            # takes what train.py takes
     python scripts/ngram_baseline.py model=gpt2_tiny data=wikitext_2_valid_trained data.root=/data/lm
 
-Modified Kneser-Ney smoothing, interpolated, the discounts from counts of counts (Chen and Goodman 1998), trained on the
-training windows. The contexts cross windows' borders, which a model's do not. Exit codes: 0 done, 2 refused.
+Interpolated modified Kneser-Ney smoothing with discounts from counts of counts (Chen and Goodman 1998), trained on the
+training windows. Unlike a language model's, its contexts extend beyond the borders of windows. Exit codes: 0 done, 2
+refused.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ Gram = tuple[int, ...]
 
 
 class KneserNey:
-    """Interpolated modified Kneser-Ney up to trigrams, below which every token of the vocabulary is as likely."""
+    """Interpolated modified Kneser-Ney up to trigrams, on top of a uniform distribution over the vocabulary."""
 
     def __init__(self, texts: list[list[int]], vocabulary: int, order: int = 3):
         self.vocabulary, self.order = vocabulary, order
@@ -31,7 +32,7 @@ class KneserNey:
             Counter(tuple(text[k : k + n]) for text in texts for k in range(len(text) - n + 1))
             for n in range(1, order + 1)
         ]
-        # Below the highest order a gram counts by how many different tokens come before it.
+        # Below the highest order, the count of a gram is the number of different tokens that occur before it.
         for n in range(order - 1):
             grams[n] = Counter(gram[1:] for gram in grams[n + 1])
         self.counts = grams
@@ -52,7 +53,7 @@ class KneserNey:
         return [min(max(value, 0.0), k) for k, value in enumerate(found, 1)]
 
     def probability(self, token: int, context: Gram) -> float:
-        """p(token | the last two tokens)."""
+        """p(token | at most two tokens before it)."""
         value = 1 / self.vocabulary
         for n in range(self.order):
             if n > len(context):
@@ -69,14 +70,14 @@ class KneserNey:
         return value
 
     def perplexity(self, text: list[int]) -> float:
-        """Per token, without the first."""
+        """Perplexity per token, without the first token."""
         reach = self.order - 1
         logs = [math.log(self.probability(text[k], tuple(text[max(0, k - reach) : k]))) for k in range(1, len(text))]
         return math.exp(-math.fsum(logs) / len(logs))
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the trigram's perplexity; gives the exit code."""
+    """Prints the trigram model's perplexity; returns the exit code."""
     if not arguments or any(one in ("-h", "--help") for one in arguments):
         print(__doc__)
         return 0 if arguments else 2

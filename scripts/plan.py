@@ -1,14 +1,14 @@
-"""The whole matrix: every experiment's command, published numbers, our records, and what it would cost.
+"""Prints the whole matrix: every experiment's command, published numbers, our records, and the estimated cost.
 
     python scripts/plan.py                          all experiments and studies
-    python scripts/plan.py resnet50_nm gpt2         experiments whose names hold one of the words
-    python scripts/plan.py --csv plan.csv           written too, with every column; studies in plan_studies.csv
+    python scripts/plan.py resnet50_nm gpt2         experiments whose names contain one of the words
+    python scripts/plan.py --csv plan.csv           also written, with every column; studies in plan_studies.csv
 
-A cell is a file of conf/experiment, or one of them at another sparsity, as conf/sweep has it. Published numbers
-(results/published.csv) stand beside it with the mark of their source: verified, third party or unverified. GPU hours
-come from steps that were measured: on a GPU, of the same model and data (results/records), or of the same model
-(results/benchmarks); where there is none the place stays empty. The cost of a study in CPU hours is that of its runs
-that are kept; before there are any, a few steps of each method are timed here. Exit codes: 0 done; 2 refused.
+A cell is a file of conf/experiment, or one of them at another sparsity given by conf/sweep. Published numbers
+(results/published.csv) stand beside it with the status of their source: verified, third party or unverified. GPU hours
+are computed from measured steps on a GPU: of the same model and data (results/records), or of the same model
+(results/benchmarks); without any the cell is empty. The cost of a study in CPU hours is that of its kept runs; before
+there are any, a few steps of each method are timed here. Exit codes: 0 done; 2 refused.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(frame, columns: Sequence[str], title: str) -> None:
-    """A table on the terminal; elsewhere lines are not cut."""
+    """Prints a table on the terminal; elsewhere lines are not truncated."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
@@ -85,7 +85,7 @@ def show(frame, columns: Sequence[str], title: str) -> None:
 
 
 def spell(value: object) -> str:
-    """A cell of the table; empty where a number is not known."""
+    """The text of a table cell; empty for an unknown number."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.1f}"
     return str(value)

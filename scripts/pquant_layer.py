@@ -1,8 +1,9 @@
-"""The PDP layer of pquant-ml, timed in an environment of its own by benchmark_cut.py --peer; it needs torch beside it.
+"""Times the PDP layer of pquant-ml in a separate environment, which needs torch; for benchmark_cut.py --peer.
 
     <python with pquant-ml> scripts/pquant_layer.py WEIGHT.npy PRUNED_SHARE TEMPERATURE THREADS MASK.npy
 
-Prints its version, leaves the mask, and answers each line "forward N" or "backward N" with the seconds N passes took.
+Prints its version, writes the mask, and answers each line "forward N" or "backward N" with the seconds that N passes
+took.
 """
 
 import importlib.metadata
@@ -18,7 +19,10 @@ import torch
 
 
 def pdp_layer(share: float, temperature: float, shape: torch.Size) -> Any:
-    """The layer past its dense phase, at the full ratio; its file alone, as the package loads keras and a backend."""
+    """The layer after its dense phase, at the full ratio.
+
+    Only its own file is imported, because the package would load keras and a backend.
+    """
     found = importlib.util.find_spec("pquant")
     if found is None or not found.submodule_search_locations:
         raise SystemExit("pquant-ml is not installed here")
@@ -36,7 +40,7 @@ def pdp_layer(share: float, temperature: float, shape: torch.Size) -> Any:
 
 
 def main() -> None:
-    """Serves until standard input ends."""
+    """Answers requests until standard input ends."""
     file, share, temperature, threads, left = sys.argv[1:]
     torch.set_num_threads(int(threads))
     weight = torch.nn.Parameter(torch.from_numpy(np.load(file)))

@@ -1,10 +1,10 @@
-"""Puts tables, figures and what was found into one page that opens without a network.
+"""Puts tables, figures and findings on one page that opens without a network.
 
     python scripts/report.py                        results/report.html
     python scripts/report.py --to page.html
 
-The tables and figures are made anew, as scripts/tables.py and scripts/figures.py make them. Runs in progress are
-scripts/dashboard.py's. Exit codes: 0; 2 refused; 3 the disk said no.
+The tables and figures are made as by scripts/tables.py and scripts/figures.py. For runs in progress see
+scripts/dashboard.py. Exit codes: 0; 2 refused; 3 the page could not be written.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Lists, keeps, cleans and archives the runs that train.py left.
+"""Lists, keeps, cleans and archives the runs of train.py.
 
 python scripts/runs.py list                                 every run below results/runs
 python scripts/runs.py table --to results/here              runs.csv, cells.csv and table.md of the finished ones
@@ -7,8 +7,8 @@ python scripts/runs.py clean                                what could be delete
 python scripts/runs.py clean --yes                          deletes it
 python scripts/runs.py archive 1a2b3c4d --to runs.tar       whole runs, all seeds, without their checkpoints
 
-A RUN is a directory, of one seed or of several, or an id as `list` shows it, with its seed or without. Exit codes: 0
-done; 2 refused; 3 the disk or its rights did not allow it.
+A RUN is the directory of one seed or of several, or an id as `list` shows it, with or without its seed. Exit codes: 0
+done; 2 refused; 3 files could not be read or written.
 """
 
 from __future__ import annotations
@@ -19,26 +19,21 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from pdp.errors import Refusal, Stopped
-from pdp.runs import store as run_store
+from pdp.errors import Refusal
+from pdp.runs.clearing import archive, delete, to_delete
 from pdp.runs.differences import differences
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise Refusal(f"{message}; --help says all")
+from pdp.runs.keeping import keep as keep_run
+from pdp.runs.keeping import size
+from pdp.runs.store import find_runs, read_run, resolve
+from pdp.scripting import Parser, guarded
 
 
 def make_parser() -> Parser:
     """The command line."""
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = Parser("runs.py", description=__doc__, formatter_class=kind)
+    parser = Parser("runs.py", __doc__)
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs/ and records/ lie (results)")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|table|keep|clean|archive")
 
@@ -66,16 +61,16 @@ def make_parser() -> Parser:
 
 
 def show(folder: Path) -> None:
-    """Prints the table of all runs in `folder`; raises `Refusal` where there is no such folder."""
+    """Prints the table of all runs in `folder`; raises `Refusal` if there is no such folder."""
     from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    from pdp.wording import percent, score
+    from pdp.wording import score
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
-    runs = [run_store.read_run(path) for path in run_store.find_runs(folder)]
+    runs = [read_run(path) for path in find_runs(folder)]
     differing = differences(runs)
     table = Table(box=SIMPLE, title=f"runs in {folder}", title_justify="left")
     left = ("id", "model", "data", "method", "pattern", "differs in")
@@ -88,7 +83,7 @@ def show(folder: Path) -> None:
             run.id,
             *(value or "?" for value in (run.model, run.data, run.method, run.pattern)),
             differing[run.path],
-            "" if run.sparsity is None else percent(run.sparsity),
+            run.asked,
             run.state,
             "" if run.epochs is None else f"{run.epoch or 0}/{run.epochs}",
             metric,
@@ -96,70 +91,68 @@ def show(folder: Path) -> None:
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 1000  # one line a run, whoever reads it
+        console.width = 1000  # one line per run in files and pipes
     console.print(table)
     counts = ", ".join(f"{number} {state}" for state, number in sorted(Counter(run.state for run in runs).items()))
     print(f"{len(runs)} runs" + (f": {counts}" if counts else ""))
 
 
 def tabulate(folder: Path, target: Path | None) -> None:
-    """Prints the table of the finished runs and writes it where asked; raises `Refusal` where there is no folder."""
+    """Prints the table of the finished runs and writes it to `target`, if given; raises `Refusal` without a folder."""
     from pdp.reports.sweep_table import make_tables, print_table, write_tables
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
-    tables = make_tables(run_store.find_runs(folder))
+    tables = make_tables(find_runs(folder))
     print_table(tables, str(folder))
     if target:
         print(f"written: {', '.join(map(str, write_tables(tables, target)))}")
 
 
 def keep(arguments: argparse.Namespace, runs: Path) -> None:
-    """Keeps the named runs."""
-    for path in run_store.resolve(arguments.runs, runs):
-        target, left_out = run_store.keep(path, arguments.study, arguments.results)
-        print(f"{target}: {run_store.size(target):,} bytes" + "".join(f"; {words}" for words in left_out))
+    """Copies the named runs to results/records."""
+    for path in resolve(arguments.runs, runs):
+        target, left_out = keep_run(path, arguments.study, arguments.results)
+        print(f"{target}: {size(target):,} bytes" + "".join(f"; {words}" for words in left_out))
 
 
 def clean(arguments: argparse.Namespace, runs: Path) -> None:
-    """Says what would be deleted, and with --yes deletes it."""
-    paths = run_store.resolve(arguments.runs, runs) if arguments.runs else run_store.find_runs(runs)
-    plan = list(run_store.to_delete(paths, arguments.results, arguments.finished, arguments.unfinished))
+    """Prints what could be deleted, and deletes it with --yes."""
+    paths = resolve(arguments.runs, runs) if arguments.runs else find_runs(runs)
+    plan = list(to_delete(paths, arguments.results, arguments.finished, arguments.unfinished))
     total = 0
     for path, reason in plan:
-        total += (size := run_store.size(path))
-        print(f"{path}  {size / 1e6:.1f} MB  {reason}")
+        taken = size(path)
+        total += taken
+        print(f"{path}  {taken / 1e6:.1f} MB  {reason}")
     if plan and arguments.yes:
         for path, reason in plan:
-            run_store.delete(path, reason)
+            delete(path, reason)
         print(f"deleted: {total / 1e6:.1f} MB")
     else:
         print(f"{total / 1e6:.1f} MB could be deleted; --yes does it" if plan else "nothing to delete")
 
 
+def run(argv: Sequence[str] | None) -> None:
+    """Runs one command."""
+    arguments = make_parser().parse_args(argv)
+    runs = arguments.results / "runs"
+    if arguments.command == "list":
+        show(arguments.folder or runs)
+    elif arguments.command == "table":
+        tabulate(arguments.folder or runs, arguments.to)
+    elif arguments.command == "keep":
+        keep(arguments, runs)
+    elif arguments.command == "clean":
+        clean(arguments, runs)
+    else:
+        written = archive(resolve(arguments.runs, runs), arguments.to)
+        print(f"{arguments.to}: {written / 1e6:.1f} MB")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    try:
-        arguments = make_parser().parse_args(argv)
-        runs = arguments.results / "runs"
-        if arguments.command == "list":
-            show(arguments.folder or runs)
-        elif arguments.command == "table":
-            tabulate(arguments.folder or runs, arguments.to)
-        elif arguments.command == "keep":
-            keep(arguments, runs)
-        elif arguments.command == "clean":
-            clean(arguments, runs)
-        else:
-            written = run_store.archive(run_store.resolve(arguments.runs, runs), arguments.to)
-            print(f"{arguments.to}: {written / 1e6:.1f} MB")
-    except Refusal as refusal:
-        print(f"runs: {refusal}", file=sys.stderr)
-        return Refusal.exit_code
-    except OSError as error:
-        print(f"runs: {error}", file=sys.stderr)
-        return Stopped.exit_code
-    return 0
+    return guarded("runs", lambda: run(argv))
 
 
 if __name__ == "__main__":

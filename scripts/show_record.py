@@ -21,7 +21,7 @@ from pdp.training.display import Display
 
 
 def main() -> int:
-    """Prints the table; exit code 2 where the folder holds no record."""
+    """Prints the table; the exit code is 2 if the folder holds no record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="the directory of a finished run or of a kept record")
     parser.add_argument("--svg", type=Path, help="a file to draw the table into")

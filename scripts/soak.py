@@ -1,12 +1,12 @@
-"""Kills, signals, full disks, damaged files and lost processes at random against short runs of every method.
+"""Tests short runs of every method against random kills, signals, full disks, damaged files and lost processes.
 
     python scripts/soak.py --minutes 60                      writes results/benchmarks/soak.json
     python scripts/soak.py --minutes 1 --to /tmp/soak.json --seed 7
 
-Each trial starts a run of three epochs, lets something happen to it at a random moment, gives the same command again
-and holds weights, metric and histories against a run that was left alone, bit for bit. Of every kind of misfortune and
-every case it tells how often it was tried and how often everything held. What was not held keeps its folder.
-Exit codes: 0 all held; 1 something was not; 2 refused.
+Each trial starts a run of three epochs, disturbs it at a random moment, gives the same command again, and compares
+weights, metric and histories bit for bit with those of an undisturbed run. For every kind of disturbance and every case
+it reports the number of trials and of successes. The folder of a failed trial is kept. Exit codes: 0 all succeeded; 1
+some failed; 2 refused.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Soaks for so long and writes the table."""
+    """Runs trials for the given time and writes the table."""
     parser = Parser("soak.py", __doc__)
     parser.add_argument("--minutes", type=float, default=60.0, help="how long (60)")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (0)")
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="*", help="only kinds that begin so (all)")
     arguments = parser.parse_args(argv)
 
-    from pdp.benchmarks.soaking import CASES, KINDS, NotHeld, Soak, can_mount
+    from pdp.benchmarks.misfortunes import KINDS, trial
+    from pdp.benchmarks.soaking import CASES, NotHeld, Soak, can_mount
 
     cases = arguments.cases or list(CASES)
     if unknown := [case for case in cases if case not in CASES]:
@@ -56,12 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     tried: dict[tuple[str, str], list[bool]] = {}
     failures: list[str] = []
     while time.monotonic() - begun < 60 * arguments.minutes:
-        if not order:  # every kind with every case before any comes again
+        if not order:  # every combination once before any is repeated
             order = [(kind, case) for kind in kinds for case in cases]
             soak.chance.shuffle(order)
         kind, case = order.pop()
         try:
-            soak.trial(kind, case)
+            trial(soak, kind, case)
             tried.setdefault((kind, case), []).append(True)
         except NotHeld as failure:
             tried.setdefault((kind, case), []).append(False)
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def write(
     path: Path, tried: dict[tuple[str, str], list[bool]], failures: Sequence[str], seed: int, seconds: float
 ) -> None:
-    """The table: of all, each kind and each case how many were tried and how many held."""
+    """Writes the numbers of trials and successes: in total, for each kind and for each case."""
     import torch
 
     from pdp.benchmarks.benchmarking import machine, write_figures

@@ -1,10 +1,10 @@
-"""The table of a sweep, from the records of its runs alone: on the terminal, as CSV and as Markdown.
+"""Makes the table of a sweep from the records of its runs: on the terminal, as CSV and as Markdown.
 
     python scripts/sweep_table.py results/runs/.sweeps/1a2b3c4d      a sweep's folder, as submit.py printed it
     python scripts/sweep_table.py results/runs --to results/here     any folder of runs
 
-Writes runs.csv (a row per run), cells.csv (over seeds) and table.md to the sweep's folder or --to. Exit codes: 0; 2
-refused; 3 runs of the sweep are missing: the tables hold the others.
+Writes runs.csv (a row per run), cells.csv (over seeds) and table.md to the sweep's folder or to --to. Exit codes: 0; 2
+refused; 3 runs of the sweep are missing, and the tables contain the others.
 """
 
 from __future__ import annotations

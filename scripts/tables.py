@@ -1,11 +1,11 @@
-"""Makes the tables of results/tables from the records in results/records and the numbers in results/published.csv.
+"""Makes the tables in results/tables from the records in results/records and the numbers in results/published.csv.
 
-    python scripts/tables.py                       results/tables/*.md, *.csv and *.tex, all of them anew
+    python scripts/tables.py                       results/tables/*.md, *.csv and *.tex, all of them
     python scripts/tables.py --results elsewhere   the same for another folder that holds records/
 
-Random, N:M and channel pruning and language, a file a data set, ours beside published; methods over sparsities; PDP
-against each method over seeds; training cost; hyper-parameters. Records of studies named *_tuning stand in no table.
-Commit new records and the tables made anew together: a test holds the one against the other. Exit codes: 0; 2 refused.
+Random, N:M and channel pruning and language, one file per data set, our numbers beside published ones; methods over
+sparsities; PDP against each method over seeds; training cost; hyper-parameters. Records of studies named *_tuning are
+in no table. Commit new records together with the regenerated tables: a test compares them. Exit codes: 0; 2 refused.
 """
 
 from __future__ import annotations

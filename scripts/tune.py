@@ -1,15 +1,15 @@
 """Tunes a study: equally many trials for every method and the dense model, at each sparsity, judged by validation.
 
-python scripts/tune.py conf/study/fashion_long.yaml            draws trials, runs what is not kept yet, says the best
+python scripts/tune.py conf/study/fashion_long.yaml            draws trials, runs those not kept yet, prints the best
 python scripts/tune.py conf/study/fashion_long.yaml --draw     draws them and runs nothing
-python scripts/tune.py conf/study/fashion_long.yaml --table    how each trial did, and which is chosen
+python scripts/tune.py conf/study/fashion_long.yaml --table    the result of each trial, and which is chosen
 
-Trials run with tuning.seed, which is none of the study's seeds, and with tuning.words (fewer epochs, say); the first
-trial of a method is its own setting, the others are drawn by Optuna from what `search` says. What is drawn lies in
-results/studies/<study>_trials.json, and runs of it need no Optuna; records and histories are kept in
-results/records/<study>_tuning as runs end, and what is found there counts as done: the same command goes on.
-scripts/compare.py then runs the study, each method at each sparsity with the setting that did best. Words after the
-file are for every run, such as data.root=/data/x. Exit codes: 0 done; 2 refused; 3 some runs failed.
+Trials run with tuning.seed, which is not among the study's seeds, and with the arguments tuning.words (fewer epochs,
+for example). The first trial of a method is its own default setting; the others are drawn by Optuna from the ranges in
+`search`. The drawn trials are stored in results/studies/<study>_trials.json, and running them needs no Optuna. Records
+and histories are kept in results/records/<study>_tuning as runs end. Runs found there count as done, so the same
+command continues. Then scripts/compare.py runs the study, each method at each sparsity with its best setting. Arguments
+after the file apply to every run, such as data.root=/data/x. Exit codes: 0 done; 2 refused; 3 some runs failed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def make_parser() -> Parser:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does what the command line asks; returns the exit code."""
+    """Does what the command line asks for; returns the exit code."""
     from pdp.studies.study import read_study
     from pdp.studies.tuning import draw_trials, left_to_run, report
 
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def run_trials(study, cells: list, arguments: argparse.Namespace) -> int:
-    """Runs the trials that are drawn; returns how many failed."""
+    """Runs the trials that were drawn; returns how many failed."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -93,7 +93,7 @@ def run_trials(study, cells: list, arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Returns the exit code."""
+    """Runs the script and returns its exit code."""
     try:
         return run(make_parser().parse_intermixed_args())
     except Refusal as refusal:

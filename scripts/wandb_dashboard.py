@@ -1,10 +1,10 @@
-"""Builds the W&B workspace and report that hold PDP against STR, GMP and OptG.
+"""Builds the W&B workspace and report that compare PDP with STR, GMP and OptG.
 
     python scripts/wandb_dashboard.py --project pdp --entity my-team
     python scripts/wandb_dashboard.py --offline dashboard.json         writes what would be sent; no server, no key
 
 Views: accuracy against sparsity, against MACs, per-layer shares, curves, training cost. Needs pip install
-"pdp-pruning[cluster]". Exit codes: 0; 2 refused; 3 the server or the disk said no.
+"pdp-pruning[cluster]". Exit codes: 0; 2 refused; 3 the server failed or the file could not be written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pdp.scripting import Parser, guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Saves the dashboards, or writes them down."""
+    """Saves the dashboards to the server, or writes them to a file."""
     parser = Parser("wandb_dashboard.py", __doc__)
     parser.add_argument("--project", default=os.environ.get("WANDB_PROJECT") or "pdp", help="(WANDB_PROJECT, else pdp)")
     parser.add_argument("--entity", default=os.environ.get("WANDB_ENTITY"), help="user or team (WANDB_ENTITY)")

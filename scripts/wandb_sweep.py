@@ -3,8 +3,8 @@
     python scripts/wandb_sweep.py baselines model=resnet20                  on the terminal
     python scripts/wandb_sweep.py baselines model=resnet20 --to sweep.yaml ; wandb sweep sweep.yaml
 
-Typed words come instead of the file's or beside them, as with submit.py --sweep. Every cell is checked. The agent runs
-train.py with the sweep's words and tracker=wandb. Exit codes: 0; 2 refused; 3 the file could not be written.
+Typed arguments replace the file's or are added to them, as with submit.py --sweep. Every cell is checked. The agent
+runs train.py with the sweep's arguments and tracker=wandb. Exit codes: 0; 2 refused; 3 the file could not be written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pdp.scripting import Parser, guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks and writes."""
+    """Checks every cell and writes the sweep."""
     from pdp.config.sweep import wandb_form
 
     parser = Parser("wandb_sweep.py", __doc__)

@@ -1,11 +1,11 @@
-"""Sends runs that were tracked offline to W&B, each once, also those that were resumed.
+"""Sends runs that were tracked offline to W&B, each once, including those that were resumed.
 
     python scripts/wandb_sync.py                       all below results/runs
     python scripts/wandb_sync.py results/runs/<run>    these alone
     python scripts/wandb_sync.py --dry-run             says what would be sent
 
-A resumed run left a folder for each start; they are sent in their order and make one run. What was sent is marked and
-not sent again; a run that still runs is left for later. Exit codes: 0; 2 refused; 3 W&B did not take something.
+A resumed run left a folder for each start; they are sent in order and form one run. What was sent is marked and not
+sent again; a run that is still training is left for later. Exit codes: 0; 2 refused; 3 W&B did not accept something.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pdp.tracking import wandb_offline
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Finds and sends."""
+    """Finds the folders and sends them."""
     parser = Parser("wandb_sync.py", __doc__)
     parser.add_argument("folders", nargs="*", type=Path, default=[Path("results/runs")], help="(results/runs)")
     parser.add_argument("--project", help="another project than the run's own")

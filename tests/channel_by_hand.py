@@ -1,4 +1,4 @@
-"""Channels by hand for the tests of their methods: a small net, its masked forward and gradients in float64."""
+"""Channel pruning computed by hand for the methods' tests: a small net, its masked forward and gradients in float64."""
 
 import numpy as np
 import torch

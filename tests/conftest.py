@@ -1,4 +1,4 @@
-"""Settings all tests share: one thread a process, as several processes run side by side."""
+"""Settings that all tests share: one thread per process, because several processes run side by side."""
 
 import os
 

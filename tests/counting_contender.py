@@ -1,4 +1,4 @@
-"""A contender that a process of its own can import in a moment."""
+"""A contender for benchmarks that another process can import quickly."""
 
 import os
 

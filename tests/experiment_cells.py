@@ -1,4 +1,4 @@
-"""What the experiment files need to be composed here, and which of them differ in more than a number."""
+"""What the experiment files need in order to be composed in tests, and which of them differ in more than a number."""
 
 from pathlib import Path
 

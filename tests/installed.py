@@ -1,4 +1,4 @@
-"""The wheel, built from this checkout and installed beside chosen distributions and nothing else."""
+"""Installs the wheel, built from this checkout, beside chosen distributions and nothing else."""
 
 import importlib.metadata
 import re

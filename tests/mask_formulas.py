@@ -1,4 +1,4 @@
-"""The cut and the soft mask as their formulas say, in float64."""
+"""The formulas of the cut and the soft mask, in float64."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""N:M by hand for the tests of its methods: groups as index tuples, a small net and its gradients in float64."""
+"""N:M pruning by hand for the methods' tests: groups as index tuples, a small net and its gradients in float64."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""A record's values, for tests that need one without training."""
+"""The values of a record, for tests that need one without training."""
 
 
 def record_values(**changed):

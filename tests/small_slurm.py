@@ -1,8 +1,8 @@
 """A Slurm of three nodes on this machine, as root and without systemd: python tests/small_slurm.py start|stop FOLDER.
 
-Every node is a daemon of its own. Two, each with a fake GPU, are the partition `main`; the third is in two partitions,
-`low` and `high`, which preempts it. Everything lies in FOLDER, nothing in /etc: a Slurm that the machine belongs to is
-neither read nor touched. `start` prints what to export.
+Every node is a separate daemon. Two, each with a fake GPU, form the partition `main`; the third is in two partitions,
+`low` and `high`, of which `high` preempts `low`. All files are in FOLDER and none in /etc, so that a Slurm to which the
+machine belongs is neither read nor changed. `start` prints what to export.
 """
 
 from __future__ import annotations

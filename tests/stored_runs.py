@@ -1,4 +1,4 @@
-"""Directories of runs as train.py leaves them, made without training."""
+"""Directories of runs as train.py leaves them, created without training."""
 
 import numpy as np
 from record_values import record_values

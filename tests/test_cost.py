@@ -1,4 +1,4 @@
-"""Counts against published ones, against FlopCounterMode and by hand."""
+"""Counts of parameters and MACs against published ones, against FlopCounterMode and by hand."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""examples/: the notebook executed by a kernel, the loops of one's own, the lines of the own model's README."""
+"""examples/: the notebook executed by a kernel, the custom training loops, the commands in the own model's README."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""pdp.run, pdp.compose and pdp.sweep: the command line's words from Python, its refusals as exceptions."""
+"""pdp.run, pdp.compose and pdp.sweep: the command line's arguments from Python, its refusals as exceptions."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The harness from an installed wheel, in a folder of the user's own: conf/ comes along, and pdp.run works."""
+"""The harness from an installed wheel, in the user's own folder: conf/ is included, and pdp.run works."""
 
 import json
 import tomllib

@@ -1,4 +1,4 @@
-"""The type in which a layer multiplies its weight."""
+"""The dtype in which a layer multiplies its weight."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Pages name files that exist: a path in code marks is one of the repository, or of what a run leaves."""
+"""Pages name files that exist: a path in code marks is in the repository, or is a file that a run leaves."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Lines of README and docs marked `<!-- typed: NAME -->` are typed as they stand, in a folder that NAME's maker fills.
+"""Lines of README and docs marked `<!-- typed: NAME -->` are run as written, in a folder that NAME's maker fills.
 
-Blocks of one name share a folder and are typed in their order; `<run>` is the one run that the folder then has.
+Blocks of one name share a folder and are run in order; `<run>` stands for the one run that the folder then has.
 """
 
 import re

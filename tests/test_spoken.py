@@ -1,4 +1,4 @@
-"""Refusals of the library speak Python, those of the harness the command line."""
+"""Refusals of the library name Python arguments, those of the harness name overrides of the command line."""
 
 import pytest
 from torch import nn

@@ -1,4 +1,4 @@
-"""Every weight of a model is a layer's or is named with the reason why it stays dense."""
+"""Every weight of a model belongs to a prunable layer, or is listed with the reason why it stays dense."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Tracks the runs of a JSON file one after the other: python tracking_worker.py JOBS; prints a report for each."""
+"""Tracks the runs listed in a JSON file one by one: python tracking_worker.py JOBS; prints a report for each."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""As much of a W&B server as `wandb sync` speaks to: it keeps each run's history lines at their places."""
+"""A minimal W&B server for `wandb sync`, which stores each run's history lines."""
 
 import gzip
 import json

@@ -1,6 +1,6 @@
-"""What the benchmarks share: contenders in processes of their own, the machine in words, and the file of figures.
+"""Shared by the benchmarks: contenders in separate processes, a description of the machine, and the file of figures.
 
-Needs no torch until it describes the machine, as every process imports it.
+Imports no torch until it describes the machine, because every process imports this module.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pdp.errors import Refusal, Stopped
 
 
 class Apart:
-    """A contender in a process of its own, so that memory, threads and loader workers of another are not in its way.
+    """A contender in a separate process, unaffected by the memory, threads and loader workers of the others.
 
-    `make` is called there with `arguments` and gives a function from a number of steps to a dict with "seconds" and
-    whatever else is measured; `seen` collects those dicts here. To be closed.
+    In that process `make(*arguments)` must return a function that takes a number of steps and returns a dict with
+    "seconds" and any other measurements; the dicts are collected in `seen`. Must be closed.
     """
 
     def __init__(self, make: Callable[..., Callable[[int], dict[str, Any]]], *arguments: Any):
@@ -34,7 +34,10 @@ class Apart:
         self.seen: list[dict[str, Any]] = []
 
     def seconds(self, steps: int) -> float:
-        """Asks for so many steps and waits; raises `Stopped` where the process failed, which says why by itself."""
+        """Lets the contender make `steps` steps, waits, and returns their wall time.
+
+        Raises `Stopped` if the process failed; its own output says why.
+        """
         try:
             self._pipe.send(steps)
             answer = self._pipe.recv()
@@ -65,7 +68,7 @@ def _serve(pipe: Any, make: Callable[..., Callable[[int], dict[str, Any]]], argu
 
 
 def machine(device: Any, threads: int | None = None) -> dict[str, Any]:
-    """What figures depend on besides the code: torch device, threads, load, versions, commit, the command itself."""
+    """What the figures depend on besides the code: torch device, threads, load, versions, commit, and the command."""
     import torch
 
     from pdp.environment import device_name, git_commit, versions
@@ -93,7 +96,7 @@ def _processor() -> str:
 
 
 def write_figures(path: Path, where: dict[str, Any], results: list[dict[str, Any]]) -> None:
-    """Leaves {"machine": where, "results": results} as JSON, whole or not at all."""
+    """Writes {"machine": where, "results": results} as JSON, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}")
     beside.write_text(json.dumps({"machine": where, "results": results}, indent=1) + "\n", encoding="utf-8")
@@ -101,5 +104,5 @@ def write_figures(path: Path, where: dict[str, Any], results: list[dict[str, Any
 
 
 def verdict(target: float | None, held: bool | None) -> str:
-    """A target in a table's cell."""
+    """The text of a table cell that says whether a target was met."""
     return "" if target is None else f"{target:.2f}: {'held' if held else 'missed'}"

@@ -1,4 +1,4 @@
-"""A model in training as train.py trains it, held still for measuring: one batch, the share of one moment."""
+"""A model set up to train as train.py does, for measuring: one fixed batch, at one moment of the schedule."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pdp.training.optimizers import make_optimizer
 
 
 class Contender:
-    """Model, pruner and optimizer of one configuration, composed or given as train.py's words, and one batch.
+    """Model, pruner, optimizer and one batch of a configuration, composed already or given as train.py's arguments.
 
-    The batch is the first of the data, or with `made` random numbers in its shape, for which no data is opened; `at` is
-    the moment as a share of the run, 1 its end. Raises `Refusal` for words that train.py refuses, and where the method
-    prunes nothing at that moment.
+    The batch is the first one of the data, or with `made` random numbers in its shape, so that no data is opened. `at`
+    is the moment as a fraction of the run; 1 is its end. Raises `Refusal` for arguments that train.py refuses, and if
+    the method prunes nothing at that moment.
     """
 
     def __init__(self, words: Sequence[str] | Config, made: bool = False, at: float = 1.0):
@@ -50,7 +50,7 @@ class Contender:
         self._go_to(at)
 
     def _go_to(self, at: float) -> None:
-        """The share and budget of that moment of the run."""
+        """Sets the share and budget that hold at that moment of the run."""
         self.pruner.start_epoch(0)
         if self.pruner.schedule is None:
             return
@@ -61,7 +61,7 @@ class Contender:
             raise Refusal(f"schedule: nothing is pruned at {at:.0%} of the run, so there is no step to measure")
 
     def step(self) -> None:
-        """One optimizer step, as the trainer makes it."""
+        """One optimizer step, as the trainer does it."""
         loss = self.task.loss(self.trained, self.batch, self.recipe.label_smoothing)
         penalty = self.pruner.penalty()
         self.accelerator.backward(loss if penalty is None else loss + penalty)
@@ -76,17 +76,17 @@ class Contender:
         self.steps += 1
 
     def seconds(self, steps: int = 1) -> float:
-        """Wall time of so many steps, the device's work included."""
+        """Wall time of `steps` steps in seconds, including the device's work."""
         return seconds(self.step, self.device, steps)
 
     @property
     def prunable(self) -> int:
-        """Weights that pruning reaches."""
+        """The number of prunable weights."""
         return sum(weight.numel() for weight in self.pruner.prunable_weights.values())
 
 
 def seconds(work: Any, device: torch.device, times: int = 1) -> float:
-    """Wall time of so many calls, the device's work included."""
+    """Wall time of `times` calls in seconds, including the device's work."""
     synchronize(device)
     started = time.perf_counter()
     for _ in range(times):
@@ -96,16 +96,16 @@ def seconds(work: Any, device: torch.device, times: int = 1) -> float:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits for the device."""
+    """Waits until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def own_seconds(contender: Contender, repeats: int = 7) -> dict[str, list[float]]:
-    """Seconds of the method's own work in one step, each part by itself, `repeats` times.
+    """Seconds that the method's own operations take in one step, each operation alone, measured `repeats` times.
 
-    `cut` finds the cuts of all layers, `mask` makes all effective weights, `backward` takes their gradients back to the
-    stored ones; `copy` is the yardstick: all stored weights copied once.
+    `cut` finds the cuts of all layers, `mask` computes all effective weights, and `backward` takes their gradients back
+    to the stored weights. `copy`, for comparison, copies all stored weights once.
     """
     pruner, device = contender.pruner, contender.device
     members = [(layer, member) for layer in pruner.layers if layer.active for member in layer.members]

@@ -1,4 +1,4 @@
-"""Imported by the server that short runs are forked from: all that such a run imports, nothing that starts threads."""
+"""Imported by the server that forks short runs: everything that such a run imports, and nothing that starts threads."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ import pdp.tasks.image_data
 import pdp.training.run  # noqa: F401
 
 torch.set_num_threads(1)
-pdp.kernels.cpu.found()  # compiled once for all
+pdp.kernels.cpu.found()  # compiled once for all runs
 pdp.tasks.image_data.read_digits()

@@ -1,4 +1,4 @@
-"""Runs of train.py in processes of their own that start in a moment, forked from a server that has imported all."""
+"""Runs of train.py in separate processes that start quickly, forked from a server that has imported everything."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-CONTEXT = multiprocessing.get_context("forkserver")  # which itself never trains: what it forks is as good as new
+CONTEXT = multiprocessing.get_context("forkserver")  # the server never trains, so its forks start clean
 CONTEXT.set_forkserver_preload(["pdp.benchmarks.forked_ready"])
 
 
 class Start:
-    """One start of a command, in a session and group of its own; its output goes to a file."""
+    """One start of a command, in a session and process group of its own; its output goes to a file."""
 
     def __init__(self, words: Sequence[str], log: Path, environment: dict[str, str] | None = None):
         self.log, self.words = log, list(words)
@@ -27,12 +27,12 @@ class Start:
 
     @property
     def code(self) -> int | None:
-        """The exit code, a signal's as its negative; None while it runs."""
+        """The exit code, negative for a signal; None while it runs."""
         self._process.join(0)
         return self._process.exitcode
 
     def wait(self, seconds: float = 300.0) -> int:
-        """The exit code; a start that takes longer is killed, and that is an `AssertionError`."""
+        """Waits and returns the exit code; after `seconds` the process is killed and an `AssertionError` raised."""
         self._process.join(seconds)
         if self._process.exitcode is None:
             self.to_group(signal.SIGKILL)
@@ -41,18 +41,18 @@ class Start:
         return self._process.exitcode
 
     def send(self, number: int) -> None:
-        """A signal to the process alone."""
+        """Sends a signal to this process only."""
         if self.code is None:
             os.kill(self.pid, number)
 
     def to_group(self, number: int) -> None:
-        """A signal to the process and all it forked, as a terminal, timeout and Slurm send it."""
+        """Sends a signal to the process and all that it forked, as a terminal, `timeout` and Slurm do."""
         if self.code is None:
             os.killpg(self.pid, number)
 
     @property
     def workers(self) -> list[int]:
-        """The loaders' processes."""
+        """The process ids of the data loaders' workers."""
         try:
             return [int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
         except OSError:
@@ -65,7 +65,7 @@ class Start:
 
 
 def two_ranks(words: Sequence[str], log: Path) -> list[Start]:
-    """The two processes of one run, which meet on a free port; their logs end in their ranks."""
+    """Starts the two processes of one run, which connect on a free port; the names of their logs end in their ranks."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

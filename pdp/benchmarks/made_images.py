@@ -1,4 +1,4 @@
-"""Folders of JPEGs made up to weigh and decode as ImageNet's do, for measuring where there are no photographs."""
+"""Folders of artificial JPEGs with the file size and decoding cost of ImageNet's, to measure without photographs."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-SIDES = (500, 375)  # pixels, the long side first: ImageNet's most frequent size
+SIDES = (500, 375)  # pixels, the long side first: the most frequent size in ImageNet
 _QUALITY = 90
 _VERSION = 1
 
 
 def make_image_folder(root: Path, train: int, classes: int = 10, sides: tuple[int, int] = SIDES) -> Path:
-    """Writes `root`/train and val as folders of `classes` classes, one image of each in val; kept where it is there.
+    """Writes `root`/train and `root`/val as folders of `classes` classes, with one val image each; returns `root`.
 
-    Noise of the amplitude spectrum of photographs, 1/f, two in three of them wide; at quality 90 an image of 500 x 375
-    takes about 115 kB, ImageNet's mean being 110 kB. Returns `root`.
+    If the folder exists already, it is kept. The images are noise with the amplitude spectrum of photographs, 1/f; two
+    of three are wider than high. At quality 90 an image of 500 x 375 takes about 115 kB; the mean in ImageNet is 110
+    kB.
     """
     asked = {"version": _VERSION, "train": train, "classes": classes, "sides": list(sides)}
     note = root / "made.json"
@@ -41,14 +42,14 @@ def make_image_folder(root: Path, train: int, classes: int = 10, sides: tuple[in
         def write(path: Path, boxes: dict[Path, Any] = boxes) -> None:
             field.crop(boxes[path]).save(path, quality=_QUALITY)
 
-        with ThreadPoolExecutor(os.cpu_count()) as threads:  # the encoder lets go of Python's lock
+        with ThreadPoolExecutor(os.cpu_count()) as threads:  # the encoder releases Python's global lock
             list(track(threads.map(write, boxes), f"images for {part}", total=count, disable=count < 200))
     note.write_text(json.dumps(asked), encoding="utf-8")
     return root
 
 
 def _field(rng: np.random.Generator, width: int, height: int) -> Any:
-    """An image of 1/f noise, its channels mostly alike, of which many are cut out."""
+    """A large image of 1/f noise with strongly correlated channels, from which many images are cropped."""
     from PIL import Image
 
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])

@@ -1,4 +1,4 @@
-"""The words of train.py for what the benchmarks measure; no data is opened for them."""
+"""The arguments of train.py for what the benchmarks measure; no data is opened for them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 from pdp.config.groups import CONF
 
 PATTERNS = ("random", "nm", "channel")
-# Whether the model is compiled, and whether whole steps are replayed from a CUDA graph.
+# (is the model compiled, are whole steps replayed from a CUDA graph)
 WAYS = {"plain": (False, False), "compiled": (True, False), "captured": (False, True), "both": (True, True)}
-SPARSITY = {"random": 0.9, "channel": 0.5}  # that of MobileNet-v1 is the abstract's
+SPARSITY = {"random": 0.9, "channel": 0.5}  # MobileNet-v1's is taken from the paper's abstract
 
 
 def task_of(model: str) -> str:
-    """model.task of a model's file; images for any other name, which timm is asked for."""
+    """model.task of a model's configuration file; "images" for any other name, which is looked up in timm."""
     import yaml
 
     path = CONF / "model" / f"{model}.yaml"
@@ -21,7 +21,7 @@ def task_of(model: str) -> str:
 
 
 def words(model: str, batch: int, values: dict[str, Any]) -> list[str]:
-    """What train.py would be given, but for what is pruned and how; no data is opened."""
+    """The arguments of train.py except for those that choose what is pruned and how; no data is opened."""
     known, task = (CONF / "model" / f"{model}.yaml").is_file(), task_of(model)
     found = [f"model={model}"] if known else ["model=timm", f"model.name={model}"]
     if task == "images":
@@ -31,14 +31,14 @@ def words(model: str, batch: int, values: dict[str, Any]) -> list[str]:
         found += ["data=glue", "data.task=mnli", f"data.max_length={values['length'] or 128}", "model.pretrained=false"]
     else:
         found += ["data=wikitext", f"data.context={values['length'] or 1024}", "model.pretrained=false"]
-    # A small rate: random labels at the recipe's own could make numbers that no run meets.
+    # A small learning rate: at the recipe's own, random labels could lead to values that never occur in a run.
     found += [f"recipe.batch_size={batch}", f"recipe.precision={values['precision']}", "recipe.lr=1e-4"]
     found += [f"recipe.compile={values['compile']}", f"device={values['device']}", "data.noise_if_absent=true"]
     return [*found, *values["words"]]
 
 
 def pruned_words(model: str, pattern: str, given: list[str]) -> list[str]:
-    """What is pruned, and how much of it unless the command says it."""
+    """The arguments that choose the pattern and, unless they are given, the sparsity."""
     if pattern == "nm" or any(word.startswith("sparsity=") for word in given):
         return [f"prune={pattern}"]
     share = 0.866 if (model, pattern) == ("mobilenet_v1", "random") else SPARSITY[pattern]
@@ -46,6 +46,6 @@ def pruned_words(model: str, pattern: str, given: list[str]) -> list[str]:
 
 
 def way_of(row: dict[str, Any]) -> str:
-    """Its name; earlier files have no captured steps."""
+    """The name of the way in `WAYS`; rows of earlier files have no captured steps."""
     how = (row.get("compile", False), row.get("captured", False))
     return next(name for name, one in WAYS.items() if one == how)

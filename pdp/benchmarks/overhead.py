@@ -1,4 +1,4 @@
-"""What a method adds to a training step: a row of figures for each pattern and method beside one dense contender."""
+"""What a method adds to a training step: a row of figures per pattern and method, against one dense contender."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pdp.benchmarks.step_ways import Captured, graph_breaks
 from pdp.errors import Refusal
 from pdp.methods.checks import PATTERNS_OF
 
-MEMORY_TARGET = 1.1  # times the prunable weights' bytes
+MEMORY_TARGET = 1.1  # as a multiple of the prunable weights' bytes
 
 
 def measure(model: str, batch: int, targets: dict[str, float | None], values: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row per pattern and method, all against one dense contender."""
+    """One row per pattern and method, all compared with the same dense contender."""
     base, rows = words(model, batch, values), []
     of_pruning = ("method", "sparsity", "prune", "schedule", "allocation")
     dense_words = [word for word in base if not word.startswith(of_pruning)] + ["prune=none"]
@@ -58,13 +58,13 @@ def measure(model: str, batch: int, targets: dict[str, float | None], values: di
 
 
 def _patterns_of(method: str, asked: list[str]) -> list[str]:
-    """Those of the asked patterns that the method knows, else its own first one."""
+    """The requested patterns that the method supports, or else the first one that it supports."""
     known = PATTERNS_OF.get(method, PATTERNS)
     return [one for one in asked if one in known] or [known[0]]
 
 
 def _made_ready(contender: Any, values: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The contender in the way that was asked for, and what is known of that."""
+    """The contender in the requested way (plain, compiled, captured), and what is known about the preparation."""
     found = graph_breaks(contender, values["warmup"]) if values["compile"] else {}
     return Captured(contender) if values["captured"] else contender, found
 
@@ -72,13 +72,13 @@ def _made_ready(contender: Any, values: dict[str, Any]) -> tuple[Any, dict[str, 
 def _compared(
     given: list[str], dense: Any, of_dense: dict[str, Any], target: float | None, values: dict[str, Any], peak: Any
 ) -> dict[str, Any]:
-    """The figures of one row; raises `Refusal` for what train.py refuses and what cannot be made ready."""
+    """The figures of one row; raises `Refusal` for what train.py refuses and for ways that cannot be prepared."""
     pruned, steps = Contender(given, made=True, at=values["at"]), values["steps"]
     row: dict[str, Any] = {}
     if values["profile"]:
         pruned.seconds(values["warmup"])
         row["profile"] = {"pruned": profile_steps(pruned)}
-        if "profile" in of_dense:  # once in a file
+        if "profile" in of_dense:  # only one profile per file
             row["profile"]["dense"] = of_dense.pop("profile")
     second, way = _made_ready(pruned, values)
     if way:

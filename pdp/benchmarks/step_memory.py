@@ -1,8 +1,8 @@
-"""The largest amount of memory that a training step holds at once, counted by the allocators themselves.
+"""The peak memory of a training step, as counted by the allocators.
 
-On a GPU that is `torch.cuda.max_memory_allocated`. On the CPU the profiler's log of every allocation and release is
-added up, and the arrays that numpy holds are added to it. The resident size of the process would also have what the C
-library keeps back and what oneDNN caches, which moves by more from run to run than a mask takes.
+On a GPU this is `torch.cuda.max_memory_allocated`. On the CPU the profiler's log of all allocations and releases is
+added up, plus the arrays that numpy holds. The resident size of the process is not used, because it includes what the C
+library keeps back and what oneDNN caches, which varies between runs by more than a mask takes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MARK = "pdp.benchmarks.step_memory"
 def allocated(
     work: Callable[[], Any], device: torch.device, prepare: Callable[[], Any] = lambda: None
 ) -> tuple[int, int]:
-    """Bytes of tensors held at the peak within `work`, and left by it, both above what was held before `prepare`."""
+    """(peak, remaining) bytes of tensors during and after `work`, above what was held before `prepare`."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -58,7 +58,7 @@ def allocated(
 
 
 def numpy_bytes() -> int:
-    """Bytes of the arrays that numpy allocated and holds, of those made since `tracemalloc.start()`."""
+    """Bytes of the arrays that numpy holds, of those allocated since `tracemalloc.start()`."""
     from numpy.lib import tracemalloc_domain
 
     arrays = tracemalloc.take_snapshot().filter_traces([tracemalloc.DomainFilter(True, tracemalloc_domain)])
@@ -66,10 +66,10 @@ def numpy_bytes() -> int:
 
 
 def step_peak(overrides: Sequence[str], made: bool = True, threads: int | None = None) -> dict[str, int]:
-    """What one contender holds at the peak of a step after two others, in bytes, and its prunable weights.
+    """The peak memory of a contender's step, in bytes, after two warm-up steps; and its prunable weights.
 
-    `peak` counts parameters, optimizer, pruner, activations and gradients; for a process in which on the CPU nothing
-    else was trained before, on a GPU a contender as large, which has made the libraries' workspaces.
+    `peak` counts parameters, optimizer, pruner, activations and gradients. On the CPU call this in a process that has
+    trained nothing before; on a GPU after a contender of the same size, which has allocated the libraries' workspaces.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -79,7 +79,7 @@ def step_peak(overrides: Sequence[str], made: bool = True, threads: int | None =
     config = compose(overrides)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        tracemalloc.start()  # late, as it makes all of Python slow
+        tracemalloc.start()  # as late as possible, because it slows down Python
     held: list[Contender] = []
 
     def begin() -> None:
@@ -94,8 +94,8 @@ def step_peak(overrides: Sequence[str], made: bool = True, threads: int | None =
 
 
 def step_peak_apart(overrides: Sequence[str], made: bool = True, threads: int | None = None) -> dict[str, int]:
-    """`step_peak` in a process of its own, in which no other contender has left anything behind."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler reports on stderr what it finds missing
+    """`step_peak` in a separate process, in which no other contender has left anything behind."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler warns on stderr
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(step_peak, list(overrides), made, threads).result()

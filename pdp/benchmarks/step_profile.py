@@ -1,4 +1,4 @@
-"""Where a step's time goes: what the device is busy with, and what the host spends on giving it work."""
+"""Profiles a training step: what the device computes, and how long the host takes to launch it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.autograd import DeviceType
 
 from pdp.benchmarks.contender import Contender, synchronize
 
-_SHOWN = 25  # of a list, the longest first
+_SHOWN = 25  # entries of a list, the longest first
 
 
 def own_kernels() -> set[str]:
-    """Names of this project's Triton kernels."""
+    """The names of this project's Triton kernels."""
     try:
         from triton.runtime import JITFunction
 
@@ -26,11 +26,12 @@ def own_kernels() -> set[str]:
 
 
 def profile_steps(contender: Contender, steps: int = 3) -> dict[str, Any]:
-    """Milliseconds and calls of a step, a mean over `steps` of them, as PyTorch's profiler saw them.
+    """Milliseconds and calls per step, averaged over `steps` steps, from PyTorch's profiler.
 
-    `device_busy_ms` is the sum of all kernels and copies, `own_ms` that of this project's kernels, `launches` how many
-    there are; `kernels` and `host` list the longest ones, on the host by the time of an operation without those inside
-    it. The profiler makes the host slower, so `host` says what is long, and a step's own time is measured elsewhere.
+    `device_busy_ms` is the sum over all kernels and copies, `own_ms` the part of this project's kernels, and `launches`
+    the number of kernels and copies. `kernels` and `host` list the longest ones; on the host, the time of an operation
+    excludes the operations that it calls. The profiler slows down the host, so `host` only shows what takes long; the
+    real time of a step is measured elsewhere.
     """
     from torch.profiler import ProfilerActivity, profile
 

@@ -1,4 +1,4 @@
-"""What a method adds to a training step: contenders timed in turn, in one process, at the target."""
+"""Measures what a method adds to a training step: contenders timed alternately in one process, at the target share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pdp.benchmarks.contender import Contender
 
 
 class Timed(Protocol):
-    """What can be timed."""
+    """Anything whose steps can be timed."""
 
     def seconds(self, steps: int) -> float:
-        """Wall time of so many steps."""
+        """Wall time of `steps` steps in seconds."""
 
 
 def quartiles(values: Sequence[float]) -> list[float]:
@@ -27,20 +27,20 @@ def quartiles(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Seconds of two contenders in turn, a row per round; the second goes first in every other one."""
+    """Seconds of two contenders, a row per round; in every other round the second one is timed first."""
 
     rows: list[tuple[float, float]]
 
     @property
     def ratios(self) -> list[float]:
-        """Second over first, round by round."""
+        """Time of the second contender divided by that of the first, for each round."""
         return [second / first for first, second in self.rows]
 
     @property
     def repeats(self) -> list[float]:
-        """Neighbouring measurements of the same contender, the later over the earlier: what the machine adds by itself.
+        """Ratios of successive measurements of the same contender, the later to the earlier: the noise of the machine.
 
-        The order turns round, so whoever is last in a round is first in the next one.
+        The order alternates, so the contender that is last in one round is first in the next one.
         """
         rows = self.rows
         return [rows[number + 1][(number + 1) % 2] / rows[number][(number + 1) % 2] for number in range(len(rows) - 1)]
@@ -54,7 +54,10 @@ def in_turn(
     warmup: int,
     tell: Callable[[], None] = lambda: None,
 ) -> Pairs:
-    """Both warmed up, then timed in turn; every measurement is of `steps` steps, and `tell` is called after each."""
+    """Times two contenders alternately after `warmup` steps of each.
+
+    Every measurement covers `steps` steps, and `tell` is called after each.
+    """
     for contender in (first, second):
         contender.seconds(warmup)
         tell()
@@ -70,7 +73,7 @@ def in_turn(
 
 
 def ratios(dense: Sequence[str], methods: dict[str, Sequence[str]], tell: Any) -> list[dict[str, Any]]:
-    """A row per method: method, step_ratio, least, largest; all against one dense contender, one thread."""
+    """One row per method: method, step_ratio, least, largest; each against a dense contender, with one thread."""
     torch.set_num_threads(1)
     first = Contender(dense)
     rows = []

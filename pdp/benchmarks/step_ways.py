@@ -1,4 +1,4 @@
-"""Ways in which a contender makes its steps besides the plain one: compiled, graph breaks counted, and captured."""
+"""Other ways to run a contender's steps: compiled, with graph breaks counted, or captured in a CUDA graph."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from pdp.benchmarks.contender import Contender, seconds
 from pdp.errors import Refusal
 
-_BEFORE_CAPTURE = 3  # steps on a stream of their own, as PyTorch's notes on capturing ask for
+_BEFORE_CAPTURE = 3  # on a separate stream, as PyTorch's documentation on CUDA graphs requires
 
 
 class Captured:
     """Whole steps of a contender replayed from one CUDA graph: forward, backward, optimizer and pruner.
 
-    What the host decides from step to step stands still: a step counts as the one that was captured. Raises `Refusal`
-    without a GPU, and `RuntimeError` where something in the step cannot be captured.
+    Decisions of the host are frozen: every step is the one that was captured. Raises `Refusal` without a GPU, and
+    `RuntimeError` if something in the step cannot be captured.
     """
 
     def __init__(self, contender: Contender):
@@ -44,14 +44,14 @@ class Captured:
         self.steps += 1
 
     def seconds(self, steps: int = 1) -> float:
-        """Wall time of so many steps, the device's work included."""
+        """Wall time of `steps` steps in seconds, including the device's work."""
         return seconds(self.step, self.device, steps)
 
 
 def graph_breaks(contender: Contender, steps: int) -> dict[str, Any]:
-    """Takes the first steps of a compiled contender: graphs made of its model, breaks between them, and their reasons.
+    """Runs the first steps of a compiled contender; returns the numbers of graphs and graph breaks, and reasons.
 
-    A model that is compiled again with other shapes or numbers makes more graphs without a break.
+    Recompilation for other shapes or numbers makes more graphs without a break.
     """
     from torch._dynamo.utils import counters
 

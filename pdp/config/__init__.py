@@ -1,1 +1,1 @@
-"""The configuration: its schema, composition by Hydra, checks, identity and command line; none of it imports torch."""
+"""The configuration: its schema, composition by Hydra, checks, identity, command line; nothing here imports torch."""

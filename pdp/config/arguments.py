@@ -1,4 +1,4 @@
-"""What was typed: overrides read with Hydra's own parser and made ready for composition."""
+"""The overrides that the user typed, read with Hydra's own parser and prepared for composition."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _UNREADABLE = (HydraException, ValueError, RecursionError)
 
 @dataclass(frozen=True)
 class Argument:
-    """One override: `key` without plus signs, the parsed `value`, and whether it picks a file of a group."""
+    """One override: its `key` without plus signs, its parsed `value`, and whether it chooses a file of a group."""
 
     key: str
     value: Any
@@ -36,27 +36,27 @@ class Argument:
 
     @property
     def line(self) -> str:
-        """The override for composition; a value may name any key, which is compared with the schema after."""
+        """The override for composition; it may add any key, because keys are compared with the schema afterwards."""
         return self.text if self.is_group or self.is_hydra else f"++{self.text}"
 
     @property
     def is_hydra(self) -> bool:
-        """Whether it sets Hydra itself."""
+        """Whether it is a setting of Hydra itself."""
         return self.key.split(".")[0].split("/")[0] == "hydra"
 
 
 def parse(overrides: Sequence[str]) -> list[Argument]:
-    """Reads overrides of one run; raises `Refusal` for what is no override, a deletion or a sweep."""
+    """Reads the overrides of one run; raises `Refusal` for deletions, sweeps, and anything that is no override."""
     typed = [_argument(override) for override in parse_overrides(overrides)]
     return [argument for one in typed for argument in _spelled_out(one, typed)]
 
 
 def parse_overrides(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
-    """Hydra's reading of each override; sweeps such as `model=glob(res*)` need `loader`; raises `Refusal`."""
+    """Each override as Hydra parses it; sweeps such as `model=glob(res*)` need `loader`. Raises `Refusal`."""
     parser = OverridesParser.create(config_loader=loader)
     parsed = []
     for text in overrides:
-        text = _HOME.sub(lambda match: match[1] + os.path.expanduser("~"), text)  # a shell leaves key=~/x as it is
+        text = _HOME.sub(lambda match: match[1] + os.path.expanduser("~"), text)  # a shell does not expand key=~/x
         if not text.isprintable():
             raise Refusal(f"{text!r} is not an override: give key=value without control characters")
         text = quote_beyond_ascii(text)
@@ -70,9 +70,9 @@ def parse_overrides(overrides: Sequence[str], loader: ConfigLoader | None = None
 
 
 def _read(parser: OverridesParser, text: str) -> list[Override]:
-    """Hydra's reading; a name that its grammar cannot read, or takes for a number, is quoted for it.
+    """Parses the override by Hydra; quotes a value that its grammar cannot read or would read as a number.
 
-    Its grammar knows no letters beyond ASCII and few signs, and folders, files and columns are called what they are.
+    Hydra's grammar knows only ASCII letters and few other signs, but folders, files and columns may have any name.
     """
     plain = _PLAIN.fullmatch(text)
     named = plain is not None and plain[1].lstrip("+") in _NAMES
@@ -96,18 +96,18 @@ def _values(override: Override) -> list[Any]:
 
 
 def quote_beyond_ascii(text: str) -> str:
-    """The override with quotes around values that have letters beyond ASCII, which Hydra takes in quotes alone."""
+    """The override with quotes around values with non-ASCII letters, which Hydra accepts only in quotes."""
     key, equals, value = text.partition("=")
     if not equals or value.isascii():
         return text
     if "'" in value or '"' in value or re.match(r"\s*\w+\(", value):
-        return text  # quoted already, or a function of Hydra's
+        return text  # already quoted, or a function of Hydra's
     pieces = re.split(r"([,\[\]{}:])" if value.lstrip()[:1] in ("[", "{") else "(,)", value)
     return f"{key}=" + "".join(piece if piece.isascii() else _quoted(piece) for piece in pieces)
 
 
 def _quoted(text: str) -> str:
-    """The text as Hydra reads it back, between quotes."""
+    """The text in quotes, escaped so that Hydra reads back the same text."""
     text = text.strip()
     escaped = re.sub(r"(\\*)(\"|$)", lambda match: match[1] * 2 + ("\\" if match[2] else "") + match[2], text)
     return f'"{escaped}"'
@@ -140,7 +140,7 @@ def _argument(override: Override) -> Argument:
 
 
 def _spelled_out(argument: Argument, typed: Sequence[Argument]) -> list[Argument]:
-    """Short ways to say things as what they mean: a model by its dotted path, and from=<run>."""
+    """Replaces short forms by what they mean: a model given by its dotted path, and from=<run>."""
     value, keys = argument.value, [one.key for one in typed]
     if argument.key == _FROM:
         if "start.run" in keys:
@@ -156,12 +156,12 @@ def _spelled_out(argument: Argument, typed: Sequence[Argument]) -> list[Argument
 
 
 def names_own_model(value: str) -> bool:
-    """Whether model=<value> is none of conf/model but a path to something importable."""
+    """Whether the value of model=<value> is not a file in conf/model but a dotted path that can be imported."""
     return is_dotted(value) and value not in choices("model")
 
 
 def spell_out(words: Sequence[str]) -> list[str]:
-    """The words of a sweep, as Hydra itself composes them, in their long spelling; raises `Refusal`."""
+    """The arguments of a sweep in their long form, for composition by Hydra itself; raises `Refusal`."""
     spelled = []
     for override in parse_overrides(words):
         text, key = str(override.input_line), str(override.key_or_group)
@@ -181,7 +181,7 @@ def spell_out(words: Sequence[str]) -> list[str]:
 
 
 def prepare(arguments: Sequence[Argument]) -> list[str]:
-    """The overrides to compose: of ramp and rate the untyped one is reset, empty optional groups are left out."""
+    """The overrides to compose, without empty optional groups; a typed ramp resets the rate, and the reverse."""
     typed = {argument.key: argument.value for argument in arguments}
     dense = typed.get("prune") == "none" and "method" not in typed
     lines = []
@@ -193,7 +193,7 @@ def prepare(arguments: Sequence[Argument]) -> list[str]:
                 )
             continue
         if dense and argument.key == "prune" and typed.get("experiment"):
-            continue  # the experiment may set options that prune=none lacks; method=dense says the same
+            continue  # an experiment may set options that prune=none does not have; method=dense means the same
         lines.append(argument.line)
     ramp, rate = typed.get("schedule.ramp"), typed.get("schedule.rate")
     if ramp is not None and rate is not None:
@@ -202,7 +202,7 @@ def prepare(arguments: Sequence[Argument]) -> list[str]:
             "schedule.rate, not both"
         )
     if dense:
-        lines.append("method=dense")  # also where an experiment names a method
+        lines.append("method=dense")  # also if an experiment names a method
     if ramp is not None:
         lines.append("++schedule.rate=null")
     if rate is not None:
@@ -211,5 +211,5 @@ def prepare(arguments: Sequence[Argument]) -> list[str]:
 
 
 def imagenet_dir() -> str | None:
-    """Where the environment says ImageNet lies."""
+    """The folder of ImageNet that the environment names; empty if it names none."""
     return os.environ.get("IMAGENET_DIR") or None

@@ -1,4 +1,4 @@
-"""Checks of a composed configuration that need neither data nor torch; each refusal names the override to change."""
+"""Checks a composed configuration, without data or torch; each refusal names the override to change."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ from pdp.config.schema import (
     TeacherConfig,
 )
 from pdp.errors import Refusal
+from pdp.methods.options import AT_ONE_STROKE, WITHOUT_TRAINING
 from pdp.quantize.options import QUANTIZE, Int4wOptions
 from pdp.ranks import process_count
 from pdp.schedule.time import Time
 
 
 def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = ()) -> None:
-    """Raises `Refusal` for the first thing that cannot be run.
+    """Raises `Refusal` for the first thing that makes the run impossible.
 
     `typed` are the keys given on the command line, `words` the overrides themselves.
     """
@@ -47,9 +48,10 @@ def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = 
 
 
 def normalise(config: Config, typed: Set[str] = frozenset()) -> None:
-    """Writes one meaning in one way: what has no effect on a dense run, and spellings of false, true and home.
+    """Normalises the configuration, so that equal meanings are spelled equally.
 
-    `typed` are the keys given on the command line, which data.smallest_inputs leaves as they are.
+    This concerns options without effect in a dense run, and spellings of false, true and the home folder. `typed` are
+    the keys given on the command line, which data.smallest_inputs leaves as they are.
     """
     if config.model.pretrained.lower() in ("false", "true"):
         config.model.pretrained = config.model.pretrained.lower()
@@ -92,8 +94,9 @@ _SMALL = {
 
 
 def _shrink(config: Config, typed: Set[str]) -> None:
-    """Smallest inputs, for weights that would come from the hub a small random model, no teacher that would have to be
-    trained first; what was typed stays.
+    """For data.smallest_inputs: uses the smallest inputs, and leaves what was typed as it is.
+
+    A small random model replaces weights from the hub, and a teacher that would have to be trained first is left out.
     """
     data: Any = config.data
     data.smallest_inputs = False
@@ -116,6 +119,11 @@ def _shrink(config: Config, typed: Set[str]) -> None:
 
 def _check_recipe(config: Config) -> None:
     recipe = config.recipe
+    if not recipe.epochs and config.method.name not in WITHOUT_TRAINING:
+        raise Refusal(
+            f"recipe.epochs=0 trains nothing, and method={config.method.name} prunes in training: give recipe.epochs "
+            f"of at least 1, or a method that prunes a trained model as it is: {', '.join(AT_ONE_STROKE)}"
+        )
     if recipe.gradient_checkpointing and config.model.library != "transformers":
         raise Refusal(
             "recipe.gradient_checkpointing=true is for transformers (model=bert_base, gpt2, huggingface, ...): give "
@@ -181,6 +189,7 @@ def _check_tracker(config: Config) -> None:
     if name == "none":
         return
     found = importlib.util.find_spec(name)
-    # A mere folder of that name, such as W&B leaves where it runs, has a spec without an origin.
+    # A mere folder with the package's name, such as the one W&B leaves in its working directory, has a spec without an
+    # origin.
     if found is None or found.origin is None:
         raise Refusal(f"tracker={name} is not installed: pip install {name}, or give tracker=none")

@@ -1,4 +1,4 @@
-"""Whether model and data fit together and are named in full; opens neither."""
+"""Checks that model and data fit together and are fully specified; opens neither."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CARRIED = {
 
 
 def check_model(config: Config) -> None:
-    """Raises `Refusal` for a model that is unknown, or weights that are not there."""
+    """Raises `Refusal` for an unknown model or missing weights."""
     model = config.model
     if model.library == "pdp" and model.name not in MODELS:
         raise Refusal(f"model.name={model.name}: no such model; {did_you_mean(model.name, MODELS)}; or model=timm")
@@ -74,7 +74,7 @@ def _check_transformer(config: Config) -> None:
 
 
 def check_data(config: Config) -> None:
-    """Raises `Refusal` for data that the model does not take, or that lacks its folder."""
+    """Raises `Refusal` for data that the model cannot take, or whose folder is not given."""
     data, task = config.data, config.model.task
     if type(data) is not DATA_SCHEMAS[task]:
         of_data = next(name for name, schema in DATA_SCHEMAS.items() if schema is type(data))
@@ -110,9 +110,9 @@ def check_data(config: Config) -> None:
 
 
 def _check_table(data: Any, opened: bool) -> None:
-    """Raises `Refusal` where a table's file or columns are not named, or are for other data; columns become a list.
+    """Raises `Refusal` if a table's files or columns are missing or belong to other data; makes the columns a list.
 
-    What is not `opened`, in a dry run, need not be named.
+    With `opened` False (a dry run) they may be missing.
     """
     keys = ("train", "validation_file", "test", "text", "label", "score")
     if data.source != "table":
@@ -165,7 +165,13 @@ def _check_text(config: Config) -> None:
     if data.source == "glue" and data.task is None:
         raise Refusal(f"data.task must be given with data=glue: data.task=<name>, one of {', '.join(GLUE_TASKS)}")
     stride = getattr(data, "stride", None)
-    if stride is not None and stride >= data.context:
+    if stride is not None and getattr(data, "protocol", "lines") == "huggingface":
+        if stride > data.context:
+            raise Refusal(
+                f"data.stride={stride} is more than data.context={data.context}, so that tokens would be left out: lower "
+                "data.stride, or give null for data.context"
+            )
+    elif stride is not None and stride >= data.context:
         raise Refusal(
             f"data.stride={stride} must be below data.context={data.context}, as a window's first token is not "
             "predicted: lower data.stride, or give null for data.context - 1"

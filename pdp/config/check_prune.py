@@ -1,4 +1,4 @@
-"""Whether method, pattern, sparsity and allocation fit together."""
+"""Checks that method, pattern, sparsity and allocation fit together."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pdp.methods.checks import check_options, check_pattern, check_saliency, is_
 from pdp.methods.options import OPTIONS
 from pdp.patterns.options import PATTERNS
 
-LEARNED = ("str", "cs", "granet")  # methods that find each layer's share themselves
+CALIBRATED = ("wanda", "sparsegpt")  # methods that compute their mask from calibration samples
+LEARNED = ("str", "cs", "granet")  # methods that determine each layer's share themselves
 
 
 def check_prune(config: Config, typed: Set[str]) -> None:
-    """Raises `Refusal` for the first thing that does not fit; `typed` are the keys given on the command line."""
+    """Raises `Refusal` for the first combination that does not fit; `typed` are the keys given on the command line."""
     _check_method(config)
     _check_pattern(config, typed)
     _check_sparsity(config, typed)
@@ -29,12 +30,12 @@ def check_prune(config: Config, typed: Set[str]) -> None:
 
 
 def is_dense(config: Config) -> bool:
-    """Whether nothing is pruned: method=dense, of which prune=none is another spelling."""
+    """Whether nothing is pruned: method=dense, also spelled prune=none."""
     return config.method.name == "dense"
 
 
 def implied_sparsity(config: Config) -> float | None:
-    """The sparsity that the pattern itself says: 1 - N/M of the layers it prunes."""
+    """The sparsity that the pattern itself determines, 1 - N/M of the layers that it prunes; else None."""
     prune = config.prune
     return 1 - prune.n / prune.m if isinstance(prune, NmPruneConfig) else None
 
@@ -55,6 +56,11 @@ def _check_method(config: Config) -> None:
         raise Refusal(
             "method=asp starts from a trained model: give model.pretrained=<its weights>, or dense epochs first by "
             "schedule=oneshot schedule.warmup=0.5"
+        )
+    if name in CALIBRATED and config.allocation.name == "global" and config.prune.pattern != "nm":
+        raise Refusal(
+            f"allocation=global has no meaning for method={name}, which prunes one block after another: drop it, or "
+            "give allocation=uniform, erk or file"
         )
     if getattr(config.method, "stage", "") == "finetune" and fresh:
         raise Refusal(

@@ -1,4 +1,4 @@
-"""Whether the times of a recipe and a schedule fit into the run, and which would; needs neither data nor torch."""
+"""Checks that the times of a recipe and a schedule fit into the run, or suggests times that do; needs no data."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _FRACTIONS = {"recipe.lr_warmup": 0.05, "schedule.warmup": 0.16, "schedule.ramp"
 
 
 def check_schedule(config: Config, words: Sequence[str] = (), steps: int | None = None) -> None:
-    """Raises one `Refusal` for all times that do not fit into the run, with a line that would.
+    """Raises one `Refusal` for all times that do not fit into the run, with a command line that would fit.
 
-    `words` are the overrides that were typed; with `steps`, those of an epoch, times in steps are judged too.
+    `words` are the overrides that were typed. `steps` is the number of steps per epoch; if it is given, times in steps
+    are checked too.
     """
     schedule = config.schedule
     for key in ("recipe.lr_warmup", "schedule.warmup", "schedule.ramp"):
@@ -58,8 +59,10 @@ def check_schedule(config: Config, words: Sequence[str] = (), steps: int | None 
 
 
 def misfits(config: Config, steps: int | None = None) -> list[str]:
-    """What does not fit into the run, in words; empty where all does."""
+    """What does not fit into the run, one sentence each; empty if everything fits."""
     found, epochs = [], config.recipe.epochs
+    if not epochs:
+        return []  # nothing is trained
     warmup = _epochs(Time.parse(config.recipe.lr_warmup), epochs, steps)
     if warmup is not None and warmup > epochs + 1e-9:
         found.append(f"recipe.lr_warmup={config.recipe.lr_warmup} ({warmup:g} epochs) does not fit")
@@ -76,13 +79,13 @@ def misfits(config: Config, steps: int | None = None) -> list[str]:
 
 
 def _ramp(config: Config, steps: int | None) -> tuple[float, float] | None:
-    """Where the ramp begins and how long it is, in epochs, if that is too much; None where it fits or nobody knows."""
+    """Start and length of the ramp in epochs, if it ends after the run; None if it fits or that is not known yet."""
     schedule, epochs = config.schedule, config.recipe.epochs
     if config.method.name == "dense" or schedule.name in WHOLE_RUN:
         return None
     start, length = _start(config, steps), _length(config, steps)
     if start is None or length is None:
-        return None  # in steps: known when the data are
+        return None  # given in steps: known only when the data is open
     if schedule.warmup != "auto" and (schedule.unit == "epoch" or steps):
         values: dict[str, Any] = {key: getattr(schedule, key) for key in ("warmup", "ramp", "rate", "unit")}
         try:
@@ -94,9 +97,10 @@ def _ramp(config: Config, steps: int | None) -> tuple[float, float] | None:
 
 
 def _start(config: Config, steps: int | None) -> float | None:
-    """Epochs before the ramp, at the earliest; None where only the number of steps per epoch would tell."""
+    """The least number of epochs before the ramp; None if that depends on the unknown number of steps per epoch."""
     if config.schedule.warmup == "auto":
-        # So many measurements, which recipe.evaluate_every may part from the ends of epochs.
+        # The automatic start needs this many evaluations, which recipe.evaluate_every may separate from the ends of
+        # epochs.
         measured = Time.parse(config.recipe.evaluate_every or "1ep", "recipe.evaluate_every")
         every = _epochs(measured, config.recipe.epochs, steps)
         return None if every is None else AUTO_EPOCHS * every
@@ -105,7 +109,7 @@ def _start(config: Config, steps: int | None) -> float | None:
 
 
 def _length(config: Config, steps: int | None) -> float | None:
-    """Epochs of the ramp; None where only the number of steps per epoch would tell."""
+    """The length of the ramp in epochs; None if that depends on the unknown number of steps per epoch."""
     schedule, whole = config.schedule, config.schedule.unit == "epoch"
     if schedule.name == "oneshot":
         return 1 if whole else 0
@@ -123,7 +127,7 @@ def _epochs(time: Time, epochs: int, steps: int | None) -> float | None:
 
 
 def _candidates(config: Config, typed: Set[str], steps: int | None) -> Iterator[dict[str, str]]:
-    """Changes that may make the times fit, those that leave most of what was typed first."""
+    """Changes that might make the times fit; those that keep most of what was typed come first."""
     epochs, schedule = config.recipe.epochs, config.schedule
     ramp = "schedule.rate" if schedule.rate is not None else "schedule.ramp"
     own = _recipe_epochs(config.recipe.name)
@@ -137,7 +141,7 @@ def _candidates(config: Config, typed: Set[str], steps: int | None) -> Iterator[
     start, length = _start(config, steps) or 0, _length(config, steps) or 0
     oneshot = schedule.name == "oneshot"
     began = {"schedule.warmup": _fraction("schedule.warmup", start, own if schedule.warmup != "auto" else None)}
-    # A recipe's own times as the shares of its run that they are.
+    # A recipe's own times are written as fractions of its own run.
     grew = {} if oneshot else {"schedule.ramp": _fraction("schedule.ramp", length, own)}
     if "schedule.warmup" not in typed and ramp not in typed:
         yield rate | began | grew
@@ -152,7 +156,7 @@ def _candidates(config: Config, typed: Set[str], steps: int | None) -> Iterator[
 
 
 def _fraction(key: str, epochs: float, own: int | None) -> str:
-    """A time of the recipe as the share of its own run; where that is unknown or none, the usual share."""
+    """A time of the recipe as a fraction of the recipe's own run; the usual fraction if that is unknown."""
     share = epochs / own if own and 0 < epochs < own else _FRACTIONS[key]
     return f"{share:.2g}"
 

@@ -1,4 +1,4 @@
-"""What a configuration's values can be by themselves: choices and ranges, by dotted key."""
+"""Which values each key allows by itself: choices and ranges, by dotted key."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ LANGUAGE_MODELS = (
     "gpt2_medium",
     "gpt2_mini",
     "gpt2_tiny",
+    "llama_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
 TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
 GLUE_TASKS = ("mnli", "qqp", "qnli", "sst2", "rte", "mrpc", "cola", "stsb", "wnli")
 WIKITEXT = ("wikitext-2", "wikitext-103", "wikitext-2-raw", "wikitext-103-raw")
-# Of each reader of texts: the task that takes it, and the names that its data can have (empty: any).
+# For each reader of texts: the task that uses it, and the names that its data can have (empty: any).
 TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "grammar": ("text_classification", ("grammar_nli",)),
     "glue": ("text_classification", ("glue",)),
@@ -43,6 +44,8 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "model.task": tuple(DATA_SCHEMAS),
     "model.library": ("pdp", "timm", "transformers", "import"),
+    "model.head": ("checkpoint", "new"),
+    "data.protocol": ("lines", "huggingface"),
     "data.source": tuple(TEXT_SOURCES),
     "data.task": GLUE_TASKS,
     "data.unreadable": ("stop", "skip"),
@@ -75,7 +78,7 @@ _AT_LEAST_0: _Range = (lambda value: 0 <= value < math.inf, "a finite number fro
 _ABOVE_0: _Range = (lambda value: 0 < value < math.inf, "a finite number above 0")
 _BELOW_1: _Range = (lambda value: 0 <= value < 1, "from 0 to below 1")
 _RANGES: dict[str, _Range] = {
-    "recipe.epochs": _AT_LEAST_1,
+    "recipe.epochs": _AT_LEAST_0,
     "recipe.batch_size": _AT_LEAST_1,
     "recipe.accumulation": _AT_LEAST_1,
     "recipe.lr": _ABOVE_0,
@@ -111,7 +114,7 @@ _RANGES: dict[str, _Range] = {
 
 
 def value_of(config: Config, key: str) -> Any:
-    """The value under a dotted key; None where this configuration has no such key."""
+    """The value of a dotted key; None if this configuration has no such key."""
     node: Any = config
     for part in key.split("."):
         node = getattr(node, part, None)
@@ -119,7 +122,7 @@ def value_of(config: Config, key: str) -> Any:
 
 
 def check_values(config: Config) -> None:
-    """Raises `Refusal` for the first value that is no choice or out of its range."""
+    """Raises `Refusal` for the first value that is not among its choices or is out of range."""
     for key, allowed in _ENUMERATIONS.items():
         value = value_of(config, key)
         if value is not None and value not in allowed:

@@ -1,4 +1,4 @@
-"""The command line that makes a given configuration."""
+"""Finds the command line that composes to a given configuration."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from pdp.config.groups import choices, nearest_choice, said
 from pdp.config.schema import Config
 from pdp.errors import Refusal
 
-# What says how to start a run, or how it was asked for, and not what it is.
+# Keys that say how a run is started or was asked for, and not what it is.
 _LEFT_OUT = (
     *("resume", "rerun", "dry_run", "provenance", "tracker", "data.unasked", "recipe.name"),
-    *("recipe.checkpoint_minutes", "recipe.history_steps"),  # what it writes down on its way
+    *("recipe.checkpoint_minutes", "recipe.history_steps"),  # what a run writes while it trains
 )
-_CHOSEN = ("method.name", "quantize.name", "model.task")  # by their groups
+_CHOSEN = ("method.name", "quantize.name", "model.task")  # determined by the choice of their groups
 _TO_BE_GIVEN = "???"
 
 
 def command_of(config: Config) -> str:
-    """`python train.py ...`, which composes to `config`; the nearest choices first, then what differs from them."""
-    own = config.model.library == "import"  # said by its path
+    """`python train.py ...` that composes to `config`: the most similar choices, then the keys that differ."""
+    own = config.model.library == "import"  # named by its dotted path
     model = config.model.name if own else nearest_choice("model", config.model)
     groups = [f"model={model}", f"data={nearest_choice('data', config.data)}", f"method={config.method.name}"]
     if config.method.name != "dense":
@@ -49,7 +49,7 @@ def command_of(config: Config) -> str:
 
 
 def _composed(lines: Sequence[str]) -> Config:
-    """The configuration that these make, unchecked: by itself it may not be one that can run."""
+    """The configuration that these overrides compose to, unchecked: it may not be able to run by itself."""
     tree, _, _ = compose_tree(parse(lines))
     plain = cast(Config, OmegaConf.to_object(tree))
     normalise(plain)
@@ -57,7 +57,7 @@ def _composed(lines: Sequence[str]) -> Config:
 
 
 def flat(config: Config) -> dict[str, Any]:
-    """What a run is and where it lies, by dotted key."""
+    """What a run is and where it is stored, by dotted key."""
     values: dict[str, Any] = {}
 
     def collect(node: Any, path: str) -> None:
@@ -75,7 +75,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def spell(key: str, value: Any) -> str:
-    """The value as Hydra reads it back."""
+    """The value, spelled so that Hydra reads it back."""
     if value is None:
         return "null"
     if isinstance(value, bool):

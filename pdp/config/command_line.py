@@ -1,4 +1,4 @@
-"""The command line of train.py and evaluate.py: help, sweeps, refusals as one line, exit codes."""
+"""The command line of train.py and evaluate.py: help, sweeps, refusals in one line, exit codes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.ranks import OWN_PROCESS
 
 DONE, OUR_BUG, INTERRUPTED = 0, 1, 130
-_WORSE = (DONE, Refusal.exit_code, Stopped.exit_code, OUR_BUG)  # of a sweep's cells, the last of these is returned
+_WORSE = (DONE, Refusal.exit_code, Stopped.exit_code, OUR_BUG)  # worst last: a sweep returns the worst of its cells
 _SWEEP_FLAGS = ("-m", "--multirun")
 _HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p", "--hydra-help", "--version")
 _HANDED_OVER = ("hydra/launcher", "hydra/sweeper")
-_CODES = "PDP_SWEEP_CODES"  # where the cells of a sweep that was handed over leave their exit codes
+_CODES = "PDP_SWEEP_CODES"  # names the folder in which a launcher's jobs leave their exit codes
 
 
 def main(program: str, argv: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def main(program: str, argv: Sequence[str]) -> int:
 
 
 def _settled(program: str, argv: list[str]) -> int:
-    """Works with what the environment says of processes made plain, before anything reads it."""
+    """Runs the program after making the environment's settings of processes consistent, before anything reads them."""
     from pdp.ranks import settle_processes
 
     if note := settle_processes():
@@ -47,13 +47,13 @@ def _settled(program: str, argv: list[str]) -> int:
 def _print(text: str) -> int:
     try:
         print(text, end="", flush=True)
-    except BrokenPipeError:  # piped into head
+    except BrokenPipeError:  # the output is piped into a program such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
 
 
 def _guarded(label: str, work: Callable[[], int | None]) -> int:
-    """The exit code of `work`, with every way it can fail told on stderr."""
+    """Calls `work` and returns its exit code; every kind of failure is reported on stderr."""
     from pdp.wording import one_line
 
     try:
@@ -95,7 +95,10 @@ def _dispatch(program: str, argv: list[str]) -> int:
 
 
 def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[Any] | None = None) -> int:
-    """Composes, checks and runs one configuration; `heading` is shown once it is accepted, `made` takes the record."""
+    """Composes, checks and runs one configuration.
+
+    `heading` is printed once the configuration is accepted; the record is appended to `made`.
+    """
     from pdp.config import arguments, compose, evaluation
 
     typed = arguments.parse(overrides)
@@ -110,7 +113,7 @@ def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[A
     entry, values = accepted
     home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
     OWN_PROCESS.set(True)
-    record = getattr(importlib.import_module(home), entry)(*values)  # only now torch is imported
+    record = getattr(importlib.import_module(home), entry)(*values)  # torch is imported only here
     if made is not None and record is not None:
         made.append(record)
     return DONE
@@ -138,10 +141,11 @@ def _sweep(program: str, overrides: Sequence[str]) -> int:
 
 
 def _hand_over(program: str, overrides: Sequence[str], cells: int) -> int:
-    """Leaves a sweep to the launcher or sweeper that was named; each job composes and runs like a single command.
+    """Passes a sweep to the launcher or sweeper that was named; each job composes and runs like a single command.
 
-    Jobs may run in other processes, on other machines: each leaves its exit code in a folder of the sweep, which the
-    environment names, since neither Hydra nor submitit hands it back. A cell that left none counts as an error.
+    Jobs may run in other processes or on other machines, and neither Hydra nor submitit returns their exit codes. So
+    each job leaves its code in a folder of the sweep, which an environment variable names. A cell that left none counts
+    as an error.
     """
     import importlib.util
     import tempfile
@@ -189,16 +193,16 @@ def _handed_over_job(program: str, _: object) -> int:
     rank = take_rank()
     code = _guarded(f"{program} [{' '.join(cell)}]", lambda: _run(program, cell))
     if rank == 0:
-        # Where nobody waits any more, the folder is gone.
+        # The folder is gone if nobody waits for the codes any more.
         with contextlib.suppress(FileNotFoundError):
             (Path(os.environ[_CODES]) / f"{number}.code").write_text(str(code))
     if code == SavedForRestart.exit_code:
-        raise SystemExit(code)  # returned, it would be this cell's result, and a requeued job's next one not looked at
+        raise SystemExit(code)  # returned, it would be the cell's result, and a requeued job's next one be ignored
     return code
 
 
 def _show(program: str, argv: Sequence[str], sweep: bool) -> int:
-    """--cfg, --info and the like, which Hydra answers from what composition would get."""
+    """Answers --cfg, --info and similar options of Hydra, with the same overrides that composition would use."""
     from pdp.config import arguments, compose
 
     lines = [argument for argument in argv if "=" in argument and not argument.startswith("-")]
@@ -220,12 +224,12 @@ def _hydra_main(program: str, argv: Sequence[str], job: Callable[[object], int])
     compose.register_schemas()
     before, sys.argv = sys.argv, [f"{program}.py", *argv]
     handlers, level = logging.root.handlers[:], logging.root.level
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us instead of being printed
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra passes exceptions on to us instead of printing them
     try:
         hydra.main(config_path=str(CONF), config_name="config", version_base=compose.VERSION_BASE)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise Refusal(one_line(str(error).split("Config search path")[0])) from error
-    except SystemExit as ending:  # Hydra's own parser, after its message
+    except SystemExit as ending:  # Hydra's own parser, after it has printed its message
         return ending.code if isinstance(ending.code, int) else DONE
     finally:
         sys.argv = before

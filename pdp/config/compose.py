@@ -1,4 +1,4 @@
-"""From overrides to one checked configuration, by Hydra's composition of conf/."""
+"""Composes overrides and the files in conf/ to one checked configuration, by Hydra."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ VERSION_BASE = "1.3"
 DEFAULT_DATA = {
     "text_classification": "grammar_nli",
     "language_modelling": "docstrings",
-}  # for images: conf/config.yaml
+}  # conf/config.yaml has that of images
 _FAILURES = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError, AttributeError, KeyError)
 
 
 def register_schemas() -> None:
-    """Makes the dataclasses known to Hydra, where the files under conf/ pull them in."""
+    """Registers the dataclasses with Hydra under the names by which the files in conf/ include them."""
     store = ConfigStore.instance()
     store.store(group="schema", name="config", node=Config, package="_global_")
     for task, schema in DATA_SCHEMAS.items():
@@ -58,12 +58,12 @@ def register_schemas() -> None:
 
 
 def compose(overrides: Sequence[str]) -> Config:
-    """The checked configuration of a training run, as a tree of plain dataclasses; raises `Refusal`."""
+    """The checked configuration of a training run, as nested plain dataclasses; raises `Refusal`."""
     return build(arguments.parse(overrides))
 
 
 def build(typed: Sequence[Argument]) -> Config:
-    """Like `compose`, from arguments already read."""
+    """Like `compose`, from arguments that are already parsed."""
     keys = frozenset(argument.key for argument in typed)
     tree, _, names_data = compose_tree(typed)
     try:
@@ -85,7 +85,7 @@ def build(typed: Sequence[Argument]) -> Config:
 
 @contextmanager
 def hydra_loader() -> Iterator[ConfigLoader]:
-    """Hydra set up on conf/ for the time of the block; what it was set up on before comes back after it."""
+    """While this context is open, Hydra is initialised for conf/; any earlier initialisation is restored afterwards."""
     register_schemas()
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -97,7 +97,7 @@ def hydra_loader() -> Iterator[ConfigLoader]:
 
 
 def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool]:
-    """The composed tree with known keys only, the overrides it came from, and whether the data was named."""
+    """The composed tree, with known keys only; the overrides that it came from; and whether the data was named."""
     start = read_start(typed)
     typed = start.complete(typed) if start else typed
     lines = arguments.prepare(typed)
@@ -123,7 +123,7 @@ def compose_tree(typed: Sequence[Argument]) -> tuple[DictConfig, list[str], bool
 
 
 def _composed(lines: Sequence[str]) -> DictConfig:
-    """What Hydra composes of the lines: the files once for all cells of a sweep that share them, then the values."""
+    """Composes by Hydra; the files are composed only once for all cells of a sweep that choose the same ones."""
     values = [line for line in lines if line.startswith("++")]
     tree = copy.deepcopy(_composed_files(tuple(line for line in lines if not line.startswith("++"))))
     for override in arguments.parse_overrides(values):
@@ -138,7 +138,7 @@ def _composed_files(lines: tuple[str, ...]) -> DictConfig:
 
 
 def _starts_random_on_a_table(typed: Sequence[Argument], tree: DictConfig) -> bool:
-    """Whether own texts meet random weights and nobody named a recipe: that of fine-tuning would not do."""
+    """Whether a user's texts meet random weights and no recipe was named: the recipe for fine-tuning would not do."""
     if any(argument.key in ("recipe", "experiment") for argument in typed):
         return False
     data, model = tree.get("data", None), tree.get("model", None)
@@ -148,15 +148,15 @@ def _starts_random_on_a_table(typed: Sequence[Argument], tree: DictConfig) -> bo
 
 
 def _choosing(typed: Sequence[Argument]) -> list[Argument]:
-    """The arguments that decide which files are composed, and which task a model has."""
+    """The arguments that determine which files are composed, and which task a model has."""
     return [argument for argument in typed if argument.is_group or argument.is_hydra or argument.key == "model.task"]
 
 
 @lru_cache(maxsize=1024)
 def _chosen(lines: tuple[str, ...]) -> tuple[bool, str]:
-    """Whether the data was named, and if not, the model's task; kept, as the cells of a sweep share their files."""
+    """Whether the data was named, and if not, the model's task; cached, because cells of a sweep share their files."""
     with hydra_loader() as loader:
-        # The defaults list knows whether the command line or any chosen file overrides the group.
+        # Hydra's defaults list shows whether the command line or any chosen file overrides the group.
         defaults = loader.compute_defaults_list("config", list(lines), RunMode.RUN)
         if "data" in defaults.overrides.override_choices:
             return True, ""
@@ -164,7 +164,7 @@ def _chosen(lines: tuple[str, ...]) -> tuple[bool, str]:
 
 
 def _task_of_model(tree: DictConfig) -> str:
-    """The task of the model that was chosen; a transformer that leaves it open classifies text."""
+    """The task of the chosen model; a transformer without a task classifies text."""
     model = tree.get("model", None)
     if model is None or OmegaConf.is_missing(model, "library"):
         return ""
@@ -174,7 +174,7 @@ def _task_of_model(tree: DictConfig) -> str:
 
 
 def _fill_task(tree: DictConfig) -> None:
-    """A model that leaves its task open has that of the data."""
+    """Gives a model without a task that of the data."""
     if OmegaConf.is_missing(tree, "model") or OmegaConf.is_missing(tree, "data"):
         return
     if OmegaConf.is_missing(tree.model, "task"):
@@ -197,7 +197,7 @@ def _unknown_choice(typed: Sequence[Argument], error: MissingConfigException) ->
 
 
 def _wrong_value(typed: Sequence[Argument]) -> Refusal | None:
-    """Finds the override whose value its key cannot take, by setting each alone on the tree of the groups."""
+    """Finds the override whose value its key cannot hold, by applying each one alone to the tree of the groups."""
     groups = [argument for argument in typed if argument.is_group or argument.is_hydra]
     try:
         with hydra_loader():
@@ -217,7 +217,7 @@ def _wrong_value(typed: Sequence[Argument]) -> Refusal | None:
 
 
 def _compare_with_schema(tree: DictConfig) -> None:
-    """Refuses keys that no dataclass has: a plus sign, and a file that nobody checked, slip past Hydra's own check."""
+    """Refuses keys that no dataclass has: a plus sign, or a file without a schema, bypasses Hydra's own check."""
     for path, node in _nodes(tree, ""):
         fields = _field_names(node)
         for key in node:
@@ -261,7 +261,7 @@ def _field_names(node: DictConfig) -> set[str]:
 
 
 def _refuse_numbers_for_booleans(typed: Sequence[Argument], tree: DictConfig) -> None:
-    # OmegaConf takes any number for true.
+    # OmegaConf would accept any number as true.
     for argument in typed:
         if argument.is_group or argument.is_hydra or not isinstance(argument.value, int | float):
             continue

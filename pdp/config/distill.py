@@ -1,4 +1,4 @@
-"""Checks of a teacher that need neither data nor torch, and the weight that each method gives it."""
+"""Checks of the teacher's options, without data or torch, and the default weight of the teacher for each method."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pdp.errors import Refusal
 from pdp.runs.record import RECORD
 
 HUB = "hub"
-# 0.95 of PDP's loss and 0.75 of STR's are the teacher's in the paper, as a third party quotes it; the rest is ours.
+# According to a third party, the paper gives the teacher 0.95 of the loss for PDP and 0.75 for STR; other methods use
+# our own value.
 QUOTED_WEIGHTS = {"pdp": 0.95, "pdp_annealed": 0.95, "str": 0.75}
 OUR_WEIGHT = 0.9
 
 
 def own_weight(method: str) -> float:
-    """The teacher's share of the loss where distill.weight is null."""
+    """The teacher's share of the loss if distill.weight is null."""
     return QUOTED_WEIGHTS.get(method, OUR_WEIGHT)
 
 
 def weight_source(method: str, weight: float) -> str:
-    """Where a weight comes from, in words."""
+    """The source of a weight, in words."""
     if weight == QUOTED_WEIGHTS.get(method):
         return "the paper's for this method, as a third party quotes it"
     return "ours" if weight == own_weight(method) else "given"
@@ -33,7 +34,7 @@ def is_run(path: Path) -> bool:
 
 
 def check_distill(config: Config) -> None:
-    """Raises `Refusal` for a teacher that cannot be, or that would have no effect."""
+    """Raises `Refusal` for a teacher that is impossible or would have no effect."""
     distill = config.distill
     if type(distill) is not DISTILL[distill.name]:
         raise Refusal(
@@ -87,7 +88,7 @@ def _check_path(teacher: str) -> None:
 
 
 def normalise_distill(config: Config) -> None:
-    """Writes one meaning in one way: the weight as a number, the hub by its name, paths without ~."""
+    """Normalises the options: the weight as a number, the hub by its name, paths without ~."""
     distill = config.distill
     if not isinstance(distill, TeacherConfig):
         return

@@ -1,4 +1,4 @@
-"""What evaluate.py takes: the directory of a run, or a model and data as train.py takes them, never pruned."""
+"""The arguments of evaluate.py: the directory of a run, or a model and data as for train.py, never pruned."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _fits(key: str, value: Any) -> bool:
 
 
 def of_model(typed: Sequence[Argument]) -> Config:
-    """The configuration of a model by itself, which is not pruned; raises `Refusal`."""
+    """The configuration of a model without a run, unpruned; raises `Refusal`."""
     for argument in typed:
         if argument.key.split(".")[0] in _PRUNING:
             raise Refusal(

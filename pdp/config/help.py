@@ -1,4 +1,4 @@
-"""The texts of --help: one screen, and after it a page for a group, a choice or a key, from the schema's comments."""
+"""The texts of --help: one screen, and pages for a group, a choice or a key, from the schema's comments."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pdp.errors import Refusal
 from pdp.wording import did_you_mean
 
 _WIDTH = 110
-_SHOWN = 18  # choices that the first screen names; of more it says how many there are
+_SHOWN = 18  # if a group has more choices, the first screen gives only their number
 _OF_MODELS = ("model", "data", "recipe", "experiment", "debug")  # the groups that evaluate.py has
 _TRAIN = """\
 Trains a network while pruning it; leaves a folder with history, hard weights, tables, pictures and a record.
@@ -56,9 +56,10 @@ Exit codes: 0 done; 1 an error of ours; 2 refused before work began; 3 stopped i
 
 
 def help_text(program: str, words: Sequence[str] = ()) -> str:
-    """What `train.py --help` or `evaluate.py --help` prints; after words, the page of each: recipe, method=str, seed.
+    """What `train.py --help` or `evaluate.py --help` prints.
 
-    Raises `Refusal` for a word that is neither a group, a choice nor a key.
+    With words, such as recipe, method=str or seed, the page of each. Raises `Refusal` for a word that is neither a
+    group, a choice nor a key.
     """
     if words:
         return "\n".join(_page(word.strip()).rstrip("\n") + "\n" for word in words)
@@ -134,7 +135,7 @@ def _choice(group: str, choice: str) -> str:
 
 
 def _first_comment(group: str, choice: str) -> str:
-    """The first sentences of a choice's file, which say what it is."""
+    """The first sentences of a choice's file, which describe it."""
     words: list[str] = []
     for line in (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8").splitlines():
         if line.startswith("# @package"):

@@ -28,6 +28,7 @@ class ModelConfig:
     arguments: dict[str, Any] = field(default_factory=dict)  # passed to the model's constructor
     architecture: str | None = None  # transformers: its name of the architecture; null: the checkpoint's own
     hub: str | None = None  # transformers: the checkpoint on the Hugging Face hub; null: model.name
+    head: str = "checkpoint"  # transformers: of a classifier, the checkpoint's (by the names of its classes) or new
     sizes: dict[str, Any] = field(default_factory=dict)  # transformers: of a random model; a checkpoint has its own
 
 
@@ -82,7 +83,11 @@ class LanguageModellingDataConfig(TextDataConfig):
     """Running text, cut into windows."""
 
     context: int = 1024  # tokens of a window
-    stride: int | None = None  # tokens between the starts of two windows that are measured; null: context - 1
+    # tokens between the starts of two windows that are measured; null: context - 1, of protocol=huggingface context
+    stride: int | None = None
+    # how lines become a text: lines (one after the other, blank ones left out) or huggingface (as its guide to
+    # perplexity has it: all lines, blank ones too, joined by blank lines and tokenized as one text)
+    protocol: str = "lines"
     train_files: list[str] = field(default_factory=list)  # source=files: names or glob patterns under data.root
     validation_files: list[str] | None = None  # []: a share of the training windows; null: valid*.*, else a share
     test_files: list[str] = field(default_factory=list)  # source=files: what is measured at the end

@@ -1,6 +1,6 @@
-"""A model of the user's own by its dotted path: imported as from the working directory, refused in one line.
+"""A model of the user's own by its dotted path: imported as if from the working directory, refused in one line.
 
-Needs no torch: what the user's module imports is its own affair.
+Needs no torch itself, although the user's module may import it.
 """
 
 from __future__ import annotations
@@ -21,39 +21,39 @@ from typing import Any
 from pdp.errors import Refusal
 from pdp.wording import nearest, one_line
 
-_SHOWN = 10  # names of a module that a line holds
-_imported: dict[str, str] = {}  # the sha256 of a module's file when it was imported here, by the module's name
+_SHOWN = 10  # names of a module that a message lists
+_imported: dict[str, str] = {}  # module name -> sha256 of its file when it was imported here
 
 
 def is_dotted(text: str) -> bool:
-    """Whether this names something inside a module, `module.Name` or `module:Name`, and no file or web address."""
+    """Whether the text names something in a module, `module.Name` or `module:Name`, and not a file or web address."""
     parts = text.replace(":", ".").split(".")
     return len(parts) > 1 and all(parts) and not any(sign in text for sign in "/\\")
 
 
 def dotted(text: str) -> str:
-    """`package.module:Name` in its other spelling, `package.module.Name`."""
+    """`package.module:Name` rewritten as `package.module.Name`."""
     return text.replace(":", ".")
 
 
 def locate(name: str) -> Any:
-    """The class or function of that dotted path; raises `Refusal` where there is none or its module does not import."""
+    """The class or function with that dotted path; raises `Refusal` if there is none or the import fails."""
     return _find(name)[1]
 
 
 def source_of(name: str) -> Path | None:
-    """The file that defines what `name` means; None where it lies in none, as in a notebook's cell."""
+    """The file that defines what `name` refers to; None if there is none, as for a notebook's cell."""
     module, found = _find(name)
     try:
         file = inspect.getsourcefile(inspect.unwrap(found)) if callable(found) else None
-    except (TypeError, ValueError):  # a partial, say, or a class that was made on the spot
+    except (TypeError, ValueError):  # for example a partial, or a class created at run time
         file = None
     path = Path(file or getattr(module, "__file__", None) or "")
     return path if path.is_file() else None
 
 
 def source_digest(name: str) -> str:
-    """The sha256 of that file; raises `Refusal` where there is none."""
+    """The sha256 of that file; raises `Refusal` if there is none."""
     path = source_of(name)
     if path is None:
         raise Refusal(
@@ -64,7 +64,7 @@ def source_digest(name: str) -> str:
 
 
 def names_in(module: Any) -> list[str]:
-    """What a module, or a class, itself defines and could be called, by name."""
+    """The names of the callables that a module or class defines itself."""
     return sorted(
         name
         for name, value in vars(module).items()
@@ -89,14 +89,14 @@ def _find(name: str) -> tuple[ModuleType, Any]:
                 found = getattr(found, part)
             except AttributeError:
                 raise Refusal(_lacks(name, module, found, part)) from None
-    home = getattr(found, "__module__", None)  # where a package takes it from
+    home = getattr(found, "__module__", None)  # the module from which a package re-exports it
     if isinstance(home, str) and home in sys.modules:
         _imported.setdefault(home, _digest(sys.modules[home]))
     return module, found
 
 
 def _reload_edited() -> None:
-    """Imports again what was edited since it was imported here, as in a notebook, with what takes names from it."""
+    """Re-imports modules edited since their import here, as in a notebook, and modules that take names from them."""
     edited = [one for one, was in _imported.items() if one in sys.modules and _digest(sys.modules[one]) != was]
     roots = {one.split(".")[0] for one in edited}
     for one in sorted(_imported, key=lambda path: -path.count(".")):
@@ -105,7 +105,7 @@ def _reload_edited() -> None:
 
 
 def _import_longest(name: str) -> tuple[ModuleType, list[str]]:
-    """The module that the longest beginning of `name` names, and what is left of it."""
+    """The module named by the longest possible prefix of `name`, and the remaining parts."""
     parts = name.split(".")
     module: ModuleType | None = None
     for count in range(1, len(parts)):
@@ -114,7 +114,7 @@ def _import_longest(name: str) -> tuple[ModuleType, list[str]]:
             return module, parts[count - 1 :]
         module = _import(path, name)
     assert module is not None
-    # The last part may be a module as well, which is then told.
+    # The last part may itself be a submodule; it is returned for the message.
     return module, parts[len(parts) - 1 :]
 
 
@@ -157,7 +157,7 @@ def _digest(module: ModuleType | None) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the user's files it happened: the last line that is no library's."""
+    """Where in the user's files an error occurred: the last line that belongs to no library."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
@@ -199,10 +199,11 @@ def _lacks(name: str, module: ModuleType, owner: Any, part: str) -> str:
 
 @contextlib.contextmanager
 def _working_directory_first() -> Iterator[None]:
-    """Inside, modules are looked for in the working directory first; after it, there too, but last.
+    """While this context is open, modules are searched in the working directory first; afterwards there too, but last.
 
-    First, as `python -c` would have it: train.py's own folder must not hide the user's modules. Afterwards last, so
-    that a user's folder called like a library does not hide it. Worker processes that start anew take the path over.
+    First, as with `python -c`, because train.py's own folder must not hide the user's modules. Last afterwards, so that
+    a folder of the user's that is named like a library does not hide that library. New worker processes inherit the
+    path.
     """
     here = os.getcwd()
     before = list(sys.path)
@@ -218,7 +219,7 @@ def _working_directory_first() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """A script that is imported must not read our arguments as its own, nor leave the process elsewhere."""
+    """Keeps an imported script from reading our arguments as its own and from changing the working directory."""
     arguments, here = sys.argv, os.getcwd()
     sys.argv = [arguments[0] if arguments else ""]
     try:

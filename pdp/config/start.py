@@ -1,4 +1,4 @@
-"""from=<run>: a finished run that another goes on from, what it says of what was not typed, and what fits to it."""
+"""from=<run>: a finished run that another run continues from, the settings taken from it, and checks that they fit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pdp.runs.record import RECORD, Record, read_record
 HELD = "held"
 _WEIGHTS = "model.safetensors"
 _SAME_MODEL = ("name", "library", "architecture", "arguments", "sizes")
-_NO_EFFECT = ("schedule", "allocation")  # where the zeros are those that are there
+_NO_EFFECT = ("schedule", "allocation")  # without effect if the existing zeros are kept
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Start:
 
     @property
     def dense(self) -> bool:
-        """Whether it pruned nothing."""
+        """Whether the run pruned nothing."""
         return isinstance(self.config.method, DenseOptions)
 
     def complete(self, typed: Sequence[Argument]) -> list[Argument]:
-        """The arguments, with the choices of its model, data and pattern where nobody named others; method=held."""
+        """Adds the run's choices of model, data and pattern where the user named none, and method=held."""
         given = {argument.key: argument.value for argument in typed}
         added = []
 
@@ -51,13 +51,17 @@ class Start:
             add("data", nearest_choice("data", self.config.data))
         if not self.dense:
             add("prune", self.config.prune.pattern)
-        if given.get("start.mask") != "free" and given.get("prune") != "none":
+        named = given.get("method") or given.get("experiment") or given.get("prune") == "none"
+        if self.dense and named and "start.mask" not in given and given.get("method") != HELD:
+            # There is nothing to hold.
+            added.append(Argument("start.mask", "free", "start.mask=free", False))
+        elif given.get("start.mask") != "free" and given.get("prune") != "none":
             add("method", HELD)
         return [*added, *typed]
 
     def fill(self, tree: DictConfig, typed: Sequence[Argument]) -> None:
-        """Writes into a composed configuration what the run says and nobody typed."""
-        # `complete` has put the run's own choices among them: only another choice than the run's is another's.
+        """Writes the run's settings into a composed configuration, except for keys that were typed."""
+        # `complete` has added the run's own choices, so only a choice that differs from the run's is the user's.
         model, data, prune = self.config.model, self.config.data, self.config.prune
         keys = {argument.key for argument in typed}
         chosen = {argument.key: argument.value for argument in typed if argument.is_group}
@@ -90,14 +94,14 @@ class Start:
 
     @property
     def sparsity(self) -> float | None:
-        """What it was asked for; where nobody asked, what came out. None where the pattern says it."""
+        """The sparsity that the run was asked for, or else reached; None if the pattern determines it."""
         if self.config.prune.pattern == "nm":
             return None
         return self.config.sparsity if self.config.sparsity is not None else round(self.record.target_sparsity, 6)
 
 
 def _keys_of(group: str, choice: Any) -> set[str]:
-    """The dotted keys that a file of a group sets."""
+    """The dotted keys that a choice's file sets."""
     if not choice:
         return set()
     values = said(group, str(choice))
@@ -105,7 +109,7 @@ def _keys_of(group: str, choice: Any) -> set[str]:
 
 
 def read_start(typed: Sequence[Argument]) -> Start | None:
-    """The run that start.run names, None where nothing was named; raises `Refusal` where it is no finished run."""
+    """The run that start.run names, or None if it names none; raises `Refusal` if it is not a finished run."""
     given = {argument.key: argument.value for argument in typed}
     if given.get("start.run") is None:
         return None
@@ -114,7 +118,7 @@ def read_start(typed: Sequence[Argument]) -> Start | None:
 
 
 def open_start(run: Any, seed: int) -> Start:
-    """The finished run at `run`, its directory or the folder of its seeds, of which the same seed is taken."""
+    """The finished run at `run`: its directory, or the folder of its seeds (then the one with the same seed)."""
     if not isinstance(run, str) or not run.strip():
         raise Refusal(f"from={run} is no directory: give from=results/runs/<run>/seed<k>")
     path = Path(os.path.expanduser(run))
@@ -136,7 +140,7 @@ def open_start(run: Any, seed: int) -> Start:
 
 
 def _seed_of(folder: Path, run: str, seed: int) -> Path:
-    """The run of the same seed in a folder of seeds, or the only one there."""
+    """The run with the same seed in a folder of seeds, or the only run there."""
     seeds = sorted(path for path in folder.glob("seed*") if (path / "config.yaml").is_file() and "." not in path.name)
     if not seeds:
         raise Refusal(f"from={run} holds no run: give the directory of a finished run, results/runs/<run>/seed<k>")
@@ -150,7 +154,7 @@ def _seed_of(folder: Path, run: str, seed: int) -> Path:
 
 
 def check_start(config: Config, typed: Set[str]) -> None:
-    """Raises `Refusal` where what was typed does not fit the run to go on from; makes its path that of the seed."""
+    """Raises `Refusal` if what was typed does not fit the run to continue from; completes its path by the seed."""
     if config.start.run is None:
         if config.method.name == HELD:
             raise Refusal("method=held holds the zeros of a finished run: give from=results/runs/<run>/seed<k>")

@@ -1,4 +1,4 @@
-"""A run's config.yaml: a whole configuration as text, and back."""
+"""A run's config.yaml: writes a whole configuration as text and reads it back."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pdp.wording import one_line
 
 
 def to_yaml(config: Config) -> str:
-    """The whole configuration as the text of a run directory's config.yaml."""
+    """The whole configuration as the text of config.yaml in a run's directory."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def from_yaml(text: str) -> Config:
-    """Reads what `to_yaml` wrote; raises `Refusal` for anything else."""
+    """The configuration that `to_yaml` wrote; raises `Refusal` for anything else."""
     try:
         values: Any = OmegaConf.create(text)
-        if values.method.get("fused") is False:  # an option that runs had for a while; left at that, it changed nothing
+        if values.method.get("fused") is False:  # an option of earlier versions, which had no effect when false
             del values.method["fused"]
-        if values.data.get("validation_files") == ["valid*.*"]:  # once data=text's own; null says the same
+        if values.data.get("validation_files") == ["valid*.*"]:  # earlier the default of data=text; null means the same
             values.data.validation_files = None
         schema = OmegaConf.structured(Config)
         schema.data = DATA_SCHEMAS[values.model.task]
@@ -34,5 +34,5 @@ def from_yaml(text: str) -> Config:
         schema.distill = DISTILL[values.distill.name]
         schema.tracker = TRACKERS[values.tracker.name]
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, values)))
-    except Exception as error:  # whatever a damaged file holds
+    except Exception as error:  # a damaged file may cause any error
         raise Refusal(f"not a run's config.yaml: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Sweep words such as `method=pdp,gmp seed=0,1` as the cells they mean: for `-m`, for Slurm and for W&B alike."""
+"""Expands sweep arguments such as `method=pdp,gmp seed=0,1` into cells, alike for `-m`, for Slurm and for W&B."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SWEEPS = CONF / "sweep"
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination: the overrides of its run, and of these the ones that vary."""
+    """One combination: the overrides of its run, and those of them that vary in the sweep."""
 
     overrides: tuple[str, ...]
     varied: str
 
 
 def lay_out(words: Sequence[str]) -> tuple[list[Override], list[Cell]]:
-    """Hydra's reading of the words, and every combination in its order; raises `Refusal`."""
+    """The arguments as Hydra parses them, and every combination in order; raises `Refusal`."""
     with compose.hydra_loader() as loader:
         parsed = arguments.parse_overrides(words, loader)
         try:
@@ -43,12 +43,12 @@ def lay_out(words: Sequence[str]) -> tuple[list[Override], list[Cell]]:
 
 
 def stored_sweeps() -> list[str]:
-    """The names of conf/sweep."""
+    """The names of the sweeps stored in conf/sweep."""
     return sorted(path.stem for path in SWEEPS.glob("*.yaml"))
 
 
 def read_sweep(name: str) -> dict[str, list[Any]]:
-    """conf/sweep/<name>.yaml: every key with the list of its values; raises `Refusal` for any other file."""
+    """The lists of values in conf/sweep/<name>.yaml, by key; raises `Refusal` for a file of any other form."""
     path = SWEEPS / f"{name}.yaml"
     if name not in stored_sweeps():
         raise Refusal(f"{name}: no such sweep in conf/sweep; {did_you_mean(name, stored_sweeps())}")
@@ -63,14 +63,14 @@ def read_sweep(name: str) -> dict[str, list[Any]]:
 
 
 def stored_words(name: str, typed: Sequence[str] = ()) -> list[str]:
-    """A stored sweep as words, with those that were typed instead of its own or after them."""
+    """A stored sweep as arguments; typed ones replace its own or are appended."""
     keys = {word.partition("=")[0] for word in typed}
     words = [f"{key}={','.join(_word(one) for one in values)}" for key, values in read_sweep(name).items()]
     return [word for word in words if word.partition("=")[0] not in keys] + list(typed)
 
 
 def wandb_form(name: str, typed: Sequence[str]) -> dict[str, Any]:
-    """A stored sweep as W&B's sweep configuration, a grid whose agent calls train.py; every cell is checked."""
+    """A stored sweep as a W&B sweep configuration, a grid whose agent calls train.py; every cell is checked."""
     words = stored_words(name, typed)
     if not any(word.partition("=")[0] == "tracker" for word in words):
         words.append("tracker=wandb")

@@ -1,4 +1,4 @@
-"""What a key can hold, in words, from the type hints of its dataclass."""
+"""Describes in words what a key can hold, from the type hints of its dataclass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WORDS: dict[Any, str] = {
 
 
 def describe(hint: Any) -> str:
-    """'a whole number or null' for `int | None`."""
+    """For example 'a whole number or null' for `int | None`."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(describe(part) for part in typing.get_args(hint))
     if dataclasses.is_dataclass(hint):
@@ -32,7 +32,7 @@ def describe(hint: Any) -> str:
 
 
 def wrong_type(tree: DictConfig, key: str, text: str) -> Refusal:
-    """The refusal of override `text`, whose value `key` cannot hold."""
+    """The refusal of the override `text`, whose value `key` cannot hold."""
     node: Any = tree
     *parents, last = key.split(".")
     for part in parents:

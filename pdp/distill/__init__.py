@@ -1,1 +1,1 @@
-"""A teacher beside the labels."""
+"""Distillation: training with a teacher's outputs as well as the labels."""

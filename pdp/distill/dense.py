@@ -1,4 +1,4 @@
-"""The dense run that a run is held against: same model, data, recipe and seed, nothing pruned. Needs no torch."""
+"""Finds the dense run that a run is compared with: same model, data, recipe and seed, unpruned. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pdp.runs.record import RECORD, read_record
 
 
 def dense_run(config: Config, data_fingerprint: str | None) -> Path | None:
-    """The finished dense run of the same cell and seed with its weights, or None.
+    """The folder of the finished dense run of the same cell and seed, if it has its weights; else None.
 
-    Without a fingerprint, as in a dry run, the newest run of the cell is taken, whatever its data was.
+    Without a fingerprint, as in a dry run, it is the newest such run, whatever its data was.
     """
     dense = dense_cell(config)
     place = run_directory(dense, data_fingerprint or "")

@@ -1,4 +1,4 @@
-"""Distillation: a teacher's logits, and where asked its hidden states and attentions, beside the task's loss.
+"""Distillation: a teacher's logits, and optionally its hidden states and attentions, added to the task's loss.
 
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015).
 """
@@ -27,7 +27,7 @@ from pdp.tasks.task import Batch, Outputs, Task
 def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T^2 * KL(softmax(teacher / T) || softmax(student / T)), the mean over the rows of (N, classes) logits; 0-dim.
 
-    A single logit, as of a regression, has no softmax: the mean squared difference takes its place, without T.
+    A single logit, as in a regression, has no softmax; then this is the mean squared difference, without T.
     """
     if student.shape[-1] == 1:
         return functional.mse_loss(student, teacher)
@@ -37,12 +37,12 @@ def soft_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
 
 def matched_depths(student: int, teacher: int) -> list[int]:
-    """By student block the matching teacher block: evenly spread, the last one to the last one."""
+    """The teacher block that each student block is matched with: evenly spread, the last one with the last one."""
     return [-(-(block + 1) * teacher // student) - 1 for block in range(student)]
 
 
 def matched_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...]) -> Tensor:
-    """The mean squared difference of tensors at matched depths, the mean over the student's blocks; 0-dim float32."""
+    """The mean squared difference of tensors at matched depths, averaged over the student's blocks; 0-dim float32."""
     pairs = zip(student, matched_depths(len(student), len(teacher)), strict=True)
     return torch.stack([functional.mse_loss(ours.float(), teacher[depth].float()) for ours, depth in pairs]).mean()
 
@@ -63,7 +63,7 @@ class Distilled(Objective):
         self.cache: LogitsCache | None = None
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean over the micro-batch, a 0-dim float32 tensor."""
+        """The mean loss over the micro-batch, a 0-dim float32 tensor."""
         ours = self.task.outputs(model, batch, self.detailed)
         theirs = self._of_teacher(batch)
         loss = (1 - self.weight) * self.task.loss_of(ours, batch, self.label_smoothing)
@@ -79,12 +79,12 @@ class Distilled(Objective):
 
     @torch.no_grad()
     def of_teacher(self, batch: Batch) -> Outputs:
-        """The teacher's own outputs, in the precision that the student trains in."""
+        """The teacher's outputs for a batch, computed in the precision that the student trains in."""
         with self.accelerator.autocast():
             return self.task.outputs(self.teacher.model, batch, self.detailed)
 
     def check_fit(self, model: nn.Module) -> None:
-        """Raises `Refusal` where student and teacher cannot be compared, as the first samples show."""
+        """Raises `Refusal` if student and teacher cannot be compared; runs both on the first samples to find out."""
         before, training = random_state(), model.training
         loader = self.task.train_loader(max(2, self.accelerator.num_processes), self.config.seed, "none", 0)
         batch = {key: value.to(self.accelerator.device) for key, value in next(iter(loader)).items()}
@@ -127,7 +127,7 @@ class Distilled(Objective):
                 )
 
     def prepare(self, directory: RunDirectory, say: Callable[[str], None]) -> None:
-        """Computes the teacher's logits of all training samples, where they are to be cached and are not yet."""
+        """Computes the teacher's logits of all training samples, if they are to be cached and are not yet."""
         say(self.teacher_note)
         if self.options.cache == "disk":
             before = random_state()
@@ -135,19 +135,19 @@ class Distilled(Objective):
                 directory.checkpoints, self.config, self.task, self.teacher.digest, self.accelerator
             )
             self.cache.fill(lambda batch: self.of_teacher(batch).logits, say)
-            restore_random_state(before)  # a run that goes on finds the cache filled
+            restore_random_state(before)  # filling the cache must not move it: a resumed run finds it filled
             self.teacher.model.cpu()
 
     @property
     def teacher_note(self) -> str:
-        """One line for people."""
+        """One line that describes the teacher, for the banner."""
         source = weight_source(self.config.method.name, self.weight)
         return (
             f"teacher {self.teacher.label}: weight {self.weight:g} ({source}), temperature {self.options.temperature:g}"
         )
 
     def record(self) -> dict[str, Any]:
-        """The teacher by name and by its weights, and how much it counts."""
+        """For the record: the teacher's name, the digest of its weights, and the weights of its losses."""
         return {
             "teacher": self.teacher.label,
             "teacher_weights": self.teacher.digest,
@@ -160,11 +160,11 @@ class Distilled(Objective):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher's digest: its weights are in no checkpoint."""
+        """The digest of the teacher's weights; the weights themselves are not in the checkpoint."""
         return {"teacher": self.teacher.digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `Refusal` where the teacher is not the one that the run began with."""
+        """Raises `Refusal` if the teacher is not the one that the run began with."""
         if state.get("teacher", self.teacher.digest) != self.teacher.digest:
             raise Refusal(
                 f"distill.teacher: the weights of {self.teacher.label} have changed since this run began: bring them "
@@ -173,7 +173,7 @@ class Distilled(Objective):
 
 
 def make_objective(config: Config, task: Task, model: nn.Module, accelerator: Accelerator) -> Objective:
-    """The configured objective for `model`, which is on its device; raises `Refusal`. The task's data is open."""
+    """The configured objective for `model`, which must be on its device and its data open; raises `Refusal`."""
     if not isinstance(config.distill, TeacherConfig):
         return Objective(task, config.recipe.label_smoothing)
     before = random_state()

@@ -1,4 +1,4 @@
-"""What the trainer minimises for a micro-batch: the task's own loss, or one with a teacher in it."""
+"""The loss that training minimises for each micro-batch: the task's own, or one that includes a teacher."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Objective:
         self.task, self.label_smoothing = task, label_smoothing
 
     def prepare(self, directory: RunDirectory, say: Callable[[str], None]) -> None:
-        """What has to be done once the run's directory is held and before training begins; `say` shows a line."""
+        """Work to do after the run's directory is locked and before training begins; `say` shows a line."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean over the micro-batch, a 0-dim float32 tensor."""
+        """The mean loss over the micro-batch, a 0-dim float32 tensor."""
         return self.task.loss(model, batch, self.label_smoothing)
 
     def record(self) -> dict[str, Any]:
-        """What the run's record says of a teacher."""
+        """What the run's record says about the teacher; empty without one."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What must be the same when a run goes on."""
+        """What must be the same when the run is resumed."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises `Refusal` where it differs from `state_dict`."""
+        """Raises `Refusal` if `state` differs from the present `state_dict`."""

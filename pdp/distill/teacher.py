@@ -1,4 +1,4 @@
-"""Which teacher a configuration means, and its model: a run's hard weights, a file, a folder or the hub's."""
+"""Finds and loads the teacher that a configuration names: a run's hard weights, a file, a folder, or the hub's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WEIGHTS = "model.safetensors"
 
 @dataclass
 class Teacher:
-    """A model in evaluation mode that is never trained, what it is called, and the digest of its weights."""
+    """A model in evaluation mode that is never trained, its name, and the digest of its weights."""
 
     model: nn.Module
     label: str
@@ -38,7 +38,10 @@ class Teacher:
 
 
 def find_dense(config: Config, data_fingerprint: str | None) -> Path:
-    """The finished dense run of the same cell and seed; raises `Refusal` with the command that makes it."""
+    """The folder of the finished dense run of the same cell and seed.
+
+    Raises `Refusal` with the command that makes such a run.
+    """
     found = dense_run(config, data_fingerprint)
     if found is None:
         raise Refusal(
@@ -49,7 +52,7 @@ def find_dense(config: Config, data_fingerprint: str | None) -> Path:
 
 
 def describe(config: Config) -> str:
-    """What teacher a run would have, for a dry run, which opens no data; says so where there is none."""
+    """Which teacher a run would have, for a dry run, which opens no data; says so if there is none yet."""
     assert isinstance(config.distill, TeacherConfig)
     try:
         path = _place(config, None)
@@ -59,7 +62,7 @@ def describe(config: Config) -> str:
 
 
 def load_teacher(config: Config, task: Task) -> Teacher:
-    """The configured teacher on the CPU; `task` has its data open. Raises `Refusal`."""
+    """The configured teacher, on the CPU; the data of `task` must be open. Raises `Refusal`."""
     path = _place(config, task.data_fingerprint)
     if path is not None and is_run(path):
         model = _of_run(config, task, path)
@@ -70,7 +73,7 @@ def load_teacher(config: Config, task: Task) -> Teacher:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """The first 16 hex digits of a sha256 over the names, types, shapes and values of a model's state."""
+    """The first 16 hex digits of a sha256 over the names, dtypes, shapes and values of a model's state dict."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -79,7 +82,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def _place(config: Config, data_fingerprint: str | None) -> Path | None:
-    """Where the teacher lies; None for the hub."""
+    """The path of the teacher's weights; None if they come from the hub."""
     assert isinstance(config.distill, TeacherConfig)
     named = config.distill.teacher
     if named is None:
@@ -97,7 +100,7 @@ def _label(config: Config, path: Path | None) -> str:
 
 
 def _of_run(config: Config, task: Task, path: Path) -> nn.Module:
-    """A run's model, built as its own configuration says, with its hard weights."""
+    """A run's model, built from the run's own configuration, with its hard weights."""
     theirs = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
     record = read_record(path)
     _check_same_data(config, task, theirs, path)
@@ -143,7 +146,7 @@ def _words(shapes: dict[str, tuple[int, ...]]) -> str:
 
 
 def _check_classes(model: nn.Module, path: Path, record: Record, config: Config) -> None:
-    """Raises `Refusal` where the weights differ from the model by their number of classes alone."""
+    """Raises `Refusal` if the weights differ from the model only in their number of classes."""
     try:
         with safe_open(str(path), framework="pt") as file:
             stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -161,7 +164,7 @@ def _check_classes(model: nn.Module, path: Path, record: Record, config: Config)
 
 
 def _pretrained(config: Config, task: Task, pretrained: str) -> nn.Module:
-    """The student's own architecture with weights from a file, a folder or the hub; nothing of it may start random."""
+    """The student's architecture with weights from a file, a folder or the hub; no part may start random."""
     named = HUB if pretrained == "true" else pretrained
     try:
         model, notes = _build(config, task, replace(config.model, pretrained=pretrained))
@@ -176,9 +179,9 @@ def _pretrained(config: Config, task: Task, pretrained: str) -> nn.Module:
 
 
 def _build(config: Config, student: Task, model: ModelConfig, weights: bool = True) -> tuple[nn.Module, list[str]]:
-    """Another model for the student's data, and what there is to be said of it."""
+    """Another model for the student's data, and notes on what was done to build it."""
     other = copy.deepcopy(config)
-    # A folder gives sizes and tokenizer even where the weights are to come from elsewhere.
+    # A folder provides the model's sizes and the tokenizer even if the weights come from elsewhere.
     shaped = weights or (model.library == "transformers" and Path(model.pretrained).is_dir())
     other.model, other.distill = model if shaped else replace(model, pretrained="false"), DistillConfig()
     task = build_task(other)

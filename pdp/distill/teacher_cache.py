@@ -1,4 +1,4 @@
-"""A teacher's logits of every training sample, computed once and read back by sample index."""
+"""A teacher's logits of every training sample, computed once, stored on the disk, and read by sample index."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAY_SECONDS = 10.0  # between two lines of progress
 
 
 class LogitsCache:
-    """float32 (samples, classes) on disk; each process computes and writes a stretch of it and reads all."""
+    """float32 (samples, classes) on the disk; each process computes and writes its part and reads all parts."""
 
     def __init__(self, folder: Path, config: Config, task: Task, teacher: str, accelerator: Accelerator):
         self.folder, self.config, self.task, self.accelerator = folder, config, task, accelerator
@@ -35,11 +35,11 @@ class LogitsCache:
         self._parts: list[np.ndarray] = []
 
     def path(self, part: int) -> Path:
-        """Where a stretch lies; its fingerprint lies beside it."""
+        """The file of a part; its fingerprint is stored next to it."""
         return self.folder / f"teacher_logits-{part}.npy"
 
     def fill(self, logits_of: Callable[[Batch], Tensor], report: Callable[[str], None]) -> None:
-        """Computes this process's stretch unless it is there whole; raises `OSError` for a full disk."""
+        """Computes this process's part unless it is complete already; raises `OSError` if the disk is full."""
         rank = self.accelerator.process_index
         if self._is_whole(rank):
             report("the teacher's logits are cached already")
@@ -51,7 +51,7 @@ class LogitsCache:
     def _is_whole(self, part: int) -> bool:
         try:
             mark = json.loads(self.path(part).with_suffix(".json").read_text(encoding="utf-8"))
-            rows = np.load(self.path(part), mmap_mode="r")  # fails where the file is shorter than it says
+            rows = np.load(self.path(part), mmap_mode="r")  # fails if the file is truncated
         except (OSError, ValueError, EOFError):
             return False
         return mark == {"fingerprint": self.fingerprint} and len(rows) == self.bounds[part + 1] - self.bounds[part]
@@ -66,7 +66,7 @@ class LogitsCache:
         with beside.open("wb") as file:
             for keys, batch in self._batches(first, end):
                 logits = logits_of(batch).float().cpu().numpy()
-                rows = np.full((len(keys), logits.shape[1]), np.nan, dtype="<f4")  # images left out as unreadable
+                rows = np.full((len(keys), logits.shape[1]), np.nan, dtype="<f4")  # NaN remains for images left out
                 rows[batch["index"].cpu().numpy() - done] = logits
                 if done == first:
                     header = {"descr": "<f4", "fortran_order": False, "shape": (end - first, logits.shape[1])}
@@ -82,7 +82,7 @@ class LogitsCache:
         report(f"the teacher's logits of {end - first:,} samples are cached in {self.folder}")
 
     def _batches(self, first: int, end: int) -> Iterator[tuple[list[Key], Batch]]:
-        """The training samples from `first` to before `end`, in order, each batch with the keys it was asked for."""
+        """Batches of the training samples first, ..., end - 1 in order, each with the keys that it was asked for."""
         processes = self.accelerator.num_processes
         shuffled = self.task.train_loader(processes, self.config.seed, "none", 0)
         size = max(1, self.config.recipe.batch_size // processes)
@@ -93,7 +93,7 @@ class LogitsCache:
             num_workers=self.config.data.workers,
             multiprocessing_context="fork" if self.config.data.workers else None,
             collate_fn=shuffled.collate_fn,
-            generator=torch.Generator(),  # else the pass draws from the global RNG
+            generator=torch.Generator(),  # without it the pass would draw from the global RNG
         )
         for asked, batch in zip(keys, ordered, strict=True):
             yield asked, {name: values.to(self.accelerator.device) for name, values in batch.items()}

@@ -1,1 +1,1 @@
-"""Smaller and portable models: channels removed physically, and the formats that other tools read."""
+"""Smaller and portable models: physical removal of channels, and the formats that other tools read."""

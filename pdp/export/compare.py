@@ -1,15 +1,15 @@
-"""How far two models' outputs are apart, and how far they may be."""
+"""The difference between two models' outputs, and the tolerance for it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-TOLERANCE = 1e-4  # of the largest output: float32 sums in another order
+TOLERANCE = 1e-4  # relative to the largest output: float32 sums in another order
 
 
 def difference(one: nn.Module, other: nn.Module, *inputs: Tensor) -> float:
-    """The largest difference of two models' outputs in evaluation mode, over the largest output."""
+    """The largest difference of two models' outputs in evaluation mode, relative to the largest output."""
     modes = [(module, module.training) for model in (one, other) for module in model.modules()]
     try:
         with torch.no_grad():

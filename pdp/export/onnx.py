@@ -1,4 +1,4 @@
-"""A model as an ONNX file, checked with onnxruntime."""
+"""Exports a model as an ONNX file and checks it with onnxruntime."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ STEPS = 255  # of the outputs' range: what an integer of 8 bits can say of them
 
 
 def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) -> float:
-    """Writes ONNX of any batch size, and of any length of text; `inputs` by their names there, one alone is "input".
+    """Writes an ONNX file for any batch size and, for text, any length; returns onnxruntime's difference to torch.
 
-    Gives onnxruntime's difference to torch on `inputs`, over the largest output.
+    `inputs` is one tensor, which is called "input" in the file, or a dict of tensors by name. The difference is
+    measured on `inputs`, relative to the largest output.
     """
     named = inputs if isinstance(inputs, dict) else {"input": inputs}
     _write(model, named, path)

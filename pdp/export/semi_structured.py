@@ -1,4 +1,4 @@
-"""Linear weights of 2:4 as torch's semi-structured sparse tensors, which NVIDIA GPUs compute with."""
+"""Exports 2:4 linear weights as torch's semi-structured sparse tensors, for which NVIDIA GPUs have fast products."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pdp.survey import find_layers
 
 
 def check_nm(model: nn.Module, n: int, m: int, names: set[str]) -> list[str]:
-    """The layers among `names` that have a group of M with more than N numbers that are not zero."""
+    """The layers among `names` that have a group of M with more than N nonzero weights."""
     return [one.name for one in find_layers(model) if one.name in names and not obeys(one.weight.detach(), one, n, m)]
 
 
 def refuse_without_semi_structured(device: str = "cuda") -> None:
-    """Raises `Refusal` where no GPU runs torch's semi-structured format."""
+    """Raises `Refusal` if there is no GPU that supports torch's semi-structured format."""
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
         raise Refusal(
             "format=nm stores 2:4 weights as NVIDIA GPUs of compute capability 8.0 and up compute with them, and none "
@@ -29,7 +29,10 @@ def refuse_without_semi_structured(device: str = "cuda") -> None:
 
 
 def save_semi_structured(model: nn.Module, names: set[str], folder: Path) -> list[tuple[str, str]]:
-    """Linear weights of 2:4 in torch's semi-structured format (float16), checked against dense products; needs CUDA."""
+    """Writes 2:4 linear weights in torch's semi-structured format (float16), checked against dense products.
+
+    Needs a CUDA device that supports the format.
+    """
     from torch.sparse import to_sparse_semi_structured
 
     tensors: dict[str, Tensor] = {}
@@ -59,7 +62,7 @@ def save_semi_structured(model: nn.Module, names: set[str], folder: Path) -> lis
         else:
             tensors[name] = half.cpu()
     save_file({key: value.contiguous() for key, value in tensors.items()}, str(folder / "model-2-4.safetensors"))
-    # What a tensor is built from again, besides its parts: class and shape; the parts are of this version's making.
+    # What is needed to rebuild a tensor from its parts: its class and shape, and the torch version that made the parts.
     described = {"class": kind, "torch": torch.__version__, "shapes": shapes}
     (folder / "model-2-4.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     return [

@@ -1,8 +1,7 @@
-"""A channel-pruned model made physically smaller: the same function without the channels that are zero."""
+"""Makes a channel-pruned model physically smaller: the same function without the channels that are zero."""
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,29 +13,31 @@ from pdp.errors import Refusal
 from pdp.export.compare import TOLERANCE
 from pdp.patterns.coupling import Coupling
 from pdp.patterns.find import call, find_couplings, quiet
+from pdp.patterns.proof import copied
 from pdp.patterns.shrink import leaving_some, remove, sizes_of, zero_units
 
 
 @dataclass
 class Slimmed:
-    """The smaller model, how many channels each coupling lost, and every module's sizes that differ from the dense."""
+    """The smaller model, how many channels each coupling lost, and the sizes that differ from the dense model's."""
 
     model: nn.Module
-    removed: dict[str, tuple[int, int]]  # units gone and units in all
+    removed: dict[str, tuple[int, int]]  # by coupling: (units removed, units in total)
     modules: dict[str, dict[str, Any]]
 
 
 @torch.no_grad()
 def slim(model: nn.Module, example_input: Any) -> Slimmed:
-    """A copy of `model` without the coupled channels whose filters, biases and norms are exactly zero.
+    """A copy of `model` without the coupled channels whose filters, biases and norms are all exactly zero.
 
-    `example_input` is a tensor, a tuple of arguments or a dict of keywords. Raises `Refusal` where no channel is zero,
-    the model cannot be followed, or the smaller model's outputs on noise of the example's shape are others.
+    `example_input` is a tensor, a tuple of arguments or a dict of keyword arguments. Raises `Refusal` if no channel is
+    zero, if the model cannot be analysed, or if the smaller model's outputs differ on noise of the example's shape.
     """
-    smaller = copy.deepcopy(model)
-    before = sizes_of(smaller)
+    smaller = copied(model)
     gone: list[tuple[Coupling, set[int]]] = []
-    for coupling in find_couplings(smaller, example_input):
+    couplings = find_couplings(smaller, example_input)
+    before = sizes_of(smaller, couplings)
+    for coupling in couplings:
         if coupling.refused is None:
             units = leaving_some(coupling, zero_units(coupling))
             gone += [(coupling, units)] if units else []
@@ -47,7 +48,7 @@ def slim(model: nn.Module, example_input: Any) -> Slimmed:
     if off is None or not off <= TOLERANCE:
         words = "its outputs have another shape" if off is None else f"{off:.2g} of the largest output apart"
         raise Refusal(f"the smaller model would be another function ({words}), so nothing is removed")
-    after = sizes_of(smaller)
+    after = sizes_of(smaller, couplings)
     removed = {one.name: (len(units), one.units) for one, units in gone}
     return Slimmed(smaller, removed, {name: values for name, values in after.items() if values != before[name]})
 
@@ -59,7 +60,7 @@ def _noise(value: Any) -> Any:
 
 
 def _apart(model: nn.Module, smaller: nn.Module, inputs: Any) -> float | None:
-    """The largest difference of the outputs over the largest of them, in evaluation mode; None where shapes differ."""
+    """The largest difference of the outputs relative to the largest one, in evaluation mode; None if shapes differ."""
     outputs = []
     for one in (model, smaller):
         with quiet(one):

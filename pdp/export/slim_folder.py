@@ -1,4 +1,4 @@
-"""A slim model on the disk: its sizes, its weights and the code that loads them into the dense model's class."""
+"""Stores a slim model: its sizes, its weights, and the code that loads them into the dense model's class."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pdp.export.slim import Slimmed, slim
 
 
 def save_slim(model: nn.Module, example_input: Tensor, folder: Path, origin: dict[str, Any]) -> nn.Module:
-    """Writes the slim model of a channel-pruned one and gives it; raises `Refusal` before anything is written."""
+    """Writes and returns the slim model of a channel-pruned one; raises `Refusal` before anything is written."""
     slimmed = slim(model, example_input)
     write_slim(slimmed, folder, origin)
     return slimmed.model.eval()
 
 
 def write_slim(slimmed: Slimmed, folder: Path, origin: dict[str, Any]) -> None:
-    """slim.json and model.safetensors, with load_slim.py that puts them into the dense model's own class.
+    """Writes slim.json, model.safetensors, and load_slim.py, which loads them into the dense model's own class.
 
-    What it loads goes on training. `origin` says in slim.json what the dense model was.
+    The loaded model can be trained. `origin` is stored in slim.json and describes the dense model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     removed = {name: {"removed": gone, "of": units} for name, (gone, units) in slimmed.removed.items()}

@@ -13,7 +13,7 @@ from torch import nn
 
 
 def load_slim(model: nn.Module, folder: str | Path) -> nn.Module:
-    """Gives the dense `model` its slim sizes and weights, in place; raises where it is another model."""
+    """Changes the dense `model` in place to its slim sizes and weights; returns it, or raises for another model."""
     folder = Path(folder)
     description = json.loads((folder / "slim.json").read_text(encoding="utf-8"))
     state = load_file(str(folder / "model.safetensors"))

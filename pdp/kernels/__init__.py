@@ -1,1 +1,1 @@
-"""The masks' definitions again, fast: by Numba on the CPU, by Triton on a GPU."""
+"""Fast versions of what `pdp.masks` defines: Numba kernels for the CPU, Triton kernels for a GPU."""

@@ -1,1 +1,1 @@
-"""Which units fall under a cut; the soft mask and its gradient."""
+"""Masks: the cut that separates pruned from kept units, PDP's soft mask, and the gradients of masked weights."""

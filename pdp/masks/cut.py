@@ -21,18 +21,19 @@ def count_pruned(share: float, units: int) -> int:
 
 
 def find_cut(saliency: Tensor, share: float, dim: int | None = None) -> Tensor:
-    """The cut t midway between the largest pruned and the smallest kept saliency (PDP, section on t).
+    """The cut t, midway between the largest pruned and the smallest kept saliency (PDP's definition of t).
 
-    `saliency` holds non-negative numbers of any shape. Without `dim` there is one cut over all of them, a 0-dim tensor;
-    with `dim` one for each slice along it, shaped like `saliency` without that dimension. Float32, float64 for float64.
-    Nothing pruned gives -inf, everything pruned +inf. Raises `Refusal` for a share outside [0, 1].
+    `saliency` holds non-negative numbers of any shape. Without `dim` the result is a 0-dim tensor, one cut over all of
+    them; with `dim` it is one cut for each slice along that dimension, shaped like `saliency` without it. The result is
+    float32, or float64 for a float64 saliency. If nothing is pruned the cut is -inf, if everything is pruned it is
+    +inf. Raises `Refusal` for a share outside [0, 1].
     """
     units = saliency.numel() if dim is None else saliency.shape[dim]
     return cut_at(saliency, count_pruned(share, units), dim)
 
 
 def cut_at(saliency: Tensor, pruned: int, dim: int | None = None) -> Tensor:
-    """`find_cut` for a number of pruned units instead of a share."""
+    """Like `find_cut`, but takes the number of units to prune instead of a share."""
     values = computable(saliency.detach())
     if dim is None:
         if _selects_on_host(values):
@@ -50,9 +51,10 @@ def cut_at(saliency: Tensor, pruned: int, dim: int | None = None) -> Tensor:
 def magnitude_cuts_at(
     weights: Sequence[Tensor], pruned: Sequence[int], trails: Sequence[Trail] | None = None
 ) -> list[Tensor]:
-    """`cut_at` of the magnitudes of each layer's weights, without a tensor of magnitudes where the CPU selects.
+    """The cut of each layer's weight magnitudes, one 0-dim tensor per layer; `pruned` is the number to prune in each.
 
-    `trails` remember from call to call where each layer's cut lay, which makes the next one quicker to find.
+    On the CPU this makes no tensor of magnitudes. `trails` (one per layer) remember where each layer's cut was at the
+    last call, which makes the next search faster; they never change the result.
     """
     if all(_selects_on_host(one) for one in weights):
         return host_cuts(weights, pruned, trails or [Trail() for _ in weights], torch.get_num_threads())
@@ -60,9 +62,10 @@ def magnitude_cuts_at(
 
 
 def keep_units(saliency: Tensor, pruned: int) -> Tensor:
-    """Which units stay when the `pruned` smallest go, lowest index first among equals; bool, shaped like `saliency`.
+    """Bool mask shaped like `saliency`: True for the units that stay when the `pruned` smallest are removed.
 
-    Indices run in the logical order of the tensor whatever its memory layout. Forces no device synchronization.
+    Among equal saliencies the unit with the lowest index is pruned first. The index is the position in the logical
+    order of the tensor, whatever its memory layout. Forces no device synchronization.
     """
     values = computable(saliency.detach()).reshape(-1)
     units = values.numel()
@@ -82,11 +85,11 @@ def keep_units(saliency: Tensor, pruned: int) -> Tensor:
 
 
 def count_global(saliencies: Sequence[Tensor], pruned: int, least_kept: int | Sequence[int] = 1) -> list[int]:
-    """How many units each layer loses when the `pruned` smallest of all layers go; the counts sum to `pruned` exactly.
+    """How many units each layer loses when the `pruned` smallest of all layers together are pruned.
 
-    The `least_kept` largest units of every layer (one number for all, or one for each) are safe from the cut, so that
-    no layer is emptied. Among equals the earlier layer, then the lower index goes first. Raises `Refusal` if that
-    leaves too few units to prune.
+    The counts sum to `pruned` exactly. The `least_kept` largest units of every layer (one number for all layers, or one
+    for each) are never pruned, so that no layer is emptied. Among equal saliencies, units of earlier layers are pruned
+    first. Raises `Refusal` if this leaves too few units to prune.
     """
     sizes = [one.numel() for one in saliencies]
     floors = [least_kept] * len(sizes) if isinstance(least_kept, int) else list(least_kept)
@@ -104,7 +107,7 @@ def count_global(saliencies: Sequence[Tensor], pruned: int, least_kept: int | Se
     for part, saliency, floor in zip(parts, saliencies, floors, strict=True):
         part.copy_(saliency.detach().reshape(-1))
         if floor:
-            # Among equals the last ones are kept, as the first ones are pruned.
+            # Among equal saliencies the last ones are protected, because the first ones are pruned first.
             part[part.flip(0).topk(min(floor, part.numel())).indices.neg().add(part.numel() - 1)] = math.inf
     if _selects_on_host(joined):
         last = float(np.partition(joined.numpy(), pruned - 1)[pruned - 1])

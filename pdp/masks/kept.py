@@ -1,4 +1,4 @@
-"""What a node of autograd keeps for backward beside what autograd itself would save."""
+"""Saves tensors for the backward of our own autograd functions, outside of autograd's `save_for_backward`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from torch import Tensor
 
 
 def keep(ctx: Any, *tensors: Tensor) -> None:
-    """Keeps inputs of a node of its own, as activation checkpointing counts what is saved in a region.
+    """Keeps input tensors of an autograd function for its backward, without `save_for_backward`.
 
-    A node that masks several tensors may be made in one region in forward, and one for a single tensor of another in
-    its recomputation.
+    Activation checkpointing counts the tensors saved by `save_for_backward` in a region and compares forward with
+    recomputation. A function that masks several tensors at once may run in one region in the forward pass, while the
+    recomputation of another region runs one for a single tensor; the counts would not match.
     """
     ctx.kept = tensors
     ctx.versions = _versions(tensors)
 
 
 def kept(ctx: Any) -> tuple[Tensor, ...]:
-    """What was kept; raises `RuntimeError` where some of it has been changed in place since."""
+    """The tensors that `keep` saved; raises `RuntimeError` if one of them has been changed in place since."""
     if _versions(ctx.kept) != ctx.versions:
         raise RuntimeError(
             "a weight or a cut that a mask was made of has been modified by an inplace operation since the forward: "

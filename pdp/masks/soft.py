@@ -1,4 +1,4 @@
-"""PDP's soft mask and its gradient (PDP, equations of the mask; the cut is a constant to autograd)."""
+"""PDP's soft mask and its gradient (the paper's equations of the mask); autograd treats the cut as a constant."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch.autograd.function import FunctionCtx
 
 from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
 
-# Beyond this |z| the mask is 0 or 1 to 1e-26. A bounded z cannot overflow, and a mask that small, or its product with a
-# weight or gradient, would be a subnormal number, with which a CPU's convolutions take four times as long.
+# Beyond this |z| the mask is 0 or 1 to within 1e-26. A bounded z cannot overflow. Without the bound, a tiny mask or its
+# product with a weight or a gradient would be a subnormal number, which makes a CPU's convolutions four times slower.
 SATURATED = 60.0
 NOTHING = 1e-26
-FARTHEST = -1e20  # least -t^2 / tau that a slope is computed with
-_PIECE = 1 << 18  # numbers worked on at a time on the CPU, so that the passes over them stay in its cache
+FARTHEST = -1e20  # lower bound of -t^2 / tau where the gradient is computed
+_PIECE = 1 << 18  # numbers processed at a time on the CPU, so that repeated passes over them stay in its cache
 
 
 def soft_mask(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) -> Tensor:
     """m(w) = sigmoid((w^2 - t^2) / tau) in [0, 1], float32 (float64 for float64), differentiable in `weight`.
 
-    `cut` t and `temperature` tau broadcast against `weight`; t = -inf keeps everything, +inf nothing. Derivatives of
-    any order and `torch.func` follow the formula.
+    `cut` is t and `temperature` is tau; both broadcast against `weight`. t = -inf keeps every weight, t = +inf none.
+    Derivatives of any order and `torch.func` transforms give those of the formula, with t held constant.
     """
     if in_transform():
         return plain_mask(weight, as_cut(cut, weight), temperature)
@@ -31,9 +31,9 @@ def soft_mask(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) 
 
 
 def soft_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) -> Tensor:
-    """The effective weight m(w) * w, in the type of `weight`; d/dw = m + (2 w^2 / tau) m (1 - m).
+    """The effective weight m(w) * w, in the dtype of `weight`; its derivative is m + (2 w^2 / tau) m (1 - m).
 
-    Keeps nothing for backward but the weight and the cut: the mask is computed again there.
+    Saves only the weight and the cut for backward, which computes the mask again.
     """
     if in_transform():
         return plain_prune(weight, as_cut(cut, weight), temperature)
@@ -41,7 +41,7 @@ def soft_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float)
 
 
 def plain_mask(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
-    """`soft_mask` in plain operations, which differentiate any number of times in any mode."""
+    """`soft_mask` in plain operations, which support derivatives of any order, `torch.func` and forward mode."""
     precise = exact(weight)
     if isinstance(temperature, Tensor):
         temperature = temperature.to(precise.dtype)
@@ -51,41 +51,43 @@ def plain_mask(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tens
 
 
 def plain_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
-    """`soft_prune` in plain operations, which differentiate any number of times in any mode."""
+    """`soft_prune` in plain operations, which support derivatives of any order, `torch.func` and forward mode."""
     return (plain_mask(weight, cut, temperature) * exact(weight)).to(weight.dtype)
 
 
 def as_cut(cut: Tensor | float, weight: Tensor) -> Tensor:
-    """The cut as a tensor beside the weight."""
+    """The cut as a tensor; a plain number becomes one on the weight's device."""
     return cut if isinstance(cut, Tensor) else torch.tensor(cut, device=weight.device)
 
 
 def exact(values: Tensor) -> Tensor:
-    """In float64 if they are, else in float32."""
+    """The values in the type that masks are computed in: float64 unchanged, everything else as float32."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def offset_of(cut: Tensor, temperature: Tensor | float, dtype: torch.dtype) -> Tensor:
-    """-t^2 / tau, kept finite; t enters with its sign, so that a cut of -inf keeps every weight."""
+    """-t^2 / tau, clamped to finite numbers; computed as -t |t| / tau, so that a cut of -inf keeps every weight."""
     largest = torch.finfo(dtype).max / 4
     cut = cut.to(dtype)
     return (cut * cut.abs() / -temperature).clamp(-largest, largest)
 
 
 def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float, out: Tensor) -> Tensor:
-    """z = (w^2 - t^2) / tau."""
+    """z = (w^2 - t^2) / tau, written into `out`; `offset` is -t^2 / tau."""
     if isinstance(temperature, Tensor):
         return torch.addcmul(offset, weight / temperature.to(weight.dtype), weight, out=out)
     return torch.addcmul(offset, weight, weight, value=1 / temperature, out=out)
 
 
 def lies_dense(values: Tensor) -> bool:
-    """Whether the numbers fill their memory without a gap, in the usual order or channels last."""
+    """Whether the tensor fills its memory without gaps, in contiguous or channels_last order."""
     return values.is_contiguous() or (values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last))
 
 
 def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
-    """The tensors piece by piece in memory order where one cut and temperature hold for all of them, else whole."""
+    """Splits the tensors into pieces in memory order where one cut and temperature hold for all of them; else yields
+    them whole.
+    """
     first = tensors[0]
     single = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
     if not single or first.device.type != "cpu" or first.numel() <= _PIECE or torch.compiler.is_compiling():
@@ -93,13 +95,14 @@ def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> It
     if not lies_dense(first) or any(one.stride() != first.stride() for one in tensors):
         return [tensors]
     units = first.numel()
-    # All of about one size: a short one at the end would be too small for several threads.
+    # All pieces have about the same size: a short last piece would be too small to divide among several threads.
     size = -(-units // -(-units // _PIECE) // 16) * 16
     return zip(*(one.as_strided((units,), (1,)).split(size) for one in tensors), strict=True)
 
 
 class _SoftPrune(torch.autograd.Function):
-    # With a setup_context, apply() would look up the signature of forward() at every call: 30 microseconds a layer.
+    # This function has no setup_context: with one, apply() would look up the signature of forward() at every call,
+    # which takes 30 microseconds per layer.
     @staticmethod
     def forward(ctx: FunctionCtx, weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
         ctx.temperature = temperature  # type: ignore[attr-defined]
@@ -124,7 +127,7 @@ class _SoftPrune(torch.autograd.Function):
         slope = torch.empty_like(precise)
         tensors = (precise, gradient.to(precise.dtype), slope)
         one_number = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
-        # With an infinite cut the slope is zero, which a clamped z times infinity would not give.
+        # With an infinite cut the slope is zero; without this bound, a clamped z times infinity would not give zero.
         bounded = offset.clamp(min=FARTHEST) if one_number else offset
         for w, upstream, out in _pieces(offset, temperature, *tensors):
             z = _scaled_square(offset, w, temperature, out).clamp_(-SATURATED, SATURATED)

@@ -1,4 +1,4 @@
-"""A masked weight whose gradient reaches every weight, pruned or kept."""
+"""A masked weight whose gradient reaches every stored weight, pruned or kept (straight-through estimator)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pdp.masks.transforms import in_transform
 
 
 def straight_through(weight: Tensor, keep: Tensor) -> Tensor:
-    """W * B forward, the identity backward: dL/dW = dL/d(W * B). `keep` is bool and broadcasts to `weight`."""
+    """Forward: W * B with the mask B = `keep`. Backward: dL/dW = dL/d(W * B). `keep` is bool and broadcasts to
+    `weight`.
+    """
     if in_transform():
         return weight + (weight * keep - weight).detach()
     return _StraightThrough.apply(weight, keep)

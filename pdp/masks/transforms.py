@@ -1,4 +1,4 @@
-"""Masks under `torch.func` and derivatives of derivatives: what the fast functions for one gradient cannot do."""
+"""Masks under `torch.func` and higher derivatives, which the fast autograd functions do not support."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from torch.autograd import forward_ad
 
 
 def in_transform() -> bool:
-    """Whether `torch.func` or forward-mode differentiation is at work, which need plain operations."""
+    """Whether a `torch.func` transform or forward-mode differentiation is active; both need plain operations."""
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def wants_a_graph() -> bool:
-    """Whether a backward that runs now is to be differentiated itself (create_graph=True)."""
+    """Whether the backward pass that runs now must itself be differentiable (create_graph=True)."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def gradients_with_a_graph(
     function: Callable[..., Tensor | tuple[Tensor, ...]], tensors: Sequence[Tensor], upstream: Sequence[Tensor | None]
 ) -> list[Tensor | None]:
-    """The gradients that `function` of `tensors` passes on, themselves differentiable in `tensors` and `upstream`."""
+    """The gradients of `function` with respect to `tensors`, given the `upstream` gradients of its results.
+
+    They are themselves differentiable in `tensors` and `upstream`.
+    """
     with torch.enable_grad():
         made = function(*tensors)
         outputs = made if isinstance(made, tuple) else (made,)

@@ -1,6 +1,6 @@
-"""The soft mask of whole units on all tensors of a layer, and its gradient with respect to the weights that make it.
+"""The soft mask of whole units (channels), applied to all tensors of a layer, and its gradient for the unit's weights.
 
-The plain operations here define it; a caller may hand over kernels that do the same in fewer launches.
+The plain operations here define the result. A caller may pass kernels that compute the same in fewer launches.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from pdp.masks.kept import keep, kept
 from pdp.masks.soft import exact
 from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
 
-_FLAT = 1e-7  # m (1 - m) below which a mask does not move
+_FLAT = 1e-7  # below this m (1 - m) the mask is treated as constant
 
 
 def steepness(mask: Tensor, factor: Tensor) -> Tensor:
-    """m (1 - m) * factor, which broadcasts against `mask`; with factor = 2 scale / tau, d m_u / d w = steepness_u w."""
+    """m (1 - m) * factor, which broadcasts against `mask`.
+
+    With factor = 2 scale / tau, the derivative of unit u's mask for one of its weights w is d m_u / d w = steepness_u *
+    w.
+    """
     return torch.ops.aten.sigmoid_backward(factor.expand_as(mask), mask)
 
 
@@ -33,13 +37,14 @@ def mask_units(
     dtypes: Sequence[torch.dtype | None],
     kernels: Any = None,
 ) -> tuple[Tensor, ...]:
-    """m_u * tensor for each of `tensors` that `dtypes` names a type for, in that type; differentiable in all of them.
+    """m_u * tensor for each tensor whose entry in `dtypes` is not None, in that dtype; differentiable in all tensors.
 
-    `mask` is m(s) = sigmoid((s^2 - t^2) / tau) with s^2 = scale * the sum of squares of the unit's weights, as computed
-    from the tensors that weigh; neither it nor `steep`, its `steepness`, may change before backward. `units` are those
-    of a tensor's slices along dimension 0, None where slice i is unit i; a slice of no unit has the number behind the
-    last and stays as it is. `kernels` is what `pdp.kernels.gpu.unit_kernels` found for these tensors. Raises
-    `RuntimeError` in backward where a tensor has been changed in place since.
+    `mask` is (units,), m = sigmoid((s^2 - t^2) / tau), where s^2 = scale * the sum of squares of the unit's weights,
+    computed from the tensors for which `weighs` is True. `steep` is the mask's `steepness`. Neither may be changed
+    before backward. `units` gives, for each tensor, the unit of each slice along dimension 0, or None where slice i
+    belongs to unit i. A slice that belongs to no unit has the index len(mask) and stays as it is. `kernels` is the
+    result of `pdp.kernels.gpu.unit_kernels` for these tensors. Raises `RuntimeError` in backward if a tensor has been
+    changed in place since.
     """
     if in_transform():
         return _plain(mask, steep, tensors, units, weighs, dtypes)
@@ -56,9 +61,10 @@ def _plain(
     weighs: Sequence[bool],
     dtypes: Sequence[torch.dtype | None],
 ) -> tuple[Tensor, ...]:
-    """`mask_units` in plain operations, which differentiate any number of times in any mode.
+    """`mask_units` in plain PyTorch operations, which support derivatives of any order and every mode.
 
-    The mask is moved by what the squares of its weights move: as a number it stays what it was given as.
+    The value of the mask stays the one given; only its derivative is attached, through the squares of the unit's
+    weights.
     """
     squares = torch.zeros_like(mask)
     for tensor, own, weigh in zip(tensors, units, weighs, strict=True):
@@ -69,7 +75,7 @@ def _plain(
             )
     slope = mask * (1 - mask)
     some = slope > _FLAT
-    # d m / d s^2 = m (1 - m) factor / 2: a logit that moves by as much.
+    # d m / d s^2 = m (1 - m) factor / 2. A logit with this derivative gives the mask its gradient.
     factor = torch.where(some, steep / slope.clamp(min=_FLAT), torch.zeros_like(mask)).detach()
     logit = torch.logit(mask.clamp(_FLAT, 1 - _FLAT)).detach()
     moving = torch.sigmoid(logit + (squares - squares.detach()) * factor * 0.5)
@@ -82,21 +88,22 @@ def _plain(
 
 
 def along(values: Tensor, units: Tensor | None, tensor: Tensor, rest: float = 1.0) -> Tensor:
-    """Numbers over units, made to broadcast against `tensor`, whose slices along dimension 0 belong to `units`.
+    """Expands one number per unit so that it broadcasts against `tensor`, whose slices along dimension 0 belong to
+    `units`.
 
-    `rest` is the number of slices of the unit behind the last, which is none.
+    Slices that belong to no unit (index len(values)) get the number `rest`.
     """
     of_slices = values if units is None else with_rest(values, rest)[units]
     return of_slices.reshape(-1, *[1] * (tensor.dim() - 1))
 
 
 def with_rest(values: Tensor, rest: float = 1.0) -> Tensor:
-    """Numbers over units and, behind them, the one of slices that belong to none."""
+    """The numbers of the units with `rest` appended, the number for slices that belong to no unit."""
     return torch.cat([values, values.new_full((1,), rest)])
 
 
 def _gathered(mask: Tensor, units: Tensor, sums: Tensor) -> Tensor:
-    """Sums of slices added up by unit; those of no unit are dropped."""
+    """Adds up the sums of slices by unit; slices that belong to no unit are dropped."""
     return with_rest(torch.zeros_like(mask)).index_add(0, units, sums)[:-1]
 
 
@@ -120,7 +127,11 @@ def _masked(
 
 
 class _MaskUnits(torch.autograd.Function):
-    """One node for a whole layer: autograd would add up full-size gradients for each tensor that the mask scales."""
+    """One autograd node for a whole layer.
+
+    With a node for each tensor, autograd would add up full-size gradients of the weight, one for each tensor that the
+    mask scales.
+    """
 
     @staticmethod
     def forward(ctx: Any, mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, kernels: Any, *tensors):
@@ -156,7 +167,7 @@ class _MaskUnits(torch.autograd.Function):
         for place, gradient in upstream.items():
             if place not in found:
                 tensor = tensors[place]
-                # In the weight's memory layout, as this buffer becomes the weight's gradient.
+                # In the weight's memory layout, because this buffer becomes the weight's gradient.
                 found[place] = exact(tensor) * gradient
                 rows = _row_sums(found[place]).to(mask.dtype)
                 if units[place] is not None:
@@ -188,14 +199,16 @@ def _plain_vector(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _multiplied(tensors: list[Tensor], by: Tensor | list[Tensor]) -> Sequence[Tensor]:
-    """Several vectors of one length, each times its partner in a list or all times one vector, in one operation."""
+    """Multiplies several vectors of equal length, each by its partner in the list `by` or all by one vector, in one
+    operation.
+    """
     if not tensors:
         return ()
     return torch._foreach_mul(tensors, by if isinstance(by, list) else [by] * len(tensors))
 
 
 def _scaled(tensor: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
-    """The product with float32 numbers, rounded once, in `dtype`."""
+    """The product of `tensor` and float32 numbers in `dtype`, rounded only once."""
     if dtype == (torch.float64 if tensor.dtype == torch.float64 else by.dtype):
         return tensor * by
     return torch.mul(tensor, by, out=torch.empty_like(tensor, dtype=dtype))

@@ -1,4 +1,4 @@
-"""The pruning methods, one file each; a method's file is imported when it is asked for."""
+"""The pruning methods, one file each; a method's file is imported when the method is first used."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from pdp.methods.method import Method
     from pdp.patterns.pattern import Pattern
 
-# A module called str would hide the built-in of that name in this package.
+# A module called str would hide the built-in str in this package.
 _MODULES = {"str": "soft_threshold"}
 
 
 def make_method(method: str | MethodOptions, pattern: Pattern, **options: object) -> Method:
-    """The method of that name with these options; raises `Refusal` for an unknown name or option."""
+    """The method with that name and these options; raises `Refusal` for an unknown name or option."""
     if not isinstance(method, MethodOptions):
         if method not in OPTIONS:
             near = difflib.get_close_matches(str(method), OPTIONS, 1)

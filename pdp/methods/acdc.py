@@ -1,4 +1,4 @@
-"""AC/DC (Peste et al. 2021, IST-DASLab/ACDC): dense and sparse phases take turns on the same weights."""
+"""AC/DC (Peste et al. 2021, IST-DASLab/ACDC): dense and sparse phases alternate on the same weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pdp.methods.options import AcdcOptions
 
 
 class Method(MaskedMethod):
-    """At the start of a sparse phase one magnitude cut over all layers makes the mask, and pruned weights become zero.
+    """At the start of a sparse phase one magnitude cut over all layers makes the mask; pruned weights become zero.
 
-    At the start of a dense phase every weight trains again, the pruned ones from zero, and momentum begins anew. The
-    filters of a pruned channel begin at zero, its norm at the scale that it had: if both were zero, neither would have
-    a gradient.
+    At the start of a dense phase every weight trains again, the pruned ones from zero, and momentum is reset. For a
+    pruned channel only the filters start from zero; its norm's scale keeps its value, because if both were zero,
+    neither would have a gradient.
     """
 
     schedule = "alternating"

@@ -1,4 +1,4 @@
-"""ASP (NVIDIA apex, contrib/sparsity): a trained model cut once to N:M, its own recipe again under the mask."""
+"""ASP (NVIDIA apex, contrib/sparsity): cuts a trained model once to N:M and trains it again under the mask."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pdp.methods.options import AspOptions
 
 
 class Method(MaskedMethod):
-    """The N largest of each group (the best pattern by kept |W|); gradients and weights are masked from then on.
+    """Keeps the N largest |W| of each group (apex's best pattern); from then on gradients and weights are masked.
 
-    Layers whose outputs do not divide by 8, or whose inputs not by 16, stay dense, as in apex.
+    Layers stay dense, as in apex, if their number of outputs is not divisible by 8 or that of inputs not by 16.
     """
 
     schedule = "constant"

@@ -1,4 +1,4 @@
-"""The BatchNorm scales of a channel layer, which two methods read as saliency."""
+"""The BatchNorm scales (gamma) of a channel layer, from which two methods compute the saliency."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pdp.layers import Layer, Member
 
 
 def norm_scales(layer: Layer) -> list[Member]:
-    """The members that are BatchNorm weights (gamma)."""
+    """The members of the layer that are BatchNorm weights (gamma)."""
     return [
         member
         for member in layer.members
@@ -20,7 +20,7 @@ def norm_scales(layer: Layer) -> list[Member]:
 
 
 def scale_saliency(layer: Layer) -> Tensor:
-    """The mean |gamma| of each unit over the norms that carry it; float32."""
+    """The mean |gamma| of each unit over the norms that it has; (units,), float32."""
     total = torch.zeros(layer.units, dtype=torch.float64, device=layer.weight.device)
     count = torch.zeros_like(total)
     for member in norm_scales(layer):

@@ -1,4 +1,4 @@
-"""Which options, patterns and targets a method can work with; needs no torch."""
+"""Checks which options, patterns and targets a method supports; needs no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS, MethodOptions, PdpOptions
 from pdp.schedule.time import Time
 
-# Patterns that a method knows; one that is not named knows all of them.
+# The patterns that a method supports; a method that is not listed supports all of them.
 PATTERNS_OF: dict[str, tuple[str, ...]] = {
     "str": ("random",),
     "cs": ("random",),
@@ -24,19 +24,21 @@ PATTERNS_OF: dict[str, tuple[str, ...]] = {
     "sfp": ("channel",),
     "slimming": ("channel",),
     "chex": ("channel",),
+    "wanda": ("random", "nm"),
+    "sparsegpt": ("random", "nm"),
 }
 
-# Methods whose sparsity is learned where nobody controls it.
+# Methods whose sparsity is learned unless the option named here controls it.
 FREE = {"str": "controller", "cs": "controller", "movement": "variant", "pofa": "stage"}
 
 
 def is_free(options: MethodOptions) -> bool:
-    """Whether the method can run without a target."""
+    """Whether the method, with these options, can run without a target sparsity."""
     return options.name == "held" or getattr(options, FREE.get(options.name, ""), "") in ("none", "soft", "finetune")
 
 
 def check_options(options: MethodOptions) -> None:
-    """Raises `Refusal` for a value that the method cannot work with."""
+    """Raises `Refusal` for an option value that the method does not support."""
     if isinstance(options, PdpOptions) and not 0 < options.temperature < float("inf"):
         raise Refusal(f"method.temperature={options.temperature} must be a finite number above 0 (the paper's is 1e-4)")
     for key, value in vars(options).items():
@@ -56,7 +58,7 @@ def check_options(options: MethodOptions) -> None:
 
 
 def _check_annealing(options: PdpOptions) -> None:
-    """Raises `Refusal` for an annealing without an end, or options of one that is not asked for."""
+    """Raises `Refusal` for annealing without an end value, or for options of annealing that is not switched on."""
     mode = options.temperature_mode
     if options.anneal_from != "target":
         try:
@@ -110,7 +112,7 @@ def _check_annealing(options: PdpOptions) -> None:
 
 
 def check_pattern(options: MethodOptions, pattern: str) -> None:
-    """Raises `Refusal` where a method, or an option of it, does not know a pattern."""
+    """Raises `Refusal` if a method, or one of its options, does not support the pattern."""
     method = options.name
     if isinstance(options, PdpOptions) and not options.detach_cut and pattern != "random":
         raise Refusal(
@@ -133,7 +135,7 @@ def check_pattern(options: MethodOptions, pattern: str) -> None:
 
 
 def check_saliency(method: str, saliency: str) -> None:
-    """Raises `Refusal` for a channel saliency that PDP has no gradient for."""
+    """Raises `Refusal` for a channel saliency for which PDP has no gradient."""
     if method in ("pdp", "pdp_annealed") and saliency == "l1":
         raise Refusal(f"prune.saliency=l1 has no soft mask: give prune.saliency=rms or l2 with method={method}")
 
@@ -173,5 +175,8 @@ _RANGES: dict[str, _Range] = {
     "score_lr": _ABOVE_0,
     "threshold": _FRACTION,
     "decay": _FROM_0,
+    "calibration": (lambda value: value >= 1, "at least 1 sample"),
+    "damping": _ABOVE_0,
+    "block": (lambda value: value >= 1, "at least 1 column"),
     "regrow": (lambda value: 0 <= value < 1, "from 0 to below 1"),
 }

@@ -1,4 +1,4 @@
-"""CHEX: channel exploration (Hou et al. 2022, zejiangh/Filter-GaP): prune by leverage, regrow by sampling."""
+"""CHEX: channel exploration (Hou et al. 2022, zejiangh/Filter-GaP): prunes by leverage, regrows by sampling."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from pdp.methods.options import ChexOptions
 
 
 class Method(MaskedMethod):
-    """Every `update_every` epochs up to `end`: shares by one cut over all |gamma|, channels by leverage, regrowth.
+    """Every `update_every` epochs until `end`: layer shares by one cut over all |gamma|, pruning by leverage, regrowth.
 
-    Masked channels count as zeros, so that among those that compute now each layer keeps the ones of the highest
-    leverage scores. Some of the others come back with the values they last had, as many in each layer as the cut at
-    S - d_e, d_e = d_0 (1 + cos(pi e / E_end)) / 2, leaves over the cut at S, sampled by the part of their weights that
-    the kept ones do not span. From `end` on the masks hold, without regrowth. Two things differ from the authors' code:
-    a pruned channel's stored values still decay with the weight decay, and its running statistics are not taken back.
+    Masked channels count as zeros. So each layer keeps, among the channels that are computed at present, those with the
+    highest leverage scores. Some of the others then regrow with the values that they last had: as many in each layer as
+    the cut at share S - d_e keeps more than the cut at S, with d_e = d_0 (1 + cos(pi e / E_end)) / 2. They are sampled
+    by the part of their weights that is not in the span of the kept ones. From `end` on the masks are fixed and nothing
+    regrows. Two things differ from the authors' code: the stored values of a pruned channel still decay with the weight
+    decay, and its running statistics are not restored.
     """
 
     schedule = "constant"
@@ -33,7 +34,7 @@ class Method(MaskedMethod):
 
     @property
     def exact(self) -> bool:
-        """Until the last masks are made some of the target's channels are back."""
+        """Whether the target share is met exactly: only by the final masks, as before regrown channels are kept too."""
         return bool(self.fraction)
 
     @property
@@ -48,7 +49,7 @@ class Method(MaskedMethod):
         return scales * layer.state["keep"] if "keep" in layer.state else scales
 
     def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
-        """The shares move with the regrowth; `update` sets them."""
+        """Does nothing here: `update` sets the shares, which change with the regrowth."""
 
     def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
         if self.plan.target is None or not (moment.epoch_start or moment.final):
@@ -61,7 +62,7 @@ class Method(MaskedMethod):
         end = self.plan.epochs_of(self.options.end, "method.end")
         if moment.final or moment.epoch >= end:
             if not self.fraction:
-                self.fraction = 1.0  # the last masks
+                self.fraction = 1.0  # the final masks
                 self._explore(layers, 0.0, moment)
         elif moment.epoch and moment.epoch % self.options.update_every == 0:
             self._explore(layers, self.options.regrow * 0.5 * (1 + math.cos(math.pi * moment.epoch / end)), moment)
@@ -74,7 +75,8 @@ class Method(MaskedMethod):
         for layer, count, fewer in zip(layers, down, up, strict=True):
             weights = matrix(layer)
             held = layer.state.get("keep", torch.ones_like(weights[0], dtype=torch.bool))
-            # Below rank a singular vector may lie along a column of zeros, which must not pass for an important one.
+            # If their rank is below `kept`, a singular vector may lie along a zero column, which must not get a high
+            # score.
             scores = torch.where(held, leverage(weights * held, layer.units - count), -1.0)
             keep = keep_units(scores, count)
             if fewer < count:
@@ -90,23 +92,24 @@ class Method(MaskedMethod):
 
 
 def matrix(layer: Layer) -> Tensor:
-    """The layer's weights as (fan-in, units), everything coupled to a unit below each other; float64."""
+    """The layer's weights as (fan-in, units), with everything coupled to a unit in its column; float64."""
     parts = []
     for member in layer.members:
         if member.weighs:
             assert member.units is not None
             rows = member.rows(member.tensor.detach()).double().flatten(1)
             slices = len(rows) // layer.units
-            # Several slices of one weight can belong to one unit.
+            # Several slices of one weight can belong to the same unit.
             order = member.units.to(rows.device).argsort(stable=True)
             parts.append(rows[order].reshape(layer.units, slices * rows.shape[1]))
     return torch.cat(parts, 1).t()
 
 
 def leverage(weights: Tensor, kept: int) -> Tensor:
-    """Squared row norms of the first `kept` right singular vectors; the L1 norm where fan-in is below the units.
+    """Leverage scores (units,): squared row norms of the first `kept` right singular vectors of `weights`.
 
-    Of float64 `weights`, (fan-in, units); the scores, (units,), are rounded to float32, so that equal columns tie.
+    `weights` is float64, (fan-in, units). If the fan-in is smaller than the number of units, the L1 norm of each column
+    is used. The scores are rounded to float32, so that equal columns have equal scores.
     """
     if weights.shape[0] < weights.shape[1]:
         return weights.abs().sum(0).float()
@@ -115,6 +118,6 @@ def leverage(weights: Tensor, kept: int) -> Tensor:
 
 
 def outside(base: Tensor, columns: Tensor) -> Tensor:
-    """The norm of what is left of each of `columns` without its projection onto `base`; float64, CPU."""
+    """The norm of each of `columns` minus its projection onto the span of `base`; float64, on the CPU."""
     base, columns = base.double().cpu(), columns.double().cpu()
     return (columns - base @ (torch.linalg.pinv(base) @ columns)).norm(dim=0)

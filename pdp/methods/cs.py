@@ -16,11 +16,11 @@ from pdp.methods.options import CsOptions
 
 
 class Method(LearnedMethod):
-    """W * sigmoid(beta * s) / sigmoid(s0), beta growing from 1 to its final value in each round; hard 1[s > 0].
+    """W * sigmoid(beta * s) / sigmoid(s0); in each round beta grows from 1 to its final value; hard mask 1[s > 0].
 
     The penalty is lambda times the sum of sigmoid(beta * s) / sigmoid(s0), as in the authors' code. At the end of a
-    round s becomes min(beta * s, s0) and beta 1 again; their rewinding of the weights, for a ticket trained anew, is
-    left out.
+    round s becomes min(beta * s, s0) and beta is 1 again. The authors also rewind the weights, to train a ticket anew;
+    this is left out here.
     """
 
     options: CsOptions
@@ -51,7 +51,7 @@ class Method(LearnedMethod):
         super().update(layers, moment)
 
     def _temper(self, epoch: int) -> None:
-        """beta = final^(e / (E - 1)) in each round of E epochs."""
+        """Sets beta = final^(e / (E - 1)) for epoch e of a round of E epochs."""
         length = self.plan.epochs // self.options.rounds
         within = min(epoch - length * min(epoch // length, self.options.rounds - 1), length)
         if epoch and within == 0:

@@ -1,4 +1,4 @@
-"""No pruning: the baseline that every row of a table is compared with."""
+"""No pruning: the dense baseline that every row of a table is compared with."""
 
 from __future__ import annotations
 

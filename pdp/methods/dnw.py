@@ -1,4 +1,4 @@
-"""DNW: discovering neural wirings (Wortsman et al. 2019, allenai/dnw), the largest weights, straight-through."""
+"""DNW: discovering neural wirings (Wortsman et al. 2019, allenai/dnw): keeps the largest weights, straight-through."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pdp.methods.options import DnwOptions
 
 
 class Method(method.Method):
-    """The largest |W| of each layer at every step, the same share from the first step on.
+    """Keeps the largest |W| of each layer at every step, at the same share from the first step on.
 
-    Pruned weights get the gradient that they would get if they were kept, so that they can swap in.
+    Pruned weights get the gradient that they would get if they were kept, so that they can replace kept ones.
     """
 
     schedule = "constant"

@@ -1,4 +1,4 @@
-"""GMP: gradual magnitude pruning (Zhu and Gupta 2017), a hard mask of the largest magnitudes on a cubic schedule."""
+"""GMP: gradual magnitude pruning (Zhu and Gupta 2017): a hard mask of the largest magnitudes on a cubic schedule."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pdp.methods.options import GmpOptions
 
 
 class Method(MaskedMethod):
-    """W * B, with B changed only when the share grows, and at least `update_every` steps apart.
+    """W * B, where the mask B changes only when the share grows, at most once every `update_every` steps.
 
-    With `allocation=global` there is one cut over all layers at every mask update, as in AC/DC's and GraNet's GMP;
-    `method.budget=fixed` takes each layer's share from the first of them, as PDP does.
+    With `allocation=global` one cut over all layers is made at every mask update, as in AC/DC's and GraNet's versions
+    of GMP; with `method.budget=fixed` each layer's share comes from the first of these cuts, as in PDP.
     """
 
     schedule = "cubic"

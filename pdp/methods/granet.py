@@ -16,12 +16,12 @@ from pdp.schedule.allocation import erk_budget
 
 
 class Method(SparseMethod):
-    """From a random ERK mask of density d_i, every `update_every` steps: a global cut to the cubic level, an exchange.
+    """From a random ERK mask of density d_i, every `update_every` steps: a global cut to a cubic level, an exchange.
 
     The level is 1 - d_i + (d_i - d_f) * (1 - (1 - k/K)^3). In the exchange each layer drops ceil(p * kept) of its
-    smallest weights and grows as many by the dense gradient; p falls by a cosine from 0.5 to 0.005 over the run, and
-    the exchange goes on after the level has reached its end. The level is the schedule's at the time of the update:
-    with schedule.unit=epoch it moves once an epoch, with schedule.unit=step at every update, as the authors' does.
+    smallest weights and grows as many by the dense gradient. p falls by a cosine from 0.5 to 0.005 over the run, and
+    the exchange continues after the level has reached its end. The level is the schedule's at the time of the update:
+    with schedule.unit=epoch it changes once an epoch, with schedule.unit=step at every update, as in the authors' code.
     """
 
     schedule = "cubic"
@@ -56,7 +56,7 @@ class Method(SparseMethod):
         return self.plan.steps_of(self.options.update_every, "method.update_every")
 
     def after_backward(self, layers: Sequence[Layer], moment: method.Moment) -> None:
-        # The update comes after the optimizer's step, and it needs the gradient of the weights that are out.
+        # The update follows the optimizer's step and needs the gradient of the pruned weights too.
         if (moment.step + 1) % self._every == 0:
             self.gradients = {
                 layer.name: layer.weight.grad.detach().clone() for layer in layers if layer.weight.grad is not None
@@ -73,13 +73,13 @@ class Method(SparseMethod):
             self._regenerate(layers, moment)
 
     def _prune(self, layers: Sequence[Layer], moment: method.Moment) -> None:
-        """One magnitude cut over all layers to the level that holds now; pruned weights are zero already."""
+        """One magnitude cut over all layers to the present level; pruned weights are stored as zeros already."""
         if self.plan.target is None:
-            return  # the density stays the first one
+            return  # the density stays the initial one
         start = min(self.plan.target, 1 - self.options.initial_density)
         level = start + (self.plan.target - start) * moment.fraction
         if sum(layer.pruned for layer in layers) == count_pruned(level, sum(layer.units for layer in layers)):
-            return  # the level holds already, after the ramp for good: only the exchange goes on
+            return  # the level is reached already (for good, after the ramp), and only the exchange continues
         self.set_shares(layers, level, "global")
         for layer in layers:
             layer.active = True
@@ -88,7 +88,7 @@ class Method(SparseMethod):
     def _regenerate(self, layers: Sequence[Layer], moment: method.Moment) -> None:
         total = self.plan.epochs * (self.plan.steps_per_epoch or 1)
         if moment.step >= total:
-            return  # what grew now would never be trained
+            return  # weights grown now would never be trained
         low, high = self.options.last_rate, self.options.prune_rate
         rate = low + (high - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, moment.step / total)))
         for layer in layers:

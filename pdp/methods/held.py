@@ -1,4 +1,4 @@
-"""Training under the zeros that the model has: fine-tuning of a pruned model, of any pattern."""
+"""Training under the zeros that the model has: fine-tuning a model that was pruned before, for any pattern."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pdp.methods.options import MethodOptions
 
 
 class LockedMethod(MaskedMethod):
-    """While `locked`, W * B with the B that the stored zeros say, from the first step to the last.
+    """While `locked`, W * B from the first to the last step, where B is 0 for the units that are zero in the model.
 
-    A unit is out if all of it is zero: a weight, or a channel with its bias and norm. Pruned weights get no gradient
-    and are zero as they are stored, so that neither decay nor momentum moves them.
+    A unit is pruned if all of it is zero: a weight, or a channel with its bias and norm. Pruned weights get no gradient
+    and are stored as zeros, so that neither weight decay nor momentum changes them.
     """
 
     zeroes = True
@@ -43,7 +43,7 @@ class LockedMethod(MaskedMethod):
 
     @property
     def no_zeros(self) -> str:
-        """What is said where the model has none."""
+        """The words of the refusal if the model has no zeros."""
         return f"method={self.options.name} holds the zeros of the model, which has none: prune it first"
 
     def due(self, moment: method.Moment) -> bool:
@@ -55,7 +55,7 @@ class LockedMethod(MaskedMethod):
 
 
 class Method(LockedMethod):
-    """The mask never changes; each layer's share is what its zeros are."""
+    """The mask never changes; each layer's share is the share of its zeros."""
 
     schedule = "constant"
     allocation = "held"

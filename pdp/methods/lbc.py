@@ -1,4 +1,4 @@
-"""LBC: learning best combination (Zhang et al. 2022, zyxxmu/LBC), each N:M group by elimination."""
+"""LBC: learning best combination (Zhang et al. 2022, zyxxmu/LBC): each N:M group by elimination of candidates."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pdp.patterns.nm import Pattern as NmPattern
 
 
 class Method(method.Method):
-    """Each group of M has C(M, N) candidate patterns with trained scores; the lowest are put out for good.
+    """Each group of M has C = C(M, N) candidate patterns with trained scores; the lowest are removed for good.
 
-    A weight is kept while a living candidate covers it. Backward is straight-through: a candidate's score gets the sum
-    of W * dL/dW~ over the weights that it covers. At fraction f of the schedule 1 + ceil((C - 1)(1 - f)) are left, as
-    in the authors' code with 1 - f = (1 - (e - t_i) / (t_f - t_i))^3. The schedule's fraction of the moment before is
-    taken, so that nothing is put out before it was trained. A classifier whose inputs divide by M is pruned unless
-    `prune.exclude` names it; theirs is dense.
+    A weight is kept while one of the remaining candidates contains it. Backward is straight-through: a candidate's
+    score gets the sum of W * dL/dW~ over the weights that it contains. At fraction f of the schedule 1 + ceil((C - 1)(1
+    - f)) candidates remain, as in the authors' code with 1 - f = (1 - (e - t_i) / (t_f - t_i))^3. The fraction is that
+    of the moment before, so that no candidate is removed before it was trained. A classifier whose inputs divide by M
+    is pruned unless `prune.exclude` names it; the authors' classifier is dense.
     """
 
     schedule = "cubic"
@@ -36,8 +36,8 @@ class Method(method.Method):
         n, m = self.pattern.options.n, self.pattern.options.m
         chosen = [[index in kept for index in range(m)] for kept in itertools.combinations(range(m), n)]
         self.candidates = torch.tensor(chosen, dtype=torch.float32)
-        self.left = 0  # candidates alive in each group
-        self.before, self.now = 0.0, 0.0  # the schedule's fraction at the moment before, and at this one
+        self.left = 0  # candidates that remain in each group
+        self.before, self.now = 0.0, 0.0  # the schedule's fraction at the previous and the present moment
         for layer in layers:
             groups = self.pattern.groups(layer.weight.detach(), layer).shape[:-1]
             scores = torch.full((*groups, len(chosen)), 1 / math.comb(m - 1, n - 1), device=layer.weight.device)
@@ -64,7 +64,7 @@ class Method(method.Method):
         for layer in layers:
             scores, alive = self.extras[layer.name].detach(), layer.state["alive"]
             if left < alive.shape[-1]:
-                # Among equals the first candidate stays, whatever order a device sorts in.
+                # Among equal scores the first candidate remains, whatever the sort order of the device.
                 ranked = torch.where(alive, scores, -torch.inf).argsort(dim=-1, descending=True, stable=True)
                 alive.zero_().scatter_(-1, ranked[..., :left], True)
             covered = (alive.float() @ self.candidates) > 0
@@ -74,7 +74,7 @@ class Method(method.Method):
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         keep = layer.state["keep"]
         if layer.pruned == layer.final and layer.final:
-            return weight * keep  # one candidate is left: its score is frozen
+            return weight * keep  # with one candidate left, its score is frozen
         scores = self.extra(layer, weight) * layer.state["alive"]
         sums = self.pattern.ungroup(scores @ self.candidates, layer)
         return (weight * (keep + (sums - sums.detach()))).to(weight.dtype)

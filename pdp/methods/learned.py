@@ -1,4 +1,4 @@
-"""Methods whose sparsity is learned: a unit is pruned where its margin is not above zero."""
+"""Methods whose sparsity is learned: a unit is pruned where its margin is zero or less."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pdp.methods import method
 
 
 class LearnedMethod(method.Method):
-    """Shares follow from training; a controller, or the end of the run, can bring their total to the target.
+    """Shares result from training; a controller, or a correction at the end, can bring the total to the target.
 
-    The controller shifts the margins of all layers by one common number at the start of each epoch, so that the total
-    follows the schedule while training keeps the layers' margins relative to each other. Without it a target is met by
-    the same shift at the end alone; without a target the sparsity is what it becomes.
+    At the start of each epoch the controller shifts the margins of all layers by one common number, so that the total
+    share follows the schedule, while training determines the layers' margins relative to each other. Without a
+    controller, a target is met by one such shift at the end; without a target, the sparsity is the one that results.
     """
 
     schedule = "cubic"
@@ -39,7 +39,7 @@ class LearnedMethod(method.Method):
 
     @property
     def controlled(self) -> bool:
-        """Whether the total follows the schedule."""
+        """Whether the controller is on, so that the total share follows the schedule."""
         return getattr(self.options, "controller", "none") != "none"
 
     @property
@@ -48,7 +48,7 @@ class LearnedMethod(method.Method):
 
     @abstractmethod
     def margin(self, layer: Layer) -> Tensor:
-        """How far each unit is from being pruned, comparable across layers; finite or -inf."""
+        """How far each unit is from being pruned, comparable across layers; (units of the layer), finite or -inf."""
 
     @abstractmethod
     def shift(self, layer: Layer, by: float | Tensor) -> None:
@@ -67,24 +67,24 @@ class LearnedMethod(method.Method):
 
     @torch.no_grad()
     def hold_floors(self, layers: Sequence[Layer]) -> None:
-        """Shifts the margins of layers that learned to prune more than they may: what they must keep stays above zero.
+        """Shifts the margins of layers that would prune too much, so that the units they must keep stay above zero.
 
-        A layer without a weight left would have no gradient to come back by. No device synchronization.
+        A layer without any weight left would have no gradient to recover by. Forces no device synchronization.
         """
         for layer in layers:
             if layer.least > 1:
                 last = self.margin(layer).reshape(-1).topk(layer.least).values[-1]
-                # Further than float32 rounds a threshold of this size.
+                # More than the rounding error of float32 for a threshold of this size.
                 room = 1e-5 * (1 + last.abs())
                 self.shift(layer, (last - room).clamp(max=0.0))
 
     def steer(self, layers: Sequence[Layer], share: float) -> None:
-        """Shifts all margins so that `share` of all units is pruned, exactly but for rounding in the shift."""
+        """Shifts all margins so that `share` of all units is pruned; exact except for rounding in the shift."""
         margins = [self.margin(layer).float() for layer in layers]
         total = count_pruned(share, sum(layer.units for layer in layers))
         counts = count_global(margins, total, [layer.least for layer in layers])
         highest, lowest = -torch.inf, torch.inf
-        own: list[tuple[float, float]] = []  # of each layer: its largest pruned margin, its smallest kept one
+        own: list[tuple[float, float]] = []  # for each layer: its largest pruned margin and its smallest kept one
         for layer, margin, count in zip(layers, margins, counts, strict=True):
             layer.pruned = count
             keep = keep_units(margin, count)
@@ -93,13 +93,14 @@ class LearnedMethod(method.Method):
             own.append((pruned_most, float(finite.min()) if finite.numel() else torch.inf))
             highest, lowest = max(highest, own[-1][0]), min(lowest, own[-1][1])
         if highest > -torch.inf:
-            # A unit that is kept so that no layer is empty may lie under the others' cut.
+            # A unit that is kept only so that its layer is not empty may have a margin below the cut.
             by = highest + (lowest - highest) * 0.5 if lowest > highest else highest
         else:
-            # Nothing goes but exact zeros, which go wherever the cut lies: it needs only to lie under the rest.
+            # Only exact zeros are pruned, wherever the cut is; it only needs to be below all other margins.
             by = lowest - 1 if lowest <= 0 else 0.0
         for layer, (below, above) in zip(layers, own, strict=True):
-            # A layer that keeps more than the common cut would leave it has a cut of its own, just under what stays.
+            # A layer that must keep more units than the common cut leaves it gets its own cut, just below the kept
+            # ones.
             if layer.least > 1 and above <= by:
                 self.shift(layer, below + (above - below) * 0.5 if below > -torch.inf else above - 1)
             else:

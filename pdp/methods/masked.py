@@ -1,4 +1,4 @@
-"""Methods with a hard mask that holds from one mask update to the next: W * B."""
+"""Methods with a hard mask, W * B, that stays the same from one mask update to the next."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from pdp.methods import method
 
 
 class MaskedMethod(method.Method):
-    """W * B, with B made anew when the fraction of the target has changed.
+    """W * B, with a new B when the schedule's fraction of the target has changed.
 
-    A masked weight gets no gradient from the task, and its momentum is cleared, so that nothing but its own stored
-    value can bring it back. Where `zeroes` holds the stored value is cleared too, as in methods that multiply the
-    weights themselves by the mask.
+    A masked weight gets no gradient from the task, and its momentum is cleared, so that only its own stored value can
+    bring it back. With `zeroes` the stored value is set to zero too, as in methods that multiply the weights themselves
+    by the mask.
     """
 
     zeroes = False
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.masked: dict[str, int] = {}  # how many units of each layer the mask that holds prunes
-        self.fraction = 0.0  # at which the masks were made
-        self.stale = False  # whether the shares were set and the masks not made yet
+        self.masked: dict[str, int] = {}  # how many units of each layer the present mask prunes
+        self.fraction = 0.0  # the fraction at which the masks were made
+        self.stale = False  # the shares are set but the masks not yet made
 
     @property
     def moves(self) -> bool:
-        """Whether one cut over all layers is made at every update, rather than a budget fixed at the first."""
+        """Whether every update makes one cut over all layers, rather than using a budget fixed at the first update."""
         return False
 
     def due(self, moment: method.Moment) -> bool:
-        """Whether the masks are made anew at `moment`."""
+        """Whether new masks are made at `moment`."""
         return moment.fraction != self.fraction
 
     def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
@@ -46,7 +46,7 @@ class MaskedMethod(method.Method):
             self.set_shares(layers, moment.fraction * self.plan.target)
 
     def update(self, layers: Sequence[Layer], moment: method.Moment) -> None:
-        # A layer whose count stays has a new mask too: its weights have changed since the last one.
+        # Layers whose count stays the same need a new mask too, because their weights have changed since the last one.
         stale, self.stale = self.stale, False
         for layer in layers:
             if not layer.active:
@@ -55,11 +55,11 @@ class MaskedMethod(method.Method):
                 self.make_mask(layer)
 
     def make_mask(self, layer: Layer) -> None:
-        """A new mask of the layer from its saliency, for the units that are to be pruned now."""
+        """Makes a new mask of the layer from its saliency, for the number of units to prune now."""
         self.set_mask(layer, self.pattern.keep(layer, self.saliency(layer)))
 
     def set_mask(self, layer: Layer, keep: Tensor) -> None:
-        """Makes `keep` the layer's mask."""
+        """Sets the layer's mask to `keep`."""
         self.masked[layer.name] = layer.pruned
         self.replace_state(layer, "keep", keep)
         for member in layer.members:
@@ -71,11 +71,11 @@ class MaskedMethod(method.Method):
                     tensor.mul_(mask)
 
     def clears(self, member: Member) -> bool:
-        """Whether a new mask zeroes what is stored in that tensor."""
+        """Whether a new mask sets the stored values of this tensor to zero."""
         return self.zeroes
 
     def clear_momentum(self, tensor: Tensor, keep: Tensor) -> None:
-        """Zeroes the optimizer's running averages of `tensor` where `keep` is false."""
+        """Sets the optimizer's running averages of `tensor` to zero where `keep` is False."""
         state = self.optimizer.state.get(tensor, {}) if self.optimizer else {}
         for value in state.values():
             if torch.is_tensor(value) and value.shape == tensor.shape:

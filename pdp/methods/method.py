@@ -59,6 +59,7 @@ class Method(ABC):
     allocation: ClassVar[str] = "global"
     prunes: ClassVar[bool] = True
     needs_attach: ClassVar[bool] = False  # whether the optimizer must know its extras before the first step
+    calibrates: ClassVar[bool] = False  # whether its mask is made at one stroke, from calibration samples
     recordable: ClassVar[bool] = True  # whether a step's forward and backward can be replayed (pdp.training.graphs)
     comparable: ClassVar[bool] = False  # whether its saliency compares across layers without being made relative
 

@@ -1,4 +1,4 @@
-"""Movement pruning (Sanh et al. 2020): scores that grow where weights move away from zero; MVP hard, SMvP soft."""
+"""Movement pruning (Sanh et al. 2020): scores grow where weights move away from zero; hard (MvP) or soft (SMvP)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from pdp.methods import method
 from pdp.methods.options import MovementOptions
 from pdp.methods.scored import ScoredMethod
 
-_LEAST_KEPT = 0.005  # of every tensor, in the soft variant
+_LEAST_KEPT = 0.005  # of the units of every tensor, in the soft variant
 
 
 class Method(ScoredMethod):
-    """hard: the layer's top scores stay, their number on a cubic schedule, the mask made anew at every step. With
-    `allocation=global` one cut over all scores gives the numbers, made whenever the schedule moves (the authors' global
-    top-k makes it every 25 steps).
+    """Prunes by trained scores, by rank (variant hard) or by a threshold (variant soft).
 
-    soft: units with sigmoid(S) above a threshold stay; the threshold grows on the same schedule to `threshold`, and so
-    does the weight of the penalty, the mean of sigmoid(S) over each layer and then over layers. Its shares are learned;
-    a target is met by one cut over all scores at the end.
+    hard: each layer keeps its top scores, whose number follows a cubic schedule; the mask is made anew at every step.
+    With `allocation=global` one cut over all scores gives the numbers, made whenever the schedule changes (the authors'
+    global top-k makes it every 25 steps).
+
+    soft: units with sigmoid(S) above a threshold are kept. The threshold grows to `threshold` on the same schedule, and
+    so does the weight of the penalty, which is the mean of sigmoid(S) over each layer and then over layers. The shares
+    are learned; a target is met by one cut over all scores at the end.
     """
 
     schedule = "cubic"
@@ -51,7 +53,7 @@ class Method(ScoredMethod):
         return self.options.score_lr
 
     def recorded_with(self) -> float | None:
-        return None if self.exact else self.fraction  # of the penalty
+        return None if self.exact else self.fraction  # for the penalty
 
     def clipped(self) -> list[nn.Parameter]:
         return list(self.extras.values())

@@ -1,4 +1,4 @@
-"""OptG: optimizing gradient-driven criteria (Zhang et al. 2022, zyxxmu/OptG), scores cut a hundred times a run."""
+"""OptG: optimizing gradient-driven criteria (Zhang et al. 2022, zyxxmu/OptG): scores, cut a hundred times per run."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from pdp.methods import method
 from pdp.methods.options import OptgOptions
 from pdp.methods.scored import ScoredMethod
 
-# The authors' sigmoid is never zero: scores rank their weights while nothing is pruned yet, whatever their scale.
+# The scores' rate is never zero, as in the authors' sigmoid: scores must learn their ranks while nothing is pruned yet.
+# Their scale does not matter.
 _LEAST_RATE = 1e-6
 
 
 class Method(ScoredMethod):
-    """One cut over all scores every `update_every`, at R * sigmoid(e - E/2); the mask holds until the next.
+    """One cut over all scores every `update_every`, at share R * sigmoid(e - E/2); between cuts the mask is fixed.
 
-    The scores' rate is the weights' times the same sigmoid, without weight decay. Among equal scores nothing is pruned
-    before the end, as in the authors' comparison: so scores that have learned nothing prune nothing.
+    The scores' learning rate is the weights' times the same sigmoid, without weight decay. Before the end, units whose
+    scores are equal to a kept one are not pruned, as in the authors' comparison; so scores that have learned nothing
+    prune nothing.
     """
 
     schedule = "sigmoid"
@@ -30,9 +32,9 @@ class Method(ScoredMethod):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.fraction = -1.0  # at which the masks that hold were made
-        self.spared = False  # whether they prune less, as equals stayed
-        self.rates: list[tuple[dict[str, Any], float]] = []  # of the scores' groups, as the loop set them
+        self.fraction = -1.0  # the fraction at which the present masks were made
+        self.spared = False  # whether they prune fewer units than asked, because of equal scores
+        self.rates: list[tuple[dict[str, Any], float]] = []  # the rates of the scores' groups, as set by the loop
 
     def share_out(self, layers: Sequence[Layer], moment: method.Moment) -> None:
         for layer in layers:
@@ -42,7 +44,7 @@ class Method(ScoredMethod):
         for group, rate in self.rates:
             group["lr"] = rate
         self.rates = []
-        # What ships is the mask that was trained with, unless the target was not reached.
+        # The final mask is the one that was trained with, unless the target was not reached.
         short = moment.fraction != self.fraction or self.spared
         if short if moment.final else self._due(moment):
             self.fraction = moment.fraction
@@ -55,7 +57,7 @@ class Method(ScoredMethod):
         if not steps:
             return False
         if not moment.epoch_start and moment.step % steps == 0:
-            return False  # the epoch is measured under its own masks; its end is the next one's start
+            return False  # an epoch is evaluated with its own masks; the cut at its end is the next one's start
         return moment.step % self.plan.steps_of(self.options.update_every, "method.update_every") == 0
 
     def _cut(self, layers: Sequence[Layer], moment: method.Moment) -> None:
@@ -75,9 +77,9 @@ class Method(ScoredMethod):
         self.spared = sum(layer.pruned for layer in layers) < wanted
 
     def _sparing_equals(self, scores: Sequence[Tensor], keeps: Sequence[Tensor], together: bool) -> list[Tensor]:
-        """The masks without what they prune among equals: the largest pruned scores, where a kept one is as large.
+        """The masks without the pruned units whose score is equal to that of a kept unit.
 
-        In groups (N:M), whose cuts are many, a layer is spared where all of its scores are equal.
+        For N:M, which has a cut per group, a layer is left unpruned if all its scores are equal.
         """
         if self.pattern.implied_share is not None:
             return [keep | (one == one.max()).all() for one, keep in zip(scores, keeps, strict=True)]
@@ -99,7 +101,7 @@ class Method(ScoredMethod):
         assert self.optimizer is not None
         for group in self.optimizer.param_groups:
             if group.get("name") == "scores":
-                # Only for this step: a loop that does not set the rate at each would see it shrink to nothing.
+                # For this step only: in a loop that does not set the rate before each step, it would shrink to zero.
                 self.rates.append((group, group["lr"]))
                 group["lr"] *= max(self.fraction, _LEAST_RATE)
 

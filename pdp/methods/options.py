@@ -243,6 +243,30 @@ class HeldOptions(MethodOptions):
     name: str = "held"
 
 
+@dataclass
+class CalibratedOptions(MethodOptions):
+    """What the methods share that prune a trained model at one stroke, from what its layers are given."""
+
+    # samples (windows, texts, images) of the training part that layers' inputs are summed over [the authors']
+    calibration: int = 128
+
+
+@dataclass
+class WandaOptions(CalibratedOptions):
+    """Wanda (Sun et al. 2024)."""
+
+    name: str = "wanda"
+
+
+@dataclass
+class SparsegptOptions(CalibratedOptions):
+    """SparseGPT (Frantar and Alistarh 2023)."""
+
+    name: str = "sparsegpt"
+    damping: float = 0.01  # of the mean of the Hessian's diagonal, added to it [the authors']
+    block: int = 128  # columns whose mask is chosen together [the authors']
+
+
 OPTIONS: dict[str, type[MethodOptions]] = {
     "dense": DenseOptions,
     "pdp": PdpOptions,
@@ -265,4 +289,9 @@ OPTIONS: dict[str, type[MethodOptions]] = {
     "slimming": SlimmingOptions,
     "chex": ChexOptions,
     "held": HeldOptions,
+    "wanda": WandaOptions,
+    "sparsegpt": SparsegptOptions,
 }
+# Methods that can prune a trained model as it is, and those that have nothing to train: recipe.epochs=0.
+AT_ONE_STROKE = ("oneshot", "wanda", "sparsegpt")
+WITHOUT_TRAINING = (*AT_ONE_STROKE, "dense", "held")

@@ -16,17 +16,17 @@ from pdp.patterns.pattern import Pattern, squared_cuts
 from pdp.schedule.annealing import annealed, progress_of
 from pdp.schedule.time import Time
 
-# Below this tau = kappa * t^2 the mask is binary in float32 whatever the weights.
+# Below this tau = kappa * t^2 the mask is binary in float32, whatever the weights are.
 _LEAST_TEMPERATURE = 1e-24
 
 
 class Method(method.Method):
-    """The soft mask m(w) = sigmoid((w^2 - t^2) / tau), t found anew at every optimizer step.
+    """The soft mask m(w) = sigmoid((w^2 - t^2) / tau), with t found anew at every optimizer step.
 
-    tau is a number (absolute), kappa t^2 of each layer (relative) or trained (learned: its logarithm, one a layer).
-    With `anneal` the number or kappa goes to its end over `anneal_share` of what is left of the run once the target is
-    reached, or from a time on. With `budget=moving` and `allocation=global` one cut over all layers is made anew
-    whenever the share moves, and at the start of each epoch after that.
+    tau is a number (absolute), kappa t^2 of each layer (relative), or trained (learned: its logarithm, one per layer).
+    With `anneal`, the number or kappa changes to its end value over `anneal_share` of the rest of the run once the
+    target is reached, or from a given time on. With `budget=moving` and `allocation=global` one cut over all layers is
+    made whenever the share changes, and at the start of each epoch after that.
     """
 
     options: PdpOptions
@@ -35,20 +35,20 @@ class Method(method.Method):
         super().__init__(options, pattern)
         mode = options.temperature_mode
         if mode == "auto":
-            # A temperature that somebody chose is meant to hold.
+            # A temperature that the user has chosen is kept: it is not annealed unless they ask for it.
             chosen = options.temperature != PAPERS_TEMPERATURE or options.temperature_end is not None
             ends = "relative" if options.kappa_end is not None else pattern.temperature_mode
             mode = "absolute" if chosen else ends
         self.relative, self.learned = mode == "relative", mode == "learned"
         self.kappa = pattern.kappa if options.kappa is None else options.kappa
-        self.annealing_start: float | None = None  # in epochs, once it is known
-        self.annealing = 0.0  # how much of it is done
-        self.epoch_steps: int | None = None  # of an epoch, where nobody said
-        self.shared_out = -1.0  # the fraction at which the shares were set last
+        self.annealing_start: float | None = None  # in epochs, as soon as it is known
+        self.annealing = 0.0  # progress of the annealing in [0, 1]
+        self.epoch_steps: int | None = None  # steps per epoch, counted if they were not given
+        self.shared_out = -1.0  # the fraction at which the shares were last set
 
     @property
     def needs_attach(self) -> bool:  # type: ignore[override]
-        """Whether log tau is trained."""
+        """Whether the logarithm of tau is trained."""
         return self.learned
 
     def begin(self, layers: Sequence[Layer], plan: method.Plan) -> None:
@@ -97,7 +97,7 @@ class Method(method.Method):
                 self.replace_states(active, key, values)
 
     def _anneal(self, moment: method.Moment) -> None:
-        """How far annealing is at the step that comes next."""
+        """The progress of the annealing at the next step."""
         if self.options.anneal == "none":
             return
         if moment.epoch_start and moment.epoch and moment.step:
@@ -114,7 +114,7 @@ class Method(method.Method):
             elif moment.fraction >= 1:
                 self.annealing_start = now
         if moment.final:
-            return  # the masks that ship are those that were trained with
+            return  # the final masks are the ones that were trained with
         if self.annealing_start is not None:
             self.annealing = progress_of(now, self.annealing_start, self.plan.epochs, self.options.anneal_share)
 
@@ -138,7 +138,7 @@ class Method(method.Method):
             self.replace_states(active, "temperature", _relative(held, kappa))
 
     def _begin_learning(self, fresh: Sequence[Layer]) -> None:
-        """Where kappa is given, tau begins at kappa t^2 of the layer's first cut."""
+        """If kappa is given, tau starts at kappa t^2 with the t of the layer's first cut."""
         if self.learned and self.options.kappa is not None and fresh:
             taus = _relative([layer.state["cut"] for layer in fresh], self.options.kappa)
             for layer, tau in zip(fresh, taus, strict=True):
@@ -146,7 +146,7 @@ class Method(method.Method):
 
     @property
     def held(self) -> bool:
-        """Whether each layer holds its temperature, a tensor that changes in place: nothing is compiled anew."""
+        """Whether each layer's temperature is a tensor that is updated in place, so that nothing is recompiled."""
         return self.relative or self.options.anneal != "none"
 
     def begin_forward(self, layers: Sequence[Layer]) -> None:
@@ -165,7 +165,7 @@ class Method(method.Method):
         return self.pattern.soft_weight(layer, member or layer.members[0], weight, self._temperature(layer))
 
     def temperature_of(self, layer: Layer) -> Tensor | float | None:
-        """The temperature of the layer's mask as it is now; None before its first cut."""
+        """The present temperature of the layer's mask; None before its first cut."""
         if self.learned:
             return self.extras[layer.name].detach().exp()
         return layer.state.get("temperature") if self.held else self.options.temperature
@@ -191,19 +191,19 @@ class Method(method.Method):
 
 
 def _kind_of(weight: Tensor) -> tuple[torch.device, torch.dtype]:
-    """Where a weight's temperature lies, and in what precision."""
+    """The device and dtype of a weight's temperature."""
     return weight.device, torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
 def _relative(cuts: Sequence[Tensor], kappa: float) -> Sequence[Tensor]:
-    """tau = kappa * t^2 of each layer."""
+    """tau = kappa * t^2 for each layer."""
     if not cuts:
         return ()
     return torch._foreach_clamp_min(torch._foreach_mul(squared_cuts(cuts), kappa), _LEAST_TEMPERATURE)
 
 
 def _with_live_cut(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
-    """m(w) * w with t = (a + b) / 2 differentiable in the weights nearest below and above it; tau is a constant."""
+    """m(w) * w where t = (a + b) / 2 is differentiable in a and b, the weights nearest to it; tau is a constant."""
     exact = weight if weight.dtype == torch.float64 else weight.float()
     magnitude = exact.abs()
     below = torch.where(magnitude <= cut, magnitude, -torch.inf).max()
@@ -213,9 +213,9 @@ def _with_live_cut(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> 
 
 
 def _with_learned_temperature(weight: Tensor, cut: Tensor, log_temperature: Tensor) -> Tensor:
-    """m(w) * w, differentiable in log tau too: d(m w)/d log tau = -z m (1 - m) w with z = (w^2 - t^2) / tau."""
+    """m(w) * w, also differentiable in log tau: d(m w)/d log tau = -z m (1 - m) w with z = (w^2 - t^2) / tau."""
     exact = weight if weight.dtype == torch.float64 else weight.float()
-    # A cut of -inf keeps every weight, +inf none; an endless z would have no gradient that is a number.
+    # A cut of -inf keeps every weight and +inf none; an infinite z would make the gradient NaN.
     bounded = torch.where(cut.isinf(), torch.zeros_like(cut), cut).to(exact.dtype)
     z = (exact.square() - bounded.square()) * torch.exp(-log_temperature.to(exact.dtype))
     mask = torch.where(cut.isinf(), (cut < 0).to(exact.dtype), torch.sigmoid(z.clamp(-60.0, 60.0)))

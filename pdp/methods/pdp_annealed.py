@@ -1,4 +1,4 @@
-"""PDP with an annealed temperature: PDP's code, with a method's name, options and schedule of its own."""
+"""PDP with an annealed temperature: PDP's code as a method with its own name, options and schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pdp.methods.options import PdpAnnealedOptions
 
 
 class Method(pdp.Method):
-    """A cubic ramp in optimizer steps, then kappa falls from soft to hard over most of what is left of the run."""
+    """A cubic ramp in optimizer steps; then kappa falls from a soft to a hard mask over most of the rest of the run."""
 
     schedule = "cubic"
     unit: ClassVar[str] = "step"

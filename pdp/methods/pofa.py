@@ -1,4 +1,4 @@
-"""POFA: prune once for all (Zafrir et al. 2021, IntelLabs): prune while pre-training, lock the zeros, fine-tune."""
+"""POFA: prune once for all (Zafrir et al. 2021, IntelLabs): prunes in pre-training, locks the zeros, fine-tunes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pdp.methods.options import PofaOptions
 
 
 class Method(LockedMethod):
-    """prune: magnitude pruning, the same share in every layer, on a cubic schedule; meant to have a teacher.
+    """Magnitude pruning (stage prune) and fine-tuning under fixed zeros (stage finetune).
 
-    finetune: the zeros that the model came with are its mask from the first step to the last (pattern lock), and each
-    layer's share is what they say. Raises `Refusal` for a model without zeros.
+    prune: the same share in every layer, on a cubic schedule; meant to be used with a teacher.
+
+    finetune: the zeros that the model came with are its mask from the first to the last step (pattern lock), and
+    determine each layer's share. Raises `Refusal` for a model without zeros.
     """
 
     schedule = "cubic"

@@ -1,14 +1,14 @@
-"""Revisions: how often a method's behaviour has changed under the same options, so that no old record passes for new.
+"""Counts how often a method's behaviour has changed under the same options, so that old records are told apart.
 
-A run's identity holds the revision where it is above 1, and its record names it. Needs no torch.
+A revision above 1 is part of a run's identity, and its record names it. Needs no torch.
 """
 
 from __future__ import annotations
 
-# By method, by method/pattern where not all patterns changed, and by method+condition where only runs did in which it
-# holds: floor (layers must keep more than one unit), clip (gradients are clipped) or followed (channels of a model
-# whose couplings may be others since they are proven; every method then). What is not named is at its first revision;
-# `CHANGES` says what the last one changed.
+# The key is a method; method/pattern if only that pattern changed; or method+condition if only runs changed in which
+# the condition holds: floor (layers must keep more than one unit), clip (gradients are clipped) or followed (channels
+# of a model whose couplings may be different since they are verified by proof; then of every method). Anything not
+# listed is at its first revision. `CHANGES` says what the last revision changed.
 REVISIONS: dict[str, int] = {
     "optg": 2,
     "rigl": 2,
@@ -30,7 +30,7 @@ CHANGES: dict[str, str] = {
     "cs+floor": "learned scores keep to allocation.least_density and allocation.ends at every step",
     "+followed": "channels are followed through concatenations, gains and norms over them, and proven before training",
 }
-# Models whose couplings are, by comparison, what they were before.
+# Models whose couplings have been compared with those before and are the same.
 _SAME_COUPLINGS = ("resnet18", "resnet20", "resnet34", "resnet50", "mobilenet_v1", "mobilenet_v2")
 _SAME_FAMILIES = ("bert_", "gpt2")
 
@@ -38,7 +38,7 @@ _SAME_FAMILIES = ("bert_", "gpt2")
 def conditions(
     least_density: float | None, ends: str | None, clip: float | None, model: str = "", pattern: str = "random"
 ) -> tuple[str, ...]:
-    """Which of the conditions hold in a run."""
+    """Which of the conditions hold in a run with these settings."""
     floor = bool(least_density) or (ends or "pruned") != "pruned"
     same = not model or model in _SAME_COUPLINGS or model.startswith(_SAME_FAMILIES)
     holding = {"floor": floor, "clip": clip is not None, "followed": pattern == "channel" and not same}
@@ -53,6 +53,6 @@ def revision_of(method: str, pattern: str, holding: tuple[str, ...] = ()) -> int
 
 
 def named(method: str, pattern: str, revision: int, holding: tuple[str, ...] = ()) -> str:
-    """The method's name in a table, with its revision where the code has a later one."""
+    """The method's name in a table; it includes the record's revision if the code has a later one."""
     kind = pattern if pattern in ("nm", "channel", "random") else "nm" if ":" in pattern else "random"
     return f"{method} (revision {revision})" if revision < revision_of(method, kind, holding) else method

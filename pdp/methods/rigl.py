@@ -1,4 +1,4 @@
-"""RigL (Evci et al. 2020, google-research/rigl): constant sparsity, connections dropped and grown in turn."""
+"""RigL (Evci et al. 2020, google-research/rigl): constant sparsity; connections are dropped and grown."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pdp.methods.sparse import SparseMethod
 
 
 class Method(SparseMethod):
-    """Every `update_every` steps until `end`, in each layer: drop a fraction of the kept weights, grow as many.
+    """Every `update_every` steps until `end`, each layer drops a fraction of the kept weights and grows as many.
 
-    The first is at step 0. In the authors' code an update replaces an optimizer's step that is not counted; a run here
-    has so many steps as it has, so the step is taken after the update, with the gradient that the new mask lets
-    through. The fraction is constant as in the code, or a cosine to zero at `end`. The
-    code's noise of 1e-5 on magnitudes is left out: equals fall by index. With `allocation=uniform` the authors leave
-    the first layer dense: exclude it.
+    The first update is at step 0. In the authors' code an update replaces an optimizer step, which is not counted. A
+    run here has a fixed number of steps, so the step is taken after the update, with the gradient that the new mask
+    lets through. The fraction is constant as in their code, or a cosine to zero at `end`. Their noise of 1e-5 on
+    magnitudes is left out: equal magnitudes are dropped by index. With `allocation=uniform` the authors leave the first
+    layer dense; use `prune.exclude` for that.
     """
 
     options: RiglOptions

@@ -1,4 +1,4 @@
-"""Methods with a trainable score for every unit, kept or pruned by rank; the mask passes its gradient straight on."""
+"""Methods with a trainable score for every unit, which is kept or pruned by rank; the gradient is straight-through."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pdp.methods import method
 
 
 class ScoredMethod(method.Method):
-    """W * B with B from the ranks of scores S; backward dL/dS = dL/dW~ * W and dL/dW = dL/dW~ * B."""
+    """W * B with B from the ranks of the scores S; backward dL/dS = dL/dW~ * W and dL/dW = dL/dW~ * B."""
 
     needs_attach = True
     comparable = True
@@ -24,7 +24,7 @@ class ScoredMethod(method.Method):
             self.extras[layer.name] = nn.Parameter(torch.zeros_like(self.pattern.saliency(layer)))
 
     def score_rate(self) -> float | None:
-        """The scores' learning rate; None is the recipe's."""
+        """The scores' learning rate; None means the recipe's."""
         return None
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""SFP: soft filter pruning (He et al. 2018): channels are zeroed after every epoch and go on training."""
+"""SFP: soft filter pruning (He et al. 2018): channels are set to zero after every epoch and continue to train."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pdp.methods.options import SfpOptions
 
 
 class Method(method.Method):
-    """Before each epoch the filters of the smallest norms in each layer become zero; no gradient is masked.
+    """Before each epoch the filters with the smallest norms in each layer are set to zero; no gradient is masked.
 
-    The norms behind them keep their weights and biases, as in the authors' code: a filter and a scale that are both
-    zero have no gradient, and the channel could not grow back. Here a channel goes with all filters coupled to it,
-    where the authors zero each convolution's own; and the hard model has zeros in the norms too.
+    The BatchNorms after them keep their weights and biases, as in the authors' code: if a filter and its scale were
+    both zero, neither would have a gradient, and the channel could not grow back. Here a channel is pruned with all
+    filters coupled to it, while the authors treat each convolution by itself; and the hard model has zeros in the norms
+    too.
     """
 
     schedule = "constant"

@@ -1,4 +1,4 @@
-"""Network slimming (Liu et al. 2017): BatchNorm scales trained under an L1 penalty, one cut over all of them."""
+"""Network slimming (Liu et al. 2017): BatchNorm scales trained under an L1 penalty, then one cut over all of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pdp.methods.options import SlimmingOptions
 
 
 class Method(MaskedMethod):
-    """Until the cut the loss has lambda * sum |gamma| over all norms of prunable channels; then the smallest go.
+    """Until the cut, the loss includes lambda * sum |gamma| over all norms of prunable channels; then the smallest go.
 
-    A channel that several norms carry has the mean of their |gamma|. The authors fine-tune the smaller network as a run
-    of its own; here the fine-tuning is the rest of the run.
+    A channel with several norms counts with the mean of their |gamma|. The authors fine-tune the smaller network in a
+    separate run; here the rest of the run is the fine-tuning.
     """
 
     schedule = "oneshot"

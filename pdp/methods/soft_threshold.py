@@ -1,4 +1,4 @@
-"""STR: soft threshold reparameterization (Kusupati et al. 2020, RAIVNLab/STR), one trainable threshold per layer."""
+"""STR: soft threshold reparameterization (Kusupati et al. 2020, RAIVNLab/STR): one trainable threshold per layer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pdp.methods import method
 from pdp.methods.learned import LearnedMethod
 from pdp.methods.options import StrOptions
 
-_IDLE = -50.0  # sigmoid(s) prunes nothing below this
+_IDLE = -50.0  # below this, sigmoid(s) prunes nothing
 
 
 class Method(LearnedMethod):
-    """sign(W) * relu(|W| - sigmoid(s)); s decays like the weights, a more negative start giving less sparsity.
+    """sign(W) * relu(|W| - sigmoid(s)); s decays like the weights, and a more negative start gives less sparsity.
 
-    No straight-through step: a pruned weight gets no gradient, and ds gets -sum(sign(W) dL/dW_s) sigmoid'(s) over the
-    survivors.
+    Not straight-through: a pruned weight gets no gradient, and s gets -sum(sign(W) dL/dW_s) sigmoid'(s) over the kept
+    weights.
     """
 
     options: StrOptions
@@ -41,19 +41,20 @@ class Method(LearnedMethod):
         return torch.sign(weight) * torch.relu(weight.abs() - torch.sigmoid(self.extra(layer, weight)))
 
     def margin(self, layer: Layer) -> Tensor:
-        """logit |W| - s, in which one shift of all thresholds is one shift of all margins."""
+        """The margin logit |W| - s, because a shift of all thresholds s is then a shift of all margins."""
         magnitude = layer.weight.detach().double().abs()
         return torch.special.logit(magnitude.clamp(max=1 - 1e-15)) - self.extras[layer.name].detach().double()
 
     def steer(self, layers: Sequence[Layer], share: float) -> None:
-        # Margins of thousands would lose their last digits in float32: the authors' thresholds start at -3200.
+        # In float64: the authors' thresholds start at -3200, and float32 would lose the last digits of such margins.
         with torch.no_grad():
             middle = float(torch.stack([self.extras[layer.name] for layer in layers]).double().mean())
             for layer in layers:
                 extra = self.extras[layer.name]
                 extra.sub_(middle)
                 if middle < _IDLE and self.optimizer and "momentum_buffer" in self.optimizer.state.get(extra, {}):
-                    # Nothing but the decay of a number in the thousands, which would carry s far beyond the shift.
+                    # Its momentum comes only from the decay of a number in the thousands, and would carry s far beyond
+                    # the shift.
                     self.optimizer.state[extra]["momentum_buffer"].zero_()
         super().steer(layers, share)
 
@@ -63,6 +64,6 @@ class Method(LearnedMethod):
 
     def hard_weight(self, layer: Layer, weight: Tensor, keep: Tensor, member: Member | None = None) -> Tensor:
         threshold = torch.sigmoid(self.extra(layer, weight).detach())
-        # A kept weight within rounding of its threshold stays a number, so that counts are exact.
+        # A kept weight close to its threshold must not be rounded to zero, so that counts are exact.
         shrunk = (weight.abs() - threshold).clamp(min=torch.finfo(weight.dtype).tiny)
         return torch.where(keep, torch.sign(weight) * shrunk, torch.zeros((), dtype=weight.dtype, device=weight.device))

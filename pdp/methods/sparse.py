@@ -15,7 +15,7 @@ from pdp.methods.masked import MaskedMethod
 
 
 class SparseMethod(MaskedMethod):
-    """W * B from a random B; the gradient reaches all weights, and pruned ones are spared it but at an update."""
+    """W * B from a random B; backward computes all weights' gradients, and removes pruned ones' between updates."""
 
     schedule = "constant"
     allocation = "erk"
@@ -23,10 +23,10 @@ class SparseMethod(MaskedMethod):
     zeroes = True
 
     def make_mask(self, layer: Layer) -> None:
-        """The first mask is random, the same on every process; where a schedule prunes more, magnitude decides."""
+        """The first mask is random, the same on every process; where a schedule prunes more later, by magnitude."""
         if "keep" in layer.state:
             return super().make_mask(layer)
-        # One stream for each layer, so that no layer's mask depends on another's size.
+        # A separate random stream for each layer, so that no layer's mask depends on the size of another.
         place = zlib.crc32(layer.name.encode())
         generator = torch.Generator().manual_seed(1_000_003 * (self.plan.seed + 1) + place)
         chances = torch.rand(layer.weight.shape, generator=generator)
@@ -39,15 +39,16 @@ class SparseMethod(MaskedMethod):
         return layer.state["keep"].float()  # what the mask lets through after backward
 
     def mask_gradients(self, layers: Sequence[Layer]) -> None:
-        """Pruned weights get no gradient."""
+        """Sets the gradient of pruned weights to zero."""
         for layer in layers:
             if layer.active and layer.weight.grad is not None:
                 layer.weight.grad.mul_(layer.state["keep"])
 
     def exchange(self, layer: Layer, dropped: int, gradient: Tensor) -> None:
-        """Drops the smallest kept weights and grows as many where |gradient| is largest among all that are out then.
+        """Drops the smallest kept weights and grows as many where |gradient| is largest among all that are then pruned.
 
-        Weights that were out before start at zero without momentum; one dropped and grown at once keeps its value.
+        Weights that were pruned before start at zero without momentum; one that is dropped and grown at once keeps its
+        value.
         """
         keep, weight = layer.state["keep"], layer.weight.detach()
         kept = layer.units - layer.pruned

@@ -1,4 +1,4 @@
-"""SR-STE (Zhou et al. 2021, aojunzz/NM-sparsity): N:M from the first step, pruned weights drawn towards zero."""
+"""SR-STE (Zhou et al. 2021, aojunzz/NM-sparsity): N:M from the first step, with pruned weights pulled towards zero."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pdp.methods.options import SrsteOptions
 
 
 class Method(dnw.Method):
-    """The N largest |W| of each group at every step; g = dL/dW~ + lambda * (1 - B) * W, besides the weight decay.
+    """Keeps the N largest |W| of each group at every step; g = dL/dW~ + lambda * (1 - B) * W, plus the weight decay.
 
-    The decay is added once a step, however many micro-batches it took. Two layers differ from the authors' code, which
-    has every convolution and no linear layer sparse: as with all methods here the stem stays dense, and a classifier
-    whose inputs divide by M is pruned unless `prune.exclude` names it.
+    The pull is added once per step, however many micro-batches it has. Two layers differ from the authors' code, in
+    which every convolution and no linear layer is sparse: as with all methods here the stem stays dense, and a
+    classifier whose inputs divide by M is pruned unless `prune.exclude` names it.
     """
 
-    needs_attach = True  # without `after_backward` it would be DNW, and nobody would know
+    needs_attach = True  # without `after_backward` it would silently be DNW
     options: SrsteOptions  # type: ignore[assignment]
 
     def after_backward(self, layers: Sequence[Layer], moment: method.Moment) -> None:

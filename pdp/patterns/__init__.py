@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def make_pattern(pattern: str | Pattern, **options: Any) -> Pattern:
-    """The pattern of that name with these options ("2:4" is nm with n=2, m=4); raises `Refusal` for an unknown one."""
+    """The pattern with that name and these options ("2:4" is nm with n=2, m=4); raises `Refusal` for unknown ones."""
     if not isinstance(pattern, str):
         return pattern
     if ratio := re.fullmatch(r"(\d+):(\d+)", pattern):

@@ -1,4 +1,4 @@
-"""Slices of parameters that can only go together: which are tied to which, and which must stay and why."""
+"""Slices of parameters ("atoms"): which can only be removed together, and which must stay and why."""
 
 from __future__ import annotations
 
@@ -6,35 +6,35 @@ import numpy as np
 
 
 class Atoms:
-    """A growing set of slices ("atoms"), numbered from 0, with ties between them and reasons to stay."""
+    """A growing set of atoms, numbered from 0, with ties between those that go together and reasons to stay."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.blocks: dict[tuple[str, int], tuple[int, int]] = {}  # first atom and number, by what of which parameter
+        self.blocks: dict[tuple[str, int], tuple[int, int]] = {}  # (kind, parameter) -> (first atom, number of atoms)
         self._ties: list[tuple[np.ndarray, np.ndarray]] = []
         self._pins: list[tuple[np.ndarray, str]] = []
 
     def block(self, key: tuple[str, int], size: int) -> int:
-        """The first of the `size` consecutive atoms of `key`, made when first asked for."""
+        """The first of the `size` consecutive atoms of `key`; they are created at the first request."""
         if key not in self.blocks:
             self.blocks[key] = (self.count, size)
             self.count += size
         return self.blocks[key][0]
 
     def tie(self, one: np.ndarray, other: np.ndarray) -> None:
-        """one[i] goes with other[i]."""
+        """one[i] and other[i] can only be removed together."""
         apart = one != other
         if apart.any():
             pairs = np.unique((one[apart].astype(np.int64) << 32) | other[apart])
             self._ties.append((pairs >> 32, pairs & 0xFFFFFFFF))
 
     def pin(self, atoms: np.ndarray, reason: str) -> None:
-        """These stay; of several reasons the first holds."""
+        """These atoms must stay; if there are several reasons, the first one counts."""
         if atoms.size:
             self._pins.append((atoms, reason))
 
     def classes(self) -> np.ndarray:
-        """For each atom the smallest one that it is tied to, over any number of ties."""
+        """For each atom the smallest atom that it is tied to, directly or through others."""
         parent = np.arange(self.count)
         if not self._ties:
             return parent
@@ -53,7 +53,7 @@ class Atoms:
                 parent = above
 
     def reasons(self, classes: np.ndarray) -> dict[int, tuple[int, str]]:
-        """By class the first reason to stay and its place among all."""
+        """By class: the first reason to stay, and its position among all reasons."""
         first = np.full(self.count, len(self._pins))
         for place in reversed(range(len(self._pins))):
             first[classes[self._pins[place][0]]] = place

@@ -1,4 +1,4 @@
-"""The attentions whose heads can be pruned: timm's, GPT-2's and BERT's, told by what their modules hold."""
+"""The attentions whose heads can be pruned: timm's, GPT-2's and BERT's, recognised by their modules' attributes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import nn
 
 from pdp.layers import is_conv1d
 
-# What a module calls the number of its heads, and the width of them all.
+# The names of the attributes for the number of heads and for their total width.
 _COUNTS = (("num_heads", "attn_dim"), ("num_heads", "split_size"), ("num_attention_heads", "all_head_size"))
 
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention: the module that counts its heads, the layers that make them and the one that reads them."""
+    """An attention: the module that holds the number of heads, the layers that make them and their reader."""
 
     counter: str
     heads: int
-    size: int  # of a head
+    size: int  # width of a head
     makers: tuple[str, ...]
-    blocks: int  # what each maker makes: 3 where it is query, key and value, one after the other
+    blocks: int  # blocks in a maker's output: 3 if it computes query, key and value at once
     reader: str
 
 
 def find_attentions(model: nn.Module) -> Iterator[Attention]:
-    """In the model's own order; attentions of other kinds are left out."""
+    """The known attentions in the order of the model's modules; other types are skipped."""
     for name, module in model.named_modules():
         own = _timm(module) or _gpt2(module) or _bert(module)
         if own is not None and _fits(module, own):
@@ -36,7 +36,7 @@ def find_attentions(model: nn.Module) -> Iterator[Attention]:
 
 
 def set_heads(module: Any, heads: int) -> None:
-    """Tells an attention's module that it has so many heads left."""
+    """Sets the number of heads in an attention's module."""
     for count, width in _COUNTS:
         if hasattr(module, count) and hasattr(module, width):
             size = getattr(module, width) // getattr(module, count)
@@ -55,7 +55,7 @@ def _timm(module: Any) -> Attention | None:
 def _gpt2(module: Any) -> Attention | None:
     if not _has(module, "c_attn", "c_proj", "num_heads", "head_dim", "split_size"):
         return None
-    # Others of these names keep query, key and value of a head together.
+    # Other modules with these attribute names interleave query, key and value by head.
     return (
         Attention("", module.num_heads, module.head_dim, ("c_attn",), 3, "c_proj") if is_conv1d(module.c_attn) else None
     )
@@ -67,7 +67,7 @@ def _bert(module: Any) -> Attention | None:
         return None
     own_parts = {name.partition(".")[0] for name, _ in own.named_parameters()}
     if own_parts != {"query", "key", "value"} or getattr(own, "has_relative_attention_bias", False):
-        return None  # something else of it has a part for each head
+        return None  # another part has something for each head
     makers = ("self.query", "self.key", "self.value")
     return Attention("self", own.num_attention_heads, own.attention_head_size, makers, 1, "output.dense")
 
@@ -77,7 +77,7 @@ def _has(module: Any, *keys: str) -> bool:
 
 
 def _fits(module: nn.Module, one: Attention) -> bool:
-    """Whether the layers are there, as wide as the heads say."""
+    """Whether the layers exist and have the widths that the heads imply."""
     width = one.heads * one.size
     try:
         made = [_widths(module.get_submodule(maker))[1] for maker in one.makers]
@@ -88,5 +88,5 @@ def _fits(module: nn.Module, one: Attention) -> bool:
 
 
 def _widths(module: Any) -> tuple[int, int]:
-    """Inputs and outputs; raises `AttributeError` for what is no linear layer."""
+    """Numbers of inputs and outputs; raises `AttributeError` if it is not a linear layer."""
     return (module.nx, module.nf) if is_conv1d(module) else (module.in_features, module.out_features)

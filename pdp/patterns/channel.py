@@ -1,4 +1,4 @@
-"""Channel pruning: a unit is an output channel, in attention a head, with all that is coupled to it."""
+"""Channel pruning: a unit is an output channel, or a head in attention, with everything coupled to it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from pdp.patterns.coupling import Coupling, input_columns, row_axis, slim_densit
 from pdp.patterns.find import find_couplings
 from pdp.patterns.options import ChannelOptions
 from pdp.patterns.pattern import Wanted
+from pdp.patterns.rounding import round_budget, unit_step
 from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
@@ -30,10 +31,11 @@ _PROJECTION = "the heads of nn.MultiheadAttention stay"
 
 
 class Pattern(pattern.Pattern):
-    """One mask for each coupling; it multiplies filters, biases and the BatchNorm's weight and bias alike.
+    """One mask per coupling, which multiplies filters, biases, and the BatchNorm's weight and bias.
 
-    In training a scaled filter before a BatchNorm changes nothing, so a mask on the filter alone would get no gradient
-    from the task until it is nearly zero; and a pruned channel must be zero behind the norm.
+    A mask on the filters alone would not work in training: scaling a filter before a BatchNorm does not change the
+    norm's output, so the mask would get no gradient from the task until the filter is nearly zero. And a pruned channel
+    must be zero behind the norm.
     """
 
     name = "channel"
@@ -47,7 +49,7 @@ class Pattern(pattern.Pattern):
         self.couplings: dict[str, Coupling] = {}
         self.macs: dict[str, int] = {}
         self._known_tables: dict[tuple, UnitTable] = {}
-        self._measured: dict[UnitTable, Tensor] | None = None  # s^2 by table, while the weights stand still
+        self._measured: dict[UnitTable, Tensor] | None = None  # s^2 by table, while the weights do not change
 
     @property
     def target_unit(self) -> str:
@@ -89,17 +91,22 @@ class Pattern(pattern.Pattern):
             values = wanted.saliency(layer)
             if not self.options.relative_budget or wanted.comparable:
                 return values
-            # In float64, so that units which all equal their layer's mean are equal across layers as well.
+            # In float64, so that units equal to their layer's mean are exactly equal across layers.
             return (values.double() / values.double().mean().clamp(min=1e-30)).float()
 
         if self.options.target == "channels" or wanted.allocation == "file":
-            return super().budget(layers, replace(wanted, saliency=compared))
-        return self._mac_budget(layers, wanted.allocation, wanted.share, compared)
+            budget = super().budget(layers, replace(wanted, saliency=compared))
+        else:
+            budget = self._mac_budget(layers, wanted.allocation, wanted.share, compared)
+        if self.options.round_to == 1 or wanted.allocation == "file" or wanted.share is None:
+            return budget
+        steps = [unit_step(self.couplings[layer.name], self.options.round_to) for layer in layers]
+        return round_budget(layers, budget, steps, lambda counts: self._gone(layers, counts), wanted.share)
 
     def _mac_budget(
         self, layers: Sequence[Layer], allocation: str, share: float | None, compared: Callable[[Layer], Tensor]
     ) -> list[int]:
-        """The budget whose slimmed model comes nearest to the target's multiply-adds."""
+        """The budget whose slim model has multiply-adds closest to the target."""
         if share is None or not 0 <= share < 1:
             raise Refusal(f"sparsity={share} must lie in [0, 1): with prune.target=macs the share of MACs to remove")
         values = {layer.name: compared(layer) for layer in layers}
@@ -122,7 +129,8 @@ class Pattern(pattern.Pattern):
                 low = middle + 1
             else:
                 high = middle
-        # Between the last budget above the target and the first below it, layer by layer: uniform steps in all at once.
+        # Between the last budget above the target and the first one below it, one layer at a time goes to the lower
+        # one, because a uniform budget changes all layers at once.
         above, below = counts(max(0, low - 1)), counts(low)
         mixed = [below[:index] + above[index:] for index in range(len(layers) + 1)]
         return min(mixed, key=lambda budget: abs(self._slim_macs(layers, budget) - (1 - share) * dense))
@@ -132,19 +140,23 @@ class Pattern(pattern.Pattern):
         return sum(macs * densities.get(name, 1.0) for name, macs in self.macs.items())
 
     def reached(self, layers: Sequence[Layer]) -> float:
+        return self._gone(layers, [layer.pruned for layer in layers])
+
+    def _gone(self, layers: Sequence[Layer], counts: Sequence[int]) -> float:
+        """The share that a budget prunes, of what `target_unit` names."""
         if self.options.target == "channels":
-            return super().reached(layers)
-        return 1 - self._slim_macs(layers, [layer.pruned for layer in layers]) / sum(self.macs.values())
+            return sum(counts) / sum(layer.units for layer in layers)
+        return 1 - self._slim_macs(layers, counts) / sum(self.macs.values())
 
     def densities(self, layers: Sequence[Layer], counts: Sequence[int]) -> dict[str, float]:
         return slim_densities([self.couplings[layer.name] for layer in layers], list(counts))
 
     def _square(self, layer: Layer) -> Tensor:
-        """s^2 of each unit: the mean (l2: the sum) of the squares of all its weights; float32."""
+        """s^2 of each unit: the mean (saliency l2: the sum) of the squares of all its weights; (units,), float32."""
         return (self._sums(layer, Tensor.square) * self._scale(layer)).float()
 
     def _sums(self, layer: Layer, of: Callable[[Tensor], Tensor]) -> Tensor:
-        """The sum over each unit's weights of a function of them; float64."""
+        """The sum of `of` (an elementwise function) over each unit's weights; (units,), float64."""
         total = torch.zeros(layer.units, dtype=torch.float64, device=layer.weight.device)
         for member in layer.members:
             if member.weighs:
@@ -164,7 +176,7 @@ class Pattern(pattern.Pattern):
         return self._square(layer).sqrt()
 
     def alive(self, layer: Layer) -> Tensor:
-        """A unit is zero with all that is coupled to it: filters, biases, norms."""
+        """Which units are not zero, counting everything coupled to them: filters, biases, norms."""
         some = torch.zeros(layer.units, device=layer.weight.device)
         for member in layer.members:
             rows = member.rows(member.tensor.detach())
@@ -217,16 +229,16 @@ class Pattern(pattern.Pattern):
         return self._measured[table]
 
     def _tables(self, layers: Sequence[Layer]) -> list[UnitTable]:
-        """The layers' units, a table for each device; kept, as every step asks for the same ones."""
+        """The units of the layers, one table per device; cached, because every step asks for the same ones."""
         shares: dict[torch.device, list[Layer]] = {}
         for layer in layers:
             shares.setdefault(layer.weight.device, []).append(layer)
         return [self._table(device, ones) for device, ones in shares.items()]
 
     def _table(self, device: torch.device, layers: list[Layer]) -> UnitTable:
-        key = (device, *(id(layer) for layer in layers))  # the tables keep them
+        key = (device, *(id(layer) for layer in layers))  # ids are safe as keys: the tables keep the layers alive
         if key not in self._known_tables:
-            if len(self._known_tables) >= 4:  # the set grows by a layer at a time while the share rises
+            if len(self._known_tables) >= 4:  # while the share rises, layers join the set one by one
                 self._known_tables.clear()
             self._known_tables[key] = UnitTable(layers, [self._scale(layer) for layer in layers])
         return self._known_tables[key]
@@ -246,7 +258,7 @@ class Pattern(pattern.Pattern):
         return masked_alone(layer, member, weight, temperature, self._scale(layer))
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
-        """What reads a pruned channel multiplies zeros: zero as well, so that counts are those of the slim model."""
+        """Zeroes the inputs that read pruned channels, which only multiply zeros: counts become the slim model's."""
         for part in self.couplings[layer.name].inputs:
             weight: Tensor = part.module.weight  # type: ignore[assignment]
             units = torch.tensor(input_columns(part), device=weight.device)
@@ -261,7 +273,7 @@ class Pattern(pattern.Pattern):
 
 
 def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], table: UnitTable) -> Tensor | float:
-    """The temperatures of the table's layers, (layers,), or the one that holds for all."""
+    """The temperatures of the table's layers, (layers,), or the single one for all layers."""
     if not isinstance(temperatures, Sequence):
         return temperatures
     taus = dict(zip([layer.name for layer in layers], temperatures, strict=True))
@@ -277,15 +289,15 @@ def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
         tensor = module._parameters.get(key)
         if tensor is None:
             return
-        # A weight and its bias share one: on a GPU both are masked in one launch where they do.
+        # A weight and its bias have the same table: a GPU masks both in one launch if they do.
         belonging = (*units, str(tensor.device))
         if belonging not in tables:
             held = torch.tensor(units, device=tensor.device)
-            # What belongs to no unit of this coupling has a mask of 1 behind those of the units.
+            # Slices of no unit in this coupling get an index behind the last unit, where the mask is 1.
             tables[belonging] = torch.where(held < 0, coupling.units, held)
         table = tables[belonging]
         in_order = units == list(range(coupling.units))
-        # An attention may read it outside of the module's own forward.
+        # An attention may read this weight outside of the module's own forward.
         sites = known[name].sites if key == "weight" and name in known else [Site(module, key, module)]
         members.append(Member(f"{name}.{key}".lstrip("."), sites, weighs, table, in_order, axis))
 

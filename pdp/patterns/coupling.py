@@ -1,10 +1,11 @@
-"""Which channels of a model can only go together: residual sums, norms, depthwise and grouped convolutions, heads."""
+"""Channels of a model that can only be removed together: by residual sums, norms, grouped convolutions, or heads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -14,17 +15,17 @@ from pdp.layers import is_conv1d
 
 @dataclass
 class Part:
-    """A module of a coupling; `units` holds the unit of each of its channels, -1 where a channel is of another one."""
+    """A module of a coupling; `units` holds the unit of each of its channels, -1 for a channel of another coupling."""
 
     name: str
     module: nn.Module
     units: list[int]
-    masked: bool = False  # of a reader: whether it reads of a pruned unit something else than zero
+    masked: bool = False  # of a reader: whether it reads something other than zero from a pruned unit
 
 
 @dataclass
 class Vector:
-    """A parameter or buffer with slices along `axis` that belong to units; `masked` where they must be zero as well."""
+    """A parameter or buffer whose slices along `axis` belong to units; `masked` if they must be zero with them."""
 
     name: str
     module: nn.Module
@@ -41,36 +42,52 @@ class Vector:
 
 
 @dataclass
+class Count:
+    """A module's own number of some channels, or one of its list of such, and the unit of each of them."""
+
+    name: str
+    key: str
+    index: int | None
+    units: list[int]
+
+
+@dataclass
 class Coupling:
-    """Channels that share a mask: `outputs` make them, `norms` and `vectors` carry them on, `inputs` read them."""
+    """Channels that share a mask: `outputs` make them, `norms` and `vectors` carry them on, `inputs` read them, `counts` name their number."""
 
     units: int
     outputs: list[Part] = field(default_factory=list)
     norms: list[Part] = field(default_factory=list)
     inputs: list[Part] = field(default_factory=list)
     vectors: list[Vector] = field(default_factory=list)
+    counts: list[Count] = field(default_factory=list)
     heads: str | None = None  # the attention whose heads are the units, the module that counts them
     refused: str | None = None  # why they must stay
 
     @property
     def name(self) -> str:
-        """That of the first layer that makes the channels."""
+        """The name of the first layer that makes the channels."""
         return self.outputs[0].name
 
 
 def row_axis(module: nn.Module) -> int:
-    """The dimension of a layer's weight along which its outputs lie."""
+    """The dimension of a layer's weight that indexes its outputs."""
     return 1 if is_conv1d(module) or isinstance(module, _ConvTransposeNd) else 0
 
 
 def input_columns(part: Part) -> list[int]:
-    """The units of the slices of a reader's weight along its inputs; a grouped convolution has those of one group."""
+    """The unit of each slice of a reader's weight along its inputs; of a grouped convolution those of one group."""
     groups = part.module.groups if isinstance(part.module, _ConvNd) else 1
     return part.units[: len(part.units) // groups]
 
 
+def places_of(units: list[int], gone: set[int]) -> np.ndarray:
+    """Which channels, as numbers, belong to these units."""
+    return np.isin(units, list(gone)).nonzero()[0]
+
+
 def slim_densities(couplings: list[Coupling], pruned: list[int]) -> dict[str, float]:
-    """The share of its weights that each layer keeps without so many units of each coupling."""
+    """The share of its weights that each layer keeps if so many units of each coupling are removed."""
     kept: dict[str, list[float]] = {}
     for one, count in zip(couplings, pruned, strict=True):
         for side, parts in enumerate((one.outputs, one.inputs)):

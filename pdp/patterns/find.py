@@ -1,4 +1,4 @@
-"""The couplings of a model: found in one forward, then proven."""
+"""Finds the couplings of a model by following one forward, then verifies them by experiment."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pdp.patterns.walk import Walk
 
 
 def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
-    """The couplings of a model in its own order; those that cannot lose channels say why in `refused`.
+    """The couplings in the order of the model's modules; `refused` says why a coupling cannot lose channels.
 
-    One forward of `example_input` (a tensor, a tuple of arguments or a dict of keywords) is followed, a few more of a
-    copy prove what was found. Leaves model and training mode as they were. Raises `Refusal` where the model does not
-    take the input.
+    Follows one forward of `example_input` (a tensor, a tuple of arguments or a dict of keyword arguments); a few more
+    forwards of a copy verify the result. Leaves the model and its training mode unchanged. Raises `Refusal` if the
+    model does not accept the input.
     """
     attentions = list(find_attentions(model))
     apart = {maker for one in attentions for maker in one.makers}
@@ -43,8 +43,7 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
             ) from error
         try:
             pin_outputs(walk, output)
-            if unread(walk, model):
-                _train(walk, model, wholes, example_input)
+            _follow_others(walk, model, wholes, example_input)
             couplings = [*(head_coupling(model, one) for one in attentions), *assemble(walk, model)]
             place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
             couplings.sort(key=lambda one: place[one.name])
@@ -56,22 +55,35 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
     return couplings
 
 
-def _train(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:
-    """Follows a forward in training mode too: layers that only training uses, auxiliary heads, read channels."""
+def _follow_others(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:
+    """Follows what the first forward has not done: what its data did not choose, and what training alone uses."""
+    if walk.choices.places:
+        for answer in (-1e30, 1e30) if walk.choices.numbers else (-1e30,):
+            _follow_again(walk, model, wholes, example_input, answer)
+    if unread(walk, model):
+        model.train()
+        for module in model.modules():
+            if isinstance(module, (_NormBase, _DropoutNd)):
+                module.eval()
+        _follow_again(walk, model, wholes, example_input)
+        model.eval()
+    if walk.choices.places and walk.choices.close(unread(walk, model)):
+        _follow_again(walk, model, wholes, example_input)
+
+
+def _follow_again(
+    walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any, answer: float | None = None
+) -> None:
+    """One more forward, which may fail: training may want labels or a larger batch, the other choice be an error."""
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    model.train()
-    for module in model.modules():
-        if isinstance(module, (_NormBase, _DropoutNd)):
-            module.eval()
+    walk.choices.begin(answer)
     try:
         with walk.watching(model, wholes):
             output = call(model, example_input)
         pin_outputs(walk, output)
     except Exception:
-        # Training may want more than the example, labels or a larger batch; what it uses then stays unread.
-        walk.closed = 0
+        walk.closed = 0  # what it would have used then stays unread
     finally:
-        model.eval()
         for name, value in model.named_buffers():
             value.copy_(buffers[name])
 
@@ -84,7 +96,7 @@ def call(model: nn.Module, example_input: Any) -> Any:
 
 
 def pin_outputs(walk: Walk, output: Any) -> None:
-    """Channels in the model's outputs stay, whatever object holds them."""
+    """Pins the channels in the model's outputs, whatever object holds them."""
     seen: set[int] = set()
 
     def visit(value: Any) -> None:
@@ -108,7 +120,7 @@ def pin_outputs(walk: Walk, output: Any) -> None:
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no cache of past keys, no fused attention, and the generators' states kept."""
+    """Evaluation mode without gradients, cache of past keys or fused attention; restores the random generators."""
     settings: Any = getattr(model, "config", None)
     cached = getattr(settings, "use_cache", None)
     training = [module for module in model.modules() if module.training]

@@ -1,4 +1,4 @@
-"""Layers masked together on a GPU in one forward of the whole model: bundles, each made when first asked for."""
+"""Masks several layers together on a GPU in a forward of the whole model, in bundles made at the first request."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pdp.kernels.gpu import usable
 from pdp.kernels.gpu.joint import SLOTS, Joint, Part, joinable
 from pdp.layers import Layer, Member
 
-_MOST = 1 << 25  # weights of a bundle: until its last gradient has come, those of the others wait
+_MOST = 1 << 25  # weights in a bundle, whose gradients all wait in memory for its last one
 
 
 class Bundles:
-    """Which layers are masked together, and their tables, from step to step."""
+    """The layers that are masked together, and their tables of addresses, from step to step."""
 
     def __init__(self, layers: Sequence[Layer]):
         self.layers = list(layers)
@@ -30,14 +30,14 @@ class Bundles:
                 numbers = 0
             self.lists[-1].append(place)
             numbers += size
-        # By weight; they are the layers' own as long as this is asked for at all.
-        own = Counter(id(layer.weight) for layer in layers)  # one with several masks is masked by each in turn
+        # Keyed by the id of the weight; valid as long as these weights are the layers' own.
+        own = Counter(id(layer.weight) for layer in layers)  # a weight with several masks is masked by each in turn
         pairs = [(id(self.layers[place].weight), one) for one in self.lists if len(one) > 1 for place in one]
         self.waiting = {weight: one for weight, one in pairs if own[weight] == 1}
         self._joints: dict[tuple[int, ...], tuple[list[Any], Joint]] = {}
 
     def joint(self, parts: Sequence[Part], members: int) -> Joint:
-        """The table of these weights, made anew where something has moved or grown."""
+        """The joint masks of these weights, made anew if something has moved in memory or changed its size."""
         key = tuple(id(part.weight) for part in parts)
         places = [(*part.place, part.weight.numel()) for part in parts]
         held = self._joints.get(key)
@@ -47,9 +47,9 @@ class Bundles:
 
 
 class JointForward:
-    """A forward in which the layers of `bundles` are masked at these temperatures, one for each or for all.
+    """A forward in which the layers of `bundles` are masked at these temperatures, one per layer or one for all.
 
-    `part_of` makes a layer's part of a bundle, None where it has none; groups are of `members` weights.
+    `part_of` returns a layer's part of a bundle, or None if it cannot take part; groups have `members` weights.
     """
 
     def __init__(
@@ -64,11 +64,11 @@ class JointForward:
         self._made: dict[int, tuple[Tensor, int, int, Tensor]] = {}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
-        """The effective counterpart of `weight`, once; None where its layer has to make it by itself."""
+        """The effective weight for `weight`, handed out once; None if the layer must compute it by itself."""
         if id(weight) in self._waiting and torch.is_grad_enabled():
             self._make(self._waiting[id(weight)])
         stored, version, place, effective = self._made.pop(id(weight), (None, 0, 0, weight))
-        # A model may change its weights in its forward, and autocast may have begun or ended since.
+        # A model may change its weights during its forward, and autocast may have begun or ended since.
         if stored is not weight or weight._version != version or weight.data_ptr() != place:
             return None
         return effective if effective.dtype == member.compute_dtype(weight) else None
@@ -79,7 +79,7 @@ class JointForward:
         for place in bundle:
             layer = self.bundles.layers[place]
             weight = layer.weight
-            # What is not trained has no gradient that anybody should compute.
+            # Frozen weights need no gradient, so they stay out of the joint node.
             if self._waiting.pop(id(weight), None) is None or not weight.requires_grad or not usable(weight):
                 continue
             part = self.part_of(layer, weight, None if shared else self.temperatures[place])  # type: ignore[index]

@@ -1,4 +1,4 @@
-"""Operations that move elements: what they do to the tensor is done to its labels."""
+"""Operations that move elements: the labels are moved in the same way as the tensor."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pdp.patterns import labels as lab
+from pdp.patterns.counts import cut_at, split_at
 from pdp.patterns.walk import Walk
 
 SAME = {"clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "lift_fresh_copy", "tril", "triu"}
@@ -16,20 +17,20 @@ _VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
 _TURNS = {"permute", "transpose", "t", "unsqueeze", "squeeze", "expand"}
 _PARTS = {"slice", "select", "split", "split_with_sizes", "unbind"}
 _SHUFFLES = {"pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle"}
-_ORDERS = {"flip", "repeat"}  # exact along channels as well
+_ORDERS = {"flip", "repeat"}  # these are exact along the channels as well
 _PICKS = {"roll", "unfold", "index", "index_select", "gather", "diagonal", "repeat_interleave", "narrow_copy"}
 MOVES = _VIEWS | _TURNS | _PARTS | _SHUFFLES | _ORDERS | _PICKS
 
 
 def same(walk: Walk, values: Tensor, out: Tensor) -> None:
-    """The result holds what is read, element for element."""
+    """The result holds the elements of the input unchanged."""
     mark = walk.mark(values)
     if mark is not None:
         walk.put(out, mark.labels, mark.source)
 
 
 def copy_into(walk: Walk, target: Tensor, values: Any) -> None:
-    """What is written over has the labels of what is written."""
+    """A tensor that is overwritten gets the labels of the new values."""
     labels = walk.labels(values)
     if labels is not None:
         labels = labels.reshape((1,) * (target.dim() - labels.dim()) + tuple(labels.shape))
@@ -37,7 +38,7 @@ def copy_into(walk: Walk, target: Tensor, values: Any) -> None:
 
 
 def move(walk: Walk, base: str, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Labels of the result, or of each of them."""
+    """Labels the result, or each of several results."""
     values = args[0]
     for other in args[1:]:
         for one in other if isinstance(other, (list, tuple)) else [other]:
@@ -64,12 +65,12 @@ def move(walk: Walk, base: str, func: Any, args: Any, kwargs: Any, out: Any) -> 
 
 
 def _turns_parameter(walk: Walk, base: str, func: Any, args: Any, kwargs: Any, out: Any) -> bool:
-    """Whether this only turns a parameter's dimensions, which a product with it then reads as its weight."""
+    """Whether the operation only permutes a parameter's dimensions, so that a product can still use it as a weight."""
     mark = walk.mark(args[0])
     if mark is None or mark.source is None or base not in _TURNS | {"view", "reshape"}:
         return False
     identity, axes = mark.source
-    # The same on a tensor whose sizes name the axes.
+    # Applies the operation to a tensor whose sizes encode the axes.
     if base in ("permute", "transpose", "t"):
         names = torch.empty([index + 2 for index in range(len(axes))], device="meta")
         turned = tuple(axes[size - 2] for size in func(names, *args[1:], **kwargs).shape)
@@ -85,7 +86,7 @@ def _turns_parameter(walk: Walk, base: str, func: Any, args: Any, kwargs: Any, o
 
 
 def _allowed(walk: Walk, base: str, args: Any, labels: Tensor, along: list[int], results: Any) -> bool:
-    """Whether channels may be moved like this; ties what can only go together for it, else makes them stay."""
+    """Whether the channels may be moved in this way; ties those that must then go together, or pins them."""
     dims = labels.dim()
     if base in _PICKS:
         picked = _picked(base, args, dims)
@@ -106,7 +107,10 @@ def _allowed(walk: Walk, base: str, args: Any, labels: Tensor, along: list[int],
         walk.pin(labels, f"{base} of one of its channels ({walk.where}) names them by number")
         return False
     size = labels.shape[dim]
+    leading = lab.atoms_of(labels.movedim(dim, 0).reshape(size, -1)[:, 0])
     if base == "split_with_sizes":
+        if split_at(walk, leading, args[1]):
+            return True
         walk.pin(labels, f"{base} of its channels ({walk.where}) names their numbers")
         return False
     if base == "slice":
@@ -114,15 +118,20 @@ def _allowed(walk: Walk, base: str, args: Any, labels: Tensor, along: list[int],
         start = max(start + size, 0) if start < 0 else min(start, size)
         end = size if end is None else max(end + size, 0) if end < 0 else min(end, size)
         length = end - start
-        if len(args) > 4 and args[4] != 1 or length and (size % length or start % length):
+        stepped = len(args) > 4 and args[4] != 1
+        named = not stepped and cut_at(walk, leading, [one for one in (start, end) if 0 < one < size])
+        if named and (size % length or start % length):
+            return True
+        if stepped or length and (size % length or start % length):
             walk.pin(labels, f"a part of its channels is taken by their numbers ({walk.where})")
             return False
     else:
         start, length = 0, results[0].shape[dim]
+        cut_at(walk, leading, [one for one in (length, size) if split and length < size])
         if any(one.shape[dim] != length for one in results):
-            length = 0  # unequal parts: which sizes the code names is seen when the smaller model runs
+            length = 0  # unequal parts: whether their sizes are fixed in the code shows when the smaller model runs
     if 0 < length < size and size % length == 0 and start % length == 0:
-        blocks = lab.atoms_of(labels.movedim(dim, 0).reshape(size, -1)[:, 0]).reshape(-1, length)
+        blocks = leading.reshape(-1, length)
         for one in blocks[1:]:
             both = (one >= 0) & (blocks[0] >= 0)
             walk.atoms.tie(blocks[0][both], one[both])
@@ -132,7 +141,7 @@ def _allowed(walk: Walk, base: str, args: Any, labels: Tensor, along: list[int],
 
 
 def _picked(base: str, args: Any, dims: int) -> set[int] | None:
-    """The dimensions whose elements are named by number."""
+    """The dimensions whose elements the operation selects by index."""
     if base == "index":
         return {dim for dim, one in enumerate(args[1]) if one is not None}
     if base == "roll":
@@ -161,7 +170,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _viewed(labels: Tensor, before: Any, after: Any) -> Tensor:
-    """Labels of a view; where they differ along one dimension that stays as it is, without making all of them."""
+    """The labels of a view. If they differ along one dimension that stays as it is, they are not expanded."""
     along = lab.varying(labels)
     if not along:
         return labels.reshape((1,) * len(after))
@@ -174,16 +183,16 @@ def _viewed(labels: Tensor, before: Any, after: Any) -> Tensor:
 
 
 def _kept(base: str, labels: Tensor) -> int:
-    """Of several dimensions along which channels lie after a move, the one along which they may go."""
+    """If channels lie along several dimensions after a move: the one along which they could be removed."""
     if base in ("pixel_shuffle", "pixel_unshuffle"):
         return labels.dim() - 3
     return lab.varying(labels)[-1] if lab.varying(labels) else 0
 
 
 def one_dimension(walk: Walk, labels: Tensor, keep: int) -> Tensor | None:
-    """The labels as ones that differ along dimension `keep` alone: what then shares a place goes together.
+    """Reduces the labels to ones that differ only along dimension `keep`, by tying all that share an index there.
 
-    Code that cuts channels into rows and columns needs as many of each row.
+    Code that reshapes channels into rows and columns needs the same number of channels in each row.
     """
     if all(dim == keep for dim in lab.varying(labels)):
         return labels
@@ -206,7 +215,7 @@ def one_dimension(walk: Walk, labels: Tensor, keep: int) -> Tensor | None:
 
 
 def concatenate(walk: Walk, base: str, args: Any, kwargs: Any, out: Tensor) -> None:
-    """cat and stack."""
+    """The rule for cat and stack."""
     tensors = args[0]
     held = [walk.labels(one) for one in tensors]
     if all(one is None for one in held):

@@ -1,4 +1,4 @@
-"""N:M: in every group of M consecutive inputs N weights stay (PDP with one cut inside each group)."""
+"""The N:M pattern: of every group of M consecutive inputs N weights stay (for PDP, one cut inside each group)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from pdp.patterns.pattern import Wanted
 
 
 class Pattern(pattern.Pattern):
-    """Groups run along the inputs, for a convolution at each kernel position by itself.
+    """Groups run along the inputs, separately for each kernel position of a convolution.
 
-    A layer's candidates are each group's M - N smallest. For K pruned units the K smallest candidates go (in group
-    order among equals), which gives every group its own count from 0 to M - N, and a cut midway to its next unit.
+    The candidates of a layer are the M - N smallest weights of each group. To prune K units, the K smallest candidates
+    are pruned (in the order of groups among equal ones). So each group has its own count from 0 to M - N, and its cut
+    is midway between its last pruned and its next weight.
     """
 
     name = "nm"
@@ -124,11 +125,11 @@ class Pattern(pattern.Pattern):
         from pdp.kernels.gpu.joint import Part
 
         cuts, inner = self._cuts_in_memory(layer, weight)
-        # A copy would not be there any more when backward asks for it, nor lie where the next one does.
+        # A copy would be gone when backward needs it, and the next one would be at another address.
         return Part(weight, cuts, temperature, inner) if cuts.data_ptr() == layer.state["cut"].data_ptr() else None
 
     def _cuts_in_memory(self, layer: Layer, weight: Tensor) -> tuple[Tensor, int]:
-        """The layer's cuts in the memory order of `weight`, and how far apart members of a group lie."""
+        """The layer's cuts in the memory order of `weight`, and the distance in memory between members of a group."""
         from pdp.kernels.gpu.groups import memory_order
 
         cuts = layer.state["cut"]
@@ -137,7 +138,7 @@ class Pattern(pattern.Pattern):
             along = input_dim(layer)
             inner = weight.stride(along)
             ordered = cuts.movedim(-1, along).contiguous(memory_format=memory_order(weight))
-            if ordered.data_ptr() == cuts.data_ptr():  # a view, which stays as true as the cuts themselves
+            if ordered.data_ptr() == cuts.data_ptr():  # a view stays valid as long as the cuts themselves
                 self._ordered[layer.name] = (cuts, ordered, weight.stride(), inner)
         return ordered, inner
 
@@ -146,15 +147,15 @@ class Pattern(pattern.Pattern):
         return self._free - keep_units(candidates, pruned).sum(-1)
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
-        """A cut for each group, repeated over its M weights; masks over weights stay as they are."""
+        """One cut per group, repeated over its M weights; values that are masks over weights are returned unchanged."""
         if values.shape == weight.shape:
             return values
         spread = self.ungroup(values[..., None].expand(*values.shape, self.options.m), layer)
-        # In the weight's own memory order, so that the masked weight keeps it.
+        # In the weight's own memory order, so that the masked weight keeps that order.
         return spread.contiguous() if weight.is_contiguous() else spread
 
     def groups(self, values: Tensor, layer: Layer) -> Tensor:
-        """`values` shaped like the weight as (out, kernel positions..., groups, M)."""
+        """`values`, shaped like the weight, as (out, kernel positions..., groups, M)."""
         return values.movedim(input_dim(layer), -1).unflatten(-1, (-1, self.options.m))
 
     def ungroup(self, grouped: Tensor, layer: Layer) -> Tensor:
@@ -163,16 +164,16 @@ class Pattern(pattern.Pattern):
 
 
 def input_dim(layer: Layer) -> int:
-    """The dimension of the weight along which inputs run."""
+    """The dimension of the weight that indexes its inputs."""
     return 0 if is_conv1d(layer.sites[0].module) else 1
 
 
 def sorted_columns(grouped: Tensor) -> list[Tensor]:
-    """The values of each group along the last dimension in ascending order, one tensor for each rank."""
+    """The values of each group (along the last dimension) in ascending order, as one tensor for each rank."""
     columns = list(grouped.movedim(-1, 0).contiguous().unbind(0))
     if len(columns) & (len(columns) - 1):
         return list(grouped.sort(dim=-1).values.unbind(-1))
-    # A sorting network works on whole columns; a sort of millions of rows of four takes ten times as long.
+    # A sorting network compares whole columns at once; sorting millions of rows of four takes ten times as long.
     for low, high in merge_exchanges(len(columns)):
         columns[low], columns[high] = (
             torch.minimum(columns[low], columns[high]),
@@ -182,7 +183,7 @@ def sorted_columns(grouped: Tensor) -> list[Tensor]:
 
 
 def merge_exchanges(size: int) -> list[tuple[int, int]]:
-    """Batcher's odd-even merge sort: the comparisons of a sorting network for a power of two."""
+    """The comparisons of Batcher's odd-even merge sort, a sorting network, for a `size` that is a power of two."""
     pairs = []
     block = 1
     while block < size:
@@ -198,6 +199,6 @@ def merge_exchanges(size: int) -> list[tuple[int, int]]:
 
 
 def obeys(weight: Tensor, layer: Layer, n: int, m: int) -> bool:
-    """Whether every group of M has at most N numbers that are not zero."""
+    """Whether every group of M has at most N nonzero weights."""
     groups = weight.movedim(input_dim(layer), -1).unflatten(-1, (-1, m))
     return bool((groups.count_nonzero(dim=-1) <= n).all())

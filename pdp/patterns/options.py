@@ -39,7 +39,11 @@ class ChannelOptions(RandomOptions):
     prune_stem: bool = False  # whether the first convolution may lose outputs
     relative_budget: bool = True  # layers are compared by saliency over the layer's mean, which fan-in does not move
 
+    round_to: int = 1  # what each coupling keeps is a multiple of this many channels; the total as near as can be
+
     def check(self) -> None:
+        if self.round_to < 1:
+            raise Refusal(f"prune.round_to={self.round_to}: give 1 (no rounding), or what to round to, such as 8")
         for key, allowed in (("saliency", SALIENCIES), ("target", TARGETS)):
             if getattr(self, key) not in allowed:
                 raise Refusal(f"prune.{key}={getattr(self, key)}: no such choice; known: {', '.join(allowed)}")

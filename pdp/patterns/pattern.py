@@ -1,4 +1,4 @@
-"""What every pattern answers: its units, their saliency and cuts, and how a mask over units acts on the tensors."""
+"""What every pattern defines: its units, their saliency and cuts, and how a mask over units applies to tensors."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from pdp.schedule.allocation import allocate
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a budget is asked for."""
+    """What a budget is computed from."""
 
     allocation: str
-    share: float | None  # of what `Pattern.target_unit` names; None where the allocation says it
+    share: float | None  # of what `Pattern.target_unit` names; None if the allocation determines it
     saliency: Callable[[Layer], Tensor]
-    path: str | Path | None = None  # of allocation=file
-    comparable: bool = False  # whether the saliencies compare across layers as they are
+    path: str | Path | None = None  # for allocation=file
+    comparable: bool = False  # whether saliencies can be compared across layers as they are
 
 
 class _Threads(threading.local):
@@ -43,28 +43,28 @@ class _Threads(threading.local):
 
 
 class Pattern:
-    """Every weight a unit of its own; other patterns replace what differs."""
+    """The base class treats every weight as a unit of its own; other patterns override what differs."""
 
     name: ClassVar[str] = "random"
-    needs_example: ClassVar[bool] = False  # whether the units can only be found by running the model
+    needs_example: ClassVar[bool] = False  # whether finding the units requires running the model
 
-    temperature_mode: ClassVar[str] = "absolute"  # of PDP's mask, where nobody says otherwise
+    temperature_mode: ClassVar[str] = "absolute"  # of PDP's mask, unless the user chooses one
     kappa: ClassVar[float] = 0.02  # tau / t^2 in relative mode
 
     def __init__(self, options: RandomOptions):
         self.options = options
-        self._finder: Any = None  # of cuts, which remembers where they lay
-        self._bundles: Any = None  # of layers that are masked together on a GPU, and of which weights they are
+        self._finder: Any = None  # finds cuts and remembers the last ones
+        self._bundles: Any = None  # layers masked together on a GPU, and the weights that they had
         self._threads = _Threads()
 
     @property
     def _forwards(self) -> list[Any]:
-        """Those of the whole model that run in this thread now."""
+        """The forwards of the whole model that are running in this thread."""
         return self._threads.forwards
 
     @property
     def label(self) -> str:
-        """How records and tables name the pattern."""
+        """The pattern's name in records and tables."""
         return self.name
 
     @property
@@ -74,11 +74,11 @@ class Pattern:
 
     @property
     def implied_share(self) -> float | None:
-        """The target where the pattern itself says it."""
+        """The target share if the pattern itself determines it, else None."""
         return None
 
     def target_of(self, sparsity: float | None) -> float | None:
-        """The target share of units; raises `Refusal` where `sparsity` contradicts what the pattern implies."""
+        """The target share of units; raises `Refusal` if `sparsity` contradicts what the pattern implies."""
         implied = self.implied_share
         if implied is None:
             return sparsity
@@ -87,37 +87,37 @@ class Pattern:
         return implied
 
     def gather(self, model: nn.Module, layers: list[Layer], example_input: Any) -> tuple[list[Layer], dict[str, str]]:
-        """The layers this pattern prunes, their units counted, and by name why the others stay dense."""
+        """The layers that this pattern prunes, with their units counted, and by name why the others stay dense."""
         for layer in layers:
             layer.units = layer.weight.numel()
         return layers, {}
 
     def budget(self, layers: Sequence[Layer], wanted: Wanted) -> list[int]:
-        """How many units each layer loses; raises `Refusal` where what is wanted cannot be met."""
+        """How many units each layer loses; raises `Refusal` if the request cannot be met."""
         return allocate(wanted.allocation, layers, wanted.share, wanted.saliency, wanted.path)
 
     def reached(self, layers: Sequence[Layer]) -> float:
-        """The share of what `target_unit` names that is pruned now."""
+        """The share that is pruned now, of what `target_unit` names."""
         return sum(layer.pruned for layer in layers) / sum(layer.units for layer in layers)
 
     def densities(self, layers: Sequence[Layer], counts: Sequence[int]) -> dict[str, float]:
-        """The share of its weights that each layer keeps when so many units go, by module name."""
+        """The share of its weights that each layer keeps if so many units are removed, by module name."""
         return {layer.name: 1 - count / layer.units for layer, count in zip(layers, counts, strict=True)}
 
     def saliency(self, layer: Layer) -> Tensor:
-        """One non-negative number per unit, from the stored weights."""
+        """One non-negative number per unit, computed from the stored weights."""
         return layer.weight.detach().abs()
 
     def keep(self, layer: Layer, saliency: Tensor) -> Tensor:
-        """Which units stay, bool, shaped like `saliency`: exactly `layer.pruned` go."""
+        """Which units stay: bool, shaped like `saliency`; exactly `layer.pruned` are False."""
         return keep_units(saliency, layer.pruned)
 
     def alive(self, layer: Layer) -> Tensor:
-        """Which units are not zero in the stored weights, bool, shaped like `saliency`."""
+        """Which units are not zero in the stored weights: bool, shaped like `saliency`."""
         return layer.weight.detach() != 0
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
-        """PDP's t of each layer for its current share: one number, or one for each group of units."""
+        """PDP's cut t of each layer for its current share: one number, or one per group of units."""
         weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]
         kind = _finder_kind(weights)
         if kind is None:
@@ -127,33 +127,33 @@ class Pattern:
         return list(self._finder.find(weights, pruned).clone().unbind())
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
-        """Numbers over units (or their groups), made to broadcast against one of the layer's tensors."""
+        """Numbers per unit (or per group), expanded so that they broadcast against one of the layer's tensors."""
         return values
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """Inside, the weights stand still: what cuts and states are both made of is computed once."""
-        # A forward that was interrupted has not said so, and the masks are about to change.
+        """While this context is open the weights do not change, so what cuts and states both need is computed once."""
+        # A forward that was interrupted did not report its end, and the masks are about to change.
         self._forwards.clear()
         yield
 
     def forget(self) -> None:
-        """Drops what was kept of tensors that the layers have no longer, as in a copy."""
+        """Drops what is cached for tensors that the layers no longer have, as after a copy."""
         self._finder = None
         self._forwards.clear()
 
     def soft_states(
         self, layers: Sequence[Layer], cuts: Sequence[Tensor], temperatures: Sequence[Tensor] | float
     ) -> dict[str, list[Tensor]]:
-        """By name what `soft_weight` needs of each layer besides the stored weight and the cut."""
+        """What `soft_weight` needs of each layer besides the stored weight and the cut, by name."""
         return {}
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
-        """The whole model's forward begins, in which these layers are masked: they may share what they compute."""
+        """To be called when a forward of the whole model begins: its layers may then share their computations."""
         self._forwards.append(self._joint_forward(layers, temperatures) or Forward(layers, temperatures))
 
     def _joint_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> Any:
-        """On a GPU where the kernels run; without gradients an effective weight is made when its layer computes."""
+        """The joint forward on a GPU with the kernels; without gradients, layers compute their weights one by one."""
         if len(layers) < 2 or not torch.is_grad_enabled() or not kernels.usable(layers[0].weight):
             return None
         from pdp.patterns.joint_forward import Bundles, JointForward
@@ -165,19 +165,19 @@ class Pattern:
 
     @property
     def _members(self) -> int:
-        """How many weights share a cut of a group; 1: the layer has a single one."""
+        """How many weights share the cut of a group; 1 if the layer has a single cut."""
         return 1
 
     def _part(self, layer: Layer, weight: Tensor, temperature: Tensor | None) -> Any:
-        """What `pdp.kernels.gpu.joint` needs of a layer; None where it cannot take part."""
+        """A layer's part for `pdp.kernels.gpu.joint`; None if it cannot take part."""
         from pdp.kernels.gpu.joint import Part
 
         cut = layer.state["cut"]
         return Part(weight, cut, temperature, 1) if cut.numel() == 1 else None
 
     def end_forward(self) -> None:
-        """The forward that began last has ended, or raised."""
-        # An exception before the beginning was announced ends a forward as well.
+        """To be called when the forward that began last has ended or raised."""
+        # This is also called if an exception came before the forward was announced.
         if self._forwards:
             self._forwards.pop()
 
@@ -197,22 +197,22 @@ class Pattern:
         return soft_prune(weight, self.spread(cut, layer, member, weight), temperature)
 
     def _made(self, member: Member, weight: Tensor) -> Tensor | None:
-        """The effective weight that the running forward has made or makes with others."""
-        # A part of a model may be compiled by itself.
+        """The effective weight that the running forward has computed, or now computes, together with others."""
+        # A part of the model may be compiled separately.
         if not self._forwards or torch.compiler.is_compiling():
             return None
         return self._forwards[-1].effective(member, weight)
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
-        """The layer is hard: writes whatever further zeros follow."""
+        """Called when the layer has become hard: writes any further zeros that follow from it."""
 
     def weights(self, layer: Layer) -> dict[str, Tensor]:
-        """The convolution and linear weights that the layer's mask reaches, by module name."""
+        """The convolution and linear weights that the layer's mask affects, by module name."""
         return {layer.name: layer.weight}
 
 
 def _finder_kind(weights: Sequence[Tensor]) -> Any:
-    """The class that finds the cuts of all these weights at once, None where `pdp.masks.cut` does."""
+    """The class that finds the cuts of all these weights at once; None if `pdp.masks.cut` does it."""
     if not weights:
         return None
     if kernels.usable(weights[0]):
@@ -225,13 +225,13 @@ def _finder_kind(weights: Sequence[Tensor]) -> Any:
 
 
 def squared_cut(cut: Tensor) -> Tensor:
-    """The mean of t^2 over the cuts that prune anything, 0-dim; no device synchronization."""
+    """The mean of t^2 over the cuts that prune anything; 0-dim, without device synchronization."""
     some = cut.isfinite()
     return torch.where(some, cut, torch.zeros_like(cut)).square().sum() / some.sum().clamp(min=1)
 
 
 def squared_cuts(cuts: Sequence[Tensor]) -> list[Tensor]:
-    """`squared_cut` of each layer's cuts; of layers with a single cut in a few operations for all of them."""
+    """`squared_cut` of each layer's cuts; layers with a single cut are handled together in a few operations."""
     if not cuts or any(one.dim() or one.device != cuts[0].device for one in cuts):
         return [squared_cut(one) for one in cuts]
     return list(torch.stack(list(cuts)).nan_to_num(0.0, 0.0, 0.0).square().unbind())

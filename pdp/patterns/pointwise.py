@@ -1,4 +1,4 @@
-"""Operations on elements: what is added or multiplied is tied together, and what becomes of a zero is tried out."""
+"""Elementwise operations: ties the channels of operands, and determines by trial what zeros in the operands become."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from pdp.patterns import labels as lab
-from pdp.patterns.walk import Walk
+from pdp.patterns.walk import Walk, title
 
 _NAMED = {"hardswish", "_prelu_kernel", "masked_fill", "rsub", "gelu", "floor_divide", "where", "log_sigmoid_forward"}
-_OTHER = 3  # the state of an operand that belongs to no channel here
+_OTHER = 3  # the state of an operand without channels at this position
 _TRIED = (-1.7, -0.3, 0.4, 1.9, 0.9)
 _TRIED_BOOLEANS = (True, False, True, False, True)
 
 
 @lru_cache(maxsize=4096)
 def is_pointwise(func: Any, base: str) -> bool:
-    """Whether the operation works element by element."""
+    """Whether the operation is elementwise."""
     if torch.Tag.pointwise in func.tags or base in _NAMED:
         return True
     packet = getattr(torch.ops.aten, base, None)
@@ -29,7 +29,7 @@ def is_pointwise(func: Any, base: str) -> bool:
 
 
 def pointwise(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Labels of the result; ties the operands' channels, or makes them stay where they meet anything else."""
+    """Labels the result; ties the operands' channels, or pins them if they are combined with anything else."""
     out = out[0] if isinstance(out, tuple) else out
     tensors = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
     dims = out.dim()
@@ -38,7 +38,7 @@ def pointwise(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if varying:
         for place, one in enumerate(held):
             if one is not None and not lab.varying(one):
-                # One channel that meets all others of a tensor.
+                # A single channel is combined with all channels of another tensor.
                 walk.pin(one if lab.of_data(one) else None, f"its one channel acts on all of {walk.where}")
                 held[place] = None
     if all(one is None for one in held):
@@ -50,7 +50,7 @@ def pointwise(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     foreign = values == lab.NONE
     lost = some & foreign.any(0)
     if lost.any():
-        reason = f"its channels meet other values ({_title(func)} in {walk.where})"
+        reason = f"its channels meet other values ({title(func)} in {walk.where})"
         walk.atoms.pin(values[lost] // lab._WIDTH, reason)
     first = _leading(values, some)
     for row, present in zip(values, some, strict=True):
@@ -74,7 +74,7 @@ def _aligned(labels: Tensor | None, dims: int) -> Tensor | None:
 
 
 def _spread(labels: Tensor | None, tensor: Tensor, varying: list[int], shape: list[int]) -> Tensor:
-    """An operand's labels over the dimensions that matter; -2 where its values are common to all channels there."""
+    """An operand's labels over the varying dimensions; -2 where it has one value for all channels."""
     if labels is not None:
         return labels.expand(shape)
     sizes = (1,) * (len(shape) - tensor.dim()) + tuple(tensor.shape)
@@ -83,7 +83,7 @@ def _spread(labels: Tensor | None, tensor: Tensor, varying: list[int], shape: li
 
 
 def _leading(values: np.ndarray, some: np.ndarray) -> np.ndarray:
-    """For each element the label that the result has: a layer's channel before a parameter's element."""
+    """The label of each element of the result: a layer's channel takes precedence over a parameter's element."""
     first = np.full(values.shape[1], lab.NONE, dtype=np.int64)
     for data in (True, False):
         for row, present in zip(values, some, strict=True):
@@ -93,7 +93,7 @@ def _leading(values: np.ndarray, some: np.ndarray) -> np.ndarray:
 
 
 def _becomes(func: Any, args: Any, kwargs: Any, states: tuple[int, ...]) -> tuple[int, bool]:
-    """The state of the result where the operands have these, and whether free parameters must be masked for it."""
+    """The state of the result for these states of the operands, and whether FREE parameters must be masked for it."""
     if _is_zero(func, args, kwargs, [one == lab.ZERO for one in states]):
         return lab.ZERO, False
     if lab.FREE in states and _is_zero(func, args, kwargs, [one in (lab.ZERO, lab.FREE) for one in states]):
@@ -104,7 +104,7 @@ def _becomes(func: Any, args: Any, kwargs: Any, states: tuple[int, ...]) -> tupl
 
 
 def _is_zero(func: Any, args: Any, kwargs: Any, zeros: list[bool]) -> bool:
-    """Whether the operation gives nothing but zeros where these operands are zero and the others anything."""
+    """Whether the result is zero if these operands are zero, whatever the others are; tried on sample values."""
     if not any(zeros):
         return False
     place = iter(zeros)
@@ -122,7 +122,3 @@ def _is_zero(func: Any, args: Any, kwargs: Any, zeros: list[bool]) -> bool:
     result = func(*own, **named)
     result = result[0] if isinstance(result, tuple) else result
     return bool((result == 0).all())
-
-
-def _title(func: Any) -> str:
-    return str(func).removeprefix("aten.").partition(".")[0]

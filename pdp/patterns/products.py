@@ -1,4 +1,4 @@
-"""Convolutions and matrix products: a weight makes channels with its rows and reads them with its columns."""
+"""Convolutions and matrix products: the rows of a weight make channels, its columns read them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _tie_all(walk: Walk, rows: np.ndarray) -> None:
 
 
 def _depthwise(walk: Walk, name: str, atoms: np.ndarray, rows: np.ndarray) -> None:
-    """Each channel is read by the rows of its own group alone."""
+    """Depthwise: each channel is read only by the rows of its own group."""
     for column in rows.T:
         both = atoms >= 0
         walk.atoms.tie(atoms[both], column[both])
@@ -100,7 +100,7 @@ def _depthwise(walk: Walk, name: str, atoms: np.ndarray, rows: np.ndarray) -> No
 
 
 def _read(walk: Walk, name: str, atoms: np.ndarray, read: Tensor | None, columns: np.ndarray, groups: int) -> None:
-    """Channel j of each group is read by column j."""
+    """Channel j of each group is read by column j of the weight."""
     groups = max(groups, 1)
     columns = np.tile(columns, groups)
     some = atoms >= 0
@@ -112,7 +112,7 @@ def _read(walk: Walk, name: str, atoms: np.ndarray, read: Tensor | None, columns
 
 
 def _bias(walk: Walk, name: str, module: Any, bias: Any, rows: np.ndarray) -> int:
-    """The state of what the rows make, masked, with this bias."""
+    """The state of what masked rows produce with this bias."""
     if bias is None or bias is module._parameters.get("bias") and len(walk.owners[id(bias)]) == 1:
         return lab.ZERO
     labels = walk.labels(bias)
@@ -146,7 +146,7 @@ def _linear_operation(walk: Walk, args: Any, kwargs: Any, out: Tensor) -> None:
 
 
 def _product(walk: Walk, left: Tensor, right: Tensor, added: Any, out: Tensor, scaled: bool = False) -> None:
-    """left @ right (+ added), of two or three dimensions."""
+    """The rule for left @ right (+ added), with two or three dimensions."""
     walk.macs += out.numel() * left.shape[-1]
     dims = out.dim()
     if _is_parameter(walk, right) and not scaled and right.dim() == dims:

@@ -1,4 +1,4 @@
-"""The random (unstructured) pattern: every weight is a unit, its magnitude the saliency."""
+"""The random (unstructured) pattern: every weight is a unit, and its magnitude is its saliency."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pdp.patterns import pattern
 
 
 class Pattern(pattern.Pattern):
-    """Exactly what the base class says."""
+    """The base class already implements this pattern."""
 
     name = "random"

@@ -1,7 +1,8 @@
-"""Global response normalisation (ConvNeXt V2), whose mean over channels a smaller module can give again exactly.
+"""Global response normalisation (ConvNeXt V2), whose mean over channels a smaller module can reproduce exactly.
 
-y = x + bias + weight * x * g / (mean over channels of g + eps), with g the norm of x over the image. Without zero
-channels the mean is C / C' times as large; weight and eps, both times C / C', give the same result.
+y = x + bias + weight * x * g / (mean over channels of g + eps), where g is the norm of x over the image. With C' of C
+channels left, the others being zero, the mean is C / C' times as large; multiplying weight and eps by C / C' gives the
+same result.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _NAMES = ("GlobalResponseNorm", "ConvNextV2GRN", "GRN")
 
 
 def is_response_norm(module: Any) -> bool:
-    """Whether the module bears such a norm's name."""
+    """Whether the module's class has the name of such a norm."""
     return type(module).__name__ in _NAMES
 
 
 def computes_response_norm(module: Any) -> bool:
-    """Whether it is one, told by its name and by what it computes."""
+    """Whether the module is such a norm, by its name and by what it computes."""
     if not is_response_norm(module):
         return False
     weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
@@ -30,7 +31,7 @@ def computes_response_norm(module: Any) -> bool:
 
 
 def _computes(module: nn.Module) -> bool:
-    """Compares the module with the formula, channels last or first."""
+    """Compares the module with the formula, with channels last or first."""
     weight: Tensor = module._parameters["weight"].detach()  # type: ignore[union-attr]
     bias: Tensor = module._parameters["bias"].detach()  # type: ignore[union-attr]
     eps = getattr(module, "eps", 1e-6)
@@ -53,7 +54,7 @@ def _computes(module: nn.Module) -> bool:
 
 
 def follow_response_norm(walk: Any, module: Any, inputs: Any, output: Any) -> None:
-    """The rule of a walk: a channel that is zero, with a bias that is zero, stays zero."""
+    """The rule for a walk: a channel that is zero stays zero if its bias is zero."""
     labels = walk.data_labels(inputs[0])
     if labels is None:
         return
@@ -73,7 +74,7 @@ def follow_response_norm(walk: Any, module: Any, inputs: Any, output: Any) -> No
 
 
 def rescale(module: Any, key: str, factor: float) -> None:
-    """Makes up for the channels that are gone, once for each of the norm's tensors."""
+    """Compensates for the removed channels; called once for each of the norm's tensors."""
     if key != "weight":
         return
     module.weight = nn.Parameter(module.weight.detach() * factor, requires_grad=module.weight.requires_grad)

@@ -1,4 +1,4 @@
-"""What each operation does to the channels in the tensors that it reads, by its name in PyTorch's dispatcher."""
+"""The rule for each operation, by its name in PyTorch's dispatcher: what it does to the channels of its inputs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pdp.patterns import labels as lab
 from pdp.patterns.moves import MOVES, SAME, concatenate, copy_into, move, same
 from pdp.patterns.pointwise import is_pointwise, pointwise
 from pdp.patterns.products import PRODUCTS
-from pdp.patterns.walk import Walk
+from pdp.patterns.walk import Walk, title
 
 HEADS = "its channels are parts of heads, in an attention of a kind that is not known"
 _ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "multi_head_attention")
 _ZERO_KEPT = {"mean", "sum", "amax", "amin", "max", "min", "var", "std", "norm", "linalg_vector_norm", "prod"}
 _REDUCTIONS = _ZERO_KEPT | {"logsumexp", "argmax", "argmin", "any", "all", "var_mean", "std_mean", "count_nonzero"}
 _OVER_ONE = {"_softmax", "_log_softmax", "cumsum", "cumprod", "sort", "argsort", "topk"}
-_ACROSS = {  # operations over the last dimensions, by how many: each channel by itself
+_ACROSS = {  # operations over the last so many dimensions, each channel by itself
     **{f"{kind}_pool{n}d": n for kind in ("max", "avg", "_adaptive_avg", "adaptive_avg") for n in (1, 2, 3)},
     **{f"{kind}_pool{n}d": n for kind in ("adaptive_max", "fractional_max") for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": n for n in (1, 2, 3)},
@@ -42,7 +42,7 @@ _BATCH_NORMS += ("cudnn_batch_norm", "_batch_norm_with_update", "_batch_norm_no_
 
 def follow(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     """Marks `out`, and notes on `walk` what the operation ties together or makes stay."""
-    name = str(func).removeprefix("aten.").partition(".")[0]
+    name = title(func)
     base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     if base == "copy":
         copy_into(walk, args[0], args[1])
@@ -104,7 +104,7 @@ def _group_norm(walk: Walk, args: Any, out: Tensor) -> None:
 
 
 def _per_channel(walk: Walk, values: Tensor, own: list[Any], out: Tensor) -> None:
-    """A norm of each channel by itself, along dimension 1; weight and bias are the first of its `own` tensors."""
+    """A norm of each channel by itself, along dimension 1; the first two of its `own` tensors are weight and bias."""
     labels = walk.labels(values) if walk.mark(values) is not None else None
     if labels is None or not lab.of_data(labels):
         walk.pin(labels, f"a parameter is normalised in {walk.where}")
@@ -194,7 +194,7 @@ def _over_one(walk: Walk, base: str, func: Any, args: Any, kwargs: Any, out: Any
 
 
 def _glu(walk: Walk, args: Any, out: Tensor) -> None:
-    """The first half times the sigmoid of the second."""
+    """The rule for GLU: the first half times the sigmoid of the second half."""
     labels = walk.data_labels(args[0])
     if labels is None:
         return

@@ -1,4 +1,4 @@
-"""Channels taken out of a model physically: every slice of every tensor that goes with a unit, and the sizes named."""
+"""Removes channels from a model physically: every slice of every tensor that belongs to a unit, and stated sizes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from pdp.layers import is_conv1d
 from pdp.patterns.attention import set_heads
-from pdp.patterns.coupling import Coupling, Vector, input_columns, row_axis
+from pdp.patterns.counts import lowered
+from pdp.patterns.coupling import Coupling, Vector, input_columns, places_of, row_axis
 from pdp.patterns.response_norm import is_response_norm, rescale
 
-# What a module says of its sizes: plain numbers.
+# The attributes in which modules state their sizes as plain numbers.
 SIZES = (
     "in_channels",
     "out_channels",
@@ -35,17 +36,25 @@ SIZES = (
 )
 
 
-def sizes_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+def sizes_of(model: nn.Module, couplings: Sequence[Coupling] = ()) -> dict[str, dict[str, Any]]:
     """By module what it says of its sizes, and the constant of a norm that depends on them."""
+    named: dict[str, dict[str, Any]] = {}
+    for count in (count for one in couplings for count in one.counts):
+        value = getattr(model.get_submodule(count.name), count.key)
+        named.setdefault(count.name, {})[count.key] = value if isinstance(value, int) else list(value)
     return {
         name: {key: value for key in SIZES if isinstance(value := getattr(module, key, None), int)}
+        | named.get(name, {})
         | ({"eps": module.eps} if is_response_norm(module) and hasattr(module, "eps") else {})
         for name, module in model.named_modules()
     }
 
 
 def zero_units(coupling: Coupling) -> set[int]:
-    """The units whose removal changes nothing: all that makes them is zero, and what would read another value."""
+    """The units whose removal changes nothing.
+
+    All that makes them must be zero, and also the inputs that would read something other than zero from them.
+    """
     alive = torch.zeros(coupling.units, dtype=torch.bool)
 
     def use(rows: Tensor, units: list[int]) -> None:
@@ -71,23 +80,30 @@ def zero_units(coupling: Coupling) -> set[int]:
 
 
 def leaving_some(coupling: Coupling, gone: set[int]) -> set[int]:
-    """Of these units those that can go while every module keeps a channel: a branch may lose all that it makes."""
+    """Those of the units in `gone` that can be removed while every module keeps at least one channel."""
     gone = set(gone)
-    parts: tuple[Any, ...] = (*coupling.outputs, *coupling.norms, *coupling.vectors, *coupling.inputs)
-    for units in (set(part.units) for part in parts):
-        if units <= gone:
+    parts: tuple[Any, ...] = (
+        *coupling.outputs,
+        *coupling.norms,
+        *coupling.vectors,
+        *coupling.inputs,
+        *coupling.counts,
+    )
+    for units in dict.fromkeys(tuple(part.units) for part in parts):
+        if gone.issuperset(units):
             gone.discard(max(units))
     return gone
 
 
 @torch.no_grad()
 def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
-    """Takes these units of couplings out of `model`; tensors are replaced, never written.
+    """Removes these units of couplings from `model`; tensors are replaced, never written.
 
-    All at once: a reader, a norm or a vector may have channels of several.
+    All couplings at once, because a reader, a norm or a vector may have channels of several.
     """
     outputs, inputs, norms = _Cut(), _Cut(), _Cut()
     slices: dict[tuple[str, str], tuple[Vector, set[int]]] = {}
+    counts: dict[tuple[str, str, int | None], tuple[int, set[int]]] = {}
     for coupling, units in gone:
         for part in coupling.outputs:
             outputs.add(part.name, part.units, units)
@@ -97,7 +113,11 @@ def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
             norms.add(part.name, part.units, units)
         for vector in coupling.vectors:
             _, places = slices.setdefault((vector.name, vector.key), (vector, set()))
-            places |= {index for index, unit in enumerate(vector.units) if unit in units}
+            places.update(places_of(vector.units, units).tolist())
+        for count in coupling.counts:
+            counts.setdefault((count.name, count.key, count.index), (len(count.units), set()))[1].update(
+                places_of(count.units, units).tolist()
+            )
         if coupling.heads is not None:
             set_heads(model.get_submodule(coupling.heads), coupling.units - len(units))
     for name, kept in outputs.kept():
@@ -112,21 +132,24 @@ def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
     for vector, places in slices.values():
         kept = [index for index in range(len(vector.units)) if index not in places]
         _keep_slices(model.get_submodule(vector.name), vector, kept)
+    for (name, key, index), (size, places) in counts.items():
+        if places:
+            lowered(model.get_submodule(name), key, index, size - len(places))
 
 
 class _Cut:
-    """By module which of its channels go."""
+    """The channels to remove from each module."""
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[int, set[int]]] = {}
 
     def add(self, name: str, units: list[int], gone: set[int]) -> None:
-        """Those of these units, where `units` holds each channel's."""
+        """Adds the channels whose unit is in `gone`; `units` holds the unit of each channel."""
         _, places = self._held.setdefault(name, (len(units), set()))
-        places |= {index for index, unit in enumerate(units) if unit in gone}
+        places.update(places_of(units, gone).tolist())
 
     def kept(self) -> Iterator[tuple[str, list[int]]]:
-        """Each module's name and the channels that stay, where any goes."""
+        """Each module that loses channels, with the channels that stay."""
         for name, (size, places) in self._held.items():
             if places:
                 yield name, [index for index in range(size) if index not in places]
@@ -148,7 +171,7 @@ def _keep_outputs(module: Any, kept: list[int]) -> None:
 
 def _keep_inputs(module: Any, kept: list[int]) -> None:
     groups = module.groups if isinstance(module, _ConvNd) else 1
-    # The same channels of each group, whose columns they share.
+    # The groups share the columns of the weight, so the same channels stay in each group.
     _select(module, "weight", kept[: len(kept) // groups], 1 - row_axis(module))
     if isinstance(module, _ConvNd):
         module.in_channels = len(kept)

@@ -1,4 +1,4 @@
-"""What all places of a layer share in one forward of the whole model: a single node that masks the layer's tensors."""
+"""One autograd node per layer in a forward of the whole model: it masks all of the layer's tensors at once."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from pdp.layers import Layer, Member, compute_dtype
 from pdp.masks.units import mask_units, steepness
 from pdp.patterns.unit_table import UnitTable
 
-Found = tuple[Tensor, int, int]  # a tensor, its version and where it lay
+Found = tuple[Tensor, int, int]  # a tensor, its version and its address
 
 
 class Forward:
-    """A forward of the whole model, in which the layers of `tables` are masked at the temperatures beside them.
+    """A forward of the whole model in which the layers of `tables` are masked at their temperatures.
 
-    Everything is made at the first place that asks, where autocast holds if it holds at all.
+    Everything is computed when the first weight is read, so that autocast is already active if it is used.
     """
 
     def __init__(self, tables: Sequence[tuple[UnitTable, Tensor | float]]):
         self.tables = tables
-        # By whether gradients are recorded, then by member: the stored tensor, its effective one, the layer's as found.
+        # By whether gradients are recorded, then by member: stored tensor, effective tensor, state of the layer's
+        # tensors.
         self.made: dict[bool, dict[int, tuple[Tensor, Tensor, list[Found]]]] = {}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
-        """The effective counterpart of `weight`; None where it is not one of this forward's."""
+        """The effective weight for `weight`; None if this forward does not provide it."""
         recording = torch.is_grad_enabled()
         if recording not in self.made:
             self.made[recording] = {key: one for table in self.tables for key, one in _masked(*table)}
         stored, effective, found = self.made[recording].get(id(member), (None, weight, []))
-        # A copy of the model has weights of its own, and autocast may have begun or ended since.
+        # A copy of the model has other weights, and autocast may have begun or ended since.
         fits = stored is weight and effective.dtype in (weight.dtype, compute_dtype(member.sites[0], weight))
-        # A model may change its weights in its forward, a norm that must not grow, say.
+        # A model may change its weights during its forward, for example to limit their norm.
         return effective if fits and all(_as_found(one) == rest for one, *rest in found) else None
 
 
@@ -43,7 +44,7 @@ def _as_found(tensor: Tensor) -> list[int]:
 
 
 def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tuple[Tensor, Tensor, list[Found]]]]:
-    # A copy: the live masks change in place at the next step.
+    # A copy, because the masks in the state change in place at the next step.
     masks = torch.cat([layer.state["mask"] for layer in table.layers])
     parts = zip(table.layers, table.split(masks), table.split(table.steepness(masks, temperature)), strict=True)
     made: list[tuple[int, tuple[Tensor, Tensor, list[Found]]]] = []
@@ -67,7 +68,7 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tu
 
 
 def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float, scale: float) -> Tensor:
-    """The effective weight from a node of its own, which the layer's other weights have a gradient from as well."""
+    """The effective weight from a separate node, which also gives gradients to the layer's other weights."""
     mask = layer.state["mask"].clone()
     factor = 2 * scale / temperature
     steep = steepness(mask, factor if isinstance(factor, Tensor) else mask.new_full((), factor))
@@ -87,7 +88,7 @@ def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tens
 
 
 def units_of(member: Member, values: Tensor) -> Tensor | None:
-    """The unit of each slice, on the device of `values` (the model may have moved); None where slice i is unit i."""
+    """The unit of each slice, on the device of `values` (the model may have moved); None if slice i is unit i."""
     if member.in_order:
         return None
     assert member.units is not None

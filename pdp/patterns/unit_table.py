@@ -1,4 +1,4 @@
-"""The units of several layers in one vector, so that a step asks all layers at once: a small tensor costs a launch."""
+"""Holds the units of several layers in one vector, so that a step handles all layers in a few operations."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pdp.masks.units import steepness
 
 
 class UnitTable:
-    """Where the units of each layer lie among those of all, and what is read off them together; on one device.
+    """Concatenates the units of several layers on one device, and computes their saliencies, cuts and masks together.
 
-    `scales` are the factors of each layer's sums of squares in s^2. Once made, nothing waits for the device.
+    `scales` are the factors of each layer's sums of squares in s^2. After construction nothing waits for the device.
     """
 
     @torch.inference_mode(False)
@@ -43,7 +43,7 @@ class UnitTable:
         self.scales = torch.tensor(scales, device=self.device)
         self.scale = self.scales[self.owner]
         self.exact_scale = torch.tensor(scales, dtype=torch.float64, device=self.device)[self.owner]
-        # Units that a layer lacks compared to the widest one lie behind all others.
+        # Layers with fewer units than the largest one are padded with infinity, which ranks behind all units.
         self.padded = torch.full((len(self.layers), max(self.sizes)), math.inf, device=self.device)
         self.pruned: list[int] = []
         self.ranks = self.place
@@ -53,7 +53,7 @@ class UnitTable:
     def squares(self) -> Tensor:
         """s^2 of all units, (units of all layers,), float32: each layer's scale times the sums of squares.
 
-        Everything is float64 until the end: units of equal weights come out equal.
+        Computed in float64 until the end, so that units with equal weights have equal values.
         """
         tensors = [member.rows(member.tensor.detach()) for member in self.members]
         if all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
@@ -67,7 +67,7 @@ class UnitTable:
         return (joint.index_add_(0, self.rows, sums) * self.exact_scale).float()
 
     def cuts(self, squares: Tensor) -> Tensor:
-        """t of each layer for its pruned units, (layers,): as `pdp.masks.cut.cut_at` of the saliencies s."""
+        """The cut t of each layer for its pruned units, (layers,); as `pdp.masks.cut.cut_at` of the saliencies s."""
         self._rank()
         self.padded.view(-1).index_copy_(0, self.place, squares)
         below, above = self.padded.sort(dim=1).values.gather(1, self.ranks).sqrt().unbind(1)
@@ -75,7 +75,7 @@ class UnitTable:
         return middle if self.ends is None else middle + self.ends
 
     def _rank(self) -> None:
-        """The places of both neighbours of each cut, brought to the device only where a share has changed."""
+        """Copies the ranks of both neighbours of each cut to the device, if a share has changed."""
         pruned = [layer.pruned for layer in self.layers]
         if pruned == self.pruned:
             return
@@ -95,7 +95,7 @@ class UnitTable:
         return values.pin_memory().to(self.device, non_blocking=True)
 
     def masks(self, squares: Tensor, cuts: Tensor, temperature: Tensor | float) -> Tensor:
-        """m of all units, (units of all layers,), for one cut a layer and one temperature a layer or for all."""
+        """The masks m of all units, (units of all layers,), for one cut and temperature per layer (or one for all)."""
         signed = cuts * cuts.abs()
         if isinstance(temperature, Tensor):
             signed, temperature = torch.stack((signed, temperature))[:, self.owner].unbind()
@@ -109,5 +109,5 @@ class UnitTable:
         return steepness(masks, self.scale * (2 / temperature))
 
     def split(self, joint: Tensor) -> tuple[Tensor, ...]:
-        """Each layer's part of a vector over all units."""
+        """Splits a vector over all units into one part per layer."""
         return joint.split(self.sizes)

@@ -1,1 +1,1 @@
-"""A method on a model, and its life."""
+"""The pruner: applies a method to a model and manages it from the first epoch to the hard model."""

@@ -1,4 +1,4 @@
-"""How many weights the loss can still move: the share whose gradient passes their mask, and how soft the masks are."""
+"""How many weights the loss can still change: those whose gradient passes their mask, and how soft the masks are."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 
 from pdp.pruner.pruner import Pruner
 
-ALIVE_FROM = 0.01  # of |d effective / d stored|; below, a weight trains a hundred times more slowly than a dense one
+ALIVE_FROM = 0.01  # least |d effective / d stored|; below it, a weight trains a hundred times slower than a dense one
 
 
 def live_share(pruner: Pruner) -> dict[str, Any]:
-    """`alive`: the share of prunable weights with |d(m w)/dw| >= 0.01 now; a dense layer's are all alive.
+    """For the history: `alive` and `temperature`; waits for the device once, for all layers.
 
-    `temperature`: the weights' mean of log10 tau over the layers that have one, None where none does. One look at the
-    device for all layers.
+    `alive` is the share of prunable weights with |d(m w)/dw| >= 0.01; in a dense layer all weights are alive.
+    `temperature` is the mean over weights of log10 tau, in layers that have a temperature; None if none has.
     """
     alive, temperatures, weights = [], [], 0
     for layer in pruner.layers:

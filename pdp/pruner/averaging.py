@@ -1,4 +1,4 @@
-"""What processes that train one model share: the gradients of trainable extras, which no wrapper reduces."""
+"""Averages the gradients of a method's trainable parameters over processes, which no wrapper (such as DDP) does."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 
 @torch.no_grad()
 def average_gradients(extras: Sequence[nn.Parameter]) -> None:
-    """Averages the gradient of every extra over all processes, a missing one counting as zeros.
+    """Averages the gradient of every one of `extras` over all processes; a missing gradient counts as zero.
 
-    Every process reduces every extra, whichever layers it used in this step. One that has a gradient on no process
-    keeps none, as with a single process.
+    Every process takes part for every parameter, whichever layers it used in this step. A parameter without a gradient
+    on all processes keeps none, as with a single process.
     """
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     if not extras or not distributed or torch.distributed.get_world_size() == 1:
@@ -27,7 +27,7 @@ def average_gradients(extras: Sequence[nn.Parameter]) -> None:
         assert one.grad is not None
         torch.distributed.all_reduce(one.grad)
         one.grad /= torch.distributed.get_world_size()
-    if missing:  # only then does anybody wait for the device
+    if missing:  # only in this case is there a wait for the device
         nowhere = [one for one, count in zip(extras, there.tolist(), strict=True) if not count]
         for one in nowhere:
             one.grad = None

@@ -1,4 +1,4 @@
-"""What torch.compile has to be told of hooks that put weights into a module's `__dict__`."""
+"""What torch.compile must be told about hooks that put weights into a module's `__dict__`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 
 from pdp.layers import Site
 
-# Whether torch.compile follows a deletion from a module's `__dict__`: PyTorch 2.14 does, 2.11 breaks the graph there.
+# Whether torch.compile supports deletions from a module's `__dict__`: PyTorch 2.14 does, 2.11 breaks the graph there.
 DELETIONS_COMPILE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 
 
 def guard_hooks() -> None:
-    """Makes torch.compile look at hooks before it takes a graph that it has made.
+    """Makes torch.compile check hooks before it reuses a graph.
 
-    By default it does not, and the graph of a dense model stands in for a pruned one of the same class, which then
-    trains without its masks and says nothing. Graphs made so far lack that look and are dropped, once in a process.
+    By default it does not: then the graph of a dense model is reused for a pruned one of the same class, which silently
+    trains without its masks. Graphs made so far have no such check and are dropped, once per process.
     """
     import torch._dynamo
 
@@ -27,9 +27,9 @@ def guard_hooks() -> None:
 
 
 def take_out(held: dict[str, Any], parameter: str) -> None:
-    """Takes the effective weight out of a module's `__dict__` again."""
+    """Removes the effective weight from a module's `__dict__`."""
     if torch.compiler.is_compiling() and not DELETIONS_COMPILE:
-        # The stored weight itself hides nothing, and the next one to be put replaces it.
+        # If it is the stored weight itself, it hides nothing, and the next one replaces it.
         if parameter in held:
             held[parameter] = held["_parameters"][parameter]
     else:
@@ -37,6 +37,6 @@ def take_out(held: dict[str, Any], parameter: str) -> None:
 
 
 def uncover(sites: Iterable[Site]) -> None:
-    """Leaves nothing in front of the stored weights, as a compiled forward may have done."""
+    """Removes anything that hides the stored weights, as a compiled forward may have left it."""
     for site in sites:
         site.module.__dict__.pop(site.parameter, None)

@@ -1,4 +1,4 @@
-"""Histograms of weights and masks per layer, at a moment of training."""
+"""Histograms of weights and masks per layer at one moment of training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ WEIGHT_BINS, MASK_BINS = 48, 20
 
 @torch.no_grad()
 def histograms(pruner: Pruner) -> dict[str, np.ndarray]:
-    """`weights` (layers, 48) over [-edge, edge] with `edges` (layers,), `masks` (layers, 20) over [0, 1], counts.
+    """Counts: `weights` (layers, 48) over [-edge, edge] with `edges` (layers,), and `masks` (layers, 20) over [0, 1].
 
-    The mask is read off as |effective| / |stored|, so that it means the same for every method.
+    The mask is computed as |effective| / |stored|, so that it has the same meaning for every method.
     """
     weights, edges, masks = [], [], []
     for layer in pruner.layers:

@@ -1,4 +1,4 @@
-"""The layers that a pattern and a method prune, and of every other weight why it stays dense."""
+"""Finds the layers that a pattern and a method prune, and the reason why each other weight stays dense."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdp.survey import nothing_to_prune
 def gather(
     model: nn.Module, pattern: Pattern, method: Method, found: list[Layer], others: dict[str, str], example_input: Any
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of `found` that are pruned, and by name why all the rest is left; `others` was left before."""
+    """The layers of `found` that are pruned, and by name why others are not; `others` were excluded before."""
     if not found:
         raise Refusal(nothing_to_prune("the model", others))
     layers, dense = pattern.gather(model, list(found), example_input)

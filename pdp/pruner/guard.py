@@ -1,4 +1,4 @@
-"""What would make a pruner silently wrong, looked for at every step: one sentence instead."""
+"""Checks at every step for anything that would make a pruner silently wrong, and raises an error with one sentence."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from pdp.pruner.reading import Watched
 
 
 class Guard:
-    """Remembers where the layers of a model lay when they were hooked, and which gradients they had."""
+    """Remembers where the layers of a model were when they were hooked, and which gradients they had."""
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer]):
         self.model = model
         self.layers = list(layers)
-        # DDP brings other processes' gradients to layers that this one has not used: there only its own count.
+        # DDP gives a layer gradients of other processes even if this process has not used it. So with several processes
+        # only this one's own gradients are checked.
         self.own_gradients: set[str] | None = set() if _distributed() else None
         self.handles = [self._watch(layer) for layer in self.layers] if _distributed() else []
         names = {id(module): name for name, module in model.named_modules()}
-        self.places: list[tuple[str, dict, str, nn.Module]] = []  # a name, where the module hangs, its key, itself
+        self.places: list[tuple[str, dict, str, nn.Module]] = []  # name, parent's modules, key there, module
         seen: set[int] = set()
         for layer in self.layers:
             for site in (site for member in layer.members for site in member.sites):
@@ -34,7 +35,7 @@ class Guard:
                     self.places.append((name, model.get_submodule(parent)._modules, key, site.module))
 
     def check_places(self) -> None:
-        """Raises `Refusal` where a module was replaced, or a weight tied, untied or parametrized, since."""
+        """Raises `Refusal` if a module has since been replaced, or a weight tied, untied or parametrized."""
         for name, siblings, key, module in self.places:
             if siblings.get(key) is not module:
                 raise Refusal(
@@ -61,7 +62,7 @@ class Guard:
 
     @torch.no_grad()
     def check_numbers(self) -> None:
-        """Raises `Stopped` where a weight is not a number; waits for the device once."""
+        """Raises `Stopped` if a weight is NaN; waits for the device once."""
         tensors = [(member.parameter, member.tensor) for layer in self.layers for member in layer.members]
         by_device: dict[torch.device, list[Tensor]] = {}
         for _, tensor in tensors:
@@ -78,12 +79,12 @@ class Guard:
         return layer.weight.register_post_accumulate_grad_hook(lambda _: self.own_gradients.add(layer.name))  # type: ignore[union-attr]
 
     def remove(self) -> None:
-        """Takes its hooks off."""
+        """Removes its hooks."""
         for handle in self.handles:
             handle.remove()
 
     def note_gradients(self) -> None:
-        """A step ended: what has a gradient now is not from the next one."""
+        """To be called at the end of a step: gradients that exist now do not belong to the next step."""
         if self.own_gradients:
             self.own_gradients.clear()
         for layer in self.layers:
@@ -91,7 +92,7 @@ class Guard:
             layer.last_gradient = _version(layer) if layer.active else None
 
     def check_gradients(self) -> None:
-        """Raises `Stopped` where a stored weight got a gradient without its effective one having been computed with."""
+        """Raises `Stopped` if a stored weight got a gradient although the model did not read its effective weight."""
         if _distributed() and self.own_gradients is None:
             return
         for layer in self.layers:
@@ -121,7 +122,7 @@ def _version(layer: Layer) -> tuple[int, int] | None:
 
 
 def refuse_second_pruner(model: nn.Module, layers: Sequence[Layer]) -> None:
-    """Raises `Refusal` where a pruner that is not finished has one of these layers already."""
+    """Raises `Refusal` if another pruner that is not finished already has one of these layers."""
     for layer in layers:
         for site in (site for member in layer.members for site in member.sites):
             if isinstance(site.module._parameters, Watched):
@@ -132,8 +133,8 @@ def refuse_second_pruner(model: nn.Module, layers: Sequence[Layer]) -> None:
 
 
 def more_zeros(layers: Sequence[Layer]) -> str | None:
-    """What is to be said where layers hold more zeros than the mask pruned: they were there, or have never grown."""
-    counted = [layer for layer in layers if layer.units == layer.weight.numel()]  # a unit is a weight
+    """A sentence for layers with more zeros than the mask pruned: zeros from before, or weights that never grew."""
+    counted = [layer for layer in layers if layer.units == layer.weight.numel()]  # units are single weights
     zeros = [int((layer.weight == 0).sum()) for layer in counted]
     more = sum(max(0, found - layer.pruned) for layer, found in zip(counted, zeros, strict=True))
     if not more:

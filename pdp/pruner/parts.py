@@ -1,4 +1,4 @@
-"""What a pruner's state and its report read of it, so that neither imports the pruner."""
+"""What a pruner's state and its report need of the pruner, so that neither has to import it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pdp.quantize.quantizer import Quantizer
 
 
 class Parts(Protocol):
-    """A method on the layers of a model, and how far its life has come."""
+    """A method on the layers of a model, and its progress."""
 
     method: Method
     pattern: Pattern
@@ -26,4 +26,4 @@ class Parts(Protocol):
 
     @property
     def prunable_share(self) -> float:
-        """The share of the model's weights that pruning reaches."""
+        """The share of the model's weights that are prunable."""

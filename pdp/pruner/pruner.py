@@ -1,10 +1,10 @@
-"""The pruner: puts a method on a model and owns its life, dense -> ramp -> full -> hard."""
+"""The pruner: applies a method to a model and manages its phases, dense -> ramp -> full -> hard."""
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from pdp.errors import Refusal
 from pdp.layers import Layer
 from pdp.methods import make_method
+from pdp.methods.calibrated import CalibratedMethod
 from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
 from pdp.pruner.averaging import average_gradients
+from pdp.pruner.calibration import Forward, calibrate
 from pdp.pruner.gather import gather
 from pdp.pruner.guard import Guard, more_zeros, refuse_second_pruner
 from pdp.pruner.report import layer_report, soft_gap
@@ -39,18 +41,25 @@ from pdp.survey import count_weights, nothing_to_prune, survey
 class Pruner:
     """Prunes `model` in place during training.
 
-    Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. `sparsity` is the
-    share of units to prune, `schedule` a `Schedule`, a name or a dict of `make_schedule`'s arguments (default: the
-    paper's relative to the run, of 100 epochs 16 dense, then 0.015 of the target an epoch, in the method's own shape,
-    by steps where `steps_per_epoch` is given and the run is shorter), `allocation` global, uniform, erk, file (then
-    `allocation_path`) or None for the method's own, `least_density` the least share of its units that each layer keeps,
-    `ends` whether the first and last layer are pruned, dense or first_dense, `exclude` fnmatch patterns on module
-    names. `pattern` is random, "2:4" (then the target is implied) or channel, which follows the model through
-    `example_input` (a tensor, a tuple of arguments or a dict of keywords), with `pattern_options`. `quantize` is int8
-    or int4w, with `quantize_options`: from `start` on the model computes with quantized numbers, and `finalize` leaves
-    their scales in `frozen`; `example_input` shows which results of convolutions have a range too. Further keywords are
-    the method's options.
-    Raises `Refusal` (a `ValueError`) for anything that does not fit together.
+    Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. Raises `Refusal`
+    (a `ValueError`) for arguments that do not fit together.
+
+    - `method`: a name, whose options are given as further keywords, or its options.
+    - `pattern`: random, "2:4" (which implies the target) or channel; options in `pattern_options`. The channel pattern
+      follows the model through `example_input` (a tensor, a tuple of arguments or a dict of keyword arguments).
+    - `sparsity`: the share of units to prune.
+    - `schedule`: a `Schedule`, a name, or a dict of `make_schedule`'s arguments. The default is the paper's relative to
+      the run, in the method's own shape: of 100 epochs 16 dense, then 0.015 of the target per epoch; by steps if
+      `steps_per_epoch` is given and the run is shorter.
+    - `allocation`: global, uniform, erk, file (which reads `allocation_path`), or None for the method's own. Each layer
+      keeps at least the share `least_density` of its units; `ends` says whether the first and last layer are pruned,
+      dense or first_dense.
+    - `exclude`: fnmatch patterns of module names that are not pruned.
+    - `calibration`: the batches from which wanda and sparsegpt prune at once (see `calibrate`).
+    - `upper_bound`: the best possible value of the metric, which schedule.warmup=auto needs; `seed`: for random masks.
+    - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized numbers,
+      and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of convolutions have a
+      range.
     """
 
     def __init__(
@@ -73,6 +82,7 @@ class Pruner:
         seed: int = 0,
         example_input: Any = None,
         pattern_options: dict[str, Any] | None = None,
+        calibration: Iterable[Any] | None = None,
         quantize: str | QuantizeOptions | None = None,
         quantize_options: dict[str, Any] | None = None,
         **options: object,
@@ -99,6 +109,8 @@ class Pruner:
                 make_options(quantize, **(quantize_options or {})),
                 options,
             )
+        if calibration is not None:
+            self.calibrate(calibration)
 
     def _prepare(
         self,
@@ -126,13 +138,13 @@ class Pruner:
         self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
         found, others = survey(model, exclude, own_exclude)
-        # `skipped` says of every other weight of the model why it stays dense.
+        # `skipped` gives the reason why each other weight of the model stays dense.
         self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
         if not self.layers:
             raise Refusal(nothing_to_prune(f"with pattern {self.pattern.label} the model", self.skipped))
         for layer, least in zip(self.layers, least_units(self.layers, least_density, ends), strict=True):
             layer.least = least
-        # Where the model's own zeros are held, what was asked for when they were made does not share anything out.
+        # Where the model's own zeros are kept, the sparsity that produced them does not determine the layers' shares.
         self.target = None if self.method.locked else self.pattern.target_of(sparsity)
         implied = self.pattern.implied_share is not None and allocation != "file"
         self.allocation = "implied" if implied else allocation or self.method.allocation
@@ -147,7 +159,7 @@ class Pruner:
                     "share itself: drop it"
                 )
             if self.target is not None or self.allocation == "file":
-                # Refuses a target that cannot be met before any training.
+                # Refuses a target that cannot be met, before any training.
                 self.preview_budget()
             elif self.method.needs_target:
                 raise Refusal("sparsity is missing: give sparsity=<a share from 0 to 1>")
@@ -155,6 +167,7 @@ class Pruner:
         if self.method.prunes:
             own = {"name": self.method.schedule, "unit": self.method.unit, "ramp": self.method.ramp}
             self.schedule = place_schedule(schedule, own, epochs, steps_per_epoch)
+        self.epochs = epochs
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None
@@ -193,14 +206,15 @@ class Pruner:
 
     @property
     def share(self) -> float:
-        """The share of all units pruned now."""
+        """The share of all units that is pruned now."""
         return sum(layer.pruned for layer in self.layers) / sum(layer.units for layer in self.layers)
 
     @property
     def at_target(self) -> bool:
-        """Whether an epoch that ends now counts among those at the target sparsity.
+        """Whether an epoch that ends now counts as one at the target sparsity.
 
-        Where the shares are learned, what the last hard mask pruned decides; a run without a target never counts.
+        For methods that learn the shares, this depends on what the last hard mask pruned; a run without a target never
+        counts.
         """
         if self.quantizer is not None and not self.quantizer.active:
             return False
@@ -212,7 +226,7 @@ class Pruner:
     def start_epoch(self, epoch: int, metric: float | None = None) -> None:
         """Sets the shares of `epoch` (counted from 0) and finds their cuts.
 
-        `metric` is the last validation's, which schedule.warmup=auto waits for.
+        `metric` is that of the last validation, which schedule.warmup=auto waits for.
         """
         self._alive()
         if self.method.prunes:
@@ -231,9 +245,9 @@ class Pruner:
         self.guard.note_gradients()
 
     def note_metric(self, metric: float) -> None:
-        """A validation metric that is there before the epoch ends; where the share changes by steps it counts at once.
+        """Takes a validation metric before the epoch ends; if the share changes by steps, it takes effect at once.
 
-        schedule.warmup=auto then waits for five measurements instead of five epochs.
+        schedule.warmup=auto then waits for five metrics instead of five epochs.
         """
         self._alive()
         self.metrics.append(float(metric))
@@ -243,7 +257,7 @@ class Pruner:
                 self._advance(self.steps, self._moment())
 
     def _start_by_itself(self, moment: int) -> None:
-        """schedule.warmup=auto: begins the ramp where the metrics say so, or where it would no longer fit."""
+        """For schedule.warmup=auto: begins the ramp if the metrics allow it, or at the last moment at which it fits."""
         assert self.schedule is not None
         if self.start is not None:
             return
@@ -257,10 +271,44 @@ class Pruner:
             )
         self.start = moment
 
-    def attach(self, optimizer: torch.optim.Optimizer) -> None:
-        """Adds the method's trainable extras to the optimizer, in groups of their own.
+    def at_once(self) -> None:
+        """Prunes to the target without training, if that is not done yet; for methods that make a single cut."""
+        self._alive()
+        if self.schedule is not None and self.fraction < 1:
+            self.epoch = 0
+            self._fix_budget()
+            self.fraction = 1.0
+            self._share_out(self._moment(epoch_start=True))
+            self._update(self._moment(epoch_start=True))
 
-        Call it before a learning-rate scheduler of this optimizer is made; raises `Refusal` after.
+    def calibrate(self, batches: Iterable[Any], forward: Forward | None = None) -> int:
+        """Prunes to the target at once, as wanda and sparsegpt do; returns the number of calibration samples.
+
+        A batch is a tensor, a tuple of arguments or a dict of keyword arguments (padding does not count if it has an
+        `attention_mask`); `forward` replaces the normal way to run a batch. Afterwards the model may be trained under
+        its zeros, or finalized. Raises `Refusal` for a method that uses no samples, and if there are none.
+        """
+        self._alive()
+        method = self.method
+        with python_words():
+            if not isinstance(method, CalibratedMethod):
+                raise Refusal(
+                    f"method={method.options.name} takes no calibration samples: give method=wanda or method=sparsegpt"
+                )
+            self.guard.check_places()
+            self.guard.check_numbers()
+            self._fix_budget()
+            for layer in self.layers:
+                layer.pruned, layer.active = layer.final, False
+            wanted = [layer for layer in self.layers if layer.final]
+            samples = calibrate(self.model, wanted, method, batches, forward)
+        self.fraction = method.fraction = 1.0
+        return samples
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Adds the method's trainable parameters to the optimizer, in parameter groups of their own.
+
+        Call it before a learning-rate scheduler is made for this optimizer; raises `Refusal` afterwards.
         """
         groups = self.extra_groups()
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -280,13 +328,13 @@ class Pruner:
         return own + self.quantizer.parameter_groups() if self.quantizer is not None else own
 
     def penalty(self) -> Tensor | None:
-        """The method's term of the loss, or None."""
+        """The method's term of the loss, a 0-dim tensor, or None."""
         return self.method.penalty()
 
     def after_backward(self) -> None:
-        """Call between the last backward and the optimizer's step, as methods with `needs_attach` require.
+        """To be called between the last backward and the optimizer's step, if the method has `needs_attach`.
 
-        The trainable extras are no part of a wrapped model: their gradients are averaged over the processes here.
+        The method's trainable parameters are not part of a DDP-wrapped model, so their gradients are averaged here.
         """
         average_gradients([extra for group in self.extra_groups() for extra in group["params"]])
         if self.quantizer is not None:
@@ -296,7 +344,7 @@ class Pruner:
             self.method.after_backward(self.layers, self._moment())
 
     def step(self) -> None:
-        """Call after each optimizer step, once however many micro-batches it took: finds the new cuts."""
+        """To be called after each optimizer step (once, however many micro-batches it had); finds the new cuts."""
         self._alive()
         if self.epoch is None:
             raise RuntimeError("call pruner.start_epoch(epoch) before the first pruner.step()")
@@ -333,7 +381,7 @@ class Pruner:
         self._update(now)
 
     def _fix_budget(self) -> None:
-        """Fixes every layer's final share from the weights as they are (PDP: one global cut at epoch s)."""
+        """Fixes every layer's final share from the present weights (PDP: one global cut at epoch s)."""
         if self.target is None and self.allocation != "file":
             return
         budget = self.preview_budget()
@@ -341,7 +389,7 @@ class Pruner:
             layer.final = final
 
     def preview_budget(self) -> list[int]:
-        """The budget as it would be fixed from the weights as they are now, in pruned units per layer."""
+        """The budget that would be fixed from the present weights, in pruned units per layer."""
         return self._budget(self.target, self.allocation)
 
     def _budget(self, share: float | None, allocation: str | None = None) -> list[int]:
@@ -359,7 +407,7 @@ class Pruner:
 
     @contextmanager
     def hard(self) -> Iterator[None]:
-        """Inside, the model computes with exact zeros at the shares that hold now: what is measured and shipped."""
+        """While this context is open, the model computes with exact zeros at the present shares, as when evaluated."""
         if self.method.prunes and not self.finished:
             self.guard.check_places()
             self.guard.check_numbers()
@@ -381,7 +429,7 @@ class Pruner:
 
     @contextmanager
     def baked(self, model: nn.Module | None = None) -> Iterator[nn.Module]:
-        """Inside, the stored weights of `model` (or of a copy of it) are the hard ones; afterwards they are back."""
+        """While this context is open, the stored weights of `model` (or of a copy) are the hard ones."""
         model = self.model if model is None else model
         parameters = dict(model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
@@ -401,12 +449,12 @@ class Pruner:
 
     @torch.no_grad()
     def finalize(self) -> None:
-        """Bakes exact zeros at the target into the model and removes every hook; warns where the ramp has not ended."""
+        """Writes exact zeros at the target into the model and removes every hook; warns if the ramp has not ended."""
         self._alive()
         if self.method.prunes:
             self.guard.check_places()
             self.guard.check_numbers()
-            if self.fraction < 1:
+            if self.fraction < 1 and self.epochs:
                 warnings.warn(
                     f"finalize() at {self.fraction:.0%} of the target: the rest is pruned now, untrained", stacklevel=2
                 )
@@ -429,42 +477,43 @@ class Pruner:
         self.finished = True
 
     def remove(self) -> None:
-        """Takes every hook off the model and leaves its weights as they are; pruning cannot go on."""
+        """Removes every hook from the model and leaves its weights as they are; pruning cannot continue."""
         self._unhook()
         self.finished = True
 
     def report(self) -> pd.DataFrame:
         """One row per prunable layer: name, type, weights, units, pruned, share, target_share, nonzero, density.
 
-        `nonzero` counts the hard weight's numbers, before `finalize` those of the mask that holds now.
+        `nonzero` counts the nonzero hard weights; before `finalize` those under the present mask.
         `frame.attrs["prunable_share"]` is `prunable_share`.
         """
         return layer_report(self)
 
     @property
     def prunable_weights(self) -> dict[str, Tensor]:
-        """Every convolution and linear weight that pruning reaches, by module name."""
+        """Every convolution and linear weight that pruning affects, by module name."""
         return {name: weight for layer in self.layers for name, weight in self.pattern.weights(layer).items()}
 
     @property
     def prunable_share(self) -> float:
-        """The share of all weights (parameters of two or more dimensions) that pruning reaches."""
+        """The share of all weights (parameters of two or more dimensions) that are prunable."""
         return sum(one.numel() for one in self.prunable_weights.values()) / max(1, count_weights(self.model))
 
     def soft_gap(self) -> pd.DataFrame:
-        """How far the soft model is from the hard one: name, cut, temperature, gap, soft_mask (one row per layer).
+        """The distance between the soft and the hard model: name, cut, temperature, gap, soft_mask (one row per layer).
 
-        `gap` is |effective - hard| / |effective| of the layer's weight (Euclidean norms), `soft_mask` the share of its
-        weights whose mask lies between 0.1 and 0.9. Before `finalize`; a layer not yet pruned has a gap of 0.
+        `gap` is |effective - hard| / |effective| of the layer's weight (Euclidean norms); `soft_mask` is the share of
+        its weights with a mask between 0.1 and 0.9. For use before `finalize`; a layer that is not pruned yet has a gap
+        of 0.
         """
         return soft_gap(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that decides how pruning goes on; tensors and plain values only."""
+        """Everything that decides how pruning continues; tensors and plain values only."""
         return state_of(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back `state_dict`; raises `Refusal` if it is of another model, method or pattern."""
+        """Restores `state_dict`; raises `Refusal` if it is of another model, method or pattern."""
         load_state(self, state)
         if self.finished:
             self._unhook()
@@ -480,7 +529,7 @@ class Pruner:
             raise RuntimeError("the model is hard: finalize() was called, and pruning cannot go on")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
-        """A pruner of a copy of the model, its own in everything; the model itself may be copied along with it."""
+        """An independent pruner for a copy of the model; the model itself may be copied along with it."""
         memo[id(self)] = twin = type(self).__new__(type(self))
         hooked, handles, self._handles = bool(self._handles), self._handles, []
         try:

@@ -1,4 +1,4 @@
-"""The effective weight as it is given to whoever asks a module for its weight: what is written to it is stored."""
+"""The effective weight as it is given to code that reads a module's weight: what is written to it is stored."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _NOT_WRITING = {"__index__", "__int__", "__invert__", "requires_grad_", "retain_
 
 
 class Readable(Tensor):
-    """Computes as the effective weight; an operation in place, or an assignment to `data`, changes the stored one."""
+    """Computes as the effective weight; an in-place operation, or an assignment to `data`, changes the stored one."""
 
     effective: Tensor
     stored: Tensor
-    written: Callable[[], None]  # called when it has been
+    written: Callable[[], None]  # called after a write
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -42,7 +42,7 @@ class Readable(Tensor):
 
 
 def readable(effective: Tensor, stored: Tensor, written: Callable[[], None]) -> Tensor:
-    """`effective`, with its part in the graph, for somebody who may write to what he takes for `stored`."""
+    """`effective`, connected to the graph, for code that may write to what it takes for `stored`."""
     given = effective.as_subclass(Readable)
     given.effective, given.stored, given.written = effective, stored, written
     return given

@@ -1,9 +1,10 @@
-"""What a model reads where it asks a module for its weight outside of that module's own forward.
+"""Weights that a model reads from a module outside of that module's own forward.
 
-`F.linear(x, self.qkv.weight)` in a parent's forward, a transposed tie, an attention that hands its children's weights
-to one function: no hook of the layer runs there. Its parameters lie in a dictionary that answers such a question with
-the effective weight, made at that moment and for that thread, and everybody else (optimizers, state dicts, a look from
-outside) with the stored one. A compiled graph does not ask it: there hooks put the weights in place.
+Examples are `F.linear(x, self.qkv.weight)` in a parent's forward, a transposed tied weight, and an attention that
+passes its children's weights to one function: no hook of the layer runs there. Therefore the module's parameters are
+kept in a dict that returns the effective weight, computed at that moment, to code in a forward of the same thread, and
+the stored weight to everything else (optimizers, state dicts, inspection from outside). A compiled graph does not use
+this dict; there, hooks put the weights in place.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _CALLED = nn.Module._call_impl.__code__
 
 
 class Place:
-    """A parameter of a module and the masks that act on it, one after the other where several have parts of it."""
+    """A parameter of a module with the masks that apply to it, one after the other if several have parts of it."""
 
     def __init__(
         self,
@@ -42,11 +43,11 @@ class Place:
     ):
         self.masks = list(masks)
         self.method = method
-        self.quantizer, self.point = quantizer, point  # of a weight that is quantized behind its masks
-        self.outside = False  # whether something else than its module may read it
+        self.quantizer, self.point = quantizer, point  # of a weight that is quantized after masking
+        self.outside = False  # whether anything besides its module may read it
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Place:
-        return self  # a copy of the model is masked by the live state
+        return self  # a copy of the model uses the live masks
 
     @property
     def active(self) -> bool:
@@ -59,7 +60,7 @@ class Place:
         return self.point is not None and self.quantizer is not None and self.quantizer.holds
 
     def effective(self, weight: Tensor) -> Tensor:
-        """What the model computes with now in place of `weight`."""
+        """What the model uses in place of `weight` now."""
         if not self.quantized:
             return self._masked(weight)
         if torch.compiler.is_compiling():
@@ -82,7 +83,7 @@ class Place:
 
 
 class _Given:
-    """The weight handed out last in a forward, so that who asks twice is given one tensor."""
+    """The weight that was last handed out in a forward, so that a second read gets the same tensor."""
 
     def __init__(self, stored: Tensor, effective: Tensor):
         self.stored = stored
@@ -93,12 +94,12 @@ class _Given:
         return self.stored._version, self.stored.data_ptr(), torch.is_grad_enabled()
 
     def fits(self, stored: Tensor) -> bool:
-        """Whether it is still that of `stored`."""
+        """Whether it still is the effective weight of `stored`."""
         return self.stored is stored and self.found == self._now()
 
 
 class _Running(threading.local):
-    """What this thread knows of the forwards of whole models that it is in."""
+    """The forwards of whole models that run in this thread."""
 
     def __init__(self) -> None:
         self.forwards = 0
@@ -109,31 +110,31 @@ _running = _Running()
 
 
 def begin_forward() -> None:
-    """A forward of a whole model begins in this thread."""
+    """To be called when a forward of a whole model begins in this thread."""
     _running.forwards += 1
     _running.given = None
 
 
 def end_forward() -> None:
-    """It has ended, or raised."""
+    """To be called when it has ended or raised."""
     _running.forwards = max(0, _running.forwards - 1)
     _running.given = None
 
 
 def reset() -> None:
-    """A step ended: no forward runs in this thread, even where one was interrupted and has not said so."""
+    """To be called after a step: no forward runs in this thread, even if an interrupted one did not report its end."""
     _running.forwards = 0
     _running.given = None
 
 
 def given_before(stored: Tensor) -> Tensor | None:
-    """The effective weight that was handed out last, where it is that of `stored` still."""
+    """The effective weight that was last handed out, if it still belongs to `stored`; else None."""
     given = _running.given
     return given.effective if given is not None and given.fits(stored) else None
 
 
 class Watched(dict):
-    """A module's parameters: who asks the module for one in a forward is given the effective weight."""
+    """A module's parameters; code that reads one through the module in a forward gets the effective weight."""
 
     def __init__(self, parameters: dict[str, Any], places: dict[str, Place]):
         super().__init__(parameters)
@@ -165,7 +166,7 @@ class Watched(dict):
 
 
 def _in_forward(own: nn.Module, frame: Any) -> bool:
-    """Whether a forward runs in this thread that the module takes part in, or a part of one again in backward."""
+    """Whether this thread is in a forward that includes the module, or repeats a part of one in backward."""
     while frame is not None:
         code = frame.f_code
         if code is _CALLED or "forward" in code.co_name:
@@ -173,7 +174,7 @@ def _in_forward(own: nn.Module, frame: Any) -> bool:
             if isinstance(caller, nn.Module) and any(one is own for one in caller.modules()):
                 return True
         frame = frame.f_back
-    # A checkpoint computes a function again while gradients are computed, and records; a hook for gradients does not.
+    # Checkpointing repeats a function during backward with gradients recorded; gradient hooks record none.
     return torch._C._current_graph_task_id() != -1 and torch.is_grad_enabled()
 
 
@@ -183,14 +184,14 @@ def _handed_out(place: Place, stored: Tensor) -> Tensor:
     if effective is None:
         with for_any_use():
             effective = place.effective(stored)
-        # Outside of a forward nothing says when its graph is gone.
+        # Outside of a forward it is unknown when the graph is freed.
         if _running.forwards and not in_transform():
             _running.given = _Given(stored, effective)
     return effective if in_transform() else readable(effective, stored, partial(_written, stored))
 
 
 def _written(stored: Tensor) -> None:
-    """The model writes to the weight, perhaps through `data`, which no version tells."""
+    """Called when the model has written to the weight, perhaps through `data`, which does not change its version."""
     _running.given = None
     with torch.no_grad():
         stored[:0].zero_()

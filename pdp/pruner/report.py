@@ -1,4 +1,4 @@
-"""What a pruner says of its layers, as data frames."""
+"""A pruner's layers as data frames."""
 
 from __future__ import annotations
 

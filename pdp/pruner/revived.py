@@ -1,4 +1,4 @@
-"""How many pruned units came back over the cut between two ends of epochs."""
+"""Counts the pruned units that came back above the cut between the ends of two epochs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pdp.pruner.pruner import Pruner
 
 
 class Revived:
-    """Remembers what was pruned when it last looked, one bit per entry of a hard mask."""
+    """Remembers what was pruned at the last look, one bit per entry of a hard mask."""
 
     def __init__(self) -> None:
-        self._pruned: dict[str, tuple[np.ndarray, int]] = {}  # packed bits, and how many they are
+        self._pruned: dict[str, tuple[np.ndarray, int]] = {}  # packed bits, and their number
 
     @torch.no_grad()
     def look(self, pruner: Pruner) -> dict[str, Any]:
@@ -27,7 +27,7 @@ class Revived:
                 self._pruned[layer.name] = np.packbits(~keep), keep.size
                 if before.size:
                     before = before & np.packbits(keep)
-            # An entry of the mask is a unit, or an equal part of one.
+            # An entry of the mask is a unit, or one of several equal parts of a unit.
             fractions[layer.name] = int(np.bitwise_count(before).sum(dtype=np.int64)) / entries
         units = sum(layer.units for layer in pruner.layers)
         revived = sum(fractions[layer.name] * layer.units for layer in pruner.layers) / units
@@ -41,5 +41,5 @@ class Revived:
         }
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
-        """Takes back `state_dict`."""
+        """Restores `state_dict`."""
         self._pruned = {name: (one["pruned"].numpy(), one["entries"]) for name, one in state.items()}

@@ -1,16 +1,15 @@
-"""Forward hooks that let a layer compute with another weight than the one it stores.
+"""Forward hooks that let a layer compute with a different weight than the one it stores.
 
-The effective weight lies in the module's `__dict__`, where attribute look-up finds it before the Parameter, and only
-while the module's forward runs. Optimizers, state dicts, DDP, deep copies and averages never see it. What is read
-outside of the module's own forward is answered by `pdp.pruner.reading`, and in a compiled graph by hooks around.
+The effective weight is put into the module's `__dict__`, where attribute look-up finds it before the Parameter, and
+only while the module's forward runs. Optimizers, state dicts, DDP, deep copies and weight averages never see it. Reads
+outside of the module's own forward are handled by `pdp.pruner.reading`, or in a compiled graph by hooks on the modules
+around.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from functools import cache
-from types import CodeType
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from pdp.layers import Layer, Member, Site
 from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner import reading
+from pdp.pruner.code import may_read
 from pdp.pruner.compiling import guard_hooks, take_out, uncover
 from pdp.pruner.reading import Place, Watched
 from pdp.quantize.hooks import ActivationHook
@@ -30,54 +30,55 @@ from pdp.reading_mode import reads_stored
 
 
 class Shadow:
-    """The pair of hooks of one place that uses a weight. A deep copy of the model shares the layer's live state."""
+    """The pair of hooks for one module that uses a weight. A deep copy of the model shares the layer's live state."""
 
     def __init__(self, place: Place, site: Site, key: str):
         self.place = place
-        # A path instead of the module itself: in a deep copy the hook must act on the copy.
+        # A path instead of the module itself, because in a deep copy the hook must act on the copy.
         self.inner = _path(site.caller, site.module)
         self.parameter = site.parameter
-        self.key = key  # what the module is called by the one that holds it
-        self.around = f"{site.parameter} around"  # the key in the module's `__dict__` that says who put it there
-        self.inside: list[int] = []  # threads in the forward now
+        self.key = key  # the module's name in its parent
+        self.around = f"{site.parameter} around"  # the key in `__dict__` that says which hook put the weight there
+        self.inside: list[int] = []  # ids of the threads that are in the forward
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shadow:
         return self
 
     def attach(self, caller: nn.Module) -> list[RemovableHandle]:
-        """Registers both hooks; the second runs even when the forward raises."""
+        """Registers both hooks; the second one runs even if the forward raises."""
         return [
             caller.register_forward_pre_hook(self.put),
             caller.register_forward_hook(self.take, always_call=True),
         ]
 
     def put(self, caller: nn.Module, inputs: Any) -> None:
-        """Puts the effective weight in the stored one's place."""
+        """Puts the effective weight in place of the stored one."""
         if not self.place.active:
             return
         module = caller.get_submodule(self.inner) if self.inner else caller
         held = module.__dict__
         if self.around in held:
-            return  # put for a forward around this one
+            return  # already put there for a forward around this one
         weight = module._parameters.get(self.parameter)
         if torch.compiler.is_compiling():
             held[self.parameter] = self.place.effective(weight)  # type: ignore[arg-type]
             return
-        if weight is None:  # in a replica of nn.DataParallel, which is thrown away
+        if weight is None:  # in a temporary replica of nn.DataParallel
             if isinstance(held.get(self.parameter), Tensor):
                 held[self.parameter] = self.place.effective(held[self.parameter])
                 held[self.around] = True
             return
         self.inside.append(threading.get_ident())
         if len(self.inside) > 1:
-            # It runs twice at once, in two threads or in itself: each look-up is answered apart.
+            # The forward runs twice at the same time, in two threads or recursively, so each look-up is answered
+            # separately.
             held.pop(self.parameter, None)
         elif not reads_stored():
             given = reading.given_before(weight)
             held[self.parameter] = self.place.effective(weight) if given is None else given
 
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
-        """Takes it out again."""
+        """Removes the effective weight again."""
         module = caller.get_submodule(self.inner) if self.inner else caller
         held = module.__dict__
         if self.around in held:
@@ -90,10 +91,11 @@ class Shadow:
 
 
 class Around:
-    """The pair of hooks of a module whose forward may read weights of the modules in it.
+    """The pair of hooks for a module whose forward may read the weights of modules inside it.
 
-    In a compiled graph, where no look-up is answered, and in a replica of `nn.DataParallel` the effective weights that
-    something else than their module reads, as the code says or a look-up has shown, lie in place for its whole forward.
+    They are needed in a compiled graph, where look-ups are not intercepted, and in a replica of `nn.DataParallel`.
+    There the effective weights that something besides their own module reads (as its code or an earlier look-up has
+    shown) are in place during the whole forward.
     """
 
     def __init__(self, model: nn.Module, shadows: Sequence[tuple[Shadow, nn.Module]]):
@@ -104,14 +106,14 @@ class Around:
         return self
 
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
-        """Registers both hooks; the second runs even when the forward raises."""
+        """Registers both hooks; the second one runs even if the forward raises."""
         return [
             model.register_forward_pre_hook(self.put),
             model.register_forward_hook(self.take, always_call=True),
         ]
 
     def put(self, model: nn.Module, inputs: Any) -> None:
-        """Puts all effective weights in place."""
+        """Puts all these effective weights in place."""
         if not (torch.compiler.is_compiling() or "_is_replica" in model.__dict__):
             return
         for shadow, path in self.inner:
@@ -126,7 +128,7 @@ class Around:
                 held[shadow.around] = self.number
 
     def take(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        """Takes out what this forward put in place."""
+        """Removes what this forward put in place."""
         if not torch.compiler.is_compiling():
             return
         for shadow, path in self.inner:
@@ -136,9 +138,10 @@ class Around:
 
 
 class WholeForward:
-    """The pair of hooks of the whole model, which tell the method where a forward begins and ends.
+    """The pair of hooks on the whole model that tell the method when a forward begins and ends.
 
-    A deep copy of the model keeps its places' hooks but announces nothing: what a forward shares is of its own weights.
+    A deep copy of the model keeps the hooks of its modules, but its forwards are not announced to the method, because
+    what layers share in a forward belongs to the original's weights.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[Layer], method: Method):
@@ -150,7 +153,7 @@ class WholeForward:
         return self
 
     def attach(self) -> list[RemovableHandle]:
-        """Registers both hooks; the second runs even when the forward raises."""
+        """Registers both hooks; the second one runs even if the forward raises."""
         return [
             self.model.register_forward_pre_hook(self.begin),
             self.model.register_forward_hook(self.end, always_call=True),
@@ -158,7 +161,8 @@ class WholeForward:
 
     def begin(self, model: nn.Module, inputs: Any) -> None:
         """A forward of the model begins."""
-        # In a compiled one each place computes for itself: what is kept beside the graph would be an output of it.
+        # In a compiled forward every layer computes by itself, because anything kept outside would become an output of
+        # the graph.
         if torch.compiler.is_compiling() or in_transform():
             return
         reading.begin_forward()
@@ -166,7 +170,7 @@ class WholeForward:
             self.method.begin_forward(self.layers)
 
     def end(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        """It has ended."""
+        """The forward has ended."""
         if torch.compiler.is_compiling() or in_transform():
             return
         if model is self.model:
@@ -177,9 +181,9 @@ class WholeForward:
 def hook(
     model: nn.Module, layers: Sequence[Layer], method: Method, quantizer: Quantizer | None = None
 ) -> list[RemovableHandle]:
-    """Registers all hooks of these layers, and of what is quantized, and answers look-ups of their weights."""
+    """Registers all hooks of these layers and of the quantizer, and intercepts look-ups of their weights."""
     guard_hooks()
-    # The whole model's come first: where it is a layer itself, its weight is masked inside its own forward.
+    # The whole model's hooks come first: if the model is a layer itself, its weight is masked inside its own forward.
     handles = WholeForward(model, layers, method).attach()
     places: dict[tuple[int, int, str], tuple[Site, list[tuple[Layer, Member]]]] = {}
     for layer in layers:
@@ -200,7 +204,7 @@ def hook(
     for module in model.modules():
         within = set(map(id, module.modules())) - {id(module)}
         below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
-        read = [(shadow, inner) for shadow, inner in below if _may_read(type(module), shadow.key)]  # type: ignore[arg-type]
+        read = [(shadow, inner) for shadow, inner in below if may_read(module, shadow.key)]
         for shadow, _ in read:
             shadow.place.outside = True
         if module is model or read:
@@ -215,7 +219,7 @@ def hook(
 
 
 def unhook(layers: Sequence[Layer], handles: list[RemovableHandle], quantizer: Quantizer | None = None) -> None:
-    """Takes everything off again that `hook` put on."""
+    """Removes everything that `hook` has added."""
     for handle in handles:
         handle.remove()
     handles.clear()
@@ -231,29 +235,8 @@ def _path(caller: nn.Module, inner: nn.Module) -> str:
     return next(name for name, module in caller.named_modules() if module is inner)
 
 
-@cache
-def _may_read(kind: type[nn.Module], key: str) -> bool:
-    """Whether the class's own code asks a child of that name for a `weight`, as a parent does that multiplies by it."""
-    own = [one for one in kind.__mro__ if not one.__module__.startswith("torch.nn.")]
-    functions = [
-        function
-        for one in own
-        for name, function in vars(one).items()
-        if hasattr(function, "__code__") and not any(word in name for word in ("init", "reset", "tie", "load"))
-    ]
-    codes = (code for function in functions for code in _codes(function.__code__))
-    return any("weight" in code.co_names and (key.isdigit() or key in code.co_names) for code in codes)
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
-
-
 def strip(model: nn.Module) -> None:
-    """Takes off whatever hooks a copy of a model has brought along."""
+    """Removes all hooks that a copy of a model has inherited."""
     for module in model.modules():
         for table in (module._forward_pre_hooks, module._forward_hooks):
             for key in [key for key, one in table.items() if isinstance(getattr(one, "__self__", None), _HOOKS)]:

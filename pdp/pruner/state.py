@@ -1,4 +1,4 @@
-"""The pruner's part of a checkpoint: everything that decides how pruning goes on."""
+"""The pruner's part of a checkpoint: everything that decides how pruning continues."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OWN = ("epoch", "steps", "start", "fraction", "finished")
 
 
 def state_of(pruner: Parts) -> dict[str, Any]:
-    """Tensors and plain values only."""
+    """The state as tensors and plain values only."""
     return {
         "method": pruner.method.options.name,
         "pattern": pruner.pattern.label,
@@ -33,7 +33,7 @@ def state_of(pruner: Parts) -> dict[str, Any]:
 
 
 def load_state(pruner: Parts, state: dict[str, Any]) -> None:
-    """Takes back what `state_of` gave; raises `Refusal` if it is of another model, method or pattern."""
+    """Restores what `state_of` returned; raises `Refusal` if it is of another model, method or pattern."""
     for key, own in (("method", pruner.method.options.name), ("pattern", pruner.pattern.label)):
         if state.get(key) != own:
             raise Refusal(f"the pruner's state is of {key}={state.get(key)}, this run has {key}={own}")

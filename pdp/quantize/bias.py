@@ -84,8 +84,8 @@ def shipped_biases(
 ) -> dict[str, Tensor]:
     """By name the biases that integer products add, their own or those of the norms folded into them (`norms`).
 
-    `weights` are scales by the weights' names, `activations` scales and zero points; a layer whose inputs are floats adds
-    its bias as it is.
+    `weights` are scales by the weights' names, `activations` scales and zero points; a layer whose inputs are floats
+    adds its bias as it is.
     """
     modules = dict(model.named_modules())
     found = {}

@@ -26,6 +26,10 @@ _STEPS = 100  # of an epoch, where a schedule counts steps
 _WORDS = {"random": "sparsity=0.9", "nm": "prune=nm", "channel": "prune=channel sparsity=0.5"}
 _UNSCHEDULED = {
     "dense": "Nothing is pruned.",
+    **dict.fromkeys(
+        ("wanda", "sparsegpt"),
+        "The whole target at one stroke, before any training (`recipe.epochs=0` is the default); `allocation=uniform`.",
+    ),
     "held": "The zeros that the model came with are its mask throughout; each layer's share is what they are.",
 }
 _TRAINED = {"asp": "model.pretrained=true"}  # what else a method must be given

@@ -16,7 +16,7 @@ from pdp.reports import plots, sweep_table
 from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sweep_table import Tables, make_tables, shown
 from pdp.runs.store import StoredRun, find_runs, read_run, seconds_left
-from pdp.wording import duration, percent, score
+from pdp.wording import duration, score
 
 CURVES = 12  # runs in progress whose curves are drawn
 SHARES = 8  # figures of layers at most, those that hold the most cells
@@ -63,8 +63,7 @@ def _unfinished(runs: Sequence[StoredRun]) -> str:
         metric = "" if run.metric is None else score(run.metric_name, run.metric)
         left = seconds_left(run.path, run.epochs) if run.status == "running" else None
         bar = f"<progress max={epochs or 1} value={done}></progress> {done}/{epochs or '?'}"
-        sparsity = "" if run.sparsity is None else percent(run.sparsity)
-        words = [run.id, run.model, run.data, run.method, run.pattern, sparsity, run.state]
+        words = [run.id, run.model, run.data, run.method, run.pattern, run.asked, run.state]
         cells = [html.escape(str(word or "?" if word != "" else "")) for word in words]
         rows.append(
             [*cells, bar, html.escape(f"{run.metric_name} {metric}".strip()), "" if left is None else duration(left)]

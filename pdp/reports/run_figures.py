@@ -12,6 +12,7 @@ from pdp.reports.look import WIDTH, as_png, new_figure, style
 from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sheet import is_fraction
 from pdp.runs.record import Record, read_record
+from pdp.wording import gone
 
 CURVES, LAYERS = "curves.png", "layers.png"
 
@@ -34,7 +35,7 @@ def _title(record: Record) -> str:
 
 
 def _curves(record: Record, history: list[dict[str, Any]]) -> Figure | None:
-    """Loss, the validation metric of the hard model (soft: hollow marks) and sparsity, over epochs."""
+    """Loss, the validation metric of the hard model (soft: hollow marks) and the share that is pruned, over epochs."""
     if not history:
         return None
     name = record.metric_name
@@ -52,8 +53,10 @@ def _curves(record: Record, history: list[dict[str, Any]]) -> Figure | None:
             middle.plot(*zip(*soft, strict=True), marker="o", fillstyle="none", linestyle="none", label="soft")
             middle.legend()
         middle.set_ylabel(f"validation {name}" + (", %" if scale == 100 else ""))
-        below.plot(epochs, [100 * line["sparsity"] for line in history], marker=".", color="#0072B2")
-        below.set_ylabel("sparsity, %")
+        key = "macs_gone" if "macs_gone" in history[0] else "sparsity"
+        unit = "channel" if record.target_unit == "mac" and key == "sparsity" else record.target_unit
+        below.plot(epochs, [100 * line[key] for line in history], marker=".", color="#0072B2")
+        below.set_ylabel(f"{gone(unit)}, %")
         below.set_ylim(-2, 102)
         below.set_xlabel("epoch")
         below.xaxis.set_major_locator(MaxNLocator(integer=True))

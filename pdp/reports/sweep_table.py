@@ -12,6 +12,7 @@ import pandas as pd
 from pdp.reports.runs import read_runs
 from pdp.reports.sheet import target
 from pdp.reports.statistics import summarise
+from pdp.wording import of_unit
 
 CELL = (
     "model",
@@ -101,7 +102,7 @@ def asked(row: dict[str, Any]) -> str:
     """The target, with what it is a share of where that is not the weights: "50 % of MACs"."""
     if row["method"].partition("+")[0] == "dense":
         return ""
-    return target(row["target_sparsity"]) + {"mac": " of MACs", "channel": " of channels"}.get(row["target_unit"], "")
+    return target(row["target_sparsity"]) + of_unit(row["target_unit"])
 
 
 def markdown(cells: pd.DataFrame) -> str:

@@ -1,1 +1,1 @@
-"""How much is pruned, when and where: training time, the shapes of schedules, the allocation of a budget."""
+"""How much is pruned, when and where: training time, schedules, and the allocation of a budget to layers."""

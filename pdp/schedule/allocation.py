@@ -21,10 +21,11 @@ Saliency = Callable[[Layer], Tensor]
 def allocate(
     name: str, layers: Sequence[Layer], share: float | None, saliency: Saliency, path: str | Path | None = None
 ) -> list[int]:
-    """The budget of `layers` in units; `global` and `erk` sum to floor(share * units + 0.5) exactly.
+    """The budget of `layers` (pruned units per layer); `global` and `erk` sum to floor(share * units + 0.5) exactly.
 
-    Each layer keeps at least its `least` units. `uniform` is the same share in every layer; where some must keep more
-    than that, the others share what is left, and it sums to the total too. Raises `Refusal` for an unknown allocation
+    Each layer keeps at least its `least` units. `uniform` prunes the same share of every layer; where some layers must
+    keep more than that, the others make up for them and the counts sum to the same total. `saliency` gives a layer's
+    saliencies, which `global` needs; `path` is the file that `file` reads. Raises `Refusal` for an unknown allocation
     or a budget that cannot be met.
     """
     if name == "file":
@@ -47,9 +48,9 @@ def allocate(
 
 
 def least_units(layers: Sequence[Layer], least_density: float, ends: str) -> list[int]:
-    """How many units each layer keeps whatever the budget: one, `least_density` of them rounded up, or all.
+    """How many units each layer keeps whatever the budget: `least_density` of them rounded up, and at least one.
 
-    All stay in the first and the last layer with `ends` dense, in the first with first_dense.
+    With `ends` = "dense" the first and the last layer keep all their units, with "first_dense" only the first does.
     """
     if not 0 <= least_density < 1:
         raise Refusal(f"allocation.least_density={least_density} must lie in [0, 1): the least share each layer keeps")
@@ -62,7 +63,7 @@ def least_units(layers: Sequence[Layer], least_density: float, ends: str) -> lis
 
 
 def uniform_budget(layers: Sequence[Layer], share: float, total: int) -> list[int]:
-    """The same share in every layer; layers that must keep more than that keep it, and the others make up for them."""
+    """The same share in every layer; layers that must keep more do so, and the other layers make up for them."""
     counts = [min(count_pruned(share, layer.units), layer.units - layer.least) for layer in layers]
     if all(layer.least <= 1 for layer in layers):
         return counts
@@ -89,7 +90,9 @@ def uniform_budget(layers: Sequence[Layer], share: float, total: int) -> list[in
 
 
 def _rounded(exact: Sequence[float], most: Sequence[int], total: int) -> list[int]:
-    """Whole numbers that sum to `total`, by largest remainder, none above its `most`; it must be reachable."""
+    """Rounds to whole numbers that sum to `total` by largest remainder, none above its `most`; `total` must be
+    reachable.
+    """
     counts = [min(math.floor(value + 1e-9), limit) for value, limit in zip(exact, most, strict=True)]
     by_remainder = sorted(range(len(exact)), key=lambda index: (counts[index] - exact[index], index))
     while (left := total - sum(counts)) > 0:
@@ -103,7 +106,7 @@ def _rounded(exact: Sequence[float], most: Sequence[int], total: int) -> list[in
 def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[int], density: float) -> list[float]:
     """The Erdos-Renyi-kernel densities of SET and RigL: proportional to sum(shape) / prod(shape), none above 1.
 
-    Layers that would be over-full are made dense and the rest is scaled again, until none is.
+    Layers that would get a density above 1 are made dense and the others are scaled again, until all are at most 1.
     """
     raw = [sum(shape) / math.prod(shape) for shape in shapes]
     full: set[int] = set()
@@ -121,9 +124,9 @@ def erk_densities(shapes: Sequence[Sequence[int]], sizes: Sequence[int], density
 def erk_budget(
     shapes: Sequence[Sequence[int]], sizes: Sequence[int], total: int, least: Sequence[int] | None = None
 ) -> list[int]:
-    """ERK densities as whole numbers of pruned units that sum to `total`, by largest remainder.
+    """ERK densities turned into whole numbers of pruned units that sum to `total`, by largest remainder.
 
-    Each layer keeps its `least` units, by default one.
+    Each layer keeps at least its `least` units, by default one.
     """
     units = sum(sizes)
     most = [size - floor for size, floor in zip(sizes, least or [1] * len(sizes), strict=True)]
@@ -140,15 +143,18 @@ def erk_budget(
                 left -= 1
         if left == before:
             raise Refusal(
-                f"allocation=erk cannot prune {total} of {units} units without emptying a layer: lower sparsity="
+                f"allocation=erk cannot prune {total} of {units} units while each layer keeps what it must: lower "
+                "sparsity= or allocation.least_density="
             )
     return counts
 
 
 def read_shares(path: Path) -> dict[str, float]:
-    """Shares of units from a CSV with the columns layer,share or from a run's directory (its layers.csv).
+    """Shares of units by layer name, from a CSV with the columns layer,share or from a run's directory (its
+    layers.csv).
 
-    Where a run's file has no column of shares, the layers' zeros are taken: the same, where a unit is a weight.
+    Where the run's file has no column of shares, the sparsity of each layer is taken; both are the same where a unit is
+    a single weight.
     """
     table = path / "layers.csv" if path.is_dir() else path
     if not table.is_file():
@@ -171,7 +177,10 @@ def read_shares(path: Path) -> dict[str, float]:
 
 
 def file_budget(layers: Sequence[Layer], path: Path, share: float | None) -> list[int]:
-    """The budget a file names; layers it does not name stay dense. Raises `Refusal` for layers the model has not."""
+    """The budget that a file gives; layers that it does not name stay dense.
+
+    Raises `Refusal` if the file names layers that the model does not have.
+    """
     shares = read_shares(path)
     known = [layer.name for layer in layers]
     for name, value in shares.items():

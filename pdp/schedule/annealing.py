@@ -1,4 +1,4 @@
-"""Annealing: a value that goes from a first to a last one over a stretch of training."""
+"""Annealing: a value that changes from a first to a last value over a part of training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ ANNEALINGS = ("geometric", "linear")
 
 
 def annealed(shape: str, first: float, last: float, progress: float) -> float:
-    """The value at `progress` in [0, 1]: first * (last / first)^progress (geometric), or the straight line (linear)."""
+    """The value at `progress` in [0, 1]: first * (last / first)^progress ("geometric"), or linear in between
+    ("linear").
+    """
     if progress <= 0:
         return first
     if progress >= 1:
@@ -17,9 +19,11 @@ def annealed(shape: str, first: float, last: float, progress: float) -> float:
 
 
 def progress_of(moment: float, start: float, total: float, share: float) -> float:
-    """How much of the stretch is done at `moment`: it begins at `start` and takes `share` of what is left of `total`.
+    """The progress in [0, 1] at `moment`, for annealing that begins at `start` and takes `share` of the rest of
+    `total`.
 
-    All are in one unit, epochs or steps. One that begins at the end, or after it, is done at once.
+    `moment`, `start` and `total` are in one unit, epochs or steps. If annealing starts at the end of the run or after
+    it, the progress is 1 at once.
     """
     if moment < start:
         return 0.0

@@ -18,11 +18,11 @@ SHAPES: dict[str, Callable[[float], float]] = {
 }
 SCHEDULES = (*SHAPES, "sigmoid", "alternating")
 WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that have no warm-up and no ramp
-# AC/DC's phases in a run of 100 epochs: pruned at 10, 20, ... 70, dense again at 15, 25, ... 75, pruned for good at 85.
+# AC/DC's phases in a run of 100 epochs: pruned from epoch 10, dense again from 15, and so on; pruned for good from 85.
 _PHASES = tuple(moment / 100 for moment in (*range(10, 80, 5), 85))
 _SIGMOID_ENDS = 0.95
-_LEAST_HALF = 6.0  # least argument of the sigmoid at the run's ends, so that it begins near 0 and ends near 1
-AUTO_EPOCHS = 5  # the paper's automatic start: so many epochs running over half of the metric's upper bound
+_LEAST_HALF = 6.0  # smallest argument of the sigmoid at both ends of a run, so that it begins near 0 and ends near 1
+AUTO_EPOCHS = 5  # the automatic start: the metric was over half of its upper bound so many epochs in a row
 PAPERS_EPOCHS = 100
 DEFAULT_WARMUP = Time(0.16, "run")
 DEFAULT_RAMP = Time(0.4, "run")
@@ -30,30 +30,31 @@ DEFAULT_RAMP = Time(0.4, "run")
 
 @dataclass(frozen=True)
 class Schedule:
-    """Dense until `start`, then a ramp of `length` moments; a moment is an epoch or an optimizer step (`unit`).
+    """The fraction of the target share over training: dense until `start`, then a ramp that takes `length` moments.
 
-    Two names mean something else. "sigmoid" is OptG's sigmoid(e - E/2) with e and E in epochs. So that short runs reach
-    the target, its slope is 12 / E in runs of fewer than 12 epochs, it is rescaled to begin at 0, and the target holds
-    in the last twentieth of the run; in the authors' 100 epochs that changes nothing. "alternating" is AC/DC's phases,
-    the target or nothing: `phases` are the moments of change, pruned from the first on.
+    A moment is an epoch or an optimizer step, as `unit` says; moments count from 0. At moment i >= start the fraction
+    is shape(min(1, speed * (i - start + 1))), where speed is the rate if one was given (PDP: r_l = R_l * min(1, eps *
+    (e - s + 1))) and 1 / length otherwise.
 
-    At moment i >= start the fraction is shape(min(1, speed * (i - start + 1))), with speed = rate where one was given
-    (PDP: r_l = R_l * min(1, eps * (e - s + 1))) and 1 / length otherwise.
+    Two names are not ramps. "sigmoid" is OptG's sigmoid(e - E/2), with epoch e and E epochs in total. For runs shorter
+    than the authors' 100 epochs it is adapted so that they reach the target: below 12 epochs its slope is 12 / E, it is
+    rescaled to begin at 0, and the target holds in the last twentieth of the run; at 100 epochs this changes nothing.
+    "alternating" is AC/DC: the fraction is 0 or 1, and changes at each of the `phases`, the first of which prunes.
     """
 
     name: str
     unit: str
-    start: int | None  # None: found during training (auto)
+    start: int | None  # None: the start is found during training (schedule.warmup=auto)
     length: int
     speed: float
-    moments: int  # the run's length
-    epochs: float = 100.0  # likewise, in epochs: what "sigmoid" counts
-    phases: tuple[float, ...] = _PHASES  # of "alternating", as fractions of the run
+    moments: int  # length of the run in moments
+    epochs: float = 100.0  # length of the run in epochs, which "sigmoid" needs
+    phases: tuple[float, ...] = _PHASES  # for "alternating": the times of change, as fractions of the run
 
     def fraction(self, moment: int, start: int | None) -> float:
-        """The fraction of the target in [0, 1] at `moment`, counted from 0, for a ramp that begins at `start`."""
+        """The fraction of the target in [0, 1] at `moment` (counted from 0) for a ramp that begins at `start`."""
         if self.name == "alternating":
-            # However short the run, it does not end dense.
+            # Even the shortest run ends at its target, not dense.
             if moment >= self.moments - 1:
                 return 1.0
             return float(sum(change <= moment / self.moments + 1e-11 for change in self.phases) % 2)
@@ -62,12 +63,12 @@ class Schedule:
         if start is None or moment < start:
             return 0.0
         done = moment - start + 1
-        # 107 times 1 / 107 is less than one.
+        # In floating point 107 * (1 / 107) is less than 1, so the end of the ramp is compared as a whole number.
         return SHAPES[self.name](1.0 if done >= self.length else min(1.0, self.speed * done))
 
     @property
     def latest_start(self) -> int:
-        """The last moment at which a ramp can begin and still end within the run."""
+        """The last moment at which the ramp can begin and still end within the run."""
         return self.moments - self.length
 
 
@@ -82,12 +83,11 @@ def make_schedule(
     steps_per_epoch: int | None = None,
     phases: Sequence[str | float | Time] = (),
 ) -> Schedule:
-    """Places a schedule in a run; raises `Refusal` where the run would end before its ramp does.
+    """Makes the schedule of a run; raises `Refusal` where the run would end before its ramp does.
 
-    `phases` are the times at which "alternating" changes, pruned from the first on; none are AC/DC's own.
-
-    `warmup` is a time or "auto". `ramp` (a time) and `rate` (share of the target per epoch) are two spellings of one
-    thing; with neither the ramp takes 0.4 of the run.
+    `warmup` is a time or "auto". `ramp` (a time) and `rate` (share of the target per epoch) are two ways to give the
+    same thing; with neither, the ramp takes 0.4 of the run. `phases` are the times at which "alternating" changes,
+    beginning with a change to pruned; without them AC/DC's own are used.
     """
     if name not in SCHEDULES:
         raise Refusal(f"schedule={name} is unknown: choose one of {', '.join(SCHEDULES)}")
@@ -105,6 +105,8 @@ def make_schedule(
         return parsed.epochs(epochs, steps_per_epoch) if unit == "epoch" else parsed.steps(epochs, steps_per_epoch)
 
     moments = epochs if unit == "epoch" else epochs * (steps_per_epoch or 1)
+    if not epochs:  # nothing is trained: there is no moment but the end
+        return Schedule(name, unit, 0, 1, 1.0, 0, 0.0)
     placed = place_phases(name, phases, epochs, steps_per_epoch)
     if name in ("sigmoid", "alternating"):
         return Schedule(name, unit, 0, 1, 1.0, moments, float(epochs), placed)
@@ -122,7 +124,7 @@ def make_schedule(
     ]
     if rate is None and name not in ("constant", "oneshot") and (start or 0) + length > moments:
         exact = asked[0] + (asked[1] if ramp is not None else DEFAULT_RAMP.value * moments)
-        if exact <= moments + 1e-9:  # it fits, and only both rounded up are one too many
+        if exact <= moments + 1e-9:  # the ramp fits, and only rounding both times up made it one moment too long
             start = None if start is None else min(start, moments - 1)
             length = moments - (start or 0)
             speed = 1 / length
@@ -136,7 +138,7 @@ def make_schedule(
 
 
 def _exact(time: str | float | Time | None, epochs: int, moments: int, steps_per_epoch: int | None) -> float:
-    """A time in moments, not rounded."""
+    """A time in moments (epochs or steps), not rounded."""
     parsed = Time.parse(time)  # type: ignore[arg-type]
     if parsed.unit == "run":
         return parsed.value * moments
@@ -147,7 +149,7 @@ def _exact(time: str | float | Time | None, epochs: int, moments: int, steps_per
 def place_phases(
     name: str, phases: Sequence[str | float | Time], epochs: int, steps_per_epoch: int | None
 ) -> tuple[float, ...]:
-    """AC/DC's moments of change as fractions of the run; raises `Refusal` for phases that are none."""
+    """AC/DC's times of change as fractions of the run; raises `Refusal` for unordered phases or an even number."""
     if not phases:
         return _PHASES
     given = ",".join(map(str, phases))
@@ -175,7 +177,7 @@ def place_phases(
 
 
 def _sigmoid(progress: float, epochs: float) -> float:
-    """OptG's sigmoid at a fraction of a run of so many epochs, 0 and 1 where it differs from them by less than 1e-6."""
+    """OptG's sigmoid at the fraction `progress` of a run; values within 1e-6 of 0 or 1 become exactly 0 or 1."""
     if progress >= _SIGMOID_ENDS:
         return 1.0
     half = max(_LEAST_HALF, epochs / 2)
@@ -187,24 +189,25 @@ def _sigmoid(progress: float, epochs: float) -> float:
 def place_schedule(
     given: Schedule | str | dict[str, Any] | None, own: dict[str, Any], epochs: int, steps_per_epoch: int | None
 ) -> Schedule:
-    """A schedule from what a library user gives: a whole one, a name, or `make_schedule`'s arguments.
+    """The schedule for what a library user passes: a `Schedule`, a name, or a dict of `make_schedule`'s arguments.
 
-    What is not said is the method's `own` name, unit (epochs, where the steps of one are not known) and ramp; without a
-    ramp of its own the paper's times relative to the run: 0.16 of it dense, then 0.015 of the target an epoch in a run
-    of 100, by steps where they are known and the run is shorter. Raises `Refusal`.
+    What the user leaves out comes from `own`, the method's defaults: name, unit (epochs, where the steps per epoch are
+    not known) and ramp. A method without a ramp of its own gets the paper's times relative to the run: dense for 0.16
+    of it, then 0.015 of the target per epoch in a run of 100 epochs. These count in steps where the steps are known and
+    the run is shorter than the paper's. Raises `Refusal`.
     """
     if isinstance(given, Schedule):
         return given
     values: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
     if given is None and steps_per_epoch and epochs < PAPERS_EPOCHS:
-        values["unit"] = "step"  # a few epochs are too coarse for its shares
+        values["unit"] = "step"  # epochs would make the ramp of so short a run too coarse
     values.setdefault("warmup", DEFAULT_WARMUP)
     if not any(key in values for key in ("ramp", "rate")):
         if own["ramp"] is not None:
             values["ramp"] = own["ramp"]
         else:
-            rate = 0.015 * PAPERS_EPOCHS / epochs
-            if rate > 1 and values.get("unit") == "step":  # shorter than an epoch
+            rate = 0.015 * PAPERS_EPOCHS / max(1, epochs)
+            if rate > 1 and values.get("unit") == "step":  # the ramp is shorter than an epoch
                 values["ramp"] = Time(1 / (0.015 * PAPERS_EPOCHS), "run")
             else:
                 values["rate"] = min(1.0, rate)
@@ -213,6 +216,6 @@ def place_schedule(
 
 
 def starts_after(metrics: Sequence[float], upper_bound: float = 1.0) -> bool:
-    """Whether pruning starts now: the last five validation metrics all were over half of `upper_bound`."""
+    """Whether pruning starts now: each of the last five validation metrics was over half of `upper_bound`."""
     last = metrics[-AUTO_EPOCHS:]
     return len(last) == AUTO_EPOCHS and all(metric > upper_bound / 2 for metric in last)

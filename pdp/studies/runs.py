@@ -52,7 +52,7 @@ def run_cell(
 
     `fingerprints` are those of data that another process has opened.
     """
-    from pdp.runs import store as run_store
+    from pdp.runs.keeping import keep
     from pdp.training.run import train
 
     _fingerprints.update(fingerprints or {})
@@ -64,7 +64,7 @@ def run_cell(
         log = output_dir / f".{run.parent.name}-{run.name}.log"
         with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file):
             train(config)
-        run_store.keep(run, cell.study, results, small=True)
+        keep(run, cell.study, results, small=True)
     except (Refusal, Stopped, SavedForRestart) as error:
         return f"{type(error).__name__}: {error}"
     log.unlink()

@@ -1,4 +1,4 @@
-"""Tasks: each makes a model, its data, its loss and its metric from one configuration."""
+"""Tasks: each provides a model, its data, its loss and its metric, as one configuration asks for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TASKS = ("images", "text_classification", "language_modelling")
 
 
 def build_task(config: Config) -> Task:
-    """The task that `config.model.task` names; opens no data. Raises `Refusal` for an unknown one."""
+    """The task that `config.model.task` names; does not open its data. Raises `Refusal` for an unknown task."""
     if config.model.task == "images":
         from pdp.tasks.images import ImagesTask
 

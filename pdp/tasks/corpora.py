@@ -1,4 +1,4 @@
-"""Running text as lists of lines for train, validation and test: Python's own docstrings, WikiText, any files."""
+"""Running text as lists of lines for train, validation and test: Python's docstrings, WikiText, or any text files."""
 
 from __future__ import annotations
 
@@ -27,27 +27,38 @@ _NOT_THE_LIBRARY = {
     "__pycache__",
 }
 VALIDATION = "valid*.*"
-_TENTHS = 10  # of the library's modules one tenth is the test, another the validation part
+_TENTHS = 10  # one tenth of the library's modules is the test part, another tenth the validation part
 
 
 @dataclass
 class Corpus:
-    """Lines of text, each with its line end; `validation` is None where a share of train is to be held out."""
+    """Lines of text, each with its line end (blank lines are empty); `validation` None takes a share of train."""
 
     train: list[str] | None
     validation: list[str] | None
     test: list[str]
 
 
+def written(lines: list[str]) -> list[str]:
+    """The lines that are not blank."""
+    return [line for line in lines if line]
+
+
+def joined(lines: list[str]) -> str:
+    """All lines as one text with blank lines between them, as in Hugging Face's guide to perplexity on WikiText."""
+    return "\n\n".join(lines)
+
+
 def words(lines: list[str]) -> int:
-    """Words separated by white space; line ends do not count."""
+    """The number of words, separated by white space; line ends do not count."""
     return sum(len(line.split()) for line in lines)
 
 
 def read_docstrings() -> Corpus:
-    """The docstrings of Python's standard library, whole modules in train, validation or test by a hash of their name.
+    """The docstrings of Python's standard library, split by module.
 
-    Raises `Refusal` where Python lies without its sources.
+    A hash of its name decides whether a module belongs to train, validation or test. Raises `Refusal` where Python is
+    installed without its source files.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     parts: list[list[str]] = [[], [], []]
@@ -84,7 +95,7 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def read_wikitext(name: str, root: str | None) -> Corpus:
-    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub; blank lines left out."""
+    """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub."""
     if root is None:
         asked = f"data=wikitext data.name={name}"
         hub_name = f"{name}-v1"
@@ -104,9 +115,10 @@ def read_wikitext(name: str, root: str | None) -> Corpus:
 
 
 def read_files(root: str, train: list[str], validation: list[str] | None, test: list[str]) -> Corpus:
-    """Text from files, or glob patterns, under `root`; `validation` None is valid*.* where there are such files.
+    """Text from files or glob patterns under `root`.
 
-    Raises `Refusal` where a pattern matches nothing.
+    With `validation` None the files valid*.* are the validation part, if there are any. Raises `Refusal` where a
+    pattern matches no file.
     """
     folder = _folder(root)
     if validation is None:
@@ -131,7 +143,7 @@ def read_files(root: str, train: list[str], validation: list[str] | None, test: 
 
 
 def made_text() -> Corpus:
-    """Sentences of the grammar, where a text is not at hand and anything would do."""
+    """Sentences from the grammar, used where no text is available and any text will do."""
     lines = [f"{pair.premise} . {pair.hypothesis} .\n" for group in generate(1, 400) for pair in group]
     return Corpus(lines[:800], lines[800:1000], lines[1000:])
 
@@ -162,4 +174,4 @@ def _read(paths: list[Path]) -> list[str]:
 
 
 def _lines(texts: Any) -> list[str]:
-    return [f"{text.rstrip(chr(10) + chr(13))}\n" for text in texts if text.strip()]
+    return [f"{text.rstrip(chr(10) + chr(13))}\n" if text.strip() else "" for text in texts]

@@ -1,4 +1,4 @@
-"""Texts with labels, whatever they were read from, and which rows were left out."""
+"""Texts with labels, whatever file they come from, and a count of the rows that were left out."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pdp.errors import Refusal
 
 @dataclass
 class Examples:
-    """One part of a data set: texts, second texts where there are pairs, and labels (int64, or float64 scores)."""
+    """One part of a data set: texts, second texts for tasks on pairs, and labels (int64 classes or float64 scores)."""
 
     first: list[str]
     second: list[str] | None
     labels: np.ndarray
-    reasons: Counter[str] = field(default_factory=Counter)  # why rows were left out, and how many for each
+    reasons: Counter[str] = field(default_factory=Counter)  # reason -> number of rows left out for it
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
     def left_out(self) -> int:
-        """Rows that were left out."""
+        """The number of rows that were left out."""
         return self.reasons.total()
 
     def chosen(self, positions: np.ndarray) -> Examples:
@@ -35,7 +35,7 @@ class Examples:
 
     @property
     def classes(self) -> np.ndarray:
-        """Labels by which a split is stratified; scores are all alike."""
+        """The labels by which a split is stratified; all zeros for scores, which are not stratified."""
         return self.labels if self.labels.dtype.kind == "i" else np.zeros(len(self), dtype=np.int64)
 
 
@@ -47,7 +47,10 @@ def make_examples(
     place: str,
     key: str,
 ) -> Examples:
-    """The rows that have their texts and a label; `kind` is label or score. Raises `Refusal` where there is none."""
+    """The rows that have all their texts and a label; `kind` is "label" or "score".
+
+    Raises `Refusal` if no row is left.
+    """
     reasons = Counter(left_out)
     kept = []
     for position, label in enumerate(labels):
@@ -70,7 +73,7 @@ def make_examples(
 
 
 def say_left_out(reasons: Counter[str]) -> str:
-    """'3 rows left out: 2 no label, 1 too many fields'; empty where nothing was."""
+    """For example '3 rows left out: 2 no label, 1 too many fields'; empty if no row was left out."""
     if not reasons:
         return ""
     words = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())

@@ -1,4 +1,4 @@
-"""The dataset that decodes images as they are asked for, out of folders, parquet shards or tars."""
+"""The dataset that decodes images on request, from folders, parquet shards or tar files."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from pdp.tasks.sampling import Key
 
 
 class UnreadableImage(Stopped):
-    """An image that cannot be decoded; the message is one line, also when it comes out of a worker process."""
+    """An image that cannot be decoded; the message is one line, even when the error comes from a worker process."""
 
     def __init__(self, message: str):
-        # A loader raises a worker's exception again with the worker's whole traceback as its only argument.
+        # A DataLoader raises a worker's exception again with the worker's whole traceback as its only argument.
         super().__init__(message.rsplit("UnreadableImage: ", 1)[-1].strip())
 
 
 def resize_side(size: int) -> int:
-    """The short side before the middle `size` is cut out: 256 for 224; small images are not cropped."""
+    """The length of the short side, in pixels, before the central crop: 256 for 224; small images are not cropped."""
     return round(size * 256 / 224) if size > 64 else size
 
 
 class FolderImages(ImageDataset):
-    """Images decoded as they are read; one that cannot be is an error, or with `skip` left out of its batch.
+    """Images decoded as they are read; an unreadable one is an error or, with `skip`, left out of its batch.
 
-    Batches hold bytes, a quarter of what workers and the device's bus would carry as float32: the task normalises them.
+    Batches hold uint8, a quarter of the bytes of float32 to pass from the workers to the device; the task normalises
+    them there.
     """
 
     def __init__(self, root: str, part: ImagePart, size: int, skip: bool, turned: bool):
         super().__init__(part.labels, size, IMAGENET_MEAN, IMAGENET_STD)
         self.root, self.part, self.turned = root, part, turned
-        # Shared memory: worker processes write down what they could not read, the main process reads it.
+        # In shared memory: worker processes mark the images that they could not read, and the main process reads the
+        # marks.
         self.skipped = torch.zeros(len(part), dtype=torch.uint8).share_memory_() if skip else None
 
     def unreadable(self) -> list[str]:
@@ -72,7 +74,7 @@ class FolderImages(ImageDataset):
     def _decode(self, index: int) -> Any:
         try:
             return read_rgb(self.part.source.open(int(self.part.rows[index])), self.turned)
-        except Exception as error:  # decoders raise many kinds for damaged files
+        except Exception as error:  # decoders raise many types of exceptions for damaged files
             if self.skipped is None:
                 raise UnreadableImage(
                     f"{self.root}/{self._name(index)} cannot be read as an image ({type(error).__name__});"
@@ -82,7 +84,7 @@ class FolderImages(ImageDataset):
             return None
 
     def _random(self, image: Any, draws: np.ndarray) -> np.ndarray:
-        """A random box of a PIL image, enlarged, half of them mirrored -> uint8 (size, size, 3)."""
+        """A random crop of a PIL image, resized and mirrored with probability 1/2 -> uint8 (size, size, 3)."""
         from PIL.Image import Resampling
 
         assert self.augmentation is not None
@@ -93,7 +95,7 @@ class FolderImages(ImageDataset):
         return pixels[:, ::-1] if draws[0, 0] < 0.5 else pixels
 
     def _middle(self, image: Any) -> np.ndarray:
-        """The middle of a PIL image whose short side is resized -> uint8 (size, size, 3)."""
+        """The central crop of a PIL image after resizing its short side -> uint8 (size, size, 3)."""
         from torchvision.transforms.v2 import functional as transforms
 
         image = transforms.resize(image, [resize_side(self.size)])

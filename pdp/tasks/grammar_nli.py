@@ -1,4 +1,4 @@
-"""Natural-language inference from a grammar: quantifiers, negation and hypernyms, labelled by an exact decision."""
+"""Natural-language inference generated from a grammar of quantifiers, negation and hypernyms, with exact labels."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from itertools import product
 
 LABELS = ("entailment", "neutral", "contradiction")
 
-# Each word under its hypernym; words of one line exclude each other where they are nouns, and are independent where
-# they are verbs. Whatever is not under one another is independent too, but for nouns of different lines.
+# Hypernyms and the words below each of them. Nouns under one hypernym exclude each other, and so do nouns under
+# different hypernyms; verbs that are not one below the other are independent of each other.
 _NOUNS: dict[str, tuple[str, ...]] = {
     "animal": ("dog", "cat", "horse"),
     "person": ("baker", "nurse", "pilot"),
@@ -23,8 +23,8 @@ _VERBS: dict[str, tuple[str, ...]] = {
 }
 _ABOVE = {low: high for table in (_NOUNS, _VERBS) for high, lows in table.items() for low in lows}
 
-# A sentence's quantifier and modal verb, whether it says that something exists, and whether that something can do what
-# the verb says: "every n can v" denies an n that cannot v.
+# For each form: the quantifier; the modal verb; whether the sentence says that something exists (or else that nothing
+# does); and whether that something can do what the verb says. "every n can v" says that no n exists that cannot v.
 _FORMS = (
     ("every", "can", False, False),
     ("each", "can", False, False),
@@ -37,7 +37,7 @@ _FORMS = (
 
 @dataclass(frozen=True)
 class Sentence:
-    """A quantifier's form (a position in the table of forms), a noun and a verb."""
+    """A form (the index into `_FORMS`), a noun and a verb."""
 
     form: int
     noun: str
@@ -51,14 +51,14 @@ class Sentence:
 
     @property
     def claim(self) -> tuple[bool, str, str, bool]:
-        """(whether such a thing exists, noun, verb, whether the thing can do what the verb says)."""
+        """(whether such a thing exists, noun, verb, whether that thing can do what the verb says)."""
         _, _, exists, can = _FORMS[self.form]
         return exists, self.noun, self.verb, can
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A premise, a hypothesis, and the position of its label in `LABELS`."""
+    """A premise, a hypothesis, and the index of its label in `LABELS`."""
 
     premise: str
     hypothesis: str
@@ -66,17 +66,18 @@ class Pair:
 
 
 def decide(premise: Sentence, hypothesis: Sentence) -> int:
-    """The label: whether the premise entails the hypothesis, contradicts it, or neither.
+    """The index of the label: whether the premise entails the hypothesis, is neutral to it, or contradicts it.
 
-    It holds in all worlds in which every kind has members, a kind under another lies in it, and kinds of things that
-    are not under one another have nothing in common. A world matters only by which sorts of individuals exist in it.
+    The decision considers all worlds in which every noun applies to something, whatever falls under a noun also falls
+    under its hypernym, and nouns that are not one under the other apply to nothing in common. For the decision only the
+    sorts of individuals that exist in a world matter.
     """
     nouns, verbs = _relation(premise.noun, hypothesis.noun), _relation(premise.verb, hypothesis.verb)
     return _decide(premise.form, hypothesis.form, nouns, verbs)
 
 
 def _relation(first: str, second: str) -> tuple[str, str]:
-    """Two words that stand for all that are related like these."""
+    """Two representative words with the same relation as the given ones, so that the decision can be cached."""
     if first == second:
         return "dog", "dog"
     if _ABOVE.get(first) == second:
@@ -86,7 +87,7 @@ def _relation(first: str, second: str) -> tuple[str, str]:
 
 @cache
 def _decide(premise: int, hypothesis: int, nouns: tuple[str, str], verbs: tuple[str, str]) -> int:
-    # The names of verbs mean nothing here but how they are related.
+    # The verbs are named by nouns here, because only the relation between them matters.
     first, second = Sentence(premise, nouns[0], verbs[0]).claim, Sentence(hypothesis, nouns[1], verbs[1]).claim
     if not possible(first, (not second[0], *second[1:])):
         return 0
@@ -94,7 +95,11 @@ def _decide(premise: int, hypothesis: int, nouns: tuple[str, str], verbs: tuple[
 
 
 def possible(*claims: tuple[bool, str, str, bool]) -> bool:
-    """Whether some world satisfies the claims: each thing that must exist may be of a sort that nothing denies."""
+    """Whether some world satisfies all claims.
+
+    Remove every sort of individual that a claim denies; then each individual that must exist must be of a remaining
+    sort.
+    """
     nouns, verbs = sorted({claim[1] for claim in claims}), sorted({claim[2] for claim in claims})
     sorts = [
         (is_noun, can_verb)
@@ -115,7 +120,7 @@ def _is(sort: tuple[dict[str, bool], dict[str, bool]], claim: tuple[bool, str, s
 
 
 def _assignments(words: list[str], exclusive: bool) -> list[dict[str, bool]]:
-    """All ways in which an individual may fall under the words."""
+    """All combinations of words that can be true of one individual."""
     found = []
     for values in product((False, True), repeat=len(words)):
         chosen = dict(zip(words, values, strict=True))
@@ -128,9 +133,10 @@ def _assignments(words: list[str], exclusive: bool) -> list[dict[str, bool]]:
 
 
 def generate(seed: int, hypotheses: int) -> list[list[Pair]]:
-    """So many groups of three pairs: one hypothesis, with a premise for each label.
+    """`hypotheses` groups of three pairs: one hypothesis, with one premise for each label.
 
-    A hypothesis that comes with every label says nothing of its label. No pair comes twice.
+    Since every hypothesis comes with every label, the hypothesis alone says nothing about the label. No pair comes
+    twice.
     """
     draw = random.Random(seed)
     nouns, verbs = _words(_NOUNS), _words(_VERBS)
@@ -149,7 +155,7 @@ def generate(seed: int, hypotheses: int) -> list[list[Pair]]:
 
 
 def _premises(hypothesis: Sentence, draw: random.Random) -> list[list[Sentence]]:
-    """Premises of related words for each label, in a random order."""
+    """Premises made of related words, for each label, in random order."""
     found: list[list[Sentence]] = [[] for _ in LABELS]
     nouns, verbs = _near(hypothesis.noun, _NOUNS, draw), _near(hypothesis.verb, _VERBS, draw)
     for premise in (Sentence(form, *words) for form in range(len(_FORMS)) for words in product(nouns, verbs)):
@@ -165,6 +171,6 @@ def _words(table: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 def _near(word: str, table: dict[str, tuple[str, ...]], draw: random.Random) -> list[str]:
-    """The word, the one above it and two beside it, or three below it."""
+    """The word itself with its hypernym and two words beside it, or, for a hypernym, with three words below it."""
     high = _ABOVE.get(word, word)
     return [word, *table[high]] if word == high else [high, *table[high]]

@@ -1,4 +1,4 @@
-"""The Hugging Face hub with limited patience: its clients would retry for minutes where there is no network."""
+"""Access to the Hugging Face hub with short timeouts: its own clients retry for minutes if there is no network."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from http.client import HTTPException
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-PATIENCE = 10.0  # seconds that a hub may be silent
+PATIENCE = 10.0  # seconds to wait for an answer from the hub
 
 
 def reachable() -> bool:
-    """Whether the hub answers at all, asked once; never where HF_HUB_OFFLINE is set."""
+    """Whether the hub answers; asked only once per process, and False without asking where HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
@@ -33,7 +33,7 @@ def _answers(endpoint: str) -> bool:
 
 @contextmanager
 def cache_alone(offline: bool) -> Iterator[None]:
-    """Where offline, the hub's client looks in its cache and nowhere else."""
+    """If `offline`, the hub's client uses only its local cache inside this context."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -46,7 +46,7 @@ def cache_alone(offline: bool) -> Iterator[None]:
 
 @contextmanager
 def limited_patience() -> Iterator[None]:
-    """Downloads give up after some seconds of silence instead of the system's minutes."""
+    """Inside this context downloads fail after some seconds of silence, instead of the client's minutes."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:

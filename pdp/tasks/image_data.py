@@ -1,4 +1,4 @@
-"""Image sets that fit in memory: where they are read from, and the dataset that cuts batches out of one tensor."""
+"""Image data sets that fit in memory: how they are read, and the dataset that takes batches out of one tensor."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from pdp.tasks.image_augmentation import Augmentation
 from pdp.tasks.sampling import Key, stratified_split
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_ENLARGE_ONCE = 2**30  # bytes; a larger set is enlarged batch by batch
+_ENLARGE_ONCE = 2**30  # bytes; a set that would be larger after resizing is resized batch by batch
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """What is known of a data set before it is opened."""
+    """What is known about a data set before it is opened."""
 
     title: str
     classes: int
-    size: int  # pixels a side, as it comes
+    size: int  # height and width of its images as stored, in pixels
     channels: int
     train: int
     test: int
@@ -47,7 +47,7 @@ IMAGE_SETS = {
 
 
 def check_data(data: Any) -> None:
-    """Raises `Refusal` for a name or a value that no data of images has."""
+    """Raises `Refusal` for an unknown name of an image data set or a value that it does not allow."""
     if data.name not in IMAGE_SETS:
         near = difflib.get_close_matches(str(data.name), IMAGE_SETS, 3, 0.4) or IMAGE_SETS
         raise Refusal(f"data.name={data.name} is unknown for images; near it: {', '.join(near)}; set data")
@@ -65,7 +65,7 @@ Arrays = tuple[Tensor, np.ndarray]  # images (N, C, H, W), uint8 or float32 in [
 
 
 def read_digits() -> tuple[Arrays, Arrays]:
-    """Train and test of scikit-learn's digits, a fixed stratified split of 80 and 20 %."""
+    """Train and test of scikit-learn's handwritten digits: a fixed stratified split into 80 and 20 %."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -76,7 +76,7 @@ def read_digits() -> tuple[Arrays, Arrays]:
 
 
 def read_torchvision(name: str, root: str | None, kind: Any = None) -> tuple[Arrays, Arrays]:
-    """Train and test of fashion_mnist or cifar10 under `root`, read as torchvision lays them out; raises `Refusal`."""
+    """Train and test of fashion_mnist or cifar10 under `root`, in torchvision's layout; raises `Refusal`."""
     from torchvision import datasets
 
     title, layout, default = {
@@ -89,9 +89,9 @@ def read_torchvision(name: str, root: str | None, kind: Any = None) -> tuple[Arr
     parts = []
     for train in (True, False):
         try:
-            # Never downloads: a mistyped root must not be filled.
+            # Never downloads, so that a mistyped root is not filled with data.
             loaded = (kind or default)(os.path.expanduser(root), train=train, download=False)
-        except Exception as error:  # torchvision raises many kinds for absent and damaged files
+        except Exception as error:  # torchvision raises many types of exceptions for missing and damaged files
             first = str(error).strip().split("\n")[0][:100]
             download = f"from torchvision.datasets import {title}; {title}('{root}', download=True)"
             raise Refusal(
@@ -105,7 +105,7 @@ def read_torchvision(name: str, root: str | None, kind: Any = None) -> tuple[Arr
 
 
 def check_root(root: str, layout: str) -> None:
-    """Raises `Refusal` where `data.root` is no folder, or an empty one."""
+    """Raises `Refusal` where `data.root` is not a folder, or is an empty one."""
     folder = os.path.expanduser(root)
     if not os.path.isdir(folder):
         raise Refusal(f"data.root={root} does not exist or is no folder; it must hold {layout}; set data.root")
@@ -115,7 +115,7 @@ def check_root(root: str, layout: str) -> None:
 
 
 def make_noise(image_set: ImageSet, size: int, train: int = 64, test: int = 32) -> tuple[Arrays, Arrays]:
-    """Seeded uint8 noise in the shape and class count of a data set: train and test."""
+    """Seeded random uint8 images with the shape and class count of a data set: train and test."""
     rng = np.random.Generator(np.random.PCG64(0))
     shape = (image_set.channels, size, size)
     images = torch.from_numpy(rng.integers(0, 256, (train + test, *shape), dtype=np.uint8))
@@ -124,7 +124,7 @@ def make_noise(image_set: ImageSet, size: int, train: int = 64, test: int = 32) 
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of pixels scaled to [0, 1]."""
+    """Mean and standard deviation of each channel, for pixels scaled to [0, 1]."""
     scale = 255.0 if images.dtype == torch.uint8 else 1.0
     means, deviations = [], []
     for channel in range(images.shape[1]):
@@ -145,18 +145,18 @@ def content_hash(*parts: Arrays) -> bytes:
 
 
 def split_keys(keys: list[Key]) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs, indices) of a batch of keys, int64."""
+    """(epochs, indices) of a batch's keys, both int64 (N,)."""
     pairs = np.asarray(keys, dtype=np.int64).reshape(-1, 2)
     return pairs[:, 0], pairs[:, 1]
 
 
 def model_input(images: Tensor) -> Tensor:
-    """What a model takes of a batch's images: bytes, as folders give them, are normalised where they are."""
+    """A batch's images as the model takes them: uint8 is normalised on its device, float32 returned as it is."""
     return normalised(images) if images.dtype == torch.uint8 else images
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """uint8 (N, 3, H, W) as float32 with ImageNet's mean and deviation, where they are."""
+    """uint8 (N, 3, H, W) to float32, normalised by ImageNet's mean and standard deviation, on the same device."""
     mean, std = (_on_device(values, pixels.device) for values in (IMAGENET_MEAN, IMAGENET_STD))
     return pixels.float().div_(255).sub_(mean).div_(std)
 
@@ -167,7 +167,7 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 class ImageDataset(Dataset[dict[str, Tensor]]):
-    """Images with labels, read a batch at a time by (epoch, index) keys; `augmentation` is for training alone."""
+    """Images with labels, read a whole batch at a time by (epoch, index) keys; only training uses `augmentation`."""
 
     def __init__(self, labels: np.ndarray, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
         self.labels, self.size = labels, size
@@ -185,17 +185,17 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
         raise NotImplementedError
 
     def augmented(self, name: str, seed: int) -> ImageDataset:
-        """The same images, augmented as they are read; shares all storage."""
+        """The same images with augmentation as they are read; shares all storage with this data set."""
         dataset = copy.copy(self)
         dataset.augmentation = None if name == "none" else Augmentation(name, seed)
         return dataset
 
     def finish(self, images: Tensor, indices: np.ndarray) -> dict[str, Tensor]:
-        """A batch of float32 images in [0, 1] made ready: normalised, three channels, with labels and indices."""
+        """A batch made from float32 images in [0, 1]: normalised, three channels, with labels and indices."""
         return self.labelled((images - self.mean) / self.std, indices)
 
     def labelled(self, images: Tensor, indices: np.ndarray) -> dict[str, Tensor]:
-        """A batch of images, in three channels, with labels and indices."""
+        """A batch of images expanded to three channels, with labels and indices."""
         return {
             "image": images.expand(-1, 3, -1, -1).contiguous(),
             "label": torch.from_numpy(self.labels[indices]),
@@ -204,7 +204,7 @@ class ImageDataset(Dataset[dict[str, Tensor]]):
 
 
 class MemoryImages(ImageDataset):
-    """Images held as one tensor, enlarged once where that fits in memory; a batch is an index into it."""
+    """Images held in one tensor, resized once if that fits in memory; a batch is selected by index."""
 
     def __init__(self, arrays: Arrays, size: int, mean: tuple[float, ...], std: tuple[float, ...]):
         super().__init__(arrays[1], size, mean, std)
@@ -214,7 +214,7 @@ class MemoryImages(ImageDataset):
             self.images = torch.cat([self._scaled(chunk) for chunk in self.images.split(1024)])
 
     def _scaled(self, images: Tensor) -> Tensor:
-        """float32 in [0, 1] at the size asked."""
+        """float32 in [0, 1], resized to the configured size."""
         images = images.float() / 255 if images.dtype == torch.uint8 else images
         if images.shape[-1] == self.size:
             return images

@@ -1,4 +1,4 @@
-"""Any image file as 8-bit RGB, as viewers show it: sixteen bits and floats scaled, clear parts white, EXIF turns."""
+"""Decodes any image to 8-bit RGB as viewers show it: scales 16 bits and floats, whitens transparency, applies EXIF."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ EXTENSIONS = (
 
 
 def read_rgb(file: str | IO[bytes], turned: bool) -> Any:
-    """A PIL image of mode RGB, of an animation its first; `turned` follows the EXIF orientation.
+    """A PIL image of mode RGB, the first frame of an animation; `turned` applies its EXIF orientation.
 
-    Raises many kinds of errors for files that are damaged or of a kind that is not known.
+    Raises various types of exceptions for files that are damaged or of an unknown format.
     """
     from PIL import Image, ImageOps
 
@@ -27,7 +27,10 @@ def read_rgb(file: str | IO[bytes], turned: bool) -> Any:
 
 
 def check_decodes(file: str | IO[bytes]) -> None:
-    """Raises an error where an image is cut off or damaged; of a JPEG an eighth of the size is decoded."""
+    """Raises an exception if an image is truncated or damaged.
+
+    To save time, a JPEG is decoded at an eighth of its size.
+    """
     from PIL import Image
 
     with Image.open(file) as image:
@@ -42,14 +45,14 @@ def to_rgb(image: Any) -> Any:
     mode = image.mode
     if mode in ("I", "F") or mode.startswith("I;16"):
         pixels = np.asarray(image)
-        if mode == "I" and getattr(image, "tag_v2", {}).get(339, (1,))[0] == 1:  # PIL knows no unsigned 32 bits of TIFF
+        if mode == "I" and getattr(image, "tag_v2", {}).get(339, (1,))[0] == 1:  # unsigned 32 bits, which PIL lacks
             pixels = pixels.view(np.uint32)
         return Image.fromarray(_eight_bits(pixels, sixteen=mode.startswith("I;16"))).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         shown = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")
     if mode == "RGB":
-        return image  # convert() would copy it
+        return image  # convert() would make a copy
     if mode == "LAB":
         from PIL import ImageCms
 
@@ -60,10 +63,11 @@ def to_rgb(image: Any) -> Any:
 
 
 def _eight_bits(pixels: np.ndarray, sixteen: bool) -> np.ndarray:
-    """Grey values as uint8, by the range that their kind or they themselves have.
+    """Grey values as uint8, scaled by the range of their type or, if the type does not tell, by their own.
 
-    Sixteen bits go to 65,535. Others are taken to go to 1, 255, 65,535 or 4,294,967,295, the first that they keep
-    within (floats may be over 1 by a little); where some are negative, they are stretched from least to most.
+    16-bit values are scaled from [0, 65535]. For other types the upper end is the first of 1, 255, 65535 and 4294967295
+    that no value exceeds (floats may exceed 1 slightly). If some values are negative, the range from the least to the
+    greatest value is stretched to 0..255.
     """
     values = pixels.astype(np.float64)
     if sixteen:

@@ -1,4 +1,4 @@
-"""How images lie under data.root: split folders, a folder for each class, the hub's parquet shards, WebDataset tars."""
+"""The layouts of images under data.root: folders per part and class, the hub's parquet shards, WebDataset tar files."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ Scan = Callable[[str, str, str], ImagePart]
 
 
 def find_parts(root: str, whole: bool, scan: Scan | None = None) -> tuple[dict[str, ImagePart], str]:
-    """The parts under `root` by name (train, val, test, or all for what is not split yet), and how they lie, in words.
+    """The parts under `root` by name (train, val, test, or "all" if there is no split yet), and their layout in words.
 
-    `whole` allows a folder for each class, or shards, without a split; `scan` reads a part's folder. Raises `Refusal`.
+    `whole` allows class folders, or shards, without a split into parts. `scan` lists the images of a part's folder.
+    Raises `Refusal`.
     """
     scan = scan or scan_folder
     folder = os.path.expanduser(root)
@@ -44,14 +45,14 @@ def find_parts(root: str, whole: bool, scan: Scan | None = None) -> tuple[dict[s
             return _read_shards(root, shards, reader), "parquet shards" if suffix == ".parquet" else "tars"
     if split:
         part, place = next(iter(split.items()))
-        return {part: scan(root, place, part)}, "folders"  # which says what is missing
+        return {part: scan(root, place, part)}, "folders"  # its error message says what is missing
     if whole and _class_folders(folder):
         return {"all": scan(root, "", "all")}, "a folder for each class"
     return {}, ""
 
 
 def _folder_of(folder: str, names: tuple[str, ...]) -> str | None:
-    """The folder called by one of `names`, whatever the case, as it is written."""
+    """The folder that has one of `names`, ignoring case; returned as it is spelled on the disk."""
     with os.scandir(folder) as entries:
         there = {entry.name.lower(): entry.name for entry in entries if entry.is_dir()}
     return next((there[name] for name in names if name in there), None)
@@ -66,7 +67,10 @@ def _class_folders(folder: str) -> list[str]:
 
 
 def scan_folder(root: str, place: str, part: str, seen: Callable[[str], None] = lambda folder: None) -> ImagePart:
-    """Reads `<root>/<place>/<class>/**`, sorted; raises `Refusal`. `seen` is told every folder before it is read."""
+    """Lists the images `<root>/<place>/<class>/**`, sorted; raises `Refusal`.
+
+    Calls `seen` with each folder before reading it.
+    """
     folder = os.path.expanduser(root)
     base = os.path.join(folder, place)
     shown, prefix = (f"{place}/", f"{place}/") if place else ("it", "")
@@ -89,7 +93,7 @@ def scan_folder(root: str, place: str, part: str, seen: Callable[[str], None] = 
         sizes += [size for _, size, _ in found]
         labels += [label] * len(found)
         digest.update(repr(found).encode(errors="surrogateescape"))
-    if empty and not place:  # beside the classes of a single folder there may be others: results, notes
+    if empty and not place:  # a single folder may hold folders that are no classes, such as results or notes
         classes = [name for name in classes if name not in empty]
         numbers = np.unique(labels, return_inverse=True)[1].tolist() if labels else []
         labels = numbers
@@ -105,7 +109,10 @@ def scan_folder(root: str, place: str, part: str, seen: Callable[[str], None] = 
 def _images(
     folder: str, prefix: str, above: set[tuple[int, int]], seen: Callable[[str], None]
 ) -> Iterator[tuple[str, int, int]]:
-    """Path, bytes and time of each image below a folder, of which each is entered once: links may go in circles."""
+    """Path, size in bytes and modification time of each image below a folder.
+
+    Each folder is entered only once, because symbolic links may form a circle.
+    """
     here = os.stat(folder)
     if (here.st_dev, here.st_ino) in above:
         return
@@ -120,7 +127,7 @@ def _images(
                 try:
                     there = os.stat(entry.path)
                     yield path, there.st_size, there.st_mtime_ns
-                except OSError:  # a link to nowhere, which is told when it is read
+                except OSError:  # a broken link, which is reported when the image is read
                     yield path, 0, 0
 
 
@@ -139,7 +146,7 @@ def _more(count: int) -> str:
 
 
 def _shards(folder: Path, suffix: str, whole: bool) -> dict[str, list[Path]]:
-    """Files by part: named after it, or in a folder that is; under data/ and default/ too, as the hub has them."""
+    """The shard files of each part: named after it, or in a folder that is, or in data/ or default/ as on the hub."""
     found: dict[str, list[Path]] = {}
     for place in (folder, folder / "data", folder / "default"):
         if not place.is_dir():
@@ -159,7 +166,7 @@ def _shards(folder: Path, suffix: str, whole: bool) -> dict[str, list[Path]]:
 
 
 def _part_of(stem: str) -> str | None:
-    """train of train-00000-of-00002 and of imagenet1k-train-0000."""
+    """The part that a file name begins with: train for train-00000-of-00002 and for imagenet1k-train-0000."""
     words = re.split(r"[-_.\s]+", stem.lower())
     return next((part for part, names in PARTS.items() if any(name in words for name in names)), None)
 
@@ -168,7 +175,7 @@ def _read_shards(
     root: str, shards: dict[str, list[Path]], reader: Callable[[str, list[Path]], Shards]
 ) -> dict[str, ImagePart]:
     read = {part: reader(root, paths) for part, paths in shards.items()}
-    # The hub's test parts often have no labels; they say -1.
+    # The hub's test parts are often unlabelled: every label is -1.
     blind = [part for part, one in read.items() if one.numbers is not None and (one.numbers < 0).all()]
     read = {part: one for part, one in read.items() if part not in blind}
     if not read:
@@ -198,7 +205,7 @@ def _read_shards(
 
 
 def check_same_classes(root: str, train: ImagePart, other: ImagePart) -> None:
-    """Raises `Refusal` where one part has classes that the other lacks, naming the first of them."""
+    """Raises `Refusal` if one part has classes that the other lacks; the message names the first of them."""
     for have, lack in ((train, other), (other, train)):
         missing = sorted(set(have.classes) - set(lack.classes))
         if missing:

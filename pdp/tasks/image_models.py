@@ -1,4 +1,4 @@
-"""Image models by name: torchvision's, timm's and our ResNet-20, initialised as their libraries do, or pretrained."""
+"""Image models by name: torchvision's, timm's and our ResNet-20, pretrained or initialised as their libraries do it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMES = (*_TORCHVISION, "mobilenet_v1", "resnet20")
 
 
 def check_name(model: ModelConfig) -> None:
-    """Raises `Refusal`, with the nearest known names, for an unknown model or library."""
+    """Raises `Refusal` for an unknown model or library; the message gives the most similar known names."""
     if model.library not in LIBRARIES:
         raise Refusal(f"model.library={model.library} is unknown; it can be {', '.join(LIBRARIES)}")
     if model.library == "import":
@@ -42,9 +42,10 @@ def check_name(model: ModelConfig) -> None:
 
 
 def build_model(model: ModelConfig, classes: int, example: Tensor | None = None) -> tuple[nn.Module, list[str]]:
-    """The model for so many classes, and notes of where its weights were and what of it has none; raises `Refusal`.
+    """The model for `classes` classes, and notes that say where its weights came from and which parts have none.
 
-    A model of the user's own is proved by a forward of `example`, where that is given: float32 (1, 3, H, W).
+    A model of the user's own is tested by a forward pass of `example`, if given: float32 (1, 3, H, W). Raises
+    `Refusal`.
     """
     check_name(model)
     pretrained = str(model.pretrained)
@@ -93,7 +94,7 @@ def _construct(model: ModelConfig, classes: int) -> nn.Module:
 
 
 def _heads(model: ModelConfig, network: nn.Module) -> tuple[str, ...]:
-    """The layers that give the classes: what timm calls the classifier (a distilled DeiT has two), else the last."""
+    """The classification layers: what timm calls the classifier (a distilled DeiT has two), else the last layer."""
     named = getattr(network, "pretrained_cfg", {}).get("classifier") if _timm_name(model) else None
     if isinstance(named, str):
         return (named,)
@@ -117,7 +118,7 @@ def _from_hub(model: ModelConfig, classes: int) -> tuple[nn.Module, list[str]]:
 
             weights = torchvision.models.get_model_weights(model.name)["IMAGENET1K_V1"]
             state = weights.get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # hub clients raise many kinds where there is no network
+    except Exception as error:  # hub clients raise many types of exceptions without a network
         raise Refusal(
             f"model.pretrained=true: the weights of {model.name} could not be downloaded"
             f" ({type(error).__name__}: {one_line(error)}); without network {offline}"
@@ -126,7 +127,10 @@ def _from_hub(model: ModelConfig, classes: int) -> tuple[nn.Module, list[str]]:
 
 
 def _from_timm(name: str, plain: Any, classes: int, arguments: dict[str, Any]) -> tuple[nn.Module, list[str]]:
-    """timm's own loading, which adapts weights to the model; `plain` is the same model, its arguments known to suit."""
+    """Loads by timm's own function, which adapts weights to the model.
+
+    `plain` is the same model without weights, made before to check the arguments.
+    """
     import timm
 
     with cache_alone(not reachable()):

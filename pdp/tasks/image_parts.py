@@ -1,4 +1,4 @@
-"""A part of an image data set, wherever its images lie: their classes, their bytes, and what they are by content."""
+"""A part of an image data set, whatever its storage: its classes, its bytes, and a hash that identifies its content."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from pdp.errors import Refusal
 from pdp.tasks.image_decoding import check_decodes
 from pdp.tasks.sampling import SPLIT_SEED, hashed
 
-_WHOLE = 2**30  # bytes; of a larger set some images stand for all
-_SAMPLED, _HEAD = 2048, 2**16  # of such a set: how many, and how many bytes of each
+_WHOLE = 2**30  # bytes; a larger set is identified by a sample of its images
+_SAMPLED, _HEAD = 2048, 2**16  # of a larger set: number of images in the sample, and bytes read of each
 
-_SEEN: dict[bytes, tuple[bytes, dict[str, dict[int, str]]]] = {}  # a sweep opens the same data again and again
+_SEEN: dict[bytes, tuple[bytes, dict[str, dict[int, str]]]] = {}  # kept because a sweep opens the same data repeatedly
 
 
 class ImageSource(ABC):
-    """Encoded images by number, read as they are asked for by any process."""
+    """Encoded images, numbered by row, which any process can read on request."""
 
-    signature: bytes  # changes whenever a file was written
-    bytes_known: int  # of all images together, about
+    signature: bytes  # changes whenever one of the files is rewritten
+    bytes_known: int  # approximate size of all images together, in bytes
 
     @abstractmethod
     def open(self, row: int) -> str | IO[bytes]:
-        """What PIL opens: a file's name, or bytes."""
+        """What PIL can open: a file name or a file object."""
 
     @abstractmethod
     def read(self, row: int) -> bytes:
         """The encoded bytes; raises `OSError`."""
 
     def head(self, row: int, count: int) -> tuple[int, bytes]:
-        """How many bytes the image has, and the first `count` of them; raises `OSError`."""
+        """The size of the image in bytes, and its first `count` bytes; raises `OSError`."""
         content = self.read(row)
         return len(content), content[:count]
 
     @abstractmethod
     def name(self, row: int) -> str:
-        """Where the image lies, for messages."""
+        """Where the image is stored, for messages."""
 
 
 @dataclass
 class ImagePart:
-    """Images of one part: class numbers int64 (N,), and which rows of the source they are, int64 (N,)."""
+    """The images of one part: class numbers int64 (N,), and their rows in the source, int64 (N,)."""
 
     name: str
     classes: list[str]
@@ -66,10 +66,10 @@ class ImagePart:
 
 
 class ImageFiles(ImageSource):
-    """Files below a folder; `paths` are relative, as bytes: one block that forked workers share."""
+    """Image files below a folder; the relative `paths` are one array of bytes, whose memory forked workers share."""
 
     def __init__(self, root: str, paths: Sequence[bytes] | np.ndarray, sizes: Sequence[int], signature: bytes):
-        # An array, one that is mapped from a file too, stays where it is.
+        # An array is used as it is, without a copy, also if it is a memory map of a file.
         self.paths = paths if isinstance(paths, np.ndarray) else np.array(paths, dtype=np.bytes_)
         self.root, self.sizes, self.signature = root, np.asarray(sizes, dtype=np.int64), signature
         self.bytes_known = int(self.sizes.sum())
@@ -94,10 +94,11 @@ class ImageFiles(ImageSource):
 
 
 def inspect(parts: Sequence[ImagePart]) -> tuple[bytes, dict[str, dict[int, str]]]:
-    """The sha256 of what the parts are, wherever they lie, and by part the images that cannot be read, with reasons.
+    """A sha256 of the content of these parts, and for each part the images that cannot be read, with the reasons.
 
-    Labels and images in their order: of up to 1 GiB all bytes, which are decoded too; of more, the first bytes of a
-    fixed sample, and nothing is said of damage. Names do not count.
+    The hash covers labels and images in their order, but not file names or the kind of storage. Up to 1 GiB of images,
+    every byte is hashed and every image decoded. Beyond that only the first bytes of a fixed sample of images are
+    hashed, and damaged images are not looked for.
     """
     key = hashlib.sha256(b"".join(part.name.encode() + part.source.signature + part.rows.tobytes() for part in parts))
     key.update(f"{_WHOLE} {_SAMPLED}".encode())
@@ -129,7 +130,7 @@ def _inspect(parts: Sequence[ImagePart]) -> tuple[bytes, dict[str, dict[int, str
             positions = np.arange(len(part))
             if not whole and len(part) > _SAMPLED:
                 positions = np.sort(np.argsort(hashed(SPLIT_SEED, positions), kind="stable")[:_SAMPLED])
-            for start in range(0, len(positions), 256):  # so that no more lies in memory
+            for start in range(0, len(positions), 256):  # in chunks, to limit the memory in use
                 chunk = positions[start : start + 256]
                 for position, (content, fault) in zip(
                     chunk, pool.map(lambda one, part=part: look(part, one), chunk), strict=True
@@ -145,13 +146,13 @@ def _fault(content: bytes) -> str | None:
         return "it is empty"
     try:
         check_decodes(io.BytesIO(content))
-    except Exception as error:  # decoders raise many kinds for damaged files
+    except Exception as error:  # decoders raise many types of exceptions for damaged files
         return type(error).__name__
     return None
 
 
 def refuse_damaged(root: str, parts: Sequence[ImagePart], damaged: dict[str, dict[int, str]]) -> None:
-    """Raises `Refusal` where there is one, naming the first."""
+    """Raises `Refusal` if there are damaged images; the message names the first of them."""
     for part in parts:
         for position, fault in damaged.get(part.name, {}).items():
             count = sum(map(len, damaged.values()))
@@ -163,5 +164,5 @@ def refuse_damaged(root: str, parts: Sequence[ImagePart], damaged: dict[str, dic
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Images in the hub's parquet shards and in WebDataset tars: where each lies, read from there without a copy."""
+"""Images in the hub's parquet shards and in WebDataset tar files, located once and read in place without unpacking."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from pdp.tasks.image_parts import ImageSource
 from pdp.wording import one_line
 
 _LABELS = ("label", "labels", "class", "cls", "fine_label", "class_name")
-_MANY = 20  # shards from which on progress is shown
+_MANY = 20  # with at least this many shards, progress is shown
 
 
 @dataclass
 class Shards:
-    """The images of one part's shards: a class number each, or a name each; `names` of numbers, where they have any."""
+    """The images of one part's shards: a class number or a class name each; `names` of the numbers if known."""
 
     source: ImageSource
     numbers: np.ndarray | None
@@ -43,10 +43,10 @@ def _signature(paths: Sequence[Path]) -> bytes:
 
 
 class ParquetImages(ImageSource):
-    """Rows of parquet files; a row group is read up to the row that is asked for, through a memory map."""
+    """Rows of parquet files, through a memory map; to get a row, its row group is read up to that row."""
 
     def __init__(self, paths: Sequence[Path], starts: np.ndarray, column: str, bytes_known: int):
-        self.paths, self.starts, self.column = list(paths), starts, column  # starts of row groups: row, file, group
+        self.paths, self.starts, self.column = list(paths), starts, column  # starts: first row, file and number of each
         self.signature, self.bytes_known = _signature(paths), bytes_known
         self._open: dict[int, Any] = {}
         self._process = os.getpid()
@@ -57,7 +57,7 @@ class ParquetImages(ImageSource):
     def _file(self, number: int) -> Any:
         import pyarrow.parquet as pq
 
-        if self._process != os.getpid():  # a forked worker's own
+        if self._process != os.getpid():  # a forked worker opens its own files
             self._open, self._process = {}, os.getpid()
         if number not in self._open:
             self._open[number] = pq.ParquetFile(self.paths[number], memory_map=True, pre_buffer=False)
@@ -81,11 +81,11 @@ class ParquetImages(ImageSource):
         raise OSError(f"row {row} holds no bytes")
 
     def open(self, row: int) -> IO[bytes]:
-        """The bytes as a file."""
+        """The bytes as a file object."""
         return io.BytesIO(self.read(row))
 
     def name(self, row: int) -> str:
-        """The shard and the row in it."""
+        """The shard and the number of the row in it."""
         at = int(np.searchsorted(self.starts[:, 0], row, side="right")) - 1
         number = int(self.starts[at, 1])
         first = int(self.starts[self.starts[:, 1] == number][0, 0])
@@ -93,7 +93,7 @@ class ParquetImages(ImageSource):
 
 
 def read_parquet_shards(root: str, paths: Sequence[Path]) -> Shards:
-    """Reads labels and where the row groups begin; raises `Refusal`."""
+    """Reads the labels and the positions of the row groups; raises `Refusal`."""
     import pyarrow.parquet as pq
     from datasets import ClassLabel, Features
 
@@ -117,7 +117,7 @@ def read_parquet_shards(root: str, paths: Sequence[Path]) -> Shards:
                 known += sum(one.total_uncompressed_size for one in chunks if one.path_in_schema == column)
         except Refusal:
             raise
-        except Exception as error:  # pyarrow raises many kinds for damaged and foreign files
+        except Exception as error:  # pyarrow raises many types of exceptions for damaged and foreign files
             raise Refusal(
                 f"data.root={root}: {path.name} cannot be read ({type(error).__name__}: {one_line(error)[:120]}); "
                 "set data.root"
@@ -130,7 +130,7 @@ def read_parquet_shards(root: str, paths: Sequence[Path]) -> Shards:
 
 
 def _columns(root: str, path: Path, schema: Any, features: Any) -> tuple[str, str]:
-    """The column of the images' bytes and that of the labels."""
+    """The names of the column with the image bytes and of the column with the labels."""
     import pyarrow as pa
     from datasets import ClassLabel, Image
 
@@ -160,14 +160,14 @@ def _columns(root: str, path: Path, schema: Any, features: Any) -> tuple[str, st
 
 
 class TarImages(ImageSource):
-    """Members of tar files, read at their offsets."""
+    """Members of tar files, read directly at their offsets."""
 
     def __init__(self, paths: Sequence[Path], files: list[int], offsets: list[int], sizes: list[int], names: list[str]):
         self.paths, self.signature = list(paths), _signature(paths)
         self.files, self.offsets = np.array(files, dtype=np.int32), np.array(offsets, dtype=np.int64)
         self.sizes, self.names = np.array(sizes, dtype=np.int64), np.array([os.fsencode(one) for one in names])
         self.bytes_known = int(self.sizes.sum())
-        self._open: dict[int, int] = {}  # descriptors may be shared: each read says where
+        self._open: dict[int, int] = {}  # processes may share descriptors, because every read gives its offset
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}
@@ -188,16 +188,19 @@ class TarImages(ImageSource):
         return size, os.pread(self._descriptor(row), min(size, count), int(self.offsets[row]))
 
     def open(self, row: int) -> IO[bytes]:
-        """The bytes as a file."""
+        """The bytes as a file object."""
         return io.BytesIO(self.read(row))
 
     def name(self, row: int) -> str:
-        """The tar and the member."""
+        """The tar file and the name of the member."""
         return f"{self.paths[int(self.files[row])].name} {os.fsdecode(self.names[row])}"
 
 
 def read_tar_shards(root: str, paths: Sequence[Path]) -> Shards:
-    """Lists the members of all tars: samples are what shares a name up to its first dot; raises `Refusal`."""
+    """Lists the members of all tar files; raises `Refusal`.
+
+    Members whose names agree up to the first dot belong to one sample.
+    """
     files: list[int] = []
     offsets: list[int] = []
     sizes: list[int] = []
@@ -238,20 +241,20 @@ def read_tar_shards(root: str, paths: Sequence[Path]) -> Shards:
 
 
 def _key(name: str) -> tuple[str, str]:
-    """The sample's name and what follows its first dot, which is how WebDataset parts them."""
+    """The sample's name and its ending, split at the first dot as WebDataset does."""
     folder, _, base = name.rpartition("/")
     stem, _, ending = base.partition(".")
     return (f"{folder}/{stem}" if folder else stem), ending.lower()
 
 
 def _label(ending: str, content: bytes, before: Any) -> Any:
-    """A number or a name; of JSON its label. A .cls file counts before others."""
+    """The label in a member, a number or a name (of JSON its label); a .cls file takes precedence over others."""
     text = content.decode("utf-8").strip()
     if ending == "json":
         record = json.loads(text)
         found = next((record[name] for name in _LABELS if name in record), None) if isinstance(record, dict) else None
         return before if before is not None else found
-    if ending == "txt":  # most are captions
+    if ending == "txt":  # most .txt members are captions, not labels
         return before
     return int(text) if text.lstrip("-").isdigit() else text
 

@@ -1,4 +1,4 @@
-"""Pretrained weights in an image model: refused where they are of another one, heads of other sizes made anew."""
+"""Loads pretrained weights into an image model; refuses those of another model, re-initialises unsuitable heads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pdp.errors import Refusal
 from pdp.layers import is_weighted
 from pdp.tasks.weight_files import INSTEAD, Found, find_weights, read_weights
 
-ANEW = "starts random"  # what a note of a part without weights says
+ANEW = "starts random"  # the words of a note about a part that has no weights in the file
 
 
 def load_weights(
@@ -20,11 +20,11 @@ def load_weights(
     heads: Collection[str] = (),
     state: dict[str, Tensor] | None = None,
 ) -> list[str]:
-    """Fills `network`, of so many classes, from a file or folder, or from `state`; returns notes of what was done.
+    """Fills `network` (of `classes` classes) from a file or folder, or from `state`; returns notes on what was done.
 
-    A head, one of `heads` or any last layer of other classes, is made anew where the file has it for other classes or
-    not at all. Raises `Refusal`, naming the first differing keys, where anything else is missing, unknown or of another
-    shape.
+    A head is re-initialised if the file has it for another number of classes, or not at all. Heads are the layers in
+    `heads` and any last layer with another number of classes. Raises `Refusal` if anything else is missing, unknown or
+    of another shape; the message names the first such keys.
     """
     wanted = network.state_dict()
     found: Found = read_weights(source, wanted) if state is None else find_weights(state, source, wanted)
@@ -34,9 +34,9 @@ def load_weights(
         note = _renewed(name, name in heads, source, given, wanted, classes)
         if note:
             notes.append(note)
-    # Counters of batches decide nothing with a fixed momentum, and old or converted files lack them.
+    # BatchNorm's batch counters have no effect with a fixed momentum, and old or converted files lack them.
     missing = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
-    # Of weights that are one tensor, safetensors keeps one name.
+    # Of several names for one tied tensor, safetensors stores only one.
     stored = {wanted[key].data_ptr() for key in given if key in wanted}
     missing = [key for key in missing if not wanted[key].numel() or wanted[key].data_ptr() not in stored]
     unknown = [key for key in given if key not in wanted]
@@ -56,7 +56,7 @@ def load_weights(
 def _renewed(
     name: str, known: bool, source: str, given: dict[str, Tensor], wanted: dict[str, Tensor], classes: int
 ) -> str | None:
-    """Leaves a head as it is where the file has one for other classes, or none; what is to be said of it."""
+    """Keeps a head's random values if the file has it for other classes, or not at all; returns a note on it."""
     weight, bias = f"{name}.weight", f"{name}.bias"
     ours = wanted.get(weight)
     if ours is None or len(ours) != classes:

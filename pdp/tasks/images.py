@@ -41,7 +41,7 @@ _UNASKED = (
 
 
 class ImagesTask(Task):
-    """Images with one class each; the metric is top-1 accuracy."""
+    """Images with one class each; the metric is top-1 accuracy in [0, 1]."""
 
     metric_name = "top1"
     upper_bound = 1.0
@@ -64,7 +64,7 @@ class ImagesTask(Task):
 
     @property
     def data_note(self) -> str:
-        """A sentence for the banner; the sizes of the parts are in it once the data is open."""
+        """A sentence for the banner; it gives the sizes of the parts once the data is open."""
         known, size = self.image_set, f"{self.image_size}x{self.image_size}"
         if getattr(self.config.data, "unasked", False):
             note = _UNASKED
@@ -86,34 +86,34 @@ class ImagesTask(Task):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes as the folders or shards name them; empty for data whose classes are fixed."""
+        """The class names from folders or shards; empty for data sets with fixed classes."""
         return self._names
 
     def recall(self, class_names: Sequence[str]) -> None:
-        """Takes the classes of a finished run, until its images are open."""
+        """Sets the classes from a finished run's record, until the images are opened."""
         if class_names and not self.image_set.in_memory:
             self._take_classes(class_names)
 
     @property
     def data_fingerprint(self) -> str:
-        """The first 16 hex digits of a sha256 of the images and labels in their order, of many large ones a sample."""
+        """The first 16 hex digits of a sha256 of images and labels in their order (of a sample, for large sets)."""
         if self._fingerprint is None:
             raise RuntimeError("the fingerprint is known after open_data()")
         return self._fingerprint
 
     @property
     def test_is_validation(self) -> bool:
-        """True without a validation split, and for ImageNet, which has no labelled test set."""
+        """True without a validation split, and for ImageNet, whose test set has no public labels."""
         return self.config.data.validation == 0 or self.data_name == "imagenet"
 
     @property
     def unreadable(self) -> list[str]:
-        """Paths of the images that this process and its workers left out (data.unreadable=skip)."""
+        """Paths of the images that this process and its workers left out as unreadable (data.unreadable=skip)."""
         parts = [part for part in self._parts.values() if isinstance(part, FolderImages)]
         return sorted({path for part in parts for path in part.unreadable()})
 
     def open_data(self) -> None:
-        """Reads in-memory sets and listings of folders; raises `Refusal`. Without train/, a folder can be evaluated."""
+        """Reads in-memory data, or lists image folders (without train/ they can be evaluated); raises `Refusal`."""
         data = self.config.data
         absent = data.root is None or not os.path.isdir(os.path.expanduser(data.root))
         self._noise = data.noise_if_absent and absent and self.data_name != "digits"
@@ -152,7 +152,7 @@ class ImagesTask(Task):
         parts = {"test": found.test}
         if found.train is not None:
             parts["train"] = found.train
-            if found.validation is None:  # a val/ beside test/ is the validation set; else a share of train is held out
+            if found.validation is None:  # else validation is held out of train
                 kept, held = self._split(found.train.labels)
                 parts["train"] = found.train.subset(kept)
                 if data.validation:
@@ -164,7 +164,8 @@ class ImagesTask(Task):
         self._parts = {}
         for name, part in parts.items():
             chosen = part.subset(self._limited(name, part.labels))
-            # Models of ImageNet were trained without its few EXIF turns.
+            # Published ImageNet models were trained without applying the EXIF orientation, which few of its images
+            # have.
             turned = self.data_name != "imagenet"
             self._parts[name] = FolderImages(data.root, chosen, self.image_size, data.unreadable == "skip", turned)
 
@@ -175,7 +176,7 @@ class ImagesTask(Task):
         self._names, self.classes = tuple(names), len(names)
 
     def _limited(self, name: str, labels: np.ndarray) -> np.ndarray:
-        """Positions that data.limit leaves: the test set, and what stands for it, keep their classes' shares."""
+        """The positions that data.limit leaves: equal counts per class in train, unchanged class shares elsewhere."""
         limit = self.config.data.limit
         return balanced_limit(labels, limit) if name == "train" else drawn_limit(len(labels), limit)
 
@@ -188,17 +189,18 @@ class ImagesTask(Task):
         return kept, held
 
     def _identify(self, content: bytes, measured: int) -> str:
-        """The fingerprint; `measured` counts the samples of the largest part that is not trained on."""
+        """The fingerprint; `measured` is the number of samples of the largest part other than train."""
         digest, limit = hashlib.sha256(content), self.config.data.limit
         if limit is not None:
-            # It once left as many test samples of each class; runs whose test set it leaves whole are what they were.
+            # Earlier versions limited the test set to equal counts per class; a run whose test set is not limited keeps
+            # its fingerprint.
             digest.update(f"limit={limit}{', test as drawn' if limit < measured else ''}".encode())
         if self._noise:
             digest.update(b"noise")
         return digest.hexdigest()[:16]
 
     def sizes(self) -> dict[str, int]:
-        """Samples in each part; before `open_data` the published sizes (a folder is taken for ImageNet)."""
+        """The number of samples in each part; before `open_data` the published sizes (a folder counts as ImageNet)."""
         if self._parts:
             return {name: len(self._parts.get(name, ())) for name in ("train", "validation", "test")}
         data = self.config.data
@@ -207,7 +209,7 @@ class ImagesTask(Task):
         return {name: min(size, data.limit or size) for name, size in sizes.items()}
 
     def build_model(self) -> nn.Module:
-        """The model for the data's classes, fp32, on the CPU; `notes` says what is not pretrained; raises `Refusal`."""
+        """The model for the data's classes, fp32, on the CPU; `notes` names parts not pretrained; raises `Refusal`."""
         if self.classes < 2 and "train" in self._parts:
             raise Refusal(
                 f"data.root={self.config.data.root} has one class, {one_line(self._names[0])}, and two are needed to "
@@ -232,27 +234,27 @@ class ImagesTask(Task):
         return self._parts[name]
 
     def train_loader(self, batch_size: int, seed: int, augmentation: str, workers: int) -> DataLoader[Any]:
-        """Shuffled, augmented batches; `batch_size` is that of all processes together. Raises `Refusal`."""
+        """Shuffled, augmented batches; `batch_size` is the sum over all processes. Raises `Refusal`."""
         check_augmentation(augmentation)
         dataset = self._part("train").augmented(augmentation, seed)
         sampler = EpochBatchSampler(len(dataset), batch_size, seed)
         return training_loader(dataset, sampler, self._useful(workers, len(sampler)))
 
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
-        """Every sample of "validation" (the test set where data.validation is 0) or "test" once, in order."""
+        """Every sample of "validation" (the test set if data.validation is 0) or "test", once and in order."""
         dataset = self._part(part)
         return evaluation_loader(dataset, batch_size, self._useful(workers, -(-len(dataset) // batch_size)))
 
     def _useful(self, workers: int, batches: int) -> int:
-        """Loader processes that have something to do: own images are often few."""
+        """The number of loader processes that are of use: a small data set has fewer batches than workers."""
         return max(0, min(workers, batches - 1, processors())) if self.data_name == "image_folder" else workers
 
     def evaluation_batch(self, batch_size: int, device: str) -> int:
-        """Small images by the thousand on a GPU, which would wait for the host otherwise."""
+        """A large batch for small images on a GPU, which would otherwise wait for the host."""
         return max(batch_size, 1024) if device != "cpu" and self.image_size <= 64 else batch_size
 
     def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
-        """The logits in float32; images have no hidden states that would be compared."""
+        """The logits in float32; image models provide no hidden states for distillation."""
         if not len(batch["label"]):
             raise Stopped("every image of a batch is unreadable; see data.unreadable")
         return Outputs(model(memory.model_input(batch["image"])).float())
@@ -265,7 +267,7 @@ class ImagesTask(Task):
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """All (N,): int64 index, label, prediction; bool top5 (the label is among five); float32 unsmoothed loss."""
         labels = batch["label"]
-        # A batch is empty where all of it was left out as unreadable; the model is spared it.
+        # If every image of a batch was left out as unreadable, the model is not called.
         empty = torch.zeros(0, self.classes, device=labels.device)
         logits = model(memory.model_input(batch["image"])).float() if len(labels) else empty
         best = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -278,7 +280,7 @@ class ImagesTask(Task):
         }
 
     def metrics(self, observations: dict[str, np.ndarray]) -> dict[str, float]:
-        """top1, top5 where there are over five classes, and loss: means over all samples in float64."""
+        """top1, top5 (with more than five classes) and loss: means over all samples, in float64."""
         right = observations["prediction"] == observations["label"]
         if not len(right):
             raise Stopped("there is no readable image to measure on")

@@ -19,7 +19,7 @@ from pdp.tasks import text_loading as loading
 from pdp.tasks.sampling import SPLIT_SEED, evaluation_loader, hashed
 from pdp.tasks.task import Batch, Outputs
 from pdp.tasks.text_task import TextTask
-from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_byte_pairs
+from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of, train_byte_pairs
 
 _UNASKED = (
     "No text was named (data=wikitext, or data=text data.root=...), so this trains on the docstrings of Python's own"
@@ -39,7 +39,8 @@ class LanguageModellingTask(TextTask):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.stride: int = self.data.stride or self.data.context - 1
+        self.guide = self.data.protocol == "huggingface"
+        self.stride: int = self.data.stride or (self.data.context if self.guide else self.data.context - 1)
         self._parts: dict[str, loading.Windows] = {}
         self._tokenizer_note = ""
 
@@ -73,28 +74,42 @@ class LanguageModellingTask(TextTask):
         words = f" ({self._parts['test'].words:,} words)" if self._parts["test"].words else ""
         return (
             f"{note} Predicted tokens: {train}{held}{counts['test']} test{words}, in windows of {self.length}, "
-            f"measured with stride {self.stride}; {self._tokenizer_note}; blank lines left out{limit}."
+            f"measured with stride {self.stride}; {self._tokenizer_note}; {self._joined}{limit}."
         )
+
+    @property
+    def _joined(self) -> str:
+        if self.guide:
+            return "lines joined by blank lines and tokenized as one text, as Hugging Face's guide to perplexity does"
+        return "blank lines left out"
+
+    def _encode(self, lines: list[str]) -> np.ndarray:
+        """The text as one row of tokens, int32; with the guide's protocol as one text, special tokens once."""
+        if self.guide:
+            return encode(self.tokenizer, [corpora.joined(lines)], None, None, special=True)[0]
+        return encode(self.tokenizer, corpora.written(lines), None, None, special=False)[0]
 
     def open_data(self) -> None:
         """Reads the text and tokenizes it; raises `Refusal`."""
         corpus = self._read()
-        of_training = corpus.train or corpus.test
+        of_training = corpora.written(corpus.train or corpus.test)
         self.tokenizer, self._tokenizer_note = find_tokenizer(
             self.data.tokenizer, self.checkpoint, lambda: train_byte_pairs(of_training, self.data.vocabulary)
         )
-        context, padding = self.length, self.tokenizer.pad_token_id
+        context, padding = self.length, padding_of(self.tokenizer)
         ids = {
-            name: encode(self.tokenizer, lines, None, None, special=False)[0]
+            name: self._encode(lines)
             for name, lines in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
             if lines is not None
         }
+        check_known(self.tokenizer, ids["test"], self.tokenizer_named)
         for name, row in ids.items():
             if len(row) < (context if name == "train" else 2):
                 raise Refusal(f"the {name} text has {len(row)} tokens, too few for data.context={context}: lower it")
         words = {"test": corpora.words(corpus.test), "validation": corpora.words(corpus.validation or [])}
+        sizes = {"test": self._size(corpus.test), "validation": self._size(corpus.validation or [])}
         parts: dict[str, loading.Windows] = {
-            name: loading.measured_windows(ids[name], context, self.stride, padding, words[name])
+            name: loading.measured_windows(ids[name], context, self.stride, padding, words[name], sizes[name])
             for name in ("test", "validation")
             if name in ids
         }
@@ -109,6 +124,10 @@ class LanguageModellingTask(TextTask):
             parts = {name: part.chosen(np.arange(min(len(part), self.data.limit))) for name, part in parts.items()}
         self._parts = parts
         self.identify(*(array for part in parts.values() for array in (part.ids, part.starts, part.ends, part.counted)))
+
+    def _size(self, lines: list[str]) -> int:
+        """Bytes of the text that is measured, UTF-8."""
+        return len((corpora.joined(lines) if self.guide else "".join(corpora.written(lines))).encode())
 
     def _read(self) -> corpora.Corpus:
         data = self.data
@@ -182,7 +201,7 @@ class LanguageModellingTask(TextTask):
 
     @torch.no_grad()
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """All (windows,): int64 index, words, counted tokens; float64 sum of the tokens' negative log-likelihoods."""
+        """All (windows,): int64 index, words, bytes, counted tokens; float64 sum of the tokens' negative log-likelihoods."""
         losses = functional.cross_entropy(self.outputs(model, batch).logits, _targets(batch), reduction="none")
         counted = _counted(batch)
         if counted is None:
@@ -193,6 +212,7 @@ class LanguageModellingTask(TextTask):
         return {
             "index": batch["index"],
             "words": batch["words"],
+            "bytes": batch["bytes"],
             "tokens": counted.sum(1),
             "loss": spread.cpu().double().sum(1),
         }
@@ -200,12 +220,15 @@ class LanguageModellingTask(TextTask):
     def metrics(self, observations: dict[str, np.ndarray]) -> dict[str, float]:
         """perplexity = exp(loss), loss being the mean over tokens; perplexity_per_word = exp(sum / words of the text).
 
-        Words are separated by white space, and line ends are none; they are known where a whole text was measured.
+        Words are separated by white space, and line ends are none; bits_per_byte is sum / (ln 2 x bytes of the text in
+        UTF-8). Both are known where a whole text was measured.
         """
         total, tokens = float(observations["loss"].sum()), int(observations["tokens"].sum())
         words = int(observations["words"].sum())
         result = {"perplexity": _exp(total / tokens), "loss": total / tokens}
-        return result | ({"perplexity_per_word": _exp(total / words)} if words else {})
+        size = int(observations["bytes"].sum())
+        result |= {"perplexity_per_word": _exp(total / words)} if words else {}
+        return result | ({"bits_per_byte": total / (math.log(2) * size)} if size else {})
 
 
 def _counted(batch: Batch) -> Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from pdp.config.schema import Config
 from pdp.errors import Refusal
 from pdp.layers import is_weighted
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
+from pdp.tasks.language_heads import align_head, complete_encoder_decoder
+from pdp.tasks.text_tokenizer import size_of
 from pdp.wording import one_line
 
 _RESERVED = ("num_labels", "id2label", "label2id", "vocab_size", "problem_type")
@@ -50,32 +52,44 @@ def build_transformer(
         raise Refusal(f"model.arguments.{reserved[0]} is set by the data: remove it")
     with _refusals(config, checkpoint):
         shape = _configuration(config, checkpoint, values)
+        theirs = dict(getattr(shape, "id2label", None) or {})
         if labels is not None:
             count = 1 if regression else len(labels)
             shape.id2label = {number: labels[number] if labels else "score" for number in range(count)}
             shape.label2id = {name: number for number, name in shape.id2label.items()}
             shape.problem_type = "regression" if regression else "single_label_classification"
-        else:
-            shape.use_cache = False
-        if tokenizer is not None:
+        own_use_cache = getattr(shape, "use_cache", None)
+        if labels is None:
+            shape.use_cache = False  # an export has its own again
+        if tokenizer is not None and tokenizer.pad_token_id is not None:
             shape.pad_token_id = tokenizer.pad_token_id
         notes: list[str] = []
         if checkpoint is None:
             if tokenizer is None:
                 shape.vocab_size = config.data.vocabulary  # type: ignore[attr-defined]
             else:
-                shape.vocab_size = len(tokenizer)
+                shape.vocab_size = size_of(tokenizer)
                 for key in ("bos_token_id", "eos_token_id"):
                     setattr(shape, key, getattr(tokenizer, key, None))
+        if labels is not None and getattr(shape, "is_encoder_decoder", False):
+            complete_encoder_decoder(shape, tokenizer)
         if checkpoint is None or not weights:
             model: Any = kind.from_config(shape, trust_remote_code=False).float()
         else:
-            model, notes = _load(kind, checkpoint, shape)
-    if tokenizer is not None and len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            model, new = _load(kind, checkpoint, shape)
+            notes = [f"not in the checkpoint, so it starts random: {', '.join(new)}"] if new else []
+            if labels is not None and not regression:
+                notes += align_head(model, theirs, labels, set(new), checkpoint, config.model.head)
+    embedded = model.get_input_embeddings().num_embeddings
+    if tokenizer is not None and size_of(tokenizer) > embedded:
+        of = "data.tokenizer" if config.data.tokenizer is not None else f"the tokenizer in {checkpoint}"  # type: ignore[attr-defined]
         raise Refusal(
-            f"data.tokenizer has {len(tokenizer):,} entries, the checkpoint {checkpoint} embeds "
-            f"{model.get_input_embeddings().num_embeddings:,}: give data.tokenizer=null for its own"
+            f"{of} numbers {size_of(tokenizer):,} tokens, the checkpoint {checkpoint} embeds {embedded:,}: give "
+            "data.tokenizer=<the one that it was trained with>, or null for the one in its folder"
         )
+    model.own_use_cache = own_use_cache
+    if checkpoint is not None and not weights:
+        _take_generation_options(model, checkpoint)
     if config.recipe.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model.train(), notes
@@ -94,6 +108,7 @@ def _configuration(config: Config, checkpoint: str | None, values: dict[str, Any
 
 
 def _load(kind: Any, checkpoint: str, shape: Any) -> tuple[Any, list[str]]:
+    """The model and the names of the weights that the checkpoint lacks."""
     offline = not reachable()
     with limited_patience(), cache_alone(offline):
         model, told = kind.from_pretrained(
@@ -114,7 +129,18 @@ def _load(kind: Any, checkpoint: str, shape: Any) -> tuple[Any, list[str]]:
             f"model.pretrained={checkpoint} does not fit {type(model).__name__}: {len(wrong)} tensors of the body are "
             f"missing or of another shape, the first {wrong[0]}; remove model.arguments or give another checkpoint"
         )
-    return model, [f"not in the checkpoint, so it starts random: {', '.join(new)}"] if new else []
+    return model, new
+
+
+def _take_generation_options(model: Any, checkpoint: str) -> None:
+    """The checkpoint's generation options on a model whose weights come from elsewhere; its own where it has none."""
+    from transformers import GenerationConfig
+
+    offline = not reachable()
+    if model.can_generate():
+        # Absent, or of a form that this version does not know: the model's own, then.
+        with suppress(OSError, ValueError, TypeError), limited_patience(), cache_alone(offline):
+            model.generation_config = GenerationConfig.from_pretrained(checkpoint, local_files_only=offline)
 
 
 @contextmanager
@@ -146,12 +172,6 @@ def outside_the_blocks(model: nn.Module) -> tuple[str, ...]:
         for name, module in model.named_modules()
         if is_weighted(module) and not any(name.startswith(f"{stack}.") for stack in stacks)
     )
-
-
-def positions(model: Any) -> int | None:
-    """The longest text that the model has positions for; None where nothing bounds it."""
-    value = getattr(model.config, "max_position_embeddings", None)
-    return value if isinstance(value, int) and value > 0 else None
 
 
 def takes(model: Any, name: str) -> bool:

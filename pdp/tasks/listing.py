@@ -1,4 +1,4 @@
-"""Listings of folders of images: kept for the next start, made once for a machine's processes, mapped not copied."""
+"""Cached listings of image folders: made once for all processes of a machine, kept for later starts, memory-mapped."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pdp.environment import cache_folder
 from pdp.tasks.image_layouts import scan_folder
 from pdp.tasks.image_parts import ImageFiles, ImagePart
 
-LEAST = 5000  # images from which on a listing is worth a file
-SETTLED = 2.0  # seconds that folders must be older than their listing: a change in the same instant shows in no time
-LOOKED_AT = 64  # files whose sizes are looked at again
+LEAST = 5000  # with fewer images than this, a listing is not cached
+SETTLED = 2.0  # seconds between a folder's time and its listing: a change in the same instant leaves no newer time
+LOOKED_AT = 64  # number of files whose sizes are checked again
 _ARRAYS = ("paths", "labels", "sizes")
 _FORMAT = 1
 
 
 def read_listing(root: str, place: str, part: str, otherwise: str | None = None) -> ImagePart:
-    """The images `<root>/<place>/<class>/**` as `scan_folder` finds them; raises `Refusal` as it does.
+    """The images `<root>/<place>/<class>/**`, equal to what `scan_folder` finds; raises the same `Refusal`.
 
-    A listing that was kept is taken while every folder has the times it had then. Kept is one in the user's cache, or
-    in `otherwise` where there is none that can be written; and none at all where neither can.
+    A cached listing is used as long as every folder has the same modification times as when it was made. It is kept in
+    the user's cache folder, or in `otherwise` if that is not writable; if neither is, nothing is cached.
     """
     folder = cache_folder(otherwise)
     if folder is None:
@@ -39,11 +39,11 @@ def read_listing(root: str, place: str, part: str, otherwise: str | None = None)
     if found := kept.read():
         return found
     with kept.alone():
-        if found := kept.read():  # another process has made it meanwhile
+        if found := kept.read():  # another process has made it in the meantime
             return found
         stamps: list[list[Any]] = []
         begun = time.time()
-        # Before a folder is read: what comes later is newer.
+        # The time of a folder is taken before it is read, so that any later change has a newer time.
         scanned = scan_folder(root, place, part, lambda folder: stamps.append(_stamp(folder)))
         newest = max(stamp[1] for stamp in stamps) / 1e9
         if len(scanned) >= LEAST and begun - newest > SETTLED:
@@ -54,13 +54,13 @@ def read_listing(root: str, place: str, part: str, otherwise: str | None = None)
 
 
 def _stamp(folder: str) -> list[Any]:
-    """What changes when an entry comes, goes or is renamed, or another folder takes its place."""
+    """Times and inode of a folder, which change if an entry is added, removed or renamed, or the folder is replaced."""
     found = os.stat(folder)
     return [folder, max(found.st_mtime_ns, found.st_ctime_ns), found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
 class KeptListing:
-    """One listing in the cache's folder: a description that names three arrays."""
+    """One listing in the cache folder: a JSON description that names three array files."""
 
     def __init__(self, folder: Path, root: str, place: str, part: str):
         self.folder, self.part = folder, part
@@ -70,7 +70,7 @@ class KeptListing:
         self.path = folder / f"{self.key}.json"
 
     def read(self) -> ImagePart | None:
-        """The listing where it is whole and holds; its paths and sizes are mapped, not copied into memory."""
+        """The listing if complete and up to date, else None; its paths and sizes are memory-mapped, not copied."""
         try:
             values = json.loads(self.path.read_text(encoding="utf-8"))
             if values["format"] != _FORMAT or not self._holds(values["stamps"]):
@@ -90,12 +90,12 @@ class KeptListing:
         return all(_stamp(os.path.join(self.root, stamp[0]))[1:] == stamp[1:] for stamp in stamps)
 
     def _same_sizes(self, paths: np.ndarray, sizes: np.ndarray) -> bool:
-        """Whether some of the files are as large as they were: one written anew in its place moves no folder's time."""
+        """Whether a sample of the files still have their sizes: rewriting a file does not change its folder's time."""
         some = np.linspace(0, len(paths) - 1, LOOKED_AT).astype(int)
         return all(os.stat(os.path.join(self.root, os.fsdecode(paths[one]))).st_size == sizes[one] for one in some)
 
     def write(self, part: ImagePart, stamps: list[list[Any]]) -> None:
-        """Keeps a listing in place of an earlier one; raises `OSError`."""
+        """Saves a listing and removes an earlier one; raises `OSError`."""
         assert isinstance(part.source, ImageFiles)
         token, former = secrets.token_hex(4), list(self.folder.glob(f"{self.key}-*.npy"))
         for name, array in zip(_ARRAYS, (part.source.paths, part.labels, part.source.sizes), strict=True):
@@ -112,7 +112,7 @@ class KeptListing:
         beside = self.path.with_name(f".{self.path.name}.{token}")
         beside.write_text(json.dumps(values), encoding="utf-8")
         beside.replace(self.path)
-        for path in former:  # who has them mapped keeps them
+        for path in former:  # processes that have them mapped can go on reading them
             path.unlink(missing_ok=True)
 
     def _array(self, token: str, name: str) -> Path:
@@ -120,7 +120,7 @@ class KeptListing:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, no other process of this machine lists the same folder."""
+        """While this context is open, no other process of this machine lists the same folder."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / f"{self.key}.lock").open("a")
@@ -128,6 +128,6 @@ class KeptListing:
             yield
             return
         with file:
-            with contextlib.suppress(OSError):  # where the file system knows no locks
+            with contextlib.suppress(OSError):  # the file system may not support locks
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -1,4 +1,4 @@
-"""Random numbers in the shape of a training batch, for measuring steps where no data is at hand."""
+"""Random numbers in the shape of a training batch, to measure steps where no data is available."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pdp.tasks.task import Task
 
 
 def made_batch(config: Config, task: Task, seed: int = 0) -> dict[str, Tensor]:
-    """`recipe.batch_size` samples as the task's loss takes them, texts and windows of the full length; on the CPU.
+    """`recipe.batch_size` samples as the task's loss takes them, with texts and windows at full length; on the CPU.
 
-    Images are float32 (N, 3, H, W) of mean 0 and deviation 1, tokens and classes int64 and uniform.
+    Images are float32 (N, 3, H, W) with mean 0 and standard deviation 1; tokens and classes are int64, uniformly
+    distributed.
     """
     known: Any = task
     data: Any = config.data

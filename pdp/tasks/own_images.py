@@ -1,4 +1,4 @@
-"""ImageNet or own images under data.root: which part trains, monitors and is measured, and what was found there."""
+"""ImageNet or the user's own images under data.root: which parts serve to train, validate and test."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pdp.tasks.listing import read_listing
 from pdp.tasks.sampling import keeping_split
 from pdp.wording import one_line
 
-TEST_SHARE = 0.2  # of own images that come without a split
-_SHOWN = 10  # names of classes in the banner
+TEST_SHARE = 0.2  # share of the images that becomes the test set if they come without a split
+_SHOWN = 10  # most class names shown in the banner
 
 
 @dataclass
 class FoundImages:
-    """The parts, their classes, how they lie (in words), their sha256 and how many of them cannot be read."""
+    """The parts, their classes, their layout in words, the sha256 of their content, and the unreadable images."""
 
     train: ImagePart | None
     validation: ImagePart | None
@@ -34,9 +34,9 @@ class FoundImages:
 
 
 def read_images(data: Any, otherwise: str | None = None) -> FoundImages:
-    """Finds the images that `data` names; raises `Refusal`. Without a training part they can be measured on.
+    """Finds the images that `data` names; raises `Refusal`. Without a training part they can still be evaluated.
 
-    `otherwise` is where the listing of a large folder is kept if there is no cache that can be written.
+    `otherwise` is the folder for the cached listing of a large folder if the user's cache is not writable.
     """
     imagenet, root = data.name == "imagenet", data.root
     layout = "train/<class>/ and val/<class>/" + ("" if imagenet else " (or test/<class>/), or a folder per class")
@@ -49,7 +49,7 @@ def read_images(data: Any, otherwise: str | None = None) -> FoundImages:
         found = _hold_out(root, whole)
         words += f", {TEST_SHARE * 100:g} % of each class held out as the test set by a fixed split"
     train, val = found.get("train"), found.get("val")
-    test = None if imagenet else found.get("test")  # ImageNet's has no labels
+    test = None if imagenet else found.get("test")  # ImageNet's test part has no labels
     test, val = (test, val) if test is not None else (val, None)
     if test is None:
         cure = ""
@@ -76,5 +76,5 @@ def _hold_out(root: str, whole: ImagePart) -> dict[str, ImagePart]:
 
 
 def say_classes(names: Sequence[str]) -> str:
-    """'cat, dog' for a banner, the first of many."""
+    """The class names for the banner, for example 'cat, dog'; only the first ones if there are many."""
     return ", ".join([one_line(name) for name in names[:_SHOWN]] + ["..."] * (len(names) > _SHOWN))

@@ -1,4 +1,4 @@
-"""A model of the user's own: called with the class count where it takes one, and proved by one forward."""
+"""A model of the user's own: made with the number of classes if it accepts it, and tested by forward passes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OTHER_COUNTS = ("n_classes", "nclasses", "classes", "num_class", "n_class", "nu
 
 
 def check_own(model: ModelConfig) -> None:
-    """Raises `Refusal` where the dotted path names nothing that could make a model."""
+    """Raises `Refusal` if the dotted path does not name something that can make a model."""
     with _settings_kept():
         found = locate(model.name)
     if isinstance(found, ModuleType):
@@ -37,7 +37,7 @@ def check_own(model: ModelConfig) -> None:
 
 
 def build_own(model: ModelConfig, classes: int) -> nn.Module:
-    """What `model.name` gives for `model.arguments`, fp32 on the CPU; raises `Refusal` for what is no model."""
+    """The result of calling `model.name` with `model.arguments`, fp32 on the CPU; raises `Refusal` if no model."""
     check_own(model)
     arguments = {str(key): value for key, value in dict(model.arguments).items()}
     if _COUNT in arguments:
@@ -59,7 +59,7 @@ def _call(name: str, maker: Any, arguments: dict[str, Any], classes: int) -> Any
         try:
             return maker(**arguments, **{_COUNT: classes})
         except TypeError as error:
-            # **kwargs may go on to something that has no such argument.
+            # A function with **kwargs may pass them to another one that does not accept this argument.
             if takes == "yes" or _COUNT not in str(error):
                 raise _unsuited(name, maker, arguments | {_COUNT: classes}, error) from None
         except Exception as error:
@@ -71,7 +71,7 @@ def _call(name: str, maker: Any, arguments: dict[str, Any], classes: int) -> Any
 
 
 def _takes_count(maker: Any) -> str:
-    """yes, no, or by **kwargs, maybe."""
+    """Whether the function accepts the number of classes: "yes", "no", or "maybe" (by **kwargs)."""
     try:
         parameters = inspect.signature(maker).parameters.values()
     except (TypeError, ValueError):
@@ -92,10 +92,10 @@ def _unsuited(name: str, maker: Any, arguments: dict[str, Any], error: Exception
 
 
 def prove(network: nn.Module, model: ModelConfig, example: Tensor, classes: int) -> None:
-    """One forward of two samples as in evaluation and one as in training, which leave the model as it was.
+    """Tests the model with two samples, in evaluation mode and in training mode; leaves it unchanged otherwise.
 
-    Raises `Refusal` where it does not take the data's images or does not give one float for each class. Layers that
-    take their sizes from their first input get them here.
+    Lazy layers, which take their sizes from their first input, get them here. Raises `Refusal` if the model does not
+    accept the data's images or does not return one float per class.
     """
     pair = torch.cat([example, torch.randn(example.shape, generator=torch.Generator().manual_seed(0))])
     buffers: dict[str, Tensor] = {}
@@ -103,7 +103,8 @@ def prove(network: nn.Module, model: ModelConfig, example: Tensor, classes: int)
         try:
             for training in (False, True):
                 if training:
-                    # Training moves BatchNorm's statistics; the first forward has made what is made late.
+                    # A forward pass in training mode changes BatchNorm's statistics. They are copied only now, because
+                    # the first pass has created the buffers of lazy layers.
                     buffers = {key: value.clone() for key, value in network.named_buffers()}
                 _check_output(_run(network.train(training), model, pair, training), model, classes, training)
         finally:
@@ -161,7 +162,7 @@ def _parameters_of(name: str) -> list[str]:
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """What the user's code sets for the whole process while a model is made (a default type, say) ends with it."""
+    """Undoes process-wide settings (a default dtype, say) that the user's code makes while creating a model."""
     dtype, gradients, threads = torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads()
     device = torch.get_default_device()
     try:

@@ -1,4 +1,4 @@
-"""Own tables of texts: which columns count, how classes are called, and what is held out where no file is named."""
+"""The user's own tables of texts: which columns are used, which classes there are, and what is held out for testing."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from pdp.tasks.sampling import keeping_split
 from pdp.tasks.tables import read_table
 from pdp.wording import one_line
 
-TEST_SHARE = 0.2  # of the training rows where no test file is named
-_MANY = 20  # classes from which on a column looks like one that has another value in each row
-_DECIMAL_COMMA = re.compile(r"^\s*([+-]?\d+),(\d{1,2})\s*$")  # 1,000 may be a thousand, and is none
+TEST_SHARE = 0.2  # share of the training rows that becomes the test set if no test file is given
+_MANY = 20  # a column with more different values may not be a column of classes
+_DECIMAL_COMMA = re.compile(r"^\s*([+-]?\d+),(\d{1,2})\s*$")  # not 1,000, which may mean one thousand
 _KEYS = ("train", "validation_file", "test")
 
 
 @dataclass
 class OwnTexts:
-    """The parts of an own table; `labels` are the classes in the order of their numbers, none for a score."""
+    """The parts of a user's table; `labels` are the class names in the order of their numbers, empty for a score."""
 
     train: Examples | None
     validation: Examples | None
     test: Examples
     labels: tuple[str, ...]
     notes: list[str] = field(default_factory=list)
-    shift: float = 0.0  # a score is learnt as (score - shift) / scale
+    shift: float = 0.0  # the model learns (score - shift) / scale
     scale: float = 1.0
 
 
 def read_own_texts(data: Any) -> OwnTexts:
-    """Reads the files that `data` names; raises `Refusal`, one line, naming the key to change."""
+    """Reads the files that `data` names; raises `Refusal`, in one line that names the key to change."""
     paths = {key: _place(data, key) for key in _KEYS if getattr(data, key)}
     _check_apart(paths)
     tables = {key: _columns(data, key, path) for key, path in paths.items()}
@@ -84,7 +84,7 @@ def _check_apart(paths: dict[str, Path]) -> None:
 
 
 def _columns(data: Any, key: str, path: Path) -> tuple[list[list[Any]], list[Any], Counter[str]]:
-    """Texts, targets and what was left out of one file."""
+    """The texts and targets of one file, and a count of the rows left out, by reason."""
     target = data.score or data.label
     table = read_table([path], (*data.text, target), f"data.{key}")
     target_key = "data.score" if data.score else "data.label"
@@ -132,11 +132,11 @@ def _classified(
     named = {key: [None if one is None else one.strip() for one in table[1]] for key, table in tables.items()}
     everything = {one for values in named.values() for one in values if one is not None}
     if everything and all(number(one) is not None for one in everything):
-        # 1, 1.0 and 01 are one class, and 10 comes after 9.
+        # Numeric labels: 1, 1.0 and 01 are the same class, and 10 is sorted after 9.
         named = {key: [None if one is None else _plain(one) for one in values] for key, values in named.items()}
     source = "train" if "train" in tables else "test"
     texts = tables[source][0]
-    # Classes are those of rows that have their texts.
+    # Only rows that have their texts determine the classes.
     seen = Counter(
         one
         for position, one in enumerate(named[source])
@@ -172,7 +172,7 @@ def _check_known(
     data: Any, values: Sequence[str | None], numbers: dict[str, int], paths: dict[str, Path], key: str, source: str
 ) -> None:
     unknown = Counter(one for one in values if one is not None and one not in numbers)
-    # Classes of the training file whose rows all lack a text are left out with these.
+    # In the training file itself, labels are unknown only if all their rows lack a text; those rows are left out.
     if key == source or not unknown:
         return
     names = ", ".join(f"{one_line(name)[:40]} ({count:,} rows)" for name, count in unknown.most_common(3))
@@ -184,7 +184,7 @@ def _check_known(
 
 
 def _hold_out(train: Examples, name: str) -> tuple[Examples, Examples]:
-    """Test and what is left; raises `Refusal` where there are too few rows."""
+    """The held-out test set and the remaining training rows; raises `Refusal` if there are too few rows."""
     kept, held = keeping_split(train.classes, TEST_SHARE, salt=1)
     if not (len(kept) and len(held)):
         raise Refusal(
@@ -196,7 +196,7 @@ def _hold_out(train: Examples, name: str) -> tuple[Examples, Examples]:
 
 
 def number(value: str | None) -> float | None:
-    """The finite number that a text is; None for any other."""
+    """The finite number that a text spells; None for any other text."""
     if value is None or "_" in value:
         return None
     try:

@@ -9,7 +9,7 @@ from torchvision.models.resnet import BasicBlock
 
 
 class PaddedShortcut(nn.Module):
-    """The parameter-free shortcut (option A): every other pixel, new channels zero."""
+    """The parameter-free shortcut (option A): every second pixel, and zeros for the new channels."""
 
     def __init__(self, new_channels: int):
         super().__init__()
@@ -22,10 +22,10 @@ class PaddedShortcut(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """Three stages of three basic blocks, 16, 32 and 64 channels; images of any size from 1x1.
+    """Three stages of three basic blocks with 16, 32 and 64 channels; accepts images of any size from 1x1.
 
-    `shortcut`: "projection", a 1x1 convolution with batch norm where the size changes (option B; 272,474 parameters
-    at 10 classes), or "pad" (option A; 269,722).
+    `shortcut` is "projection", a 1x1 convolution with batch norm where the size changes (option B; 272,474 parameters
+    at 10 classes), or "pad" (option A; 269,722 parameters).
     """
 
     def __init__(self, num_classes: int = 10, shortcut: str = "projection"):

@@ -1,4 +1,4 @@
-"""Which samples make a batch, and all random draws of the data, as pure functions of (seed, epoch, sample index)."""
+"""Which samples form a batch, and all random draws of the data, as pure functions of (seed, epoch, sample index)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Sampler
 from pdp.errors import Refusal
 from pdp.ranks import process_count
 
-SPLIT_SEED = 20230519  # never the run's seed: every run of a study holds out the same samples
-_ORDER, _DRAW, _SPLIT, _LIMIT = range(1, 5)  # streams: no draw of one kind repeats another's
+SPLIT_SEED = 20230519  # not the run's seed, so that every run of a study holds out the same samples
+_ORDER, _DRAW, _SPLIT, _LIMIT = range(1, 5)  # separate streams, so that draws of one kind never repeat those of another
 
-Key = tuple[int, int]  # (epoch, index): the epoch travels with the index, so it reaches worker processes
+Key = tuple[int, int]  # (epoch, index); the epoch is part of the key so that worker processes know it
 
 
 def hashed(*parts: Any) -> np.ndarray:
@@ -31,18 +31,21 @@ def hashed(*parts: Any) -> np.ndarray:
 
 
 def uniforms(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
-    """`count` draws from [0, 1) for each sample, float64 (samples, count), from (seed, epoch, index) alone."""
+    """`count` draws from [0, 1) for each sample, float64 (samples, count), a function of (seed, epoch, index) alone."""
     words = hashed(seed, _DRAW, epochs[:, None], indices[:, None], np.arange(count)[None, :])
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of an epoch's samples, int64 (count,), from (seed, epoch) alone."""
+    """The order of the samples in an epoch, int64 (count,), a function of (seed, epoch) alone."""
     return np.argsort(hashed(seed, _ORDER, epoch, np.arange(count)), kind="stable")
 
 
 def stratified_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted positions (kept, held out): floor(share * n + 0.5) held out, every class in proportion to within one."""
+    """Sorted positions (kept, held out).
+
+    floor(share * n + 0.5) samples are held out, from every class its share to within one sample.
+    """
     order = np.lexsort((hashed(SPLIT_SEED, _SPLIT, salt, np.arange(len(labels))), labels))
     marks = np.floor(np.arange(len(labels) + 1) * share + 0.5)
     chosen = np.diff(marks) > 0
@@ -50,7 +53,7 @@ def stratified_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[n
 
 
 def keeping_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Like `stratified_split`, but a class of which nothing would be kept keeps one, so that own data can be learnt."""
+    """Like `stratified_split`, but keeps one sample of a class that would lose all, so that it can be learnt."""
     kept, held = stratified_split(labels, share, salt)
     lost = np.setdiff1d(labels[held], labels[kept])
     back = [held[np.argmax(labels[held] == one)] for one in lost]
@@ -58,7 +61,7 @@ def keeping_split(labels: np.ndarray, share: float, salt: int = 0) -> tuple[np.n
 
 
 def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:
-    """Sorted positions of at most `limit` samples, as many of each class as there are, to within one."""
+    """Sorted positions of at most `limit` samples, with equal counts per class as far as there are enough."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
     words = hashed(SPLIT_SEED, _LIMIT, np.arange(len(labels)))
@@ -69,36 +72,37 @@ def balanced_limit(labels: np.ndarray, limit: int | None) -> np.ndarray:
 
 
 def drawn_limit(count: int, limit: int | None) -> np.ndarray:
-    """Sorted positions of at most `limit` of `count` samples, drawn as they come: classes keep their shares."""
+    """Sorted positions of at most `limit` of `count` samples, drawn at random: classes roughly keep their shares."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.sort(np.argsort(hashed(SPLIT_SEED, _LIMIT, np.arange(count)), kind="stable")[:limit])
 
 
 class EpochBatchSampler(Sampler[list[Key]]):
-    """Batches of (epoch, index); shuffled by (seed, epoch) or, without a seed, in order.
+    """Batches of (epoch, index) keys; shuffled by (seed, epoch), or in order if there is no seed.
 
-    A batch is the whole micro-batch of all processes. accelerate splits it when its
-    `DataLoaderConfiguration(split_batches=True, even_batches=False)`: of P ranks, rank k takes the k-th P-th of every
-    batch, so two ranks see together exactly what one process sees. Shuffled, a short last batch is dropped unless it
-    is the only one; in order, it is kept.
+    A batch here is the micro-batch of all processes together. accelerate splits it, with
+    `DataLoaderConfiguration(split_batches=True, even_batches=False)`: of P ranks, rank k takes the k-th of P equal
+    parts of every batch, so the ranks together see exactly the samples that a single process would see. When shuffled,
+    a short last batch is dropped unless it is the only one; in order, it is kept.
 
     Before each pass call `set_epoch(epoch, start_batch)` here, or `pdp.tasks.sampling.set_epoch(loader, ...)`, which
-    finds this sampler however the loader was wrapped. Workers need no telling: each key carries its epoch.
+    finds this sampler however the loader was wrapped. Workers need not be told, because each key carries its epoch.
     """
 
     def __init__(self, count: int, batch_size: int, seed: int | None = None):
         self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.drop_last = seed is not None and count >= batch_size  # read by accelerate
+        self.drop_last = seed is not None and count >= batch_size  # accelerate reads this attribute
         self.epoch = 0
         self.start_batch = 0
         self._told = False
 
     def set_epoch(self, epoch: int, start_batch: int | None = None) -> None:
-        """What the next pass goes through; `start_batch` counts for that pass only (default 0).
+        """Sets the epoch of the next pass; `start_batch` is its first batch and applies to that pass only (default 0).
 
         After a call with a `start_batch`, calls without one are ignored: accelerate makes such a call when a pass
-        begins, with its own count of completed passes, which is wrong after a resume and after a pass cut short.
+        begins, with its own count of completed passes, which is wrong after a resume and after a pass that was cut
+        short.
         """
         if start_batch is None and self._told:
             return
@@ -110,11 +114,11 @@ class EpochBatchSampler(Sampler[list[Key]]):
         return np.arange(self.count) if self.seed is None else permutation(self.seed, epoch, self.count)
 
     def __len__(self) -> int:
-        """Batches in a whole epoch, wherever the next pass starts."""
+        """The number of batches in a whole epoch, even if the next pass starts later in it."""
         return self.count // self.batch_size if self.drop_last else -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        # A generator on purpose: a loader with workers makes two iterators a pass and only draws from the second.
+        # A generator on purpose: a loader with workers creates two iterators per pass and draws only from the second.
         epoch, first, self.start_batch = self.epoch, self.start_batch, 0
         order = self.order(epoch)
         for batch in range(first, len(self)):
@@ -122,7 +126,7 @@ class EpochBatchSampler(Sampler[list[Key]]):
 
 
 def set_epoch(loader: DataLoader[Any], epoch: int, start_batch: int = 0) -> None:
-    """Sets what the next pass over a loader of ours goes through, before or after accelerate's `prepare`."""
+    """Sets the epoch and first batch of the next pass over a loader of ours, before or after accelerate's `prepare`."""
     sampler: Any = loader.batch_sampler
     while not isinstance(sampler, EpochBatchSampler):
         sampler = sampler.batch_sampler
@@ -130,7 +134,7 @@ def set_epoch(loader: DataLoader[Any], epoch: int, start_batch: int = 0) -> None
 
 
 def training_loader(dataset: Any, sampler: EpochBatchSampler, workers: int) -> DataLoader[Any]:
-    """The sampler's batches, its workers kept; raises `Refusal` where a process would have no sample."""
+    """A loader of the sampler's batches with persistent workers; raises `Refusal` if a process would have no sample."""
     processes = process_count()
     if not len(dataset) or (processes > 1 and len(dataset) < sampler.batch_size):
         raise Refusal(
@@ -141,12 +145,12 @@ def training_loader(dataset: Any, sampler: EpochBatchSampler, workers: int) -> D
 
 
 def evaluation_loader(dataset: Any, batch_size: int, workers: int) -> DataLoader[Any]:
-    """Every sample once, in order."""
+    """A loader of every sample, once and in order."""
     return _loader(dataset, EpochBatchSampler(len(dataset), batch_size), workers, persistent=False)
 
 
 def _whole(batch: Any) -> Any:
-    """The collate function of datasets that read whole batches."""
+    """The collate function for data sets that already return whole batches."""
     return batch
 
 
@@ -155,9 +159,9 @@ def _loader(dataset: Any, sampler: EpochBatchSampler, workers: int, persistent: 
         dataset,
         batch_sampler=sampler,
         num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # which shares memory, and how signals are taken
+        multiprocessing_context="fork" if workers else None,  # workers share memory and signal handlers
         collate_fn=_whole,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=persistent and workers > 0,
-        generator=torch.Generator(),  # else each pass draws from the global RNG
+        generator=torch.Generator(),  # without it each pass would draw from the global RNG
     )

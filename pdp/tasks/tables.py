@@ -1,4 +1,4 @@
-"""Tables of texts from files: CSV, TSV, JSON lines and parquet, every value as the text that the file has."""
+"""Tables of texts from files: CSV, TSV, JSON lines and parquet; every value is kept as the text in the file."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pdp.wording import nearest, one_line
 SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 _PARQUET = (".parquet", ".pq")
 _DELIMITERS = (",", ";", "\t", "|")
-Value = str | None  # None: the file has nothing there
+Value = str | None  # None: the file has no value there
 
 
 @dataclass
 class Table:
-    """Columns of equal length by name, their values as texts or None, and how many rows were left out and why."""
+    """Columns of equal length by name, with values as texts or None, and a count of the rows left out, by reason."""
 
     columns: dict[str, list[Value]]
     left_out: Counter[str] = field(default_factory=Counter)
-    twice: frozenset[str] = frozenset()  # names that several columns have, which none of `columns` is
+    twice: frozenset[str] = frozenset()  # names that more than one column has; such columns are not in `columns`
 
     def column(self, names: Sequence[str], place: str, key: str) -> list[Value]:
-        """The first of `names` that there is; raises `Refusal` naming `key`."""
+        """The first of `names` that exists as a column; raises `Refusal` naming `key` if none does."""
         for name in names:
             if name in self.columns:
                 return self.columns[name]
@@ -50,10 +50,11 @@ class Table:
 def read_table(
     paths: Sequence[Path], wanted: Sequence[str], key: str, header: Sequence[str] = (), plain: bool = False
 ) -> Table:
-    """The rows of the files, one after the other; raises `Refusal` naming `key`.
+    """The rows of all files, one file after the other; raises `Refusal` naming `key`.
 
-    Of a CSV file the delimiter is the one that gives the `wanted` columns. `plain` files are as GLUE's: quotes are
-    letters, classes that parquet knows by name are numbers, and `header` names the columns where no line does.
+    The delimiter of a CSV file is the one that yields the `wanted` columns. With `plain` the files are in GLUE's
+    format: quotes are ordinary characters, parquet's class names become numbers, and `header` gives the column names
+    for files without a header line.
     """
     whole = Table({})
     for path in paths:
@@ -92,7 +93,7 @@ def _read(path: Path, wanted: Sequence[str], key: str, header: Sequence[str], pl
 
 
 def _decode(content: bytes) -> str:
-    """UTF-8, or UTF-16 where a mark says so; raises `ValueError` with the line of the first byte that is neither."""
+    """Decodes UTF-8, or UTF-16 with a byte order mark; raises `ValueError` with the line of the first invalid byte."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         return content.decode("utf-16")
     try:
@@ -107,15 +108,15 @@ def _decode(content: bytes) -> str:
 
 
 def _lines(text: str) -> list[list[str]]:
-    """Fields between tabs, a row a line; a carriage return belongs to the line's end."""
+    """One row per line with fields separated by tabs; a carriage return belongs to the line's end."""
     return [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]
 
 
 def _read_delimited(text: str, wanted: Sequence[str], tabs: bool) -> Table:
     delimiter = "\t" if tabs else _delimiter(text, wanted)
     if delimiter == "\t":
-        # Most writers of such files put no quotes, and a text may begin with one. Where every line has the header's
-        # fields, they are read so; else quotes may hold tabs and line ends.
+        # Most programs write TSV without quoting, so a text may begin with a quote. If every line then has as many
+        # fields as the header, the file is read that way; otherwise quoted fields may contain tabs and line ends.
         rows = _lines(text)
         if all(len(row) == len(rows[0]) for row in rows):
             return _from_rows([[_unquoted(one) for one in row] for row in rows], delimiter)
@@ -129,7 +130,7 @@ def _read_delimited(text: str, wanted: Sequence[str], tabs: bool) -> Table:
 
 
 def _delimiter(text: str, wanted: Sequence[str]) -> str:
-    """The delimiter by which the header has most of the wanted columns, then the one with most columns."""
+    """The delimiter with the most wanted columns in the header; among equals the one with the most columns."""
     lines = text.lstrip("\ufeff\r\n").splitlines()
     found = {}
     for delimiter in _DELIMITERS:
@@ -142,7 +143,10 @@ def _delimiter(text: str, wanted: Sequence[str]) -> str:
 
 
 def _fields(text: str, delimiter: str) -> list[list[str]]:
-    """Python's own reading of quotes, strictly: one that is never closed would swallow rows; raises `csv.Error`."""
+    """Rows as the csv module reads them in strict mode: a quote left open would swallow the rows after it.
+
+    Raises `csv.Error`.
+    """
     before = csv.field_size_limit(sys.maxsize)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -167,11 +171,11 @@ def _from_rows(rows: list[list[str]], delimiter: str, header: Sequence[str] = ()
     left_out: Counter[str] = Counter()
     for row in rows:
         if len(row) > len(names) and not any(one.strip() for one in row[len(names) :]):
-            row = row[: len(names)]  # delimiters at the end of a line
+            row = row[: len(names)]  # extra delimiters at the end of a line
         if len(row) == len(names):
             whole.append(row)
         else:
-            # Which field is whose is not known: a label might be another column's text.
+            # It is unknown which field belongs to which column: a label might be another column's text.
             left_out["too many fields" if len(row) > len(names) else "too few fields"] += 1
     twice = {name for name, count in Counter(names).items() if count > 1}
     columns: dict[str, list[Value]] = {}
@@ -185,7 +189,7 @@ def _from_rows(rows: list[list[str]], delimiter: str, header: Sequence[str] = ()
 
 
 def _json_records(text: str) -> list[dict[str, Any]]:
-    """Records a line, or one list of them; numbers stay as they are written."""
+    """One record per line, or one list of records; numbers stay as they are spelled in the file."""
 
     def loads(part: str) -> Any:
         return json.loads(part, parse_float=str, parse_int=str, parse_constant=lambda _: None)
@@ -221,7 +225,7 @@ def _read_parquet(path: Path, wanted: Sequence[str], plain: bool) -> Table:
         known = [name for name in schema.names if name in wanted] or schema.names
         table = pq.read_table(path, columns=known)
         features = Features.from_arrow_schema(schema)
-    except Exception as error:  # pyarrow raises many kinds for damaged files
+    except Exception as error:  # pyarrow raises many types of exceptions for damaged files
         raise ValueError(f"{type(error).__name__}: {one_line(error)}") from None
     columns = {}
     for name in known:
@@ -235,7 +239,7 @@ def _read_parquet(path: Path, wanted: Sequence[str], plain: bool) -> Table:
 
 
 def texts_of(values: Iterable[Any]) -> list[Value]:
-    """Values as texts: whole numbers without a point, None for NaN; lists and records stay as they are."""
+    """Values as texts: whole numbers without a decimal point, NaN as None; lists and records stay as they are."""
     return [_text(one) for one in values]
 
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of a task: model, data, loss and metric in one place."""
+"""What the trainer needs from a task: model, data, loss and metric, in one place."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ Batch = dict[str, Tensor]
 
 @dataclass
 class Outputs:
-    """What a model says of a micro-batch: one row of `logits` for every sample or token that the loss counts.
+    """A model's outputs for a micro-batch: one row of `logits` for every sample or token that the loss counts.
 
-    `logits` is (N, classes), `hidden` and `attentions` one tensor per block where they were asked for, without padding.
+    `logits` is (N, classes). `hidden` and `attentions` have one tensor per block where they were asked for, without
+    padding.
     """
 
     logits: Tensor
@@ -27,7 +28,7 @@ class Outputs:
 
 
 def say_limit(limit: int | None, what: str) -> str:
-    """What data.limit did to classes; empty without one."""
+    """A sentence that says how data.limit affects the classes; empty without a limit."""
     if limit is None:
         return ""
     return (
@@ -36,7 +37,7 @@ def say_limit(limit: int | None, what: str) -> str:
 
 
 def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Whether classes are the same in the same order, as far as is known: shards may have but numbers for them."""
+    """Whether two lists of classes are the same in order, as far as known: shards may have only class numbers."""
     plain = [str(number) for number in range(len(first))]
     if not first or not second or (len(first) == len(second) and plain in (list(first), list(second))):
         return True
@@ -44,46 +45,46 @@ def same_classes(first: Sequence[str], second: Sequence[str]) -> bool:
 
 
 class Task(ABC):
-    """Model, data, loss and metric of one kind of problem; the trainer knows nothing else of any of them."""
+    """Model, data, loss and metric of one kind of problem; the trainer uses nothing else of them."""
 
-    metric_name: str  # fractions in [0, 1]
+    metric_name: str  # the metrics are fractions in [0, 1]
     higher_is_better: bool = True
-    upper_bound: float | None = None  # of the metric; schedule.warmup=auto starts after 5 epochs over half of it
+    upper_bound: float | None = None  # of the metric; schedule.warmup=auto begins after 5 epochs above half of it
     exclude: tuple[str, ...] = ()  # fnmatch patterns of layers that this task never prunes
     data_name: str
-    notes: list[str]  # what the user should read once: a classifier made anew, for one
+    notes: list[str]  # sentences to show the user once, such as that a classifier was re-initialised
 
     @property
     def unreadable(self) -> list[str]:
-        """Files that were left out of the data, by name."""
+        """The names of the files that were left out of the data."""
         return []
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes of own data by their numbers, as folders or tables name them; empty where they are fixed."""
+        """The class names of the user's own data, by class number; empty for data with fixed classes."""
         return ()
 
     def recall(self, class_names: Sequence[str]) -> None:  # noqa: B027
-        """Takes the classes that a finished run's record names, for a model of it where its data is not at hand."""
+        """Sets the classes named in a finished run's record, so that its model can be built without its data."""
 
     @property
     @abstractmethod
     def data_note(self) -> str:
-        """A sentence for the banner: what the data is and how much of it there is."""
+        """A sentence for the banner that says what the data is and how much of it there is."""
 
     @property
     @abstractmethod
     def data_fingerprint(self) -> str:
-        """The first 16 hex digits of a sha256 of what the data is; raises `RuntimeError` before `open_data`."""
+        """The first 16 hex digits of a sha256 of the data; raises `RuntimeError` before `open_data`."""
 
     @property
     @abstractmethod
     def test_is_validation(self) -> bool:
-        """Whether the test metric is of the samples that also monitored the training."""
+        """Whether the test metric is measured on the same samples as the validation metric during training."""
 
     @abstractmethod
     def open_data(self) -> None:
-        """Opens the data; raises `Refusal` where it is absent or malformed. Dry runs never call it."""
+        """Opens the data; raises `Refusal` if it is missing or malformed. A dry run never calls this."""
 
     @abstractmethod
     def build_model(self) -> nn.Module:
@@ -91,7 +92,7 @@ class Task(ABC):
 
     @abstractmethod
     def example_input(self) -> Any:
-        """Zeros as the model takes them, a batch of one."""
+        """Zeros in the form that the model takes, a batch of one."""
 
     @abstractmethod
     def train_loader(self, batch_size: int, seed: int, augmentation: str, workers: int) -> DataLoader[Any]:
@@ -99,10 +100,10 @@ class Task(ABC):
 
     @abstractmethod
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
-        """Every sample of "validation" or "test" once and in order, the last batch as short as it is."""
+        """Every sample of "validation" or "test" once and in order; the last batch may be short."""
 
     def evaluation_batch(self, batch_size: int, device: str) -> int:
-        """Samples of a batch that is only measured, on that type of device, where training takes `batch_size`."""
+        """The batch size for evaluation on this type of device, where training uses `batch_size`."""
         return batch_size
 
     def loss(self, model: nn.Module, batch: Batch, label_smoothing: float) -> Tensor:
@@ -111,7 +112,7 @@ class Task(ABC):
 
     @abstractmethod
     def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
-        """The model's forward; `detailed` asks for hidden states and attentions, where the model has any."""
+        """The model's forward pass; `detailed` asks for hidden states and attentions, if the model has any."""
 
     @abstractmethod
     def loss_of(self, outputs: Outputs, batch: Batch, label_smoothing: float) -> Tensor:
@@ -119,12 +120,12 @@ class Task(ABC):
 
     @abstractmethod
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """What `metrics` needs of every sample: tensors with samples first, among them int64 "index"."""
+        """What `metrics` needs about every sample: tensors with samples first, one of them int64 "index"."""
 
     @abstractmethod
     def metrics(self, observations: dict[str, np.ndarray]) -> dict[str, float]:
-        """Metrics over all samples at once, sorted by index; has `metric_name` and "loss"."""
+        """The metrics over all samples, sorted by index; includes `metric_name` and "loss"."""
 
     @abstractmethod
     def sizes(self) -> dict[str, int]:
-        """The number of samples in train, validation (0: the test set monitors) and test."""
+        """The number of samples in train, validation (0 if the test set serves as validation) and test."""

@@ -31,7 +31,7 @@ from pdp.tasks.sampling import (
 )
 from pdp.tasks.task import Batch, Outputs, say_limit
 from pdp.tasks.text_task import TextTask
-from pdp.tasks.text_tokenizer import encode, find_tokenizer, train_word_pieces
+from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of, train_word_pieces
 from pdp.wording import one_line
 
 _SHOWN = 10  # names of classes in the banner
@@ -138,6 +138,7 @@ class TextClassificationTask(TextTask):
             return train_word_pieces([*of_training.first, *(of_training.second or [])], self.data.vocabulary)
 
         self.tokenizer, self._tokenizer_note = find_tokenizer(self.data.tokenizer, self.checkpoint, train_tokenizer)
+        padding_of(self.tokenizer, self.tokenizer_named)
         limit, share = self.data.limit, self.data.validation
         if train is not None and validation is None and share:
             split = keeping_split if source == "table" else stratified_split
@@ -151,6 +152,7 @@ class TextClassificationTask(TextTask):
         if validation is not None and share:
             self._parts["validation"] = self._encode([validation.chosen(drawn_limit(len(validation), limit))])
         self._parts["test"] = self._encode([part.chosen(drawn_limit(len(part), limit)) for part in measured])
+        check_known(self.tokenizer, self._parts["test"].ids, self.tokenizer_named)
         arrays = [array for part in self._parts.values() for array in (part.ids, part.types, part.starts, part.labels)]
         if self.data.source == "table":
             names = json.dumps([self.labels, self._own_notes[-1:] if self.regression else []])

@@ -63,15 +63,22 @@ class Texts(Dataset[dict[str, Tensor]]):
 class Windows(Dataset[dict[str, Tensor]]):
     """Windows of one row of tokens: window i begins at starts[i]; its tokens before counted[i] are context alone.
 
-    `words` of the whole text come with its first window. Where all windows are alike, as in training, batches have no
+    `words` and `size` (bytes) of the whole text come with its first window. Where all windows are alike, as in training, batches have no
     labels: every token but the first is counted.
     """
 
     def __init__(
-        self, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, counted: np.ndarray, padding: int, words: int = 0
+        self,
+        ids: np.ndarray,
+        starts: np.ndarray,
+        ends: np.ndarray,
+        counted: np.ndarray,
+        padding: int,
+        words: int = 0,
+        size: int = 0,
     ):
         self.ids, self.starts, self.ends, self.counted, self.padding = ids, starts, ends, counted, padding
-        self.words = words
+        self.words, self.size = words, size
         self.alike = bool((counted == starts + 1).all() and len(np.unique(ends - starts)) == 1)
 
     def __len__(self) -> int:
@@ -99,7 +106,8 @@ class Windows(Dataset[dict[str, Tensor]]):
             ids[row, :length] = self.ids[start : self.ends[index]]
             first = max(int(self.counted[index] - start), 1)
             labels[row, first:length] = ids[row, first:length]
-        arrays = {"input_ids": ids, "words": np.where(indices == 0, self.words, 0), "index": indices}
+        arrays = {"input_ids": ids, "index": indices}
+        arrays |= {"words": np.where(indices == 0, self.words, 0), "bytes": np.where(indices == 0, self.size, 0)}
         if not self.alike:
             arrays["labels"] = labels
         return {name: torch.from_numpy(values) for name, values in arrays.items()}
@@ -111,11 +119,14 @@ def training_windows(ids: np.ndarray, context: int, padding: int) -> Windows:
     return Windows(ids, starts, starts + context, starts + 1, padding)
 
 
-def measured_windows(ids: np.ndarray, context: int, stride: int, padding: int, words: int) -> Windows:
-    """Windows that begin `stride` tokens apart and end with the text; each token but the first is counted once."""
+def measured_windows(ids: np.ndarray, context: int, stride: int, padding: int, words: int, size: int = 0) -> Windows:
+    """Windows that begin `stride` tokens apart and end with the text; each token but the first is counted once.
+
+    With a stride of `context` the first of each window is not predicted.
+    """
     starts = np.arange(max(1, -(-max(0, len(ids) - context) // stride) + 1), dtype=np.int64) * stride
     ends = np.minimum(starts + context, len(ids))
-    return Windows(ids, starts, ends, np.r_[starts[:1] + 1, ends[:-1]], padding, words)
+    return Windows(ids, starts, ends, np.r_[starts[:1] + 1, ends[:-1]], padding, words, size)
 
 
 class LengthGroupedSampler(EpochBatchSampler):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from pdp.config.schema import Config
 from pdp.errors import Refusal
+from pdp.tasks.language_heads import positions
 from pdp.tasks.language_models import (
     bare,
     build_transformer,
     checkpoint_of,
     outside_the_blocks,
-    positions,
     showing_attention,
     takes,
 )
@@ -39,6 +39,7 @@ class TextTask(Task):
         self.notes: list[str] = []
         self.tokenizer: Any = None
         self._fingerprint: str | None = None
+        self._end: int | None = None  # the token at which an encoder-decoder reads a text's class
         self._made = False  # noise, as the data is not at hand
 
     @property
@@ -55,6 +56,13 @@ class TextTask(Task):
             digest.update(f"{array.dtype} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
         self._fingerprint = digest.hexdigest()[:16]
+
+    @property
+    def tokenizer_named(self) -> str:
+        """How a refusal names where the tokenizer comes from."""
+        if self.data.tokenizer is not None:
+            return f"data.tokenizer={self.data.tokenizer}"
+        return f"model.pretrained={self.checkpoint}" if self.checkpoint else "the tokenizer made of the training text"
 
     @property
     @abstractmethod
@@ -93,6 +101,8 @@ class TextTask(Task):
                 f"lower {self.length_key}"
             )
         self.exclude = outside_the_blocks(model)
+        if self.labels is not None and getattr(model.config, "is_encoder_decoder", False):
+            self._end = getattr(model.config, "eos_token_id", None)
         self.notes += [note for note in notes if note not in self.notes]
         return model
 
@@ -101,8 +111,11 @@ class TextTask(Task):
         return self.config.dry_run or self.data.noise_if_absent
 
     def example_input(self) -> Tensor:
-        """Token 0 over and over, int64 (1, the longest text)."""
-        return torch.zeros(1, self.length, dtype=torch.int64)
+        """Token 0 over and over, int64 (1, the longest text); it ends as texts do where the model looks for the end."""
+        tokens = torch.zeros(1, self.length, dtype=torch.int64)
+        if self._end is not None:
+            tokens[:, -1] = self._end
+        return tokens
 
     def forward(self, model: nn.Module, batch: Batch, detailed: bool) -> Any:
         """What the transformer gives for a batch; `detailed` adds hidden states and attentions."""

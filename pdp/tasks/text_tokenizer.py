@@ -25,6 +25,20 @@ _OFFLINE = {
     "model.pretrained": "without network give model.pretrained=<a folder that save_pretrained wrote, tokenizer "
     "included>, or model.pretrained=false for random weights and a tokenizer made from the training text",
 }
+_WITHOUT = {
+    "data.tokenizer": "give data.tokenizer=<a folder that has one>",
+    "model.pretrained": "give data.tokenizer=<the folder or hub's name of the tokenizer that it was trained with>",
+}
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "vocab.bpe", "tekken.json", "bpe.codes")
+_VOCABULARY_ENDINGS = (".model", ".spm", ".tiktoken")  # sentencepiece's and tiktoken's
+# What pads where nothing says so, the first that the vocabulary has.
+_PADDING = ("[PAD]", "<pad>", "<|pad|>", "<PAD>", "<|endoftext|>", "</s>", "<eos>", "[SEP]", "[UNK]", "<unk>")
+_BELONGS = 0.5  # share of a vocabulary that must be numbered as in the checkpoint's own
+_UNKNOWN = 0.9  # share of a text's tokens that are unknown, from which on the tokenizer is another text's
+
+
+def _holds_vocabulary(name: str) -> bool:
+    return name in _VOCABULARIES or name.endswith(_VOCABULARY_ENDINGS)
 
 
 def load_tokenizer(source: str, key: str) -> Any:
@@ -39,13 +53,19 @@ def load_tokenizer(source: str, key: str) -> Any:
             return _ready(BertTokenizerFast(vocab=str(path)))
         if path.is_dir():
             names = {entry.name for entry in path.iterdir()}
+            if not any(_holds_vocabulary(name) for name in names):
+                # transformers would make one of a few special tokens, to which every word is unknown.
+                raise Refusal(
+                    f"{key}={source} holds no tokenizer: it must have tokenizer.json, vocab.txt, vocab.json with "
+                    f"merges.txt, or a sentencepiece model; {_WITHOUT[key]}"
+                )
             if names & {"tokenizer.json", "tokenizer_config.json", "config.json"}:
                 return _ready(AutoTokenizer.from_pretrained(path, local_files_only=True))
             if "vocab.txt" in names:
                 return _ready(BertTokenizerFast.from_pretrained(path, local_files_only=True))
             if {"vocab.json", "merges.txt"} <= names:
                 return _ready(GPT2TokenizerFast.from_pretrained(path, local_files_only=True))
-            raise Refusal(f"{key}={source} holds no tokenizer: it must have tokenizer.json, vocab.txt, or vocab.json")
+            return _ready(AutoTokenizer.from_pretrained(path, local_files_only=True))
         offline = not reachable()
         with limited_patience(), cache_alone(offline):
             return _ready(AutoTokenizer.from_pretrained(source, local_files_only=offline))
@@ -61,10 +81,59 @@ def load_tokenizer(source: str, key: str) -> Any:
 def _ready(tokenizer: Any) -> Any:
     if not tokenizer.is_fast:
         raise Refusal(f"{type(tokenizer).__name__} has no fast form: give another data.tokenizer")
+    tokenizer.own_max_length = tokenizer.model_max_length  # which an export says again
     tokenizer.model_max_length = int(1e30)  # the lengths are data.max_length's and data.context's business
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+        known = tokenizer.get_vocab()
+        found = tokenizer.eos_token or tokenizer.unk_token or next((one for one in _PADDING if one in known), None)
+        if found is not None:
+            tokenizer.pad_token = found
     return tokenizer
+
+
+def size_of(tokenizer: Any) -> int:
+    """Rows that an embedding needs for every number the tokenizer gives; numbers may leave gaps."""
+    return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)
+
+
+def padding_of(tokenizer: Any, needed: str | None = None) -> int:
+    """The number that pads, 0 where the tokenizer has none; `needed`, a key, raises `Refusal` there."""
+    number = tokenizer.pad_token_id
+    if number is None and needed is not None:
+        raise Refusal(
+            f"the tokenizer of {needed} has no token to pad with (pad, eos or unk), which texts of several lengths need: "
+            "give data.tokenizer=<a folder whose tokenizer has one>"
+        )
+    return 0 if number is None else int(number)
+
+
+def check_known(tokenizer: Any, ids: np.ndarray, named: str) -> None:
+    """Raises `Refusal` where a text's tokens are mostly unknown to the tokenizer: it is not that of such texts."""
+    size, unknown = len(tokenizer), tokenizer.unk_token_id
+    special = set(tokenizer.all_special_ids)
+    counted = ids[~np.isin(ids, [one for one in special if one != unknown])]
+    share = float(np.mean(counted == unknown)) if len(counted) and unknown is not None else 0.0
+    alone = size <= max(1, len(special))
+    if alone or share > _UNKNOWN:
+        knows = "has special tokens alone" if alone else f"does not know {share:.1%} of the text's tokens"
+        raise Refusal(
+            f"{named}: its tokenizer of {size:,} entries {knows}, so that nothing could be learnt: give "
+            "data.tokenizer=<one that has the words>"
+        )
+
+
+def check_belongs(tokenizer: Any, named: str, checkpoint: str) -> None:
+    """Raises `Refusal` where the checkpoint's folder has a tokenizer that numbers the same tokens otherwise."""
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir() or not any(_holds_vocabulary(entry.name) for entry in folder.iterdir()):
+        return
+    theirs, ours = load_tokenizer(checkpoint, "model.pretrained").get_vocab(), tokenizer.get_vocab()
+    same = sum(theirs.get(token) == number for token, number in ours.items())
+    if same < _BELONGS * min(len(ours), len(theirs)):
+        raise Refusal(
+            f"data.tokenizer={named} is not the tokenizer of {checkpoint}: {same:,} of its {len(ours):,} entries have "
+            "the number that the weights were trained with; drop data.tokenizer, or give model.pretrained=false"
+        )
 
 
 def train_word_pieces(texts: Iterable[str], vocabulary: int) -> Any:
@@ -103,7 +172,10 @@ def find_tokenizer(named: str | None, checkpoint: str | None, train: Callable[[]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if named is not None:
         shown = Path(named).name if Path(named).exists() else named
-        return load_tokenizer(named, "data.tokenizer"), f"tokenizer {shown}"
+        tokenizer = load_tokenizer(named, "data.tokenizer")
+        if checkpoint is not None:
+            check_belongs(tokenizer, named, checkpoint)
+        return tokenizer, f"tokenizer {shown}"
     if checkpoint is not None:
         return load_tokenizer(checkpoint, "model.pretrained"), "the checkpoint's tokenizer"
     tokenizer = train()

@@ -1,4 +1,4 @@
-"""Weights as trainers leave them: read without running code, found in a checkpoint, their wrappers' names off."""
+"""Reads weights from trainers' files: without running code, from anywhere in a checkpoint, under plain names."""
 
 from __future__ import annotations
 
@@ -21,28 +21,29 @@ from pdp.errors import Refusal
 
 KINDS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 INSTEAD = "set model.pretrained to a weights file of this model, or false"
-# Where checkpoints keep weights, the first that is there is taken: averaged ones are what trainers measure.
+# Keys under which checkpoints store weights, in order of preference: averaged weights are the ones that trainers
+# evaluate.
 _PLACES = (
     *("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "model_state_dict_ema", "ema", "averaged"),
     *("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "weights", "params"),
 )
-_DEPTH = 3  # of dictionaries in dictionaries
-# What wraps a model for training puts its own name into those of the weights, in front or between.
+_DEPTH = 3  # nested dictionaries searched
+# Wrappers for training (torch.compile, FSDP, checkpointing) insert their own names into the names of the weights.
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-_COUNTERS = ("n_averaged",)  # of torch's AveragedModel
+_COUNTERS = ("n_averaged",)  # entries of torch's AveragedModel that are no weights
 _OF_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
 class Found:
-    """The weights of a file, and sentences about where in it they were."""
+    """The weights of a file, and sentences that say where in the file they were found."""
 
     state: dict[str, Tensor]
     notes: list[str] = field(default_factory=list)
 
 
 def read_weights(path: str, wanted: Collection[str]) -> Found:
-    """The weights in a file or folder, on the CPU, under the names nearest to `wanted`; raises `Refusal`."""
+    """The weights in a file or folder, on the CPU, under names that match `wanted` best; raises `Refusal`."""
     place = Path(os.path.expanduser(path))
     if place.is_dir():
         return _of_folder(place, path, wanted)
@@ -54,7 +55,7 @@ def read_weights(path: str, wanted: Collection[str]) -> Found:
 
 
 def _of_folder(folder: Path, said: str, wanted: Collection[str]) -> Found:
-    """A folder as the Hugging Face hub has them: one file, or several with an index."""
+    """The weights in a folder in the hub's layout: one file, or several with an index."""
     for name in _OF_A_FOLDER:
         if (folder / name).is_file():
             return find_weights(_load(folder / name, str(folder / name)), said, wanted)
@@ -83,13 +84,13 @@ def _load(place: Path, said: str) -> Any:
             return torch.load(place, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise Refusal(f"model.pretrained={said} {_fault(str(error))}; {INSTEAD}") from None
-    except Exception as error:  # readers raise many kinds for damaged files
+    except Exception as error:  # readers raise many types of exceptions for damaged files
         raise Refusal(
             f"model.pretrained={said} is damaged or no weights file ({type(error).__name__}); {INSTEAD}"
         ) from None
 
 
-# Values that trainers file beside the weights (their options, a best accuracy) and that do nothing when they are read.
+# Types that trainers store beside the weights (their options, a best accuracy). Loading them runs no code.
 _HARMLESS: list[Any] = [
     *(argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.Path),
     *(np.ndarray, np.dtype, np._core.multiarray.scalar, np._core.multiarray._reconstruct),  # type: ignore[attr-defined]
@@ -110,10 +111,11 @@ def _fault(error: str) -> str:
 
 
 def find_weights(loaded: Any, said: str, wanted: Collection[str]) -> Found:
-    """Of what a file holds the weights, whatever is filed beside them; raises `Refusal` where there are none."""
+    """Finds the weights in a file's content, whatever is stored beside them; raises `Refusal` if there are none."""
     places = list(_dictionaries(loaded, ()))
     candidates = [(path, _plain(tensors, wanted)) for path, tensors in places]
-    # Optimizers and the like hold tensors as well: what shares a name with the model is a candidate, if anything does.
+    # Optimizer states and others hold tensors too; if any candidate shares a name with the model, only such candidates
+    # count.
     related = [one for one in candidates if one[1].keys() & set(wanted)] or candidates
     if not related:
         raise Refusal(f"model.pretrained={said} holds no state dict (names to tensors); {INSTEAD}")
@@ -132,15 +134,19 @@ def _words(names: list[str]) -> str:
 
 
 def _rank(path: tuple[str, ...], state: Mapping[str, Tensor], wanted: Collection[str]) -> tuple[int, int, int]:
-    """Best first: a known place, in their order; else what shares most names with the model."""
+    """The sort key of a candidate; the best one is the smallest.
+
+    Candidates with at least half of the model's names come first, then known places in their order of preference, then
+    those that share more names with the model.
+    """
     shared = len(state.keys() & set(wanted))
     known = min((_PLACES.index(part) for part in path if part in _PLACES), default=len(_PLACES) if path else 0)
-    # Half of the model at least: a file of several networks may share a few names with it everywhere.
+    # At least half of the names: in a file with several networks, each may share a few names with the model.
     return (0 if shared * 2 >= len(wanted) else 1, known, -shared)
 
 
 def _dictionaries(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Every dictionary of names to tensors inside, with the keys that lead to it."""
+    """Every dictionary of names to tensors inside `value`, with the keys that lead to it."""
     if isinstance(value, torch.nn.Module) or not isinstance(value, Mapping) or len(path) > _DEPTH:
         return []
     tensors = {key: one for key, one in value.items() if isinstance(key, str) and isinstance(one, Tensor)}
@@ -152,7 +158,7 @@ def _dictionaries(value: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ..
 
 
 def _plain(tensors: Mapping[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
-    """The tensors without the names of what wrapped the model, and without a name that all of them begin with."""
+    """The tensors, with the names of training wrappers removed, and any prefix that all names share."""
     names = set(wanted)
     state = {key: value for key, value in tensors.items() if key not in _COUNTERS or key in names}
     if not state.keys() & names or any(part in _WRAPPERS for key in state for part in key.split(".")):
@@ -169,13 +175,13 @@ def _unwrapped(key: str, names: set[str]) -> str:
     if key in names:
         return key
     short = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
-    # "module" is a name that a model's own parts can have too.
+    # A part of the model itself can also be called "module".
     shorter = ".".join(part for part in short.split(".") if part != "module")
     return shorter if shorter in names and short not in names else short
 
 
 def _inside(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
-    """Of weights beside others (a trainer's loss, a teacher) those below the one name that holds the model's."""
+    """If other weights (a loss, a teacher) are stored beside the model's: those below the prefix that matches best."""
     best: dict[str, Tensor] = {}
     for prefix in {key.partition(".")[0] for key in state if "." in key}:
         part = {key[len(prefix) + 1 :]: value for key, value in state.items() if key.startswith(f"{prefix}.")}

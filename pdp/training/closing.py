@@ -1,4 +1,4 @@
-"""The closing table: a run's result beside the dense run of the same cell, and where both lie."""
+"""The closing table: a run's result beside the dense run of the same cell, and the folders of both."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from pdp.training.display import Display
 from pdp.wording import one_line, percent, score
 
 _BYTES = 4  # of a float32
-_NAMES = 10  # of classes that a line holds
+_NAMES = 10  # class names in a line
 
 
 def close(display: Display, config: Config, record: Record, directory: Path) -> None:
-    """Prints the result of a run, what the dense run of its cell reached, and where the run lies."""
+    """Prints a run's result, the result of the dense run of its cell, and the run's folder."""
     alone = (
         record.method == "dense" and record.quantize == "none"
-    ) or config.start.run is not None  # what it went on from is said where it began
+    ) or config.start.run is not None  # the source run was shown at the start
     dense, missing = (None, "") if alone else _dense(config, record)
     show(display, record, dense, directory, missing)
 
 
 def show(display: Display, record: Record, dense: Record | None, directory: Path, note: str = "") -> None:
-    """Prints the table of a record, beside the dense run's where there is one; `note` follows it."""
+    """Prints the table of a record, beside the dense run's if there is one, and `note` below it."""
     part = "validation set, the data has no other labelled one" if record.validation == "test" else "test set"
     quantized = "" if record.quantize == "none" else f", {record.quantize}"
     title = (
@@ -44,14 +44,17 @@ def show(display: Display, record: Record, dense: Record | None, directory: Path
 
 
 def say_renamed(display: Display, record: Record, task: Task) -> None:
-    """Says that own data whose run is found again calls its classes otherwise now; names are no part of what it is."""
+    """Tells the user that the classes of their data had other names when this run, found again, was made.
+
+    Class names are not part of a data set's fingerprint, so the run is still the same.
+    """
     if not same_classes(record.classes, task.class_names):
         names = ", ".join(one_line(name) for name in record.classes[:_NAMES])
         display.say(f"its classes were called {names} then; rerun=true takes the names of now")
 
 
 def close_sweep(directories: Sequence[Path], cells: int) -> None:
-    """Prints one table of a sweep's finished runs, a row a configuration over its seeds."""
+    """Prints one table of a sweep's finished runs, with one row per configuration over its seeds."""
     print_table(make_tables(directories), f"the sweep ({len(directories)} of {cells} finished)")
 
 
@@ -61,12 +64,12 @@ def _dense(config: Config, record: Record) -> tuple[Record | None, str]:
         if found is not None:
             return read_record(found), ""
         return None, f"not compared: there is no dense run of this cell and seed; {command_of(dense_cell(config))}"
-    except Refusal:  # what a run began with may have moved since
+    except Refusal:  # the run that it began with may have been moved since
         return None, ""
 
 
 def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
-    """What is compared, a row each: its name, this run's value, the dense one's."""
+    """The rows of the table: name, this run's value, the dense run's value."""
     name = record.metric_name
 
     def beside(text: str) -> str:
@@ -81,6 +84,9 @@ def rows(record: Record, dense: Record | None) -> list[tuple[str, str, str]]:
             beside(score(name, dense.metric) if dense else ""),
         )
     ]
+    if (bits := record.metrics.get("bits_per_byte")) is not None:
+        other = dense.metrics.get("bits_per_byte") if dense else None
+        found.append(("bits per byte", f"{bits:.4f}", beside("" if other is None else f"{other:.4f}")))
     if quantized:
         found.append((f"{name}, hard, floats", score(name, record.hard), ""))
     if record.method != "dense":
@@ -134,15 +140,15 @@ def _forms(record: Record) -> list[tuple[str, str]]:
 
 
 def _pruning_began(record: Record) -> str:
-    """When the weights before pruning were taken: the schedule's start, or "" where it is not known."""
+    """When the weights before pruning were measured: the schedule's start, or "" if it is not known."""
     start, unit = record.schedule.get("start"), record.schedule.get("unit", "epoch")
     if start is None or not start:
-        return ""  # pruned from the first step on: there is no model before it
+        return ""  # pruned from the first step, so there is no model before it
     return f"after {start} {unit}{'' if start == 1 else 's'}"
 
 
 def size(count: float) -> str:
-    """Bytes as people read them."""
+    """A number of bytes in readable units."""
     for unit in ("bytes", "kB", "MB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What a person sees: the banner, the bar with what counts and the time left, the closing table."""
+"""What the user sees in the terminal: the banner, the progress bar with the current values, and the closing table."""
 
 from __future__ import annotations
 
@@ -11,53 +11,54 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from pdp.wording import duration, percent, score
+from pdp.wording import duration, gone, percent, score
 
-LINE_SECONDS = 30.0  # between two lines where there is no bar
+LINE_SECONDS = 30.0  # between two lines, where there is no bar
 
 
 def stage(phase: str, fraction: float) -> str:
-    """Where pruning is, in words: dense, ramp 40 % (of the way to the target), at target, finished."""
+    """The phase of pruning in words: dense, ramp 40 % (of the way to the target), at target, finished."""
     return {"dense": "dense", "ramp": f"ramp {fraction:.0%}".replace("%", " %"), "full": "at target"}.get(phase, phase)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is known of a run that goes on; `rate` is the optimizer's learning rate, `sparsity` a fraction."""
+    """The state of a running run; `rate` is the optimizer's learning rate, `share` a fraction."""
 
     step: int
-    steps: int  # of the whole run
-    epoch: int  # from 0
+    steps: int  # in the whole run
+    epoch: int  # counted from 0
     epochs: int
-    loss: float  # mean of the epoch so far
+    loss: float  # mean over the epoch so far
     rate: float
-    sparsity: float
+    share: float  # the fraction pruned of what the target counts
     stage: str
     samples_per_second: float
-    samples: str  # what they are: images, texts
+    samples: str  # what a sample is: images, texts
     seconds_left: float
     metric_name: str
-    metric: float | None = None  # the last validation's, of the hard model
+    metric: float | None = None  # of the last validation, of the hard model
     pruned: bool = True
+    target_unit: str = "weight"  # or mac, or channel
 
     def state(self) -> str:
-        """What counts, in a few words: it stands beside the bar."""
+        """The values shown beside the bar, in a few words."""
         words = [f"loss {self.loss:.3f}"]
         if self.metric is not None:
             words.append(f"validation {self.metric_name} {score(self.metric_name, self.metric)}")
         if self.pruned:
-            words.append(f"sparsity {percent(self.sparsity)} ({self.stage})")
+            words.append(f"{gone(self.target_unit)} {percent(self.share)} ({self.stage})")
         words.append(f"{self.samples_per_second:,.0f} {self.samples}/s")
         return ", ".join(words)
 
     def line(self) -> str:
-        """The same with place, rate and time left, as one line of a log."""
+        """The same with the step, the speed and the time left, as one line of a log."""
         place = f"step {self.step:,}/{self.steps:,}, epoch {self.epoch + 1}/{self.epochs}"
         return f"{place}: {self.state()}, rate {self.rate:.3g}, {duration(self.seconds_left)} left"
 
 
 class Display:
-    """Prints on the main process alone; a bar on a terminal, a line every half a minute elsewhere."""
+    """Prints on the main process only: a bar on a terminal, a line every half minute elsewhere."""
 
     def __init__(self, shown: bool = True):
         self.console = Console(quiet=not shown, highlight=False, soft_wrap=True)
@@ -65,11 +66,11 @@ class Display:
         self._said = time.monotonic()
 
     def say(self, text: str) -> None:
-        """One line, beside a running bar too."""
+        """Prints one line, without disturbing a running bar."""
         (self._progress.console if self._progress else self.console).print(text, markup=False)
 
     def start(self, total_steps: int, done_steps: int) -> None:
-        """Shows the bar of a run of `total_steps` optimizer steps."""
+        """Shows the bar of a run of `total_steps` optimizer steps, `done_steps` of which are done."""
         if not self.console.is_terminal or self.console.quiet:
             return
         self._progress = Progress(
@@ -88,7 +89,7 @@ class Display:
         self._progress.start()
 
     def step(self, look: Look, ends: bool = False) -> None:
-        """Moves the bar; where there is none, a line every `LINE_SECONDS` and, with `ends`, at the end of the run."""
+        """Moves the bar, or without one prints a line every `LINE_SECONDS` and, if `ends`, at the end of the run."""
         if self._progress:
             place = f"epoch {look.epoch + 1}/{look.epochs}"
             self._progress.update(self._task, completed=look.step, description=place, state=look.state())
@@ -99,7 +100,7 @@ class Display:
             self.say(look.line())
 
     def stop(self) -> None:
-        """Ends the bar."""
+        """Removes the bar."""
         if self._progress:
             self._progress.stop()
             self._progress = None
@@ -113,7 +114,7 @@ class Display:
         self.stop()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table; the first column left, the others right."""
+        """Prints a table; the first column is aligned left, the others right."""
         table = Table(title=title, title_justify="left")
         for number, column in enumerate(columns):
             table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")

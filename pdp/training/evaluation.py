@@ -1,4 +1,4 @@
-"""Measuring a model: every distinct sample once, in one process or several."""
+"""Evaluates a model: every distinct sample once, in one process or several."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from pdp.errors import Stopped
 from pdp.tasks.task import Task
 
-_HELD = 64  # batches whose observations stay on the device: each fetch waits for it
+_HELD = 64  # batches whose observations stay on the device, because each copy to the host waits for it
 
 
 def _fetched(held: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
@@ -22,7 +22,7 @@ def _fetched(held: list[dict[str, torch.Tensor]]) -> dict[str, np.ndarray]:
 
 
 class AskedToStop(Exception):
-    """A measurement was left because the run is to save itself; what was measured so far is dropped."""
+    """An evaluation was aborted because the run must save itself now; what was measured so far is discarded."""
 
 
 @torch.no_grad()
@@ -35,14 +35,14 @@ def measure(
 ) -> dict[str, float]:
     """The task's metrics of `model` in evaluation mode over `loader`; the same on every process.
 
-    Observations are put in sample order first, so that the number of processes cannot change the result. Raises
-    `Stopped` if a sample was seen twice, and `AskedToStop` where `stop` says so between two batches.
+    Observations are sorted by sample index first, so that the number of processes cannot change the result. `stop` is
+    called between batches. Raises `Stopped` if a sample was seen twice, and `AskedToStop` if `stop` returns True.
     """
     training = model.training
     model.eval()
     parts: list[dict[str, np.ndarray]] = []
     held: list[dict[str, torch.Tensor]] = []
-    # A process may get nothing of the last, short batch: the processes agree before it whether to stop.
+    # Of the last, short batch some processes may get nothing, so they agree whether to stop only before it.
     asked = max(0, len(loader) - 1) if stop and isinstance(loader, Sized) else 0
     try:
         for number, batch in enumerate(loader):

@@ -32,6 +32,7 @@ from pdp.tasks import build_task
 from pdp.tasks.image_data import model_input
 from pdp.tasks.task import Batch, Task
 from pdp.tasks.text_task import TextTask
+from pdp.tasks.text_tokenizer import load_tokenizer
 from pdp.training.assembly import make_model, make_pruner
 from pdp.training.export_measures import Runner, measured, runner_of
 from pdp.training.shipping import read_frozen, save_frozen
@@ -254,6 +255,18 @@ def _torch(run: ExportedRun, folder: Path) -> Written:
     ], runner_of(program)
 
 
+def _tokenizer(task: Task) -> Any:
+    """The tokenizer of a task on texts; where the data is not at hand, from where it was named, None where nowhere."""
+    found = getattr(task, "tokenizer", None)
+    if found is not None or not isinstance(task, TextTask):
+        return found
+    named = (task.data.tokenizer, "data.tokenizer") if task.data.tokenizer else (task.checkpoint, "model.pretrained")
+    try:
+        return load_tokenizer(*named) if named[0] else None
+    except Refusal:
+        return None
+
+
 def _safetensors(run: ExportedRun, folder: Path) -> Written:
     model: Any = run.model
     params, nonzero = count_parameters(run.model)
@@ -262,7 +275,7 @@ def _safetensors(run: ExportedRun, folder: Path) -> Written:
         save_quantized(run.model, run.frozen, folder, _origin(run))
         return [counted, ("loads with", f"load_quantized.py into the plain {run.config.model.name}")], None
     if hasattr(model, "save_pretrained"):
-        return save_transformer(model, getattr(run.task, "tokenizer", None), run.inputs, folder), None
+        return save_transformer(model, _tokenizer(run.task), run.inputs, folder), None
     save_model(run.model, str(folder / "model.safetensors"))
     write_json(folder / "model.json", _origin(run))
     return [counted, ("loads into", f"the plain {run.config.model.name}")], None

@@ -1,4 +1,4 @@
-"""What machines do to a run, as one line and an exit code: full and read-only disks, lost devices and processes."""
+"""Failures of the machine as one line and an exit code: full and read-only disks, lost devices and lost processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOST_DEVICE = ("cuda error", "cuda driver error", "hip error", "cudnn error", "
 
 @contextmanager
 def reported_failures(config: Config) -> Iterator[None]:
-    """Inside, what the machine does wrong is raised as `Refusal` or `Stopped`; our own errors pass as they are."""
+    """Inside this context, failures of the machine become `Refusal` or `Stopped`; our own bugs pass unchanged."""
     try:
         yield
     except (Refusal, Stopped, SavedForRestart):
@@ -60,7 +60,7 @@ def _of_the_device(error: RuntimeError, config: Config) -> Exception | None:
 
 
 def _of_a_transfer(error: Exception) -> Exception | None:
-    """A process that loads data may be gone in the middle of what it hands over."""
+    """The error to report if a loader process died while it was transferring data; None for other errors."""
     trace, inside = error.__traceback__, False
     while trace is not None:
         inside = inside or "multiprocessing" in trace.tb_frame.f_code.co_filename

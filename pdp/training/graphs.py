@@ -1,7 +1,7 @@
-"""recipe.compile=graphs: a training step's forward and backward as CUDA graphs, for nets that wait for the host.
+"""recipe.compile=graphs: runs a training step's forward and backward as CUDA graphs, for nets limited by the host.
 
-A small net's step is hundreds of kernels of a few microseconds, which the host launches more slowly than a GPU runs
-them. The kernels are recorded once and replayed as one launch; they are the same kernels on the same numbers.
+A step of a small net consists of hundreds of kernels of a few microseconds each, which the host launches more slowly
+than a GPU runs them. The kernels are recorded once and then replayed in one launch; they compute exactly the same.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from torch import Tensor, nn
 
 from pdp.pruner.pruner import Pruner
 
-_WARM_UP = 3  # steps before a recording, in which kernels are compiled and chosen
+_WARM_UP = 3  # steps before a recording, in which kernels are compiled and selected
 Batch = dict[str, Tensor]
 
 
 class StepGraphs:
-    """Forward, loss and backward of a batch, recorded for every state of the pruner in which they differ.
+    """Forward, loss and backward of a batch as CUDA graphs, one for every state of the pruner that needs its own.
 
-    What a replay reads changes in place: weights, cuts, masks, temperatures, the batch. What it does not see, numbers
-    of Python and which layers are masked, is in the key of a recording. `usable` says whether a step can be recorded.
+    Tensors that a graph reads are updated in place: weights, cuts, masks, temperatures and the batch. What a graph
+    cannot read anew, Python numbers and which layers are masked, is part of the key under which it is kept. `usable`
+    says whether a run's steps can be recorded.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class StepGraphs:
         self.recorded: dict[Hashable, _Recording] = {}
 
     def backward(self, batch: Batch) -> Tensor:
-        """The loss of the batch, its gradients in the parameters; as eager training would leave them."""
+        """Returns the loss of the batch and leaves its gradients in the parameters, as eager training would."""
         key = self._key(batch)
         if key not in self.recorded:
             if len(self.recorded) >= 8:
@@ -41,11 +42,11 @@ class StepGraphs:
         return self.recorded[key].replay(batch)
 
     def parameters(self) -> list[nn.Parameter]:
-        """All that is trained, a method's extras too."""
+        """All trained parameters, including those of the pruning method."""
         return [one for group in self.optimizer.param_groups for one in group["params"]]
 
     def step(self, batch: Batch) -> Tensor:
-        """What is recorded: the loss and its backward."""
+        """The operations that are recorded: the loss and its backward."""
         loss = self.loss_of(self.model, batch)
         penalty = self.pruner.penalty()
         (loss if penalty is None else loss + penalty).backward()
@@ -71,13 +72,13 @@ class _Recording:
             for _ in range(_WARM_UP):
                 _forget(parameters)
                 steps.step(self.inputs)
-            # The running statistics of a batch that was only tried.
+            # Undo the warm-up steps' changes to running statistics.
             for one, value in zip(buffers, before, strict=True):
                 one.copy_(value)
         torch.cuda.current_stream().wait_stream(beside)
         _forget(parameters)
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads, such as one that pins batches, may go on meanwhile.
+        # Lets other threads, such as one that pins batches in memory, use CUDA during the recording.
         with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.loss = steps.step(self.inputs)
         self.gradients = [(one, one.grad) for one in parameters]
@@ -97,7 +98,7 @@ def _forget(parameters: list[nn.Parameter]) -> None:
 
 
 def usable(config: Any, accelerator: Any, pruner: Pruner, plain_objective: bool) -> bool:
-    """Whether steps are recorded: on one CUDA device, one batch a step, no loss scaling, no teacher, a known method."""
+    """Whether steps can be recorded: one CUDA device, one batch a step, no loss scaling or teacher, a fit method."""
     return (
         config.recipe.compile == "graphs"
         and accelerator.device.type == "cuda"

@@ -1,4 +1,4 @@
-"""What was lost when the mask was made hard: told where it is over half a point, with what closes it."""
+"""The metric lost when the soft mask is made hard; if it is over half a point, the user is told what reduces it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from pdp.config.schema import Config
 from pdp.methods.options import PdpOptions
 from pdp.runs.record import Record
 
-TOLD_FROM = 0.005  # of an accuracy, or of a perplexity's own size
+TOLD_FROM = 0.005  # absolute for an accuracy, relative for a perplexity
 
 
 def lost(metric_name: str, higher_is_better: bool, soft: float, hard: float) -> float:
-    """How much worse the hard model is: in the metric's own points, a perplexity or loss relative to the soft one."""
+    """How much worse the hard model is: the loss of score in [0, 1], or the relative increase of a perplexity."""
     if higher_is_better:
         return soft - hard
     return (hard - soft) / abs(soft) if soft else 0.0
 
 
 def note_gap(record: Record, config: Config, higher_is_better: bool, say: Callable[[str], None]) -> None:
-    """Tells the gap of a run that has ended, in its record and wherever `say` says."""
+    """Notes the gap of a finished run in its record, and passes it to `say`."""
     if note := gap_note(config, record.metric_name, higher_is_better, record.metric_soft, record.hard):
         record.notes.append(note)
         say(note)
 
 
 def gap_note(config: Config, metric_name: str, higher_is_better: bool, soft: float, hard: float) -> str | None:
-    """One sentence for the record and the terminal; None where making the mask hard cost less than half a point."""
+    """One sentence for the record and the terminal; None if making the mask hard cost less than half a point."""
     gap = lost(metric_name, higher_is_better, soft, hard)
     if not gap > TOLD_FROM:
         return None
@@ -38,7 +38,7 @@ def gap_note(config: Config, metric_name: str, higher_is_better: bool, soft: flo
 
 
 def remedy(config: Config) -> str:
-    """Which option closes the gap of this run."""
+    """The option that would reduce the gap of this run."""
     method = config.method
     if not isinstance(method, PdpOptions):
         return "recipe.recalibrate_bn=50 gives the hard model statistics of its own"

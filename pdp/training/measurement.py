@@ -1,4 +1,4 @@
-"""evaluate.py: the test metric, zeros and MACs of a run's hard model, or of pretrained weights without a run."""
+"""For evaluate.py: the test metric, zeros and MACs of a run's hard model, or of pretrained weights without a run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pdp.wording import one_line, percent, score
 
 
 def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
-    """Loads a run's hard weights into the plain model, measures the test metric, and holds it against the record."""
+    """Loads a run's hard weights into the plain model, measures the test metric, and compares it with the record."""
     record = read_record(path)
     config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
     for key, value in overrides.items():
@@ -55,7 +55,7 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
 
 
 def _check_classes(path: Path, record: Record, task: Task) -> None:
-    """Raises `Refusal` where the data has other classes than the run was trained for, whose numbers mean others."""
+    """Raises `Refusal` if the data has other classes than the run was trained for, so that class numbers differ."""
     theirs, ours = record.classes, list(task.class_names)
     if not same_classes(theirs, ours):
         told = "; ".join(
@@ -73,7 +73,7 @@ def _check_classes(path: Path, record: Record, task: Task) -> None:
 
 
 def evaluate(config: Config) -> None:
-    """Measures a model without a run: its pretrained weights on the configured data's test set."""
+    """Measures pretrained weights, without a run, on the test set of the configured data."""
     task = build_task(config)
     task.open_data()
     accelerator = make_accelerator(config)
@@ -129,7 +129,7 @@ def _measure_and_show(
     if hard is not None:
         rows.append((f"{name}, hard, floats", score(name, hard), ""))
     if record:
-        held = [score(key, record.metrics[key]) if key != "loss" else f"{record.metrics[key]:.6f}" for key in metrics]
+        held = [_recorded(record, key) for key in metrics]
         held += [
             f"{record.params:,}",
             f"{record.params_nonzero:,}",
@@ -151,3 +151,10 @@ def _measure_and_show(
     if record:
         same = metrics[name] == record.metric and nonzero == record.params_nonzero
         display.say("agrees with the record" if same else f"DIFFERS from the record: {name} {record.metric!r}")
+
+
+def _recorded(record: Record, key: str) -> str:
+    """A metric of the record as the table shows it; empty where it is older than the metric."""
+    if key not in record.metrics:
+        return ""
+    return score(key, record.metrics[key]) if key != "loss" else f"{record.metrics[key]:.6f}"

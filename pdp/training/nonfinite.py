@@ -1,4 +1,4 @@
-"""recipe.on_nonfinite=skip: an optimizer step whose loss or gradients are not finite leaves everything as it was."""
+"""recipe.on_nonfinite=skip: an optimizer step with a non-finite loss or gradient is skipped and changes nothing."""
 
 from __future__ import annotations
 
@@ -8,35 +8,35 @@ from torch import Tensor, nn
 
 from pdp.errors import Stopped
 
-MOST_IN_A_ROW = 50  # skipped steps after which nothing is expected to heal
+MOST_IN_A_ROW = 50  # consecutive skipped steps after which the run is stopped
 
 
 class SkipGuard:
-    """Looks at each optimizer step before it is taken, which waits for the device."""
+    """Checks every optimizer step before it is taken; the check waits for the device."""
 
     def __init__(self, model: nn.Module, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.buffers = list(model.buffers())  # a forward changes BatchNorm's averages before its loss is known
+        self.buffers = list(model.buffers())  # BatchNorm's averages change before the loss is known
         self.before = [buffer.clone() for buffer in self.buffers]
         self.losses: list[Tensor] = []
 
     @torch.no_grad()
     def begin(self) -> None:
-        """The first micro-batch of an optimizer step comes."""
+        """To be called before the first micro-batch of an optimizer step."""
         self.losses.clear()
         for before, buffer in zip(self.before, self.buffers, strict=True):
             before.copy_(buffer)
 
     def add(self, loss: Tensor) -> None:
-        """A micro-batch's loss."""
+        """Adds a micro-batch's loss."""
         self.losses.append(loss.detach())
 
     @torch.no_grad()
     def is_finite(self, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether every process's losses, and the gradients, are finite; where not, the buffers are as they were."""
+        """Whether the losses of all processes, and the gradients, are finite; if not, restores the model's buffers."""
         sum_of_all = torch.stack(self.losses).sum().float()
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        # With loss scaling gradients overflow as a matter of course, and the scaler skips such steps itself.
+        # With loss scaling, overflowing gradients are normal, and the scaler itself skips such steps.
         if gradients and not self.accelerator.scaler:
             sum_of_all = sum_of_all + torch.nn.utils.get_total_norm(gradients)
         bad = (~sum_of_all.isfinite()).float()
@@ -50,7 +50,7 @@ class SkipGuard:
 
 
 def check_in_a_row(skipped: int, step: int) -> None:
-    """Raises `Stopped` where so many steps running were skipped."""
+    """Raises `Stopped` after `MOST_IN_A_ROW` consecutive skipped steps."""
     if skipped >= MOST_IN_A_ROW:
         raise Stopped(
             f"recipe.on_nonfinite=skip: the last {skipped} steps before step {step} all had a loss or gradients that "

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate: decay on weights only, the rate a stateless function of the step."""
+"""The optimizer and its learning rate: weight decay on weights only, the rate a function of the step alone."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def layer_groups(model: nn.Module, groups: list[dict], rate: float, decay: float) -> list[dict]:
-    """The groups divided by depth, highest rate first: `decay` times the rate from each block to the one below it.
+    """Splits the groups by depth: from each block to the one below it, the learning rate is multiplied by `decay`.
 
-    What comes after the last block of the longest stack (a head) has the whole rate, what comes before the first one
-    (embeddings) the lowest, as in layer-wise rate decay (Howard and Ruder 2018).
+    What comes after the last block of the longest stack of blocks (a head) has the full rate, what comes before the
+    first block (embeddings) the lowest: layer-wise rate decay (Howard and Ruder 2018).
     """
     stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     if not stacks:
@@ -60,9 +60,10 @@ def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimi
     if recipe.layer_decay is not None:
         groups = layer_groups(model, groups, recipe.lr, recipe.layer_decay)
     groups = [group for group in groups if group["params"]]
-    # The decay given here is that of groups added later: a method's trainable extras.
+    # The weight_decay argument below only applies to groups added later: a method's trainable parameters.
     if recipe.optimizer == "adamw":
-        # One pass over each weight: a third of a small language model's step on a CPU was spent here otherwise.
+        # fused updates each weight in one pass; unfused, the optimizer took a third of a small language model's step on
+        # a CPU.
         return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
     return torch.optim.SGD(
         groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
@@ -72,8 +73,9 @@ def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimi
 def rate_factor(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
     """The learning rate at optimizer step `step` (from 0) as a multiple of recipe.lr.
 
-    With `lr_unit` epoch the rate holds for an epoch: (e + 1) / W in W warm-up epochs, then cosine over the epochs left,
-    as in STR's code; with step the same formulas over steps. `lr_schedule` steps: a tenth from each of lr_drops on.
+    With lr_unit=epoch the rate is constant within an epoch: (e + 1) / W in the W warm-up epochs, then a cosine over the
+    remaining epochs, as in STR's code. With lr_unit=step the same formulas count steps. With lr_schedule=steps the rate
+    is divided by ten at each of lr_drops.
     """
     by_epoch = recipe.lr_unit == "epoch"
     moment = step // steps_per_epoch if by_epoch else step
@@ -96,7 +98,7 @@ def rate_factor(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:
 
 
 def make_average(model: nn.Module, recipe: RecipeConfig) -> Any:
-    """The running average of the weights that the recipe asks for; None for none."""
+    """The running average of the weights that the recipe asks for; None if it asks for none."""
     if recipe.ema is None:
         return None
     from timm.utils import ModelEmaV3
@@ -105,7 +107,7 @@ def make_average(model: nn.Module, recipe: RecipeConfig) -> Any:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Scales every group's own initial rate."""
+    """Sets every group's learning rate to its initial one times `factor`."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
         group["lr"] = group["initial_lr"] * factor

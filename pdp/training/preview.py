@@ -1,4 +1,4 @@
-"""The dry run: what a command would train and prune, without training or writing anything."""
+"""The dry run: shows what a command would train and prune, without training or writing anything."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pdp.wording import percent
 
 
 def preview(config: Config, task: Task) -> None:
-    """A dry run: model, prunable layers, budget preview, MACs and schedule; trains nothing, writes nothing."""
+    """Prints the model, its prunable layers, a preview of the budget, MACs and schedule; trains and writes nothing."""
     display = Display()
     model = make_first_model(config, task)
     pruner = make_pruner(config, task, model, steps_in_epoch(config, task))

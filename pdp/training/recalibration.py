@@ -1,4 +1,4 @@
-"""New BatchNorm statistics for a model whose weights have just changed."""
+"""Recomputes BatchNorm's statistics for a model whose weights have just changed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pdp.tasks.task import Task
 
 @torch.no_grad()
 def recalibrate(task: Task, model: nn.Module, loader: Iterable[Any], batches: int) -> int:
-    """Replaces all running statistics by the averages over so many batches; gives how many batches there were.
+    """Replaces all running statistics by averages over at most `batches` batches; returns how many there were.
 
-    Weights stay as they are, and so do the modes; nothing but BatchNorm runs in training mode.
+    Weights and training modes stay as they are. During the passes only BatchNorm is in training mode.
     """
     norms = [one for one in model.modules() if isinstance(one, _BatchNorm) and one.track_running_stats]
     if not norms:
@@ -26,11 +26,11 @@ def recalibrate(task: Task, model: nn.Module, loader: Iterable[Any], batches: in
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
+        norm.momentum = None  # None: a plain average over all batches
         norm.training = True
     seen = 0
     try:
-        # To the loader's end: leaving early would leave it open.
+        # Read to the end, because a loader that is left early stays open.
         for batch in loader:
             if seen < batches:
                 task.observe(model, batch)

@@ -1,7 +1,7 @@
-"""Signals as requests: while a run trains they are noted, and it saves at the next step; a second Ctrl-C ends at once.
+"""Handles signals as requests: a run notes them and saves at its next step; a second Ctrl-C ends it at once.
 
-Signals reach whole process groups: what this process forks meanwhile (the loaders' workers) hears none of them, and
-ends when this process asks it to or is gone.
+Signals go to whole process groups. Processes forked meanwhile (the loaders' workers) block them, and end when this
+process tells them to or has gone.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ from accelerate import Accelerator
 from pdp.errors import SavedForRestart
 
 ALWAYS = (signal.SIGTERM, signal.SIGUSR1)
-UNLESS_IGNORED = (signal.SIGINT, signal.SIGHUP)  # as a shell ignores them for what runs in the background
+UNLESS_IGNORED = (signal.SIGINT, signal.SIGHUP)  # a shell ignores these for background jobs, and so do we
 HANDLED = (*ALWAYS, *UNLESS_IGNORED)
-AGREE_CALLS = 10  # agreeing waits for every process and its device
-AGREE_SECONDS = 2.0  # ... and is not put off for longer than about this where steps are slow
-ONE_PRESS = 1.0  # seconds in which torchrun passes on a Ctrl-C that the terminal has sent already
+AGREE_CALLS = 10  # steps between agreements, each of which waits for every process and its device
+AGREE_SECONDS = 2.0  # about the longest time between agreements where steps are slow
+ONE_PRESS = 1.0  # seconds in which torchrun repeats a Ctrl-C that the terminal has already sent
 INTERRUPTED = 130
-TO_SAVE = 5.0  # seconds that a worker still serves a parent that has asked it to end
-_CLOSE = 0  # on the pipe, where every other byte is a signal's number
+TO_SAVE = 5.0  # seconds that a worker goes on serving a parent that told it to end
+_CLOSE = 0  # sent through the pipe to close it; every other byte is a signal number
 
 _listening: list[StopSignals] = []
 
 
 class StopSignals:
-    """Inside, signals do not kill this process: `noting()` collects them, elsewhere they end it as saved (exit 75).
+    """While this context is open, signals do not kill this process outright.
 
-    Without `own_process`, in somebody's own program, signals are what they were outside of `noting()`, and a second
-    Ctrl-C is Python's KeyboardInterrupt.
+    Inside `noting()` they are collected as requests; elsewhere they end the process as saved (exit code 75). Without
+    `own_process`, that is inside somebody else's program, signals outside of `noting()` do what they did before, and a
+    second Ctrl-C raises KeyboardInterrupt.
     """
 
     def __init__(self, own_process: bool = False) -> None:
         self.own_process = own_process
         self.name = ""
-        self.wanted = False  # whether the main process wants a checkpoint now
-        self.save_now = False  # whether all do: known after `seen`
+        self.wanted = False  # the main process wants a checkpoint now
+        self.save_now = False  # all processes agreed to save one; set by `seen`
         self._noting = False
         self._former: dict[signal.Signals, Any] = {}
         self._pipe: tuple[int, int] | None = None
@@ -65,7 +66,7 @@ class StopSignals:
         _listening.append(self)
         if not self.own_process:
             return self
-        # Python runs a handler between two of its own instructions; the pipe is written at once.
+        # Python runs a handler only between two of its own instructions; the pipe is written immediately.
         self._pipe = os.pipe()
         os.set_blocking(self._pipe[1], False)
         self._former_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
@@ -81,7 +82,7 @@ class StopSignals:
         if self._pipe is not None:
             signal.set_wakeup_fd(self._former_fd)
         for one, former in self._former.items():
-            # A handler that no Python code installed is None.
+            # None stands for a handler that was not installed by Python code.
             signal.signal(one, signal.SIG_DFL if former is None else former)
         if self._pipe is not None:
             os.write(self._pipe[1], bytes([_CLOSE]))
@@ -90,7 +91,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def noting(self) -> Iterator[None]:
-        """Inside, a signal is a request that `seen` tells of."""
+        """While this context is open, a signal is a request that `seen` reports."""
         self._noting = True
         try:
             yield
@@ -104,22 +105,22 @@ class StopSignals:
             self.name = self.name or signal.Signals(number).name
             return
         former = self._former[signal.Signals(number)]
-        if callable(former):  # Ctrl-C's own, or that of a job which notes how its processes ended
+        if callable(former):  # KeyboardInterrupt's, or that of a job that notes how its processes ended
             former(number, frame)
             return
         if not self.own_process:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        # No exception: whatever runs now, the import of a library too, would take it for its own failure.
+        # Not an exception: the code that runs now, such as the import of a library, could take it for its own failure.
         _end(f"{signal.Signals(number).name}: the same command goes on", SavedForRestart.exit_code)
 
-    # ---------------------------------------------------------------- agreeing
+    # ---------------------------------------------------------------- agreement between processes
 
     def seen(self, accelerator: Accelerator, step: int = 0) -> bool:
-        """Whether any process was signalled. Several processes agree on it every few calls, which all of them make.
+        """Whether any process received a signal. Several processes agree on it every few calls, so all must call it.
 
-        With it they agree on `save_now`: whether the main process said that it is `wanted`.
+        They also agree on `save_now`: whether the main process has set `wanted`.
         """
         if accelerator.num_processes == 1:
             self.save_now = self.wanted
@@ -144,7 +145,7 @@ class StopSignals:
 
 
 def _count_interrupts(pipe: int) -> None:
-    """Ends the process at its second Ctrl-C, whatever its main thread is in: a wait for a process that is gone too."""
+    """Ends the process at its second Ctrl-C, whatever its main thread does, even waiting for a lost process."""
     pressed = 0.0
     quick = ONE_PRESS if "TORCHELASTIC_RUN_ID" in os.environ else 0.0
     while received := os.read(pipe, 1):
@@ -161,7 +162,7 @@ def _count_interrupts(pipe: int) -> None:
 
 
 def _end(words: str, code: int) -> None:
-    """Ends this process and the workers it forked, from any thread."""
+    """Ends this process and the workers that it forked; may be called from any thread."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -171,7 +172,7 @@ def _end(words: str, code: int) -> None:
     os._exit(code)
 
 
-# ---------------------------------------------------------------- what is forked meanwhile
+# ---------------------------------------------------------------- processes forked meanwhile
 
 
 def _before_fork() -> None:
@@ -185,11 +186,11 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    """The signals stay blocked, and the parent's SIGTERM, with which multiprocessing ends a process, is looked for."""
+    """In a forked process: keeps signals blocked, and exits when its parent sends SIGTERM, as multiprocessing does."""
     if not _listening:
         return
     _listening.clear()
-    signal.set_wakeup_fd(-1)  # the parent's pipe
+    signal.set_wakeup_fd(-1)  # it writes to the parent's pipe
     threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
 
 
@@ -197,7 +198,7 @@ def _obey(parent: int) -> None:
     while True:
         received = signal.sigwaitinfo(HANDLED)
         if received.si_signo == signal.SIGTERM and received.si_pid == parent:
-            time.sleep(TO_SAVE)  # it may have signalled its whole group, itself too
+            time.sleep(TO_SAVE)  # the parent may be saving, if it signalled its whole group
             os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""What a run begins with: another run's weights, and what is said of zeros that came with any weights."""
+"""The weights that a run begins with: another run's, and a note about zeros in any weights that it begins with."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from pdp.tasks.image_weights import load_weights
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_model
 
-_SOME = 0.01  # of a layer: a trained dense one hardly has an exact zero
+_SOME = 0.01  # of a layer's weights; a trained dense layer hardly has an exact zero
 
 
 def make_first_model(config: Config, task: Task) -> nn.Module:
-    """The model that training begins with: the task's, or with the weights of the run that start.run names."""
+    """The model that training begins with: the task's, with the weights of the run that start.run names, if any."""
     if config.start.run is None:
         return make_model(config, task)
-    pretrained, config.model.pretrained = config.model.pretrained, "false"  # the run's weights follow
+    pretrained, config.model.pretrained = config.model.pretrained, "false"  # the run's weights are loaded below
     try:
         model = make_model(config, task)
     finally:
@@ -49,7 +49,7 @@ def _described(start: Start, config: Config) -> str:
 
 
 def start_of(config: Config) -> dict[str, Any]:
-    """What a record says of the run that its own went on from."""
+    """What the record says about the run that this one continued from."""
     if config.start.run is None:
         return {}
     record = open_start(config.start.run, config.seed).record
@@ -66,7 +66,7 @@ def start_of(config: Config) -> dict[str, Any]:
 
 
 def note_zeros(config: Config, model: nn.Module, pruner: Pruner) -> list[str]:
-    """A sentence where the weights that training begins with have zeros which it will not keep."""
+    """A sentence for the user if the starting weights have zeros that training will not keep."""
     if config.model.pretrained == "false" and config.start.run is None:
         return []
     held = set(pruner.prunable_weights) if pruner.method.locked else set()

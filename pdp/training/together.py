@@ -1,4 +1,4 @@
-"""What the processes of one run do together: the main one decides, all see the same files."""
+"""Coordination of a run's processes: the main process decides, and all see the same files."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import nn
 
 from pdp.errors import Refusal, Stopped
 
-VISIBLE_SECONDS = 120.0  # a network file system may show a renamed file to other machines only after a minute
+VISIBLE_SECONDS = 120.0  # a network file system may take a minute to show a renamed file to other machines
 
 Value = TypeVar("Value")
 
 
 def decided_by_main(accelerator: Accelerator, decide: Callable[[], Value]) -> Value:
-    """What `decide` gives on the main process, on all of them; its `Refusal` or `Stopped` is raised on all."""
+    """Calls `decide` on the main process and returns its result on all; a `Refusal` or `Stopped` is raised on all."""
     if accelerator.num_processes == 1:
         return decide()
     found: list = [None, None]
@@ -37,21 +37,21 @@ def decided_by_main(accelerator: Accelerator, decide: Callable[[], Value]) -> Va
 
 
 def wait_until_visible(path: Path, seconds: float = VISIBLE_SECONDS) -> None:
-    """Waits for a file that another process has put there; raises `Stopped` where it does not show."""
+    """Waits for a file that another process has written; raises `Stopped` if it does not appear."""
     end = time.monotonic() + seconds
     while not path.is_file():
         if time.monotonic() > end:
             raise Stopped(f"{path} was written and cannot be seen from {os.uname().nodename} after {seconds:.0f} s")
         time.sleep(0.2)
         try:
-            os.listdir(path.parent)  # which makes NFS ask the server again
+            os.listdir(path.parent)  # makes NFS ask the server again
         except OSError:
             continue
 
 
 @torch.no_grad()
 def share_buffers(accelerator: Accelerator, *models: nn.Module | None) -> None:
-    """Gives every process the main one's buffers, such as BatchNorm's averages, which are those that are saved."""
+    """Copies the main process's buffers, such as BatchNorm's averages, to every process: those are the ones saved."""
     if accelerator.num_processes == 1:
         return
     for model in models:

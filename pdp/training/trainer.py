@@ -16,8 +16,7 @@ from torch import nn
 
 from pdp.config.schema import Config
 from pdp.distill.objective import Objective
-from pdp.errors import SavedForRestart, Stopped
-from pdp.pruner.alive import live_share
+from pdp.errors import SavedForRestart
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
@@ -26,20 +25,19 @@ from pdp.runs.directory import RunDirectory
 from pdp.schedule.time import Time
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
-from pdp.training.display import Display, Look, stage
+from pdp.training.display import Display
 from pdp.training.evaluation import AskedToStop, measure
 from pdp.training.graphs import StepGraphs, usable
 from pdp.training.losses import Losses
+from pdp.training.measuring import measure_and_file
 from pdp.training.nonfinite import SkipGuard, check_in_a_row
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
-from pdp.training.shipping import save_frozen
+from pdp.training.progress import LOOK_SECONDS, Progress
 from pdp.training.signals import StopSignals
 from pdp.training.step_history import StepHistory
 from pdp.training.together import share_buffers
 from pdp.training.trainer_state import load_state, newest_state, state_of
 from pdp.training.writer import CheckpointWriter
-
-LOOK_SECONDS = 0.5  # between two looks at the loss, each of which waits for the device
 
 
 class Trainer:
@@ -104,8 +102,7 @@ class Trainer:
         self.step_ms: deque[float] = deque(maxlen=2000)
         self.mask_ms: deque[float] = deque(maxlen=2000)
         self.histograms: dict[str, np.ndarray] = {}
-        self._begun = self._shown = (0, time.perf_counter())  # step and time of this start, and of the last look
-        self._speed = 0.0  # steps a second
+        self.progress = Progress(display)
 
     # ---------------------------------------------------------------- the loop
 
@@ -113,8 +110,7 @@ class Trainer:
         """Trains from wherever the state is to the last epoch; raises `Stopped` and `SavedForRestart`."""
         try:
             with self.signals.noting(), self.display:
-                self.display.start(self.total, self.step)
-                self._begun = self._shown = (self.step, time.perf_counter())
+                self.progress.start(self.step, self.total)
                 if self._to_measure:  # a run that was stopped before, or in, a measurement
                     self._measure()
                 for epoch in range(self.epoch, self.recipe.epochs):
@@ -126,6 +122,8 @@ class Trainer:
                     self.save()
                     if epoch + 1 < self.recipe.epochs and self.signals.seen(self.accelerator):
                         self._leave()
+                if not self.total:
+                    self._measure_untrained()
             self.writer.wait()
         finally:
             self.writer.end()
@@ -270,43 +268,7 @@ class Trainer:
         self.directory.write_step(line)
 
     def _look(self, epoch: int) -> None:
-        """Waits for the device, stops on a non-finite loss, moves the bar."""
-        mean = self.losses.mean
-        if not np.isfinite(mean):
-            raise Stopped(
-                f"the loss is {mean} in epoch {epoch + 1} at step {self.step}: lower recipe.lr={self.recipe.lr}, "
-                "give recipe.clip=1.0, a longer recipe.lr_warmup, or leave such steps out: recipe.on_nonfinite=skip"
-            )
-        self._show(mean, epoch)
-
-    def _show(self, loss: float, epoch: int, ends: bool = False) -> None:
-        now = time.perf_counter()
-        step, when = self._shown
-        speed = (self.step - step) / max(now - when, 1e-9)
-        # A look soon after another says little of the speed.
-        if now - when > LOOK_SECONDS and self.step > step:
-            self._shown, self._speed = (self.step, now), speed
-        begun_step, begun = self._begun
-        left = (now - begun) / max(1, self.step - begun_step) * (self.total - self.step)
-        self.display.step(
-            Look(
-                step=self.step,
-                steps=self.total,
-                epoch=epoch,
-                epochs=self.recipe.epochs,
-                loss=loss,
-                rate=self.optimizer.param_groups[0]["lr"],
-                sparsity=self.pruner.share,
-                stage=stage(self.pruner.phase, self.pruner.fraction),
-                samples_per_second=(self._speed or speed) * self.recipe.batch_size,
-                samples="images" if self.config.model.task == "images" else "texts",
-                seconds_left=left,
-                metric_name=self.task.metric_name,
-                metric=self.metric,
-                pruned=self.pruner.method.prunes,
-            ),
-            ends,
-        )
+        self.progress.look(self, epoch)
 
     # ---------------------------------------------------------------- measuring
 
@@ -317,73 +279,26 @@ class Trainer:
         return self.measured < self.step and (self.step % every == 0 or self.step == self.total)
 
     def _measure(self) -> None:
-        """Measures on the validation part and files the line; a signal in it saves and leaves before it."""
-        every, done = self.recipe.soft_every, self.step / self.steps_per_epoch
-        passed = every and done // every > self.measured / self.steps_per_epoch // every
-        soft = None
         try:
-            if self.config.method.name != "dense" and (self.step == self.total or passed):
-                with self.pruner.unquantized():
-                    soft = self.measure(self.validation, self._asked_to_stop)
-            with self.pruner.hard():
-                metrics = self.measure(self.validation, self._asked_to_stop)
+            line = measure_and_file(self, lambda: self.signals.seen(self.accelerator, self.step))
         except AskedToStop:
             self._leave()
-        self.metric = metrics[self.task.metric_name]
-        if self.evaluate_every is not None:
-            self.pruner.note_metric(self.metric)
-        epoch = (self.step - 1) // self.steps_per_epoch
-        self._note_best(epoch)
-        line = {
-            "epoch": epoch,
-            "step": self.step,
-            "loss": self.losses.mean,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "metric": self.metric,
-            "metrics": metrics,
-            "metric_soft": None if soft is None else soft[self.task.metric_name],
-            "sparsity": self.pruner.share,
-            "phase": self.pruner.phase,
-            "layer_shares": {layer.name: layer.pruned / layer.units for layer in self.pruner.layers},
-            "step_ms": median(self.step_ms) if self.step_ms else None,
-            "mask_ms": median(self.mask_ms) if self.mask_ms else None,
-            "seconds": self.seconds,
-        }
-        if self.evaluate_every is not None:
-            line["epochs_done"] = done
-        if self.guard is not None:
-            line["skipped_steps"] = self.losses.skipped
-        if self.accelerator.is_main_process:
-            line |= self.revived.look(self.pruner) | live_share(self.pruner)
-            self.directory.write_history(line)
-            self.tracker.log(line)
-        self.losses.forget()
-        self.measured = self.step
-        self._show(line["loss"], epoch, ends=self.step == self.total)
+        self.progress.show(self, line["loss"], line["epoch"], ends=self.step == self.total)
 
-    def _asked_to_stop(self) -> bool:
-        return self.signals.seen(self.accelerator, self.step)
+    def _measure_untrained(self) -> None:
+        """The one line of the history of a run that trains nothing: the hard model on the validation part."""
+        if self.pruner.method.prunes and not self.pruner.fraction and self.accelerator.is_main_process:
+            self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
+            save_weights(self.model, self.directory.before_pruning)
+            self.keep_histograms("start")
+        self.pruner.at_once()
+        self._measure()
 
     def measure(self, loader: Any, stop: Callable[[], bool] | None = None) -> dict[str, float]:
         """Metrics of the model, or of its running average where there is one."""
         model = self.average.module if self.average else self.model
         share_buffers(self.accelerator, model)
         return measure(self.task, model, loader, self.accelerator, stop)
-
-    def _note_best(self, epoch: int) -> None:
-        """The best measurement counts only at the target sparsity."""
-        if not self.pruner.at_target and self.step < self.total:
-            return
-        sign = 1 if self.task.higher_is_better else -1
-        assert self.metric is not None
-        if self.best is None or sign * self.metric > sign * self.best["metric"]:
-            self.best = {"metric": self.metric, "epoch": epoch, "step": self.step}
-            if self.accelerator.is_main_process:
-                self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
-                with self.pruner.baked(self.average.module if self.average else self.model) as hard_model:
-                    save_weights(hard_model, self.directory.best)
-                    if self.pruner.quantizer is not None:
-                        save_frozen(self.pruner.quantizer.freeze(hard_model), self.directory.best_scales)
 
     # ---------------------------------------------------------------- the state
 

@@ -1,6 +1,6 @@
-"""The trainer's checkpoint: everything that decides how a run goes on, and taking it back.
+"""The trainer's checkpoint: everything that decides how a run continues, and how it is restored.
 
-The trainer imports this, and is known here by what it holds.
+The trainer imports this module, so this module does not import the trainer and takes it as `Any`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _OWN = ("epoch", "batch", "step", "seconds", "metric", "best")
 
 
 def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any]:
-    """Tensors and plain values only; `random_states` are those of all processes."""
+    """The state as tensors and plain values only; `random_states` are those of all processes."""
     return {
         **{key: getattr(trainer, key) for key in _OWN},
         "measured": trainer.measured,
@@ -41,7 +41,7 @@ def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any
 
 
 def load_state(trainer: Any, state: dict[str, Any]) -> None:
-    """Takes back `state_of`, of earlier versions too; raises `Refusal` if it is of another model, method or teacher."""
+    """Restores `state_of`, also of earlier versions; raises `Refusal` if it is of another model, method or teacher."""
     try:
         trainer.model.load_state_dict(state["model"])
     except RuntimeError as error:
@@ -62,7 +62,7 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
         setattr(trainer, key, state[key])
     trainer.losses.load_state_dict(state)
     if "measured" not in state and state["batch"] == 0:
-        trainer.losses.forget()  # such checkpoints were made after a measurement, and kept the losses before it
+        trainer.losses.forget()  # such a checkpoint was saved after an evaluation, with the losses from before it
     trainer.measured = state.get("measured", state["step"])
     trainer.saved = (trainer.step, trainer.measured)
     trainer.step_ms.extend(state["step_ms"])
@@ -73,7 +73,7 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
 
 
 def newest_state(folder: Path, accelerator: Accelerator, report: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest whole checkpoint, the same on every process however late a file shows on its machine."""
+    """The newest complete checkpoint; every process gets the same one, however late its machine shows the file."""
     found: dict[str, Any] = {}
 
     def newest() -> str | None:

@@ -1,4 +1,4 @@
-"""Checkpoints in the background: training waits for the copy to host memory, a thread does the rest."""
+"""Writes checkpoints in the background: training waits only for the copy to host memory, a thread does the rest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pdp.runs.checkpoint import save_checkpoint
 
 
 def on_host(state: Any) -> Any:
-    """A copy of nested dicts and lists whose tensors lie in host memory and share nothing with the original."""
+    """A copy of nested dicts and lists whose tensors are in host memory and share none with the original."""
     copied = _copied(state)
     if torch.cuda.is_initialized():
-        torch.cuda.current_stream().synchronize()  # the copies were only begun
+        torch.cuda.current_stream().synchronize()  # the copies are asynchronous
     return copied
 
 
@@ -33,39 +33,39 @@ def _copied(value: Any) -> Any:
 
 
 class CheckpointWriter:
-    """Writes one checkpoint at a time into `folder`; what goes wrong in its thread is raised at the next call."""
+    """Writes one checkpoint at a time into `folder`; an error in its thread is raised at the next call."""
 
     def __init__(self, folder: Path, minutes: float = 0.0, guard: Callable[[], None] | None = None):
         self.folder, self.minutes = folder, minutes
-        self.guard = guard or (lambda: None)  # raises where this process may no longer write
-        self.copy_seconds = 0.0  # that training waited for the last copy
+        self.guard = guard or (lambda: None)  # raises if this process may no longer write
+        self.copy_seconds = 0.0  # how long training waited for the last copy
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._last = time.monotonic()
 
     @property
     def due(self) -> bool:
-        """Whether `minutes` have passed since the last one, and that one is written; never with 0 minutes."""
+        """Whether `minutes` have passed since the last checkpoint and it is written; never with 0 minutes."""
         return bool(self.minutes) and time.monotonic() - self._last >= 60 * self.minutes and not self.busy
 
     @property
     def busy(self) -> bool:
-        """Whether one is being written."""
+        """Whether a checkpoint is being written."""
         return self._thread is not None and self._thread.is_alive()
 
     def save(self, state: dict[str, Any], step: int) -> None:
-        """Copies the state of optimizer step `step` and begins to write it; waits for an earlier one to be written."""
+        """Copies the state after optimizer step `step` and begins to write it; waits for an earlier one first."""
         self.wait()
         begun = time.perf_counter()
         copied = on_host(state)
         self.copy_seconds = time.perf_counter() - begun
         self._last = time.monotonic()
-        # Not a daemon: an exception elsewhere, and the interpreter's end, leave it time to finish.
+        # Not a daemon thread, so that it can finish after an exception elsewhere or at the interpreter's end.
         self._thread = threading.Thread(target=self._write, args=(copied, step), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last one is written; raises `Stopped` where it could not be."""
+        """Waits until the last checkpoint is written; raises `Stopped` if it could not be written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -74,13 +74,13 @@ class CheckpointWriter:
             raise error
 
     def end(self) -> None:
-        """Until nothing is written any more; what went wrong is dropped, where something else ends the run."""
+        """Waits until nothing is being written; ignores its errors, for use when something else ends the run."""
         if self._thread is not None:
             self._thread.join()
         self._error = None
 
     def check(self) -> None:
-        """Raises what has gone wrong so far, without waiting."""
+        """Raises the error that occurred so far, if any, without waiting."""
         if self._error is not None:
             self.wait()
 
@@ -88,5 +88,5 @@ class CheckpointWriter:
         try:
             self.guard()
             save_checkpoint(self.folder, state, step)
-        except BaseException as error:  # whatever it is, it belongs to the training
+        except BaseException as error:  # any error is passed on to training
             self._error = error

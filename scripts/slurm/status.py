@@ -1,13 +1,13 @@
-"""How far a sweep is: queued, running with epoch and time left, done, failed with its last line.
+"""Shows the progress of a sweep: queued, running with epoch and time left, done, or failed with its last line.
 
     python scripts/slurm/status.py                     the sweep below results/runs that was submitted last
     python scripts/slurm/status.py 1a2b3c4d            by the name that submit.py printed, or by its folder
-    python scripts/slurm/status.py --failed --logs     what did not end well, and where its log lies
+    python scripts/slurm/status.py --failed --logs     what did not end well, and the paths of its logs
 
-States: done; running; queued; saved (it stopped to go on later, and no job of it waits); failed (exit 1 is an error of
-ours, 2 refused, 3 stopped in its work); lost (its job died without a word); missing (submitted, and never started).
-What was never submitted is counted and not listed. The same submit.py command starts again whatever is not done,
-running or queued. Exit codes: 0; 2 refused; 3 no answer of Slurm.
+States: done; running; queued; saved (it stopped in order to be resumed, and none of its jobs is waiting); failed (exit
+code 1 is a bug of ours, 2 refused, 3 stopped in its work); lost (its job died without a message); missing (submitted,
+but never started). Runs that were never submitted are counted but not listed. The same submit.py command starts again
+every run that is not done, running or queued. Exit codes: 0; 2 refused; 3 Slurm did not answer.
 """
 
 from __future__ import annotations

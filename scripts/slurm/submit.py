@@ -4,12 +4,12 @@
     python scripts/slurm/submit.py --sweep baselines model=resnet50 data.root=/data/imagenet --partition gpu
     python scripts/slurm/submit.py --nodes 2 --processes 8 model=resnet50 method=pdp,gmp sparsity=0.9
 
-The words are those of `train.py -m`. Every combination is checked first; where one is refused, it is listed and nothing
-is submitted. The same command again submits only what is neither finished nor in the queue. A run that is preempted,
-or whose time limit is near, saves, goes back into the queue and goes on where it was.
+The arguments are those of `train.py -m`. Every combination is checked first; if one is refused, it is listed and
+nothing is submitted. The same command given again submits only runs that are neither finished nor in the queue. A run
+that is preempted, or whose time limit is near, saves, returns to the queue and is resumed.
 
 The sweep's folder, <output_dir>/.sweeps/<name>, holds the manifest (a line per run), the job scripts, the logs and the
-tables. `scripts/slurm/status.py` tells how far it is. Exit codes: 0 done; 2 refused; 3 Slurm said no.
+tables. `scripts/slurm/status.py` shows its progress. Exit codes: 0 done; 2 refused; 3 Slurm refused.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def make_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Checks, submits, and says what it did."""
+    """Checks, submits, and prints what it did."""
     arguments = make_parser().parse_intermixed_args(argv)
     resources = Resources(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Resources)})
     resources.check()
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def planned(words: Sequence[str], processes: int) -> Plan:
-    """The checked plan, with a bar while it is made."""
+    """The checked plan; shows a progress bar while it is made."""
     from rich.progress import MofNCompleteColumn, Progress
 
     from pdp.cluster.plan import make_plan
@@ -106,7 +106,7 @@ def planned(words: Sequence[str], processes: int) -> Plan:
 
 
 def submitted(folder: SweepFolder, runs: list[Run], resources: Resources, name: str, words: Sequence[str]) -> int:
-    """Submits what is missing; 3 where Slurm took only a part of it."""
+    """Submits the missing runs; returns 3 if Slurm accepted only some of them."""
     from pdp.cluster.plan import tracked_by_wandb
     from pdp.cluster.submission import submit_missing
 

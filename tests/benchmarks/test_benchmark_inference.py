@@ -1,4 +1,4 @@
-"""scripts/benchmark_inference.py: what it writes, beside counts of the models it says it ran; no times are judged."""
+"""scripts/benchmark_inference.py: its output against counts of the models that it names; no times are judged."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The benchmarks: what they time and count is what they say; small runs of each, of their figures and not of speed."""
+"""The benchmarks time and count what they say; small runs of each check their figures, not the speed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The checks of whole models: a few of them, others every day, and whether they see what is wrong."""
+"""The checks of whole models: a few models, different ones every day, and whether the checks notice errors."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""What the tests do with a Slurm: submit, wait for moments, release, kill."""
+"""Helpers for tests with a real Slurm: submit, wait for events, release, kill."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a job does that needs no Slurm: how processes are started and find each other, waiting, a run's state."""
+"""The parts of a job that need no Slurm: how processes are started and find each other, waiting, a run's state."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Sweeps of hundreds of cells: what they cost, and what is listed of them."""
+"""Sweeps of hundreds of cells: the time they take to prepare, and what is listed of them."""
 
 import pytest
 from hydra import compose as hydra_compose

@@ -1,6 +1,6 @@
 """Sweeps through a real Slurm: arrays, kills, preemption, time limits, failing cells, several processes and nodes.
 
-All of it is submitted first and goes on side by side; each test waits for its part.
+All jobs are submitted first and run side by side; each test waits for its own.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""train.py and evaluate.py from outside: help, refusals without torch, sweeps, exit codes."""
+"""train.py and evaluate.py as commands: help, refusals without torch, sweeps, exit codes."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Composition: what the files ask for, who wins, what is normalised, and the way to YAML and back."""
+"""Composition: what the files set, which value wins, what is normalised, and config.yaml written and read back."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Times that do not fit into a run: refused once, with a whole line that fits."""
+"""Times that do not fit into a run: refused once, with a whole command line that fits."""
 
 import shlex
 

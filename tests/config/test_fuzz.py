@@ -1,4 +1,4 @@
-"""Random command lines: each is refused in one line, or gives the configuration that was asked."""
+"""Random command lines: each is refused in one line, or gives the configuration that was asked for."""
 
 from typing import Any
 

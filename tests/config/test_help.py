@@ -1,4 +1,4 @@
-"""The pages of --help: every group, choice and key there is has one, and what is not there is refused."""
+"""The pages of --help: every group, choice and key has one, and anything else is refused."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A run's identity: what moves the hash, what does not, and where the run lies."""
+"""A run's identity: what changes the hash, what does not, and in which folder the run is stored."""
 
 import copy
 import dataclasses

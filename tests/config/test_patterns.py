@@ -1,4 +1,4 @@
-"""prune=nm and prune=channel on the command line: options, what is refused, where the runs lie."""
+"""prune=nm and prune=channel on the command line: options, refusals, and the names of runs."""
 
 import pytest
 

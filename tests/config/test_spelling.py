@@ -1,4 +1,4 @@
-"""Short ways to type things, and letters beyond ASCII, which Hydra's grammar takes in quotes alone."""
+"""Short forms of overrides, and non-ASCII letters, which Hydra's grammar accepts only in quotes."""
 
 import pytest
 

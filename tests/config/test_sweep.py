@@ -1,4 +1,4 @@
-"""Sweep words: the same cells for -m, Slurm and W&B; stored sweeps; W&B's form of one."""
+"""Sweep arguments: the same cells for -m, Slurm and W&B; stored sweeps; W&B's form of a sweep."""
 
 import itertools
 

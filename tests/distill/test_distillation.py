@@ -1,4 +1,4 @@
-"""The loss with a teacher, against formulas in float64, and what a teacher must not touch."""
+"""The loss with a teacher against formulas in float64, and what a teacher must not change."""
 
 import copy
 

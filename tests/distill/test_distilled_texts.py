@@ -1,4 +1,4 @@
-"""Transformers with a teacher: states against the models' own outputs, the cache, tokenizers; POFA in two stages."""
+"""Transformers with a teacher: hidden states against the models' own, the cache, tokenizers; POFA in two stages."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Exports: slim models equal the masked ones, load without this project and train on; ONNX equals torch."""
+"""Exports: slim models equal the masked ones, load without this project and can be trained; ONNX equals torch."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Compiles kernels for an H100 and fails where numbers are not read and written sixteen bytes at a time."""
+"""Compiles kernels for an H100 and fails if they do not read and write sixteen bytes at a time."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The GPU's kernels: on a GPU as they are, elsewhere by Triton's interpreter, which a process must be started with."""
+"""The GPU's kernels: compiled on a GPU, elsewhere by Triton's interpreter, which needs a process started for it."""
 
 import os
 import subprocess

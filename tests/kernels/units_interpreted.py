@@ -1,4 +1,4 @@
-"""Tests of the GPU's kernels for channels, run by Triton's interpreter where there is no GPU (see test_gpu.py)."""
+"""Tests of the GPU's channel kernels, run by Triton's interpreter on machines without a GPU (see test_gpu.py)."""
 
 import itertools
 

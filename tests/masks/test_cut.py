@@ -1,4 +1,4 @@
-"""Cuts and selections against a sort in float64, ties and every count included."""
+"""Cuts and selections against a sort in float64, with ties, for every count."""
 
 import math
 from functools import partial

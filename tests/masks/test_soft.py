@@ -1,4 +1,4 @@
-"""The soft mask and its gradient against the formulas in float64, and against another implementation's numbers."""
+"""The soft mask and its gradient against the formulas in float64, and against the numbers of another implementation."""
 
 import math
 from pathlib import Path

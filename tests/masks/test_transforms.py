@@ -1,4 +1,4 @@
-"""Derivatives of derivatives, and `torch.func`, against differences and against autograd."""
+"""Second derivatives and `torch.func`, against finite differences and against autograd."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The mask of whole units on a layer's tensors: autograd of the plain formula in float64."""
+"""The mask of whole units on a layer's tensors, against autograd of the plain formula in float64."""
 
 import pytest
 import torch

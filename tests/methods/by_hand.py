@@ -1,4 +1,4 @@
-"""A two-layer net in float64, its gradients and SGD written out in numpy, and what all methods' tests count with."""
+"""A two-layer net in float64 with its gradients and SGD in plain numpy, and helpers for the tests of all methods."""
 
 import math
 

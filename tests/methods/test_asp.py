@@ -1,4 +1,4 @@
-"""ASP against float64: the best pattern of each group once, gradients and weights masked ever after, which layers."""
+"""ASP against float64: the best pattern of each group, masked gradients and weights from then on, its layers."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""CHEX against float64: first masks, shares, leverage, what grows back and how much, the masks after the end."""
+"""CHEX against float64: first masks, shares, leverage scores, what regrows and how much, the masks after the end."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""allocation.least_density for every method: no layer learns or is cut below it, at the end and on the way."""
+"""allocation.least_density for every method: no layer falls below it, neither at the end nor during training."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Step-wise magnitude pruning to N:M (gmp with nm) against float64: the ramp's masks, gradients, what comes back."""
+"""Gradual magnitude pruning to N:M against float64: the masks during the ramp, gradients, which weights come back."""
 
 import numpy as np
 import pytest

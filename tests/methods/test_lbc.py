@@ -1,4 +1,4 @@
-"""LBC against float64: scores of all candidates of all groups, their elimination, how many are left at each epoch."""
+"""LBC against float64: scores of all candidates of all groups, their elimination, how many remain at each epoch."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Every method with every pattern of groups that it knows: exact ends; scores, phases and thresholds over groups."""
+"""Every method with every group pattern it supports: exact final counts; scores, phases and thresholds of groups."""
 
 import numpy as np
 import pytest

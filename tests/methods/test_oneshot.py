@@ -1,4 +1,4 @@
-"""One-shot magnitude pruning: dense, one cut over all layers, fine-tuning under its mask."""
+"""One-shot magnitude pruning: dense training, one cut over all layers, fine-tuning under its mask."""
 
 import numpy as np
 from by_hand import (

@@ -1,4 +1,4 @@
-"""One-shot channels by L1 norm (Li et al.) against float64: shares, masks, gradients, momentum, the end."""
+"""One-shot channels by L1 norm (Li et al.) against float64: shares, masks, gradients, momentum, the final model."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""OptG against its equations in numpy: scores, their rate, one cut an epoch, the sigmoid schedule."""
+"""OptG against its equations in numpy: scores, their learning rate, the cuts, the sigmoid schedule."""
 
 import math
 

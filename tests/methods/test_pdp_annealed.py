@@ -1,4 +1,4 @@
-"""PDP's annealed and learned temperatures against float64: every step of a run, every pattern's way to the mask."""
+"""PDP's annealed and learned temperatures against float64: every step of a run, for every pattern."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""PDP's options beside the temperature: how often the cut is found anew, and whether it has a gradient."""
+"""PDP's options other than the temperature: how often the cut is found anew, and whether it has a gradient."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""POFA: what was pruned first is the mask of the fine-tuning, and nothing trains it away."""
+"""POFA: what the first stage pruned is the mask of the fine-tuning, and training does not undo it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""RigL against a loop in numpy: ERK from the start, drop and grow before a step, momentum of what is new."""
+"""RigL against a loop in numpy: ERK from the start, drop and grow before a step, momentum of grown weights."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""SFP against float64: which filters are zero before each epoch, that they train on and grow back, the last cut."""
+"""SFP against float64: which filters are zero before each epoch, that they train and grow back, the final cut."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""SR-STE against float64: the mask of every step, its gradient with the decay of pruned weights, whole steps."""
+"""SR-STE against float64: the mask of every step, its gradient with the pull on pruned weights, whole steps."""
 
 import numpy as np
 import pytest

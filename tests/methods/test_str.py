@@ -1,4 +1,4 @@
-"""STR against its equations in numpy: the threshold's gradient and decay, the shares that follow, the controller."""
+"""STR against its equations in numpy: the threshold's gradient and decay, the resulting shares, the controller."""
 
 import math
 

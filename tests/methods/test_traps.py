@@ -1,11 +1,11 @@
-"""Mistakes that other code bases made: momentum that revives, a best epoch from before the target, a ratio lost."""
+"""Mistakes of other code bases: momentum that revives pruned weights, a best epoch before the target, a lost ratio."""
 
 import pytest
 import torch
 from small_models import batch, case_net, case_pruner, case_step, train_epoch
 from torch import nn
 
-from pdp.training.run import layer_table
+from pdp.training.recording import layer_table
 
 
 def optimizer_of(model, decay=0.0):

@@ -1,4 +1,4 @@
-"""What the methods' authors do around a step that this project once did otherwise, written out from the formulas."""
+"""Details of a step that this project once did differently from the methods' authors, computed from the formulas."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Channels: what is coupled, what the mask reaches, exact zeros, budgets over channels and multiply-adds."""
+"""Channels: which layers are coupled, what the mask covers, exact zeros, budgets over channels and multiply-adds."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Random small nets: masked, finished and slim are one function, or the net is refused in a sentence."""
+"""Random small nets: masked, finalized and slim models compute the same, or the net is refused with a reason."""
 
 import torch
 import torch.nn.functional as F

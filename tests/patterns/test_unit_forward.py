@@ -1,6 +1,7 @@
-"""What the places of a layer share in a forward of the whole model, in every situation that it must survive.
+"""Masks that the weights of a layer share in a forward of the whole model, in every situation that must work.
 
-`model.forward` is called where no forward of the whole model is announced: there each place computes by itself.
+`model.forward` is called directly, so that the pruner is not told of a forward of the whole model: then each weight's
+mask is computed by itself.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What a step finds for all layers at once against each layer by itself."""
+"""What a step computes for all layers at once, against each layer by itself."""
 
 import json
 import math

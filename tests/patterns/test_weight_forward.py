@@ -1,4 +1,4 @@
-"""Small layers masked together in a forward of the whole model: the same numbers as each by itself."""
+"""Small layers masked together in a forward of the whole model: the same numbers as for each layer by itself."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Which weights' gradients pass their masks, against float64 formulas, for every method and pattern."""
+"""Which weights get a gradient through their masks, against float64 formulas, for every method and pattern."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The library alone: the example's loop, from a wheel, beside torch, numpy and pandas and nothing else."""
+"""The library alone, installed from a wheel with only torch, numpy and pandas: the example's loop."""
 
 import re
 

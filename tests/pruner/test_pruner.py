@@ -1,4 +1,4 @@
-"""The life of a pruner in a plain loop: shares, cuts, budgets, state."""
+"""A pruner in a plain training loop: shares, cuts, budgets, state."""
 
 import copy
 import io

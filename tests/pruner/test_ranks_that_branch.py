@@ -1,4 +1,4 @@
-"""Processes that use different layers in a step: extras are averaged all the same."""
+"""Processes that use different layers in a step: the methods' parameters are still averaged."""
 
 import torch
 import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""Weights that a parent reads: the mask acts there as it does in the module's own forward."""
+"""Weights that a parent module reads: there the mask applies as in the module's own forward."""
 
 import copy
 import sys

@@ -1,4 +1,4 @@
-"""Units that came back over the cut, against masks kept whole."""
+"""Units that came back above the cut, against masks kept of every step."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""The hooks in every situation they must survive."""
+"""The hooks that replace weights, in every situation in which they must work."""
 
 import copy
 

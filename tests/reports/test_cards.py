@@ -1,4 +1,4 @@
-"""Method cards and the page of all keys are what their sources say, and say something of every option and method."""
+"""Method cards and the page of all keys agree with their sources and cover every option and method."""
 
 import re
 from dataclasses import dataclass

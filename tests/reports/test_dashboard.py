@@ -1,4 +1,4 @@
-"""The local dashboard and the sweep's table on folders of runs, finished, half-done and damaged."""
+"""The local dashboard and the sweep's table on folders of runs: finished, in progress and damaged."""
 
 import html.parser
 import json

@@ -1,4 +1,4 @@
-"""Figures: what is drawn is what the records hold, the same bytes twice, and what is missing is said."""
+"""Figures show what the records hold, are the same bytes every time, and name what is missing."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The report: one file that fetches nothing, with the tables' numbers, the figures and the prose as text."""
+"""The report: one file that needs no network, with the tables' numbers, the figures and the prose as text."""
 
 import html.parser
 import re

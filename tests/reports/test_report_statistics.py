@@ -1,4 +1,4 @@
-"""Intervals and paired tests against tables, R's output and enumeration; the dense run beside each run."""
+"""Intervals and paired tests against tables, R's output and enumeration; the dense run that belongs to each run."""
 
 import itertools
 import math

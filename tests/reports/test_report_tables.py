@@ -1,4 +1,4 @@
-"""Tables: ours beside published, what never stands together, every format, and the committed ones made again."""
+"""Tables: ours beside published numbers, what must never be compared, every format, the committed tables made again."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Published numbers: what the file holds, conversions of MACs against counts known elsewhere, and what is refused."""
+"""Published numbers: the file's content, conversions of MACs against known counts, and refusals."""
 
 import csv
 import math

@@ -12,8 +12,8 @@ from record_values import record_values
 from stored_runs import make_run
 
 from pdp.runs.directory import RunDirectory
+from pdp.runs.keeping import LARGEST_RUN
 from pdp.runs.record import Record, write_record
-from pdp.runs.store import LARGEST_RUN
 from scripts.runs import main
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""The matrix of experiments: which published rows and records stand beside a cell, and costs against arithmetic."""
+"""The matrix of experiments: the published rows and records beside each cell, and costs against arithmetic."""
 
 import dataclasses
 import json

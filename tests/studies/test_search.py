@@ -1,4 +1,4 @@
-"""Tuning: what is drawn, that every method gets as many trials, that it goes on, and which setting is chosen."""
+"""Tuning: what is drawn, equal numbers of trials for every method, resuming, and which setting is chosen."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Configurations and small data sets that the tests of tasks share."""
+"""Configurations and small data sets for the tests of tasks."""
 
 from __future__ import annotations
 

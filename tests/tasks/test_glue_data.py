@@ -1,4 +1,4 @@
-"""GLUE's original files read as they are meant, and its metrics against scikit-learn and scipy."""
+"""GLUE's original files are read correctly, and its metrics agree with scikit-learn and scipy."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The grammar's labels against a model checker of its own, and that a hypothesis alone says nothing."""
+"""The grammar's labels against a separate model checker, and that a hypothesis alone says nothing about its label."""
 
 from collections import Counter
 from itertools import combinations, product

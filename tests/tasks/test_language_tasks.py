@@ -1,4 +1,4 @@
-"""Language tasks: perplexity against a direct computation, batches, tokenizers, what the models are made of."""
+"""Language tasks: perplexity against a direct computation, batches, tokenizers, the architecture of the models."""
 
 import math
 import subprocess
@@ -322,3 +322,70 @@ def test_gradient_checkpointing_changes_no_gradient(classified):
         task.loss(model, batch, 0.0).backward()
         gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
+
+
+@torch.no_grad()
+def guide(model, ids, context, stride):
+    """Hugging Face's guide to the perplexity of models of fixed length, token by token: the sum and how many."""
+    total, count, before = 0.0, 0, 0
+    for begin in range(0, len(ids), stride):
+        end = min(begin + context, len(ids))
+        window = torch.tensor([ids[begin:end]])
+        logits = model(window).logits[0].double().log_softmax(1)
+        labels = window[0].clone()
+        labels[: -(end - before)] = -100
+        for place in range(1, end - begin):
+            if labels[place] != -100:
+                total, count = total - float(logits[place - 1, labels[place]]), count + 1
+        before = end
+        if end == len(ids):
+            break
+    return total, count
+
+
+WIKI = " \n = A title = \n \n The cat sat on the mat . It was <unk> .\n \n = = Part = = \n \n A dog sang .\n"
+
+
+@pytest.mark.parametrize(("stride", "used"), [("null", 12), ("5", 5), ("12", 12)])
+def test_the_protocol_of_hugging_faces_guide(tmp_path, stride, used):
+    for part in ("train", "valid", "test"):
+        (tmp_path / f"wiki.{part}.tokens").write_text(WIKI * {"train": 20, "valid": 2, "test": 3}[part], "utf-8")
+    chosen = ["data=wikitext", f"data.root={tmp_path}", "data.context=12", "data.vocabulary=300"]
+    task = opened(*chosen, "data.protocol=huggingface", f"data.stride={stride}", model="gpt2_tiny")
+    plain = opened(*chosen, model="gpt2_tiny")
+    assert task.data_fingerprint != plain.data_fingerprint and task.stride == used
+    # As the hub's data set gives its rows: a line with its end, or nothing.
+    rows = [line if line.strip() else "" for line in (WIKI * 3).splitlines(keepends=True)]
+    text = "\n\n".join(rows)
+    ids = task.tokenizer(text)["input_ids"]
+    assert len(ids) > len(plain.tokenizer("".join(row for row in rows if row))["input_ids"])
+    model = make_model(task.config, task).eval()
+    found = measure(task, model, task.evaluation_loader("test", 4, 0), Alone())
+    total, count = guide(model, ids, 12, used)
+    assert task.evaluation_loader("test", 4, 0).dataset.predicted == count
+    assert found["perplexity"] == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert found["bits_per_byte"] == pytest.approx(total / math.log(2) / len(text.encode()), rel=1e-5)
+    assert found["perplexity_per_word"] == pytest.approx(math.exp(total / len(text.split())), rel=1e-5)
+
+
+def test_bits_per_byte_of_the_usual_protocol_and_none_of_a_part(language, folder):
+    model = make_model(language.config, language).eval()
+    found = measure(language, model, language.evaluation_loader("test", 4, 0), Alone())
+    lines = [line for line in (folder / "test.txt").read_text().splitlines(keepends=True) if line.strip()]
+    tokens = language.evaluation_loader("test", 4, 0).dataset.predicted
+    bits = found["loss"] * tokens / math.log(2) / len("".join(lines).encode())
+    assert found["bits_per_byte"] == pytest.approx(bits, rel=1e-9)
+    chosen = ["data=text", f"data.root={folder}", "data.context=24", "data.vocabulary=300", "data.limit=2"]
+    part = opened(*chosen, model="gpt2_tiny")
+    assert "bits_per_byte" not in measure(part, model, part.evaluation_loader("test", 4, 0), Alone())
+
+
+def test_strides_that_leave_tokens_out_and_unknown_protocols_are_refused(folder):
+    chosen = ["data=text", f"data.root={folder}", "data.context=24"]
+    for words, told in (
+        (["data.stride=24"], "must be below data.context=24"),
+        (["data.protocol=huggingface", "data.stride=25"], "tokens would be left out"),
+        (["data.protocol=hf"], "data.protocol=hf: no such choice"),
+    ):
+        with pytest.raises(Refusal, match=told):
+            opened(*chosen, *words, model="gpt2_tiny")

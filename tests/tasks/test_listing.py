@@ -1,4 +1,4 @@
-"""Listings of folders: kept while every folder is as it was, made once for several processes, and the same as new ones."""
+"""Cached listings of folders: valid while no folder changes, made once for several processes, equal to new ones."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Own images: every layout and kind of file, what is held out, and what is refused in one line."""
+"""The user's own images: every layout and file type, what is held out, and what is refused in one line."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Models of the user's own by a dotted path: what is called with what, what is proved, what is refused in one line."""
+"""Models of the user's own by a dotted path: how they are called, what is checked, what is refused in one line."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""Own tables of texts: what is read from files of every kind, what is left out, and what is refused in one line."""
+"""The user's own tables of texts: reading files of every type, which rows are left out, what is refused in one line."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""Running text from files: which belong to which part, and patterns that match nothing."""
+"""Running text from files: which files belong to which part, and patterns that match nothing."""
 
 import pytest
 

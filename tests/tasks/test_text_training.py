@@ -1,4 +1,4 @@
-"""Training on texts: precision, blocks computed again in backward, rates and shares step by step."""
+"""Training on texts: precision, recomputation of blocks in backward, learning rates and shares step by step."""
 
 import math
 

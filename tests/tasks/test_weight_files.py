@@ -1,4 +1,4 @@
-"""Weights as trainers leave them: where in a file they are, under which names, and what is refused."""
+"""Trainers' weight files: where in a file the weights are, under which names, and what is refused."""
 
 import argparse
 import json

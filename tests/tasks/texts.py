@@ -1,4 +1,4 @@
-"""Configurations and small texts that the tests of language tasks share."""
+"""Configurations and small texts for the tests of language tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One of two processes that go through prepared loaders; writes what it saw. Run by test_two_processes.py."""
+"""One of two processes that iterate over prepared loaders and write what they saw. Run by test_two_processes.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Trackers in real processes: what they wrote is read back; keys and networks that fail lose nothing."""
+"""Trackers in real processes: what they wrote is read back; wrong keys and failing networks lose nothing."""
 
 import functools
 import json

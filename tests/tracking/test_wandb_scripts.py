@@ -1,4 +1,4 @@
-"""What W&B gets of real runs, read back with its own reader; its dashboards and what would be sent."""
+"""What W&B receives of real runs, read back with its own reader; its dashboards and the requests for them."""
 
 import json
 import os

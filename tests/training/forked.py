@@ -1,4 +1,4 @@
-"""Short runs for the tests of signals and kills: what they are, how they are started and what they are held against."""
+"""Short runs for the tests of signals and kills: configurations, how they are started, and reference results."""
 
 import time
 from pathlib import Path

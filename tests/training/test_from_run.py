@@ -1,4 +1,4 @@
-"""from=<run>: training goes on under a finished run's zeros, or from its weights alone; and what does not fit."""
+"""from=<run>: training continues under a finished run's zeros, or from its weights only; and what is refused."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The gap between the soft and the hard model: when it is told, and what closes it."""
+"""The gap between the soft and the hard model: when it is reported, and what reduces it."""
 
 import json
 

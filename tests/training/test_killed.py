@@ -1,4 +1,4 @@
-"""Real processes killed at chosen moments and started again end with the weights of one never killed."""
+"""Real processes that are killed at chosen moments and started again end with the weights of an undisturbed one."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Whole runs of language models: killed and resumed, measured again, exported for plain transformers."""
+"""Whole runs of language models: killed and resumed, evaluated again, exported for plain transformers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Runs whose epochs are long: checkpoints by the clock, measurements and history by steps, steps that are left out."""
+"""Runs with long epochs: checkpoints by the clock, evaluation and history by steps, skipped steps."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""A finished run, an interrupted one, their records, configurations and checkpoints of earlier code open today."""
+"""Runs of earlier code, finished and interrupted, with their records, configurations and checkpoints, can be opened."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Which parameters decay: by the kind of their module, never by letters in a name."""
+"""Which parameters decay: decided by the type of their module, never by their names."""
 
 import timm
 import torch

@@ -1,4 +1,4 @@
-"""Own images and own tables through training, measuring, exporting, distilling and sweeping."""
+"""The user's own images and tables in training, evaluation, export, distillation and sweeps."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A model of the user's own through everything that a run goes through: teacher, loaders, measuring, exports, sweeps."""
+"""A model of the user's own in everything that a run does: teacher, loaders, evaluation, exports, sweeps."""
 
 import shutil
 import subprocess

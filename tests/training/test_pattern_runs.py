@@ -1,4 +1,4 @@
-"""Whole runs of N:M and channel pruning: what the record says, and what the export makes of them."""
+"""Whole runs of N:M and channel pruning: the content of their records, and their exports."""
 
 import importlib.util
 import sys
@@ -14,6 +14,7 @@ from pdp.config.command_line import main
 from pdp.config.schema import ModelConfig
 from pdp.cost import count_macs
 from pdp.runs.record import read_record
+from pdp.runs.store import last_line, read_run
 from pdp.tasks.image_models import build_model
 
 pytestmark = pytest.mark.slow
@@ -114,9 +115,13 @@ def test_a_language_model_loses_heads_and_hidden_units(words, tmp_path, capsys):
     assert f"MACs: {record.macs:,} -> {record.macs_sparse:,} " in capsys.readouterr().out
 
 
-def test_a_mac_target_reaches_the_record(tmp_path):
+def test_a_mac_target_reaches_the_record_and_every_line_that_is_said(tmp_path, capsys):
     run = train(tmp_path, "prune=channel", "sparsity=0.4", "prune.target=macs", "method=gmp")
     record = read_record(run)
+    gone = 100 * (1 - record.macs_sparse / record.macs)
+    assert f"MACs gone {gone:.2f} % (at target)" in capsys.readouterr().out
+    assert 100 * last_line(run / "history.jsonl")["macs_gone"] == pytest.approx(gone)
+    assert read_run(run).asked == "40.00 % of MACs"
     assert record.target_unit == "mac"
     assert record.macs_sparse / record.macs == pytest.approx(0.6, rel=0.01)
 

@@ -1,4 +1,4 @@
-"""Two processes over gloo: the same masks on both, and the weights of one process with the same global batch."""
+"""Two processes over gloo: the same masks on both, and the weights that one process gets with the same global batch."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""New BatchNorm statistics are the plain averages over so many batches, and nothing else moves."""
+"""New BatchNorm statistics are plain averages over the given batches, and nothing else changes."""
 
 import numpy as np
 import torch

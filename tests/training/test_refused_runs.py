@@ -1,4 +1,4 @@
-"""What only the data, the model or a file can show to be wrong: one line, the right exit code, nothing half-written."""
+"""Errors that only the data, the model or a file can show: one line, the right exit code, nothing half-written."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whole runs through the command line: what they leave, say and measure."""
+"""Whole runs through the command line: the files they leave, what they print, and what they measure."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""Signals to whole groups of processes: a run with loader workers saves and says 75, and goes on to the same weights."""
+"""Signals to process groups: a run with loader workers saves, exits with code 75, and resumes to the same weights."""
 
 import signal
 import time

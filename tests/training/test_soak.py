@@ -1,4 +1,4 @@
-"""A part of the soak in the gate; scripts/soak.py runs for as long as it is asked to."""
+"""A short soak test in the gate; scripts/soak.py runs for as long as it is told."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What environments do to a run: a line and an exit code, or nothing at all."""
+"""Unusual environments: a run reports one line and an exit code, or is not affected."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Channel pruning of a model, held against itself: masked, finished and slim; beside torch-pruning's own pruner."""
+"""Checks channel pruning of a model: masked, finalized and slim models must agree; compares with torch-pruning."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from pdp.pruner.pruner import Pruner
 
 RATIO = 0.5
 _NOW = {"name": "constant"}
-_FAR = 1e-3  # of the largest output, in float32 through networks of any depth
-_LIMIT = 60  # seconds of the processor for torch-pruning, whose graph may grow without end
+_FAR = 1e-3  # largest allowed difference relative to the largest output, in float32 and for any depth
+_LIMIT = 60  # seconds of processor time for torch-pruning, whose graph may grow without end
 _CLASSES = 10
 
 
 def names() -> list[str]:
-    """Those of the zoo, and some that have gone wrong."""
+    """The names of the models in the zoo, and of some that have failed before."""
     more = ("convnext_atto", "convnextv2_atto", "mixnet_s", "dm_nfnet_f0", "nf_regnet_b0", "skresnet18", "ghostnet_050")
     return list(dict.fromkeys([*zoo.names(), *(f"timm/{one}" for one in more)]))
 
 
 def check(name: str) -> dict[str, Any]:
-    """Status works, wrong or refused; the share of the parameters that is left at half of each layer's channels."""
+    """Status "works", "wrong" or "refused", and the share of parameters left when half of each layer's channels go."""
     model, image = zoo.build(name)
     return check_model(model, image, peer=True)
 
 
 def check_model(model: nn.Module, image: Tensor, peer: bool = False) -> dict[str, Any]:
-    """`check` of a model that is there, in evaluation mode; it is changed."""
+    """`check` of a given model in evaluation mode; changes the model."""
     found: dict[str, Any] = {"input": list(image.shape[1:]), "weights": sum(one.numel() for one in model.parameters())}
     dense = copy.deepcopy(model)
     found |= _ours(model, image)
@@ -82,7 +82,7 @@ def _ours(model: nn.Module, image: Tensor) -> dict[str, Any]:
 
 
 def _kind(reason: str) -> str:
-    """A reason without the place."""
+    """A refusal's reason without the names of layers, so that equal reasons can be counted."""
     return reason.partition(" (")[0]
 
 
@@ -98,7 +98,7 @@ def _randomize_norms(model: nn.Module) -> None:
 
 
 def _peer(model: nn.Module, image: Tensor) -> dict[str, Any]:
-    """The share of parameters that torch-pruning's own pruner leaves, or why its result does not run."""
+    """The share of parameters that torch-pruning's own pruner leaves, or the reason why its result does not run."""
     try:
         import torch_pruning
 
@@ -122,7 +122,7 @@ def _peer(model: nn.Module, image: Tensor) -> dict[str, Any]:
 
 
 class _TookTooLong(BaseException):
-    """The time is over; nothing in between catches it."""
+    """The time limit is reached; a BaseException, so that no code in between catches it."""
 
 
 @contextmanager
@@ -131,7 +131,7 @@ def _limited(seconds: int) -> Iterator[None]:
         raise _TookTooLong
 
     previous = signal.signal(signal.SIGPROF, late)
-    # Of the processor's time: a busy machine changes nothing.
+    # Counts processor time, so that a busy machine does not matter.
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield

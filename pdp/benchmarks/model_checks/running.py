@@ -1,4 +1,4 @@
-"""Runs a part over many models: each in a process of its own with a time limit, a line of JSON when it is done."""
+"""Runs a check over many models, each in a separate process with a time limit, and writes a line of JSON for each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 from pdp.benchmarks.model_checks import PARTS
 
-_WAITING = 20  # times its limit that a model may take by the clock
+_WAITING = 20  # wall time that a model may take, as a multiple of its limit of processor time
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """What is known, by model."""
+    """The results so far, by model."""
     if not path.is_file():
         return {}
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def forget(path: Path, models: Sequence[str]) -> None:
-    """Drops the lines of these models."""
+    """Removes the results of these models."""
     kept = [line for name, line in read(path).items() if name not in models]
     path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -35,7 +35,10 @@ def forget(path: Path, models: Sequence[str]) -> None:
 def run(
     part: str, models: Sequence[str], path: Path, limit: float, workers: int, say: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Checks the models that `path` has no line of yet; the lines of all. `limit` is in seconds of the processor."""
+    """Checks the models that have no line in `path` yet and returns the results of all.
+
+    `limit` is in seconds of processor time per model.
+    """
     done = read(path)
     waiting = [name for name in models if name not in done]
     context = mp.get_context("forkserver")
@@ -78,13 +81,13 @@ def run(
 def _checked(part: str, name: str, answers: Any, limit: float) -> None:
     import torch
 
-    # Of the processor: how busy a machine is otherwise says nothing about a model.
+    # Processor time, because the load of the machine says nothing about the model.
     resource.setrlimit(resource.RLIMIT_CPU, (int(limit), int(limit) + 10))
     start = time.process_time()
     torch.set_num_threads(1)
     try:
         result = importlib.import_module(PARTS[part]).check(name)
-    except Exception as error:  # a model of somebody else's may raise anything: that is what is looked for
+    except Exception as error:  # a model may raise anything; finding that out is the purpose
         last = traceback.extract_tb(error.__traceback__)[-1]
         said = " ".join(str(error).split())[:200]
         result = {

@@ -1,4 +1,4 @@
-"""The page that says of every model what was found, from the lines of all parts."""
+"""Writes the documentation page that lists the results of all checks for every model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ here they stay.
 
 
 def write_table(parts: Mapping[str, Mapping[str, dict[str, Any]]], page: Path) -> None:
-    """Writes the page of all parts that have lines."""
+    """Writes the page for all checks that have results."""
     text = _HEAD
     for part, lines in parts.items():
         if lines:
@@ -37,7 +37,7 @@ def write_table(parts: Mapping[str, Mapping[str, dict[str, Any]]], page: Path) -
 
 
 def summary(lines: Mapping[str, dict[str, Any]]) -> str:
-    """How many models have which status."""
+    """How many models have each status, in words."""
     counts: dict[str, int] = {}
     for line in lines.values():
         counts[line["status"]] = counts.get(line["status"], 0) + 1
@@ -45,7 +45,7 @@ def summary(lines: Mapping[str, dict[str, Any]]) -> str:
 
 
 def rows(part: str, lines: Mapping[str, dict[str, Any]]) -> str:
-    """One row a model."""
+    """The table of a check, one row per model."""
     table = ["| model | input | status | prunable, random | prunable, 2:4 | left dense and why | seconds |"]
     table.append("|---|---|---|---|---|---|---|")
     for name in sorted(lines):
@@ -64,7 +64,7 @@ def rows(part: str, lines: Mapping[str, dict[str, Any]]) -> str:
 
 
 def channel_rows(lines: Mapping[str, dict[str, Any]]) -> str:
-    """One row a model, for the part of channels."""
+    """The table of the channel check, one row per model."""
     table = ["| model | input | status | parameters left | torch-pruning | left dense and why | CPU seconds |"]
     table.append("|---|---|---|---|---|---|---|")
     for name in sorted(lines):

@@ -1,4 +1,4 @@
-"""Whether single weights and N:M of a model are pruned as they are said to be, against the formula of the paper."""
+"""Checks that random and N:M pruning of a model follow the formula of the paper."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from pdp.pruner.pruner import Pruner
 
 names = zoo.names
 NOW = {"name": "constant"}
-_NEAR = 2e-4  # of the largest number: float32 through a hundred layers
+_NEAR = 2e-4  # tolerance relative to the largest number: float32 through a hundred layers
 
 
 def check(name: str) -> dict[str, Any]:
-    """Status works or wrong, what was wrong, how much is prunable, and why what is left stays dense."""
+    """Status "works" or "wrong", what was wrong, the prunable share, and why the other weights stay dense."""
     model, images = zoo.build(name)
     return check_model(model, images)
 
 
 def check_model(model: nn.Module, images: Tensor) -> dict[str, Any]:
-    """`check` of a model that is there, in evaluation mode; it is left as it was."""
+    """`check` of a given model in evaluation mode; leaves it unchanged."""
     wrong: list[str] = []
     found: dict[str, Any] = {"input": list(images.shape[1:]), "weights": sum(one.numel() for one in model.parameters())}
     frame = count_macs(model, images[:1])
@@ -60,7 +60,8 @@ def _macs(model: nn.Module, images: Tensor, frame: Any) -> list[str]:
     try:
         from torch.nn.attention import SDPBackend, sdpa_kernel
 
-        # Gradients on: its own tracker of modules fails without on models whose inputs are views.
+        # With gradients enabled, because FlopCounterMode's module tracker otherwise fails on models whose inputs are
+        # views.
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model(images)
     finally:
@@ -110,12 +111,12 @@ def _pattern(model: nn.Module, images: Tensor, pattern: str) -> dict[str, Any]:
 def _against_formula(
     pruner: Pruner, plain: nn.Module, images: Tensor, soft: Tensor, slopes: list[Tensor | None]
 ) -> list[str]:
-    """The model with the masked weights in its parameters must compute the same, and every mask must pass its slope."""
+    """A model with the masked weights as its parameters must compute the same; gradients must follow the formula."""
     masks: list[Tensor] = []
     with torch.no_grad():
         for layer in pruner.layers:
             weight = layer.weight.detach()
-            if not layer.active:  # the global cut leaves all of it
+            if not layer.active:  # the global cut prunes nothing in this layer
                 masks.append(torch.ones_like(weight, dtype=torch.float64))
                 continue
             cut = pruner.pattern.spread(layer.state["cut"], layer, layer.members[0], weight)

@@ -1,4 +1,4 @@
-"""The classification models of torchvision and a small one of each timm family, at their smallest input."""
+"""The classification models of torchvision, and a small one of each timm family, at the smallest input they accept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Words of a name by size, smallest first; a model without any lies in the middle.
+# Words in model names that tell the size, smallest first; a model without one counts as medium-sized.
 _SIZES = (
     "test",
     "atto",
@@ -47,12 +47,12 @@ _SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 288, 299, 320, 384)
 
 
 def names() -> list[str]:
-    """`torchvision/<model>` and `timm/<model>`."""
+    """The names `torchvision/<model>` and `timm/<model>`."""
     return [*_torchvision(), *_timm()]
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:
-    """The model with random weights in evaluation mode, and an image of the smallest size that it takes."""
+    """The model with random weights in evaluation mode, and an image of the smallest size that it accepts."""
     library, _, model = name.partition("/")
     torch.manual_seed(0)
     if library == "timm":
@@ -80,7 +80,7 @@ def build(name: str) -> tuple[nn.Module, Tensor]:
             with torch.no_grad():
                 built(images)
             return built, images
-        except Exception as error:  # too small for its strides: as many kinds of errors as models
+        except Exception as error:  # the image is too small for the model's strides; models raise many types of errors
             failure = error
     assert failure is not None
     raise failure

@@ -1,8 +1,9 @@
 """Kernels for the CPU, compiled by Numba where it is installed: what `pdp.masks` defines, in one pass each.
 
-The definitions are in `pdp.masks`; everything here equals them, the cut bit for bit. Each question has two files, the
-kernels and what calls them: selection and cuts, masking and masks. Threads are Python's, as Numba's share
-OpenMP with PyTorch, whose own operations take another number of threads once they have started.
+Everything here equals the definitions in `pdp.masks`; the cut is equal bit for bit. Each topic has two files, one with
+the kernels and one with the functions that call them: selection and cuts, masking and masks. The threads are Python
+threads, because Numba's own share OpenMP with PyTorch and make its operations use a different number of threads once
+they have started.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _PLAIN = {Tensor, nn.Parameter}
 
 
 class Kernels(NamedTuple):
-    """The functions that call them."""
+    """The functions that call the kernels."""
 
     prune: Callable[[Tensor, Tensor, Tensor | float], Tensor]
     effective: Callable[..., Iterator[tuple[Tensor, Numbers, Tensor]]]
@@ -36,11 +37,11 @@ class Kernels(NamedTuple):
 
 
 def usable(weight: Tensor) -> bool:
-    """Whether the kernels take this weight: float32 in one piece on the CPU, not inside a step that is compiled."""
+    """Whether the kernels accept this weight: float32, dense memory, on the CPU, and not inside a compiled step."""
     return (
         weight.is_cpu
         and weight.dtype is torch.float32
-        and type(weight) in _PLAIN  # a sharded tensor, say, has no address
+        and type(weight) in _PLAIN  # a subclass, such as a sharded tensor, may have no memory address
         and lies_dense(weight)
         and not torch.compiler.is_compiling()
         and not in_transform()
@@ -50,7 +51,7 @@ def usable(weight: Tensor) -> bool:
 
 @cache
 def found() -> Kernels | None:
-    """The kernels where they can be compiled and run; where Numba is installed and they cannot, a warning says why."""
+    """The kernels, or None where they cannot be compiled and run; warns with the reason if Numba is installed."""
     if find_spec("numba") is None:
         return None
     try:
@@ -61,13 +62,14 @@ def found() -> Kernels | None:
         from pdp.kernels.cpu.cuts import Cuts
         from pdp.kernels.cpu.masks import differentiable, effective_weights, host_prune
 
-        # The first call may come from inside another mode or device.
+        # The first call may happen inside inference mode, no_grad or another default device.
         with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
             weight = torch.ones(8, requires_grad=True)
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
             list(effective_weights([weight], [torch.tensor(0.5)], [1.0]))
             Cuts([weight]).find([weight], [1])
-    # Numba may not know the processor or this Python, or find no folder to write to: its failures share no class.
+    # Numba may not support this processor or Python version, or find no writable cache folder. These errors have no
+    # common class.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Numba's kernels do not run here, pruning goes on without: {reason}", stacklevel=2)

@@ -1,4 +1,4 @@
-"""The cuts of all layers on the CPU at once: exact, one pass over the weights where they lie near the last ones."""
+"""The cuts of all layers on the CPU at once: exact, in one pass over the weights if the cuts moved little."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pdp.kernels.cpu.parting import parting
 from pdp.masks.host_cut import neighbours
 from pdp.threads import in_parts
 
-_WHOLE = 1 << 12  # magnitudes of a layer up to which all are looked at, wherever they lie
-_PIECE = 1 << 16  # magnitudes of a piece, the least that a thread takes
-_SHARE_NEAR = 16  # one in so many of a piece's magnitudes may lie between the bounds
-_NARROWEST, _WIDEST = 2.0**-12, 2.0**-4  # how far the bounds lie from the last cut, relative to it
-_MOVES = 4  # how many times farther than last time a cut may move and still be found at once
-_AGAIN = 16  # how much wider the bounds are when it has moved farther
+_WHOLE = 1 << 12  # a layer of at most this many magnitudes is searched whole, without bounds
+_PIECE = 1 << 16  # magnitudes in a piece, the smallest amount of work for a thread
+_SHARE_NEAR = 16  # there is room for one in 16 of a piece's magnitudes to lie between the bounds
+_NARROWEST, _WIDEST = 2.0**-12, 2.0**-4  # distance of the search bounds from the last cut, relative to it
+_MOVES = 4  # the first search covers moves of the cut up to this many times the last move
+_AGAIN = 16  # the second search, if the first failed, has bounds this many times wider
 
 
 class Cuts:
-    """Finds the cuts of as many tensors of the same sizes again and again; remembers where they lay."""
+    """Finds the cuts of a fixed list of tensor sizes step after step; remembers where the last cuts were."""
 
     def __init__(self, weights: Sequence[Tensor]):
         self._known = [weight.numel() for weight in weights]
@@ -33,7 +33,7 @@ class Cuts:
         self._pieces = np.concatenate([[0], np.cumsum(counts)])
         self._layers = layers = np.repeat(np.arange(len(weights)), counts)
         numbers = np.arange(len(layers)) - self._pieces[layers]
-        # The pieces of a layer have about one size, in whole cache lines.
+        # All pieces of a layer have about the same size, a multiple of a cache line.
         size = (-(-self._sizes // np.maximum(counts, 1)) + 15) // 16 * 16
         self._firsts = np.minimum(numbers * size[layers], self._sizes[layers])
         self._lasts = np.minimum(self._firsts + size[layers], self._sizes[layers])
@@ -43,11 +43,11 @@ class Cuts:
         self._below, self._above = np.full((2, len(weights)), math.nan)
 
     def match(self, weights: Sequence[Tensor]) -> bool:
-        """Whether these weights have the sizes that this was made for."""
+        """Whether these weights have the sizes that this object was made for."""
         return [weight.numel() for weight in weights] == self._known
 
     def find(self, weights: Sequence[Tensor], pruned: Sequence[int]) -> Tensor:
-        """One cut per weight for these numbers of pruned units; float32."""
+        """One cut per weight, given the number of units to prune in each; float32, (weights,)."""
         ranks = np.array(pruned, np.int64)
         within = (ranks > 0) & (ranks < self._sizes)
         addresses = np.array([weight.data_ptr() for weight in weights], np.int64)
@@ -62,7 +62,7 @@ class Cuts:
             weight = weights[layer].detach()
             flat = weight.as_strided((weight.numel(),), (1,)).numpy()
             below[layer], above[layer] = neighbours(flat, pruned[layer], magnitudes=True)
-        with np.errstate(invalid="ignore"):  # of infinite weights
+        with np.errstate(invalid="ignore"):  # infinite weights give inf - inf
             cuts = below + (above - below) * 0.5
             self._moved = np.where(np.isfinite(self._cuts), np.abs(cuts - self._cuts), math.inf)
         self._cuts, self._below, self._above = cuts, below, above
@@ -78,7 +78,7 @@ class Cuts:
         below: np.ndarray,
         above: np.ndarray,
     ) -> None:
-        """Fills in the neighbours of the cut of each layer to try, where they moved by `reach` at most."""
+        """Fills in the two neighbours of the cut for each layer in `tried` whose cut moved by at most `reach`."""
         if not tried.any():
             return
         low = np.where(self._small, 0.0, np.maximum(self._below - reach, 0.0))[tried]

@@ -1,4 +1,4 @@
-"""The kernels of masks.py: m(w) * w and its gradient in one pass each, the mask held in registers."""
+"""The kernels called by masks.py: m(w) * w and its gradient in one pass each; the mask never goes to memory."""
 
 from __future__ import annotations
 
@@ -9,23 +9,25 @@ from numba import njit
 
 from pdp.kernels.cpu.memory import bits_at
 
-# The compiler may fuse a product with a sum; infinities and NaN keep their meaning.
+# Of the fast-math options only "contract" is on: the compiler may fuse a product with a sum, but infinities and NaN
+# keep their meaning.
 _HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 _ZERO, _HALF, _ONE, _TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
-# Those of pdp.masks.soft, held equal by a test: a compiled kernel does not see what changes in another file.
+# The constants of pdp.masks.soft, repeated because a cached kernel would not notice a change in another file; a test
+# holds them equal.
 SATURATED, NOTHING, FARTHEST = np.float32(60.0), np.float32(1e-26), np.float32(-1e20)
-# exp(r) for |r| <= ln(2) / 2 and ln(2) in two parts: Cephes, expf.
+# Coefficients of exp(r) for |r| <= ln(2) / 2, and ln(2) in two parts, from the Cephes library's expf.
 _E0, _E1, _E2, _E3, _E4 = (
     np.float32(value) for value in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1)
 )
 _PER_LN2, _LN2_HIGH, _LN2_LOW = (np.float32(value) for value in (1.44269504088896341, 0.693359375, -2.12194440e-4))
-_BIAS, _FRACTION = np.int32(127), np.int32(23)  # of a float32's exponent, and the bits behind it
+_BIAS, _FRACTION = np.int32(127), np.int32(23)  # of a float32: exponent bias and number of fraction bits
 
 
 @njit(inline="always")
 def _sigmoid(z):
-    """1 / (1 + exp(-z)) for |z| <= 60, without a call, so that the compiler computes many at once."""
+    """1 / (1 + exp(-z)) for |z| <= 60, without a function call, so that the compiler can vectorize it."""
     steps = np.floor(_HALF - z * _PER_LN2)
     rest = -z - steps * _LN2_HIGH - steps * _LN2_LOW
     power = (((_E0 * rest + _E1) * rest + _E2) * rest + _E3) * rest + _E4
@@ -36,14 +38,14 @@ def _sigmoid(z):
 
 @njit(inline="always")
 def _bounded(z):
-    # Written so that NaN stays NaN.
+    # Comparisons written so that NaN stays NaN.
     z = -SATURATED if z < -SATURATED else z
     return SATURATED if z > SATURATED else z
 
 
 @njit(**_HOW)
 def write_effective(part, parts, weight, effective, count, offset, inverse):
-    """m(w) * w of one of so many parts of the `count` numbers: m = sigmoid(offset + w^2 * inverse)."""
+    """Writes m(w) * w for one part of `count` numbers divided into `parts`: m = sigmoid(offset + w^2 * inverse)."""
     first, last = _ends(part, parts, count)
     source = bits_at(weight + 4 * first, last - first).view(np.float32)
     target = bits_at(effective + 4 * first, last - first).view(np.float32)
@@ -56,20 +58,20 @@ def write_effective(part, parts, weight, effective, count, offset, inverse):
 
 @njit(**_HOW)
 def write_all(part, parts, weights, effective, counts, offsets, inverses):
-    """`write_effective` of several tensors, those of one of so many parts as a whole."""
+    """`write_effective` for several tensors whose concatenation is divided into `parts`."""
     for i in range(counts.size * part // parts, counts.size * (part + 1) // parts):
         write_effective(0, 1, weights[i], effective[i], counts[i], offsets[i], inverses[i])
 
 
 @njit(**_HOW)
 def write_slope(part, parts, weight, upstream, slope, count, offset, inverse):
-    """`upstream` times m + 2 w^2 / tau * m (1 - m), of one of so many parts of the `count` numbers."""
+    """Writes `upstream` times m + 2 w^2 / tau * m (1 - m) for one part of `count` numbers divided into `parts`."""
     first, last = _ends(part, parts, count)
     source = bits_at(weight + 4 * first, last - first).view(np.float32)
     given = bits_at(upstream + 4 * first, last - first).view(np.float32)
     target = bits_at(slope + 4 * first, last - first).view(np.float32)
     offset, inverse = np.float32(offset), np.float32(inverse)
-    # With an infinite cut the slope is zero, which a clamped z times infinity would not give.
+    # With an infinite cut the slope is zero; without this bound, a clamped z times infinity would not give zero.
     subtracted = max(offset, FARTHEST)
     for i in range(last - first):
         w = source[i]
@@ -81,6 +83,6 @@ def write_slope(part, parts, weight, upstream, slope, count, offset, inverse):
 
 @njit(inline="always")
 def _ends(part, parts, count):
-    """Where a part begins and ends, at whole cache lines."""
+    """Where a part begins and ends, on cache line boundaries."""
     size = (count + parts * 16 - 1) // (parts * 16) * 16
     return min(part * size, count), min((part + 1) * size, count)

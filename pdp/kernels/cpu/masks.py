@@ -1,4 +1,6 @@
-"""PDP's effective weight on the CPU: `pdp.masks.soft.soft_prune`, a kernel for each direction."""
+"""PDP's effective weight on the CPU, equal to `pdp.masks.soft.soft_prune`, with one kernel each for forward and
+backward.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,14 @@ from pdp.masks.soft import NOTHING, SATURATED, lies_dense
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 from pdp.threads import in_parts
 
-_LARGEST = torch.finfo(torch.float32).max / 4  # largest offset, which stays finite
+_LARGEST = torch.finfo(torch.float32).max / 4  # bound of the offset -t^2 / tau that keeps it finite
 Numbers = tuple[float, float]
 
 
 def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
-    """The effective weight m(w) * w in float32; keeps nothing for backward but the weight and two numbers.
+    """The effective weight m(w) * w in float32; saves only the weight and two numbers for backward.
 
-    `cut` and `temperature` are single numbers; the weight must lie dense.
+    `cut` and `temperature` are single numbers; the weight must fill its memory without gaps.
     """
     return differentiable(weight, _numbers(cut, temperature), [])
 
@@ -31,7 +33,9 @@ def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tens
 def effective_weights(
     weights: Sequence[Tensor], cuts: Sequence[Tensor], temperatures: Sequence[Tensor | float]
 ) -> Iterator[tuple[Tensor, Numbers, Tensor]]:
-    """The values of `host_prune` for several weights at once: what `differentiable` needs of each to go on from."""
+    """Computes the values of `host_prune` for several weights at once; yields each weight with what `differentiable`
+    needs.
+    """
     numbers = [_numbers(cut, tau) for cut, tau in zip(cuts, temperatures, strict=True)]
     effective = [torch.empty_like(weight) for weight in weights]
     offsets, inverses = np.array(numbers, np.float32).T
@@ -42,14 +46,14 @@ def effective_weights(
 
 
 def differentiable(weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Tensor:
-    """The effective weight of these numbers, the one that is `ready` if there is one."""
+    """The differentiable effective weight; takes the values from `ready` if they were computed before."""
     return _HostPrune.apply(weight, numbers, ready)
 
 
 def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
-    """-t^2 / tau, t with its sign, and 1 / tau."""
+    """The two numbers that a kernel needs: the offset -t |t| / tau (t with its sign) and 1 / tau."""
     t, tau = cut.item(), float(temperature)
-    # Of two arguments the first is returned where one is NaN.
+    # The order matters for NaN: min and max return their first argument if a comparison with NaN is false.
     return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
 
 
@@ -77,7 +81,7 @@ class _HostPrune(torch.autograd.Function):
         if wants_a_graph():
             plain = partial(_plain, numbers=ctx.numbers)  # type: ignore[attr-defined]
             return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
-        # A hook for saved tensors may return another layout, and gradients come in any.
+        # A hook on saved tensors may return another layout, and incoming gradients can have any layout.
         if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
             weight = weight.to("cpu", torch.float32).contiguous()
         if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:

@@ -1,4 +1,4 @@
-"""Tensors as the kernels see them: an address and a count, which cost a call next to nothing."""
+"""Passes tensors to the kernels as an address and a count, which makes a call cost almost nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 
 @intrinsic
 def _pointer(_context: Any, address: Any) -> Any:
-    """The address as a pointer to 32-bit numbers."""
+    """The address as a pointer to 32-bit integers."""
     signature = types.CPointer(types.int32)(address)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -21,5 +21,5 @@ def _pointer(_context: Any, address: Any) -> Any:
 
 @njit(inline="always")
 def bits_at(address, count):
-    """The `count` 32-bit numbers that lie at `address`, as integers."""
+    """The `count` 32-bit numbers at `address`, as an array of integers."""
     return carray(_pointer(address), (count,))  # type: ignore[call-arg]

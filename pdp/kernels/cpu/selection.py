@@ -1,4 +1,4 @@
-"""The kernels of cuts.py: exact selection of magnitudes by their bits, which stand in the same order."""
+"""The kernels called by cuts.py: exact selection of magnitudes by their bits, which sort in the same order."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pdp.kernels.cpu.memory import bits_at
 
 _HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
-INFINITE = np.int32(0x7F800000)  # the bits of infinity; greater ones are NaN
-_MAGNITUDE = np.int32(0x7FFFFFFF)  # every bit but the sign
-_BLOCK = 64  # magnitudes looked at together: few blocks have one between the bounds
+INFINITE = np.int32(0x7F800000)  # the bits of infinity; larger values are NaN
+_MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits except the sign
+_BLOCK = 64  # magnitudes tested together; most blocks have none between the bounds
 
 
 @njit(inline="always")
 def _look(address, count, low, high, near, place, room):
-    """Counts what lies below `low` and writes down what lies between the bounds, as far as there is room."""
+    """Counts the magnitudes below `low`, and copies those between the bounds to `near` as far as there is room."""
     bits = bits_at(address, count)
     below, reached = np.int32(0), np.int32(0)
     for i in range(count):
@@ -37,7 +37,7 @@ def _look(address, count, low, high, near, place, room):
 
 @njit(**_HOW)
 def gather(part, parts, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
-    """Collects what lies between its layer's bounds in each piece of one part, and counts what lies below."""
+    """For each piece in one part: collects the magnitudes between its layer's bounds, and counts those below them."""
     for piece in range(layers.size * part // parts, layers.size * (part + 1) // parts):
         layer = layers[piece]
         address, low, high = addresses[layer], lows[layer], highs[layer]
@@ -55,7 +55,9 @@ def gather(part, parts, addresses, lows, highs, layers, firsts, lasts, rooms, ne
 
 @njit(**_HOW)
 def select(part, parts, ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
-    """The largest pruned and smallest kept magnitude of a part's layers; -1 where one is not between the bounds."""
+    """The largest pruned and the smallest kept magnitude of each layer in a part; -1 where one is not between the
+    bounds.
+    """
     for layer in range(ranks.size * part // parts, ranks.size * (part + 1) // parts):
         first, last = pieces[layer], pieces[layer + 1]
         rank, total, complete = ranks[layer], 0, True
@@ -73,7 +75,7 @@ def select(part, parts, ranks, lows, highs, pieces, rooms, near, below, inside, 
 
 @njit(inline="always")
 def _smallest_with(rank, low, high, first, last, rooms, near, inside):
-    """The smallest magnitude that `rank` of those written down reach at most: halves the bounds until one is left."""
+    """The smallest m such that at least `rank` of the collected magnitudes are at most m, found by bisection."""
     while low < high:
         middle = low + (high - low) // 2
         if _count(middle, first, last, rooms, near, inside) >= rank:
@@ -95,7 +97,7 @@ def _count(limit, first, last, rooms, near, inside):
 
 @njit
 def _next(limit, first, last, rooms, near, inside):
-    """The smallest magnitude above `limit`."""
+    """The smallest collected magnitude above `limit`."""
     smallest = INFINITE
     for piece in range(first, last):
         held = near[rooms[piece] : rooms[piece] + inside[piece]]

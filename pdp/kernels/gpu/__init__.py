@@ -1,8 +1,8 @@
 """Triton kernels for a GPU: what `pdp.masks` and `pdp.patterns.nm` define, in a few passes over the weights.
 
-The definitions stay where they are; everything here equals them, bit for bit where something is selected. Each question
-has two files, the kernels and what calls them: selection and cuts, masking and masks (of single weights), grouping and
-groups (N:M), unit_masking and units (channels).
+Everything here equals the definitions there, bit for bit where something is selected. Each topic has two files, one
+with the kernels and one with the functions that call them: selection and cuts, masking and masks (single weights),
+grouping and groups (N:M), unit_masking and units (channels).
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from pdp.masks.soft import as_cut, lies_dense
 from pdp.masks.transforms import in_transform
 
 KINDS = (torch.float32, torch.bfloat16, torch.float16)
-LARGEST = 2**31 - 1  # numbers in a tensor, as they are counted in 32 bits
+LARGEST = 2**31 - 1  # most numbers in a tensor, because the kernels index with 32 bits
 
 
 def usable(weight: Tensor) -> bool:
-    """Whether the kernels take this weight: on a GPU, in one piece, and not inside a step that is compiled anyway."""
+    """Whether the kernels accept this weight: on a GPU, dense in memory, and not inside a compiled step."""
     if not (weight.is_cuda or _interpreted()) or torch.compiler.is_compiling():
         return False
-    if type(weight) not in (Tensor, nn.Parameter) or in_transform():  # a sharded tensor, say, has no address
+    if type(weight) not in (Tensor, nn.Parameter) or in_transform():  # a subclass may have no address
         return False
     return weight.dtype in KINDS and weight.numel() <= LARGEST and lies_dense(weight) and runs_on(weight.device)
 
 
 def unit_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None]) -> Any:
-    """What does `pdp.masks.units.mask_units` of these arguments by kernels; None where nothing does."""
+    """The kernels that compute `pdp.masks.units.mask_units` for these arguments; None where there are none."""
     if any(one.device != mask.device for one in tensors):
         return None
     if all(own is None for own in units) and all(map(usable, tensors)):
@@ -49,13 +49,13 @@ def unit_kernels(mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor
 
 @cache
 def _interpreted() -> bool:
-    """Triton's own interpreter runs the kernels on the CPU."""
+    """Whether Triton's own interpreter is on, which runs the kernels on the CPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @cache
 def runs_on(device: torch.device) -> bool:
-    """Whether a kernel can be compiled and run there; warns where it cannot, once, and says why."""
+    """Whether a kernel can be compiled and run on this device; if not, warns once with the reason."""
     weight = torch.ones(2, device=device)
     try:
         from pdp.kernels.gpu.cuts import Cuts
@@ -65,7 +65,7 @@ def runs_on(device: torch.device) -> bool:
         Cuts([weight]).find([weight], [1])
     except torch.OutOfMemoryError:
         raise
-    # Triton may be missing, or the compiler and headers that it needs, or the GPU may be too old for it.
+    # Triton, or the compiler and headers that it needs, may be missing, or the GPU may be too old for it.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Triton's kernels do not run on {device}, pruning goes on without: {reason}", stacklevel=2)

@@ -1,6 +1,7 @@
-"""Channels on a GPU where units lie as they like: as columns of a weight, several slices to a unit, or of none.
+"""Channel masks on a GPU for units in any layout: as columns of a weight, with several slices per unit, or slices of
+none.
 
-`units` holds what is simpler and more frequent: slice i belongs to unit i and lies in one piece.
+`units` handles the simpler and more frequent case: slice i belongs to unit i and is contiguous in memory.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from pdp.kernels.gpu.launching import launch
 from pdp.kernels.gpu.masks import alike
 from pdp.kernels.gpu.units import launch_rows
 
-_LEFT, _BLOCK = 128, 16  # columns and rows that a program holds
-_ENOUGH = 1024  # programs for a GPU to be busy
+_LEFT, _BLOCK = 128, 16  # columns and rows of a tile that a program loads at a time
+_ENOUGH = 1024  # number of programs that keeps a GPU busy
 
 
 class ColumnKernels:
-    """What `pdp.masks.units` asks for, for tensors whose slices belong to `units` (None: slice i to unit i)."""
+    """The kernels that `pdp.masks.units` calls; `units` is the unit of each slice (None: slice i is of unit i)."""
 
     def __init__(self, units: Sequence[Tensor | None]):
         self.units = units
 
     def masked(self, mask: Tensor, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> list[Tensor]:
-        """m_u * tensor, rounded once, for each of `tensors` that `dtypes` names a type for."""
+        """m_u * tensor, rounded once, for each tensor whose entry in `dtypes` is not None, in that dtype."""
         made = {place: _like(tensors[place], dtype) for place, dtype in enumerate(dtypes) if dtype is not None}
         spread = self._spread(mask, 1.0)
         for head, vector in self._pairs(tensors, list(made)):
@@ -43,13 +44,17 @@ class ColumnKernels:
     def gradients(
         self, mask: Tensor, steep: Tensor, tensors: Sequence[Tensor], weighs: Sequence[bool], given: dict[int, Tensor]
     ) -> dict[int, Tensor]:
-        """By place the gradients of the stored tensors, as these lie in memory, from those of some effective ones."""
+        """The gradients of the stored tensors, by position, in their memory layout.
+
+        `given` are the gradients of some of the effective tensors, by position.
+        """
         given = {place: _laid_out_as(tensors[place], one) for place, one in given.items()}
         touched = [place for place, own in enumerate(weighs) if own or place in given]
         found = {place: _like(tensors[place], tensors[place].dtype) for place in touched}
         total = self._total(mask, tensors, given)
         masks, steeps, sums = self._spread(mask, 1.0), self._spread(steep, 0.0), self._spread(total, 0.0)
-        # A vector that weighs needs a slope of its own.
+        # A vector whose squares are part of the saliency needs the gradient through the mask, so it gets a launch of
+        # its own.
         for head, vector in self._pairs(tensors, touched, {place for place in touched if weighs[place]}, given):
             two, more = (head, 0) if vector is None else (vector, 1)
             weight, one = ((tensors[at], given.get(at, tensors[at]), found[at]) for at in (head, two))
@@ -64,7 +69,7 @@ class ColumnKernels:
         return found
 
     def _total(self, mask: Tensor, tensors: Sequence[Tensor], given: dict[int, Tensor]) -> Tensor:
-        """The gradient of each unit's mask."""
+        """The gradient of each unit's mask, (units,)."""
         lines: list[Tensor] = []
         for head, vector in self._pairs(tensors, list(given)):
             two, more = (head, 0) if vector is None else (vector, 1)
@@ -78,7 +83,7 @@ class ColumnKernels:
                 launch_rows(unit_masking.write_sums, arguments, (), tensors[head], GIVEN=True, VECTORS=more)
             units = self.units[head]
             if units is not None:
-                # A slice of no unit adds to the number behind the last.
+                # Slices that belong to no unit add to an extra entry behind the last unit, which is dropped.
                 sums = mask.new_zeros(len(mask) + 1).index_add_(0, units, sums.sum(0))[None, :-1]
             lines.append(sums)
         return (lines[0] if len(lines) == 1 else torch.cat(lines)).sum(0)
@@ -90,7 +95,7 @@ class ColumnKernels:
         apart: set[int] = frozenset(),  # type: ignore[assignment]
         given: dict[int, Tensor] | None = None,
     ) -> list[tuple[int, int | None]]:
-        """What goes together in a launch: a weight and a vector over the same units; what is left, by itself."""
+        """Pairs a weight with a vector over the same units, to handle both in one launch; the rest go alone."""
         loose = [one for one in places if tensors[one].dim() == 1 and one not in apart]
         found: list[tuple[int, int | None]] = []
         for head in [one for one in places if one not in loose]:
@@ -101,7 +106,7 @@ class ColumnKernels:
         return [*found, *((one, None) for one in loose)]
 
     def _spread(self, values: Tensor, rest: float) -> Any:
-        """Numbers over units as numbers over a tensor's slices; `rest` is that of slices of no unit."""
+        """A function that expands one number per unit to one per slice of a tensor; slices of no unit get `rest`."""
         known: dict[int, Tensor] = {}
 
         def of(place: int) -> Tensor:
@@ -116,12 +121,12 @@ class ColumnKernels:
 
 
 def _in_columns(tensor: Tensor) -> bool:
-    """Whether slices along dimension 0 are columns, as a vector's numbers are; else each lies in one piece."""
+    """Whether the slices along dimension 0 are columns in memory (as in a vector); otherwise each is contiguous."""
     return tensor.dim() == 1 or not tensor.is_contiguous() and tensor.dim() == 2
 
 
 def _like(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(tensor, dtype=dtype)  # keeps the order in memory
+    return torch.empty_like(tensor, dtype=dtype)  # keeps the memory layout
 
 
 def _laid_out_as(tensor: Tensor, gradient: Tensor) -> Tensor:
@@ -129,7 +134,7 @@ def _laid_out_as(tensor: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _parts(tensor: Tensor) -> tuple[int, int]:
-    """Into how many parts the rows of a tensor fall, and how many rows each has."""
+    """How many parts the rows of a tensor are divided into, and how many rows each part has."""
     rows = tensor.numel() // len(tensor)
     wanted = max(1, min(-(-rows // (2 * _BLOCK)), -(-_ENOUGH // -(-len(tensor) // _LEFT))))
     each = -(-rows // wanted // _BLOCK) * _BLOCK

@@ -1,4 +1,4 @@
-"""The cuts of all layers on a GPU at once: exact, one pass over the weights where they lie near the last ones."""
+"""The cuts of all layers on a GPU at once: exact, in one pass over the weights if the cuts moved little."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torch import Tensor
 from pdp.kernels.gpu import selection
 from pdp.kernels.gpu.launching import launch
 
-CHUNK = 1024  # magnitudes of a program
-_AT_ONCE = 4096  # of the few that lie near a cut
-MOST_PROGRAMS = 1024  # of the selection digit by digit, most of which find nothing to do
-_LAYERS = 256  # of a program that looks at layers alone
-_SHARE_KEPT = 8  # one in so many of a layer's magnitudes may lie between the bounds
+CHUNK = 1024  # magnitudes that a program processes
+_AT_ONCE = 4096  # magnitudes loaded at a time when selecting among those near a cut
+MOST_PROGRAMS = 1024  # most programs of the digit-by-digit selection, which usually has nothing to do
+_LAYERS = 256  # layers in a program that handles one number per layer
+_SHARE_KEPT = 8  # there is room for one in 8 of a layer's magnitudes to lie between the bounds
 _LEAST_KEPT = 1024
-_DIGITS = ((20, 11), (10, 10), (0, 10))  # of 31 bits: where each digit starts, how many bits it has
+_DIGITS = ((20, 11), (10, 10), (0, 10))  # (first bit, number of bits) of each digit of the 31-bit magnitudes
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Cuts:
-    """Finds the cuts of as many tensors of the same sizes again and again; remembers where they lay.
+    """Finds the cuts of a fixed list of tensor sizes step after step; remembers where the last cuts were.
 
-    No host waits for the device. After `find`, `prefix` holds the bits of each largest pruned magnitude, and `taken` of
-    the `ties` numbers that have it are pruned.
+    The host never waits for the device. After `find`, `prefix` holds the bits of each layer's largest pruned magnitude;
+    `ties` is how many weights have exactly that magnitude, and `taken` is how many of them are pruned.
     """
 
     def __init__(self, weights: Sequence[Tensor]):
@@ -59,16 +59,19 @@ class Cuts:
         self.cuts, self.drift, self.moved, self.gaps = torch.zeros(
             (4, len(sizes)), dtype=torch.float32, device=self.device
         ).unbind(0)
-        # What compiled kernels depend on besides their constants: all else is made anew, and begins at sixteen bytes.
+        # Besides its constants a compiled kernel depends only on the alignment of its tensors; the buffers that are
+        # allocated anew in every step always begin at multiples of 16 bytes.
         facts = tuple(one.data_ptr() % 16 == 0 for one in vars(self).values() if isinstance(one, Tensor))
         self.known = ("cuts", len(sizes), len(numbers), facts)
 
     def match(self, weights: Sequence[Tensor]) -> bool:
-        """Whether these weights have the sizes that this was made for."""
+        """Whether these weights have the sizes that this object was made for."""
         return self.sizes_key == _sizes(weights) and self.device == weights[0].device
 
     def find(self, weights: Sequence[Tensor], pruned: Sequence[int]) -> Tensor:
-        """One cut per weight for these numbers of pruned units: float32, written over by the next call."""
+        """One cut per weight, given the number of units to prune in each; float32, (weights,), overwritten by the next
+        call.
+        """
         if tuple(pruned) != self.pruned:
             self.pruned = tuple(pruned)
             self.goal = upload(np.array(pruned, np.int32), self.device)
@@ -122,7 +125,7 @@ class Cuts:
 
 
 def upload(values: np.ndarray, device: torch.device) -> Tensor:
-    """To the device without waiting for it."""
+    """Copies to the device without waiting for the copy to finish."""
     held = torch.from_numpy(values)
     return held.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else held
 

@@ -1,8 +1,9 @@
-"""The kernels of N:M's cuts: MEMBERS weights that lie INNER numbers apart in memory make a group, of which FREE can go.
+"""The kernels of the N:M cuts. A group is MEMBERS weights, INNER elements apart in memory; FREE of them can be pruned.
 
-A layer's groups are numbered as they lie in memory; among equal magnitudes they count in the order of the weight's
-dimensions with the inputs last, which `_turn` finds: ROW groups lie along the inputs. Each number's rank in its group
-is found by comparing it with the others, as a sort of a tile would go through shared memory.
+The groups of a layer are numbered in memory order. Ties between equal magnitudes, however, are broken in the order of
+the weight's dimensions with the inputs last, which `_turn` computes; ROW is the number of groups along the inputs. The
+rank of each number in its group is found by comparing it with all the others, because sorting a tile would go through
+shared memory.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ _ALL: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def _first(at, INNER, MEMBERS: tl.constexpr):
-    """Where the first member of each group lies."""
+    """The offset in memory of the first member of each group."""
     return at // INNER * (MEMBERS * INNER) + at % INNER
 
 
 @triton.jit
 def _member(weights, first, there, number: tl.constexpr, INNER):
-    """The magnitude of one member of each group."""
+    """The magnitude of the member with this number in each group."""
     return tl.abs(tl.load(weights + first + number * INNER, mask=there, other=0.0).to(tl.float32))
 
 
 @triton.jit
 def _rank(weights, first, there, magnitude, number: tl.constexpr, INNER, MEMBERS: tl.constexpr):
-    """How many members of its group go before this one."""
+    """How many members of the group are pruned before this one."""
     rank = tl.zeros_like(first)
     for other in tl.static_range(MEMBERS):
         if other < number:
@@ -40,7 +41,7 @@ def _rank(weights, first, there, magnitude, number: tl.constexpr, INNER, MEMBERS
 
 @triton.jit
 def _write_midway(weights, cuts, at, first, there, gone, INNER, MEMBERS: tl.constexpr):
-    """Stores the cut above so many of each group's magnitudes; -inf above none."""
+    """Stores each group's cut, above its `gone` smallest magnitudes; -inf if `gone` is 0."""
     below = tl.zeros_like(first).to(tl.float32)
     above = below + _INFINITE
     for number in tl.static_range(MEMBERS):
@@ -53,14 +54,14 @@ def _write_midway(weights, cuts, at, first, there, gone, INNER, MEMBERS: tl.cons
 
 @triton.jit
 def _turn(at, INNER, ROW):
-    """Where a group of this place in memory comes in the order of the dimensions with the inputs last."""
+    """The number of a group in the order of the dimensions with the inputs last, from its number in memory order."""
     outer = at // (ROW * INNER)
     return (outer * INNER + at % INNER) * ROW + at // INNER % ROW
 
 
 @triton.jit
 def write_full_cuts(weights, cuts, groups, INNER, FREE: tl.constexpr, MEMBERS: tl.constexpr, BLOCK: tl.constexpr):
-    """The cut of each group where FREE of it go."""
+    """The cut of each group when FREE of its weights are pruned."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     first, there = _first(at, INNER, MEMBERS), at < groups
     _write_midway(weights, cuts, at, first, there, tl.full([BLOCK], FREE, tl.int32), INNER, MEMBERS)
@@ -69,7 +70,11 @@ def write_full_cuts(weights, cuts, groups, INNER, FREE: tl.constexpr, MEMBERS: t
 @triton.jit
 def write_full_cuts_of_many(table, chunk_layer, chunk_number, layers, cuts, FREE: tl.constexpr, MEMBERS: tl.constexpr,
                             TYPE: tl.constexpr, FLAT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The same of many layers; `table` is (4, layers): where each weight lies, its groups, INNER, and where cuts go."""
+    """`write_full_cuts` for many layers in one launch.
+
+    `table` is (4, layers): each weight's address, its number of groups, its INNER, and the offset of its cuts in
+    `cuts`.
+    """
     column = table + tl.load(chunk_layer + tl.program_id(0))
     weights = tl.multiple_of(tl.load(column).to(tl.pointer_type(TYPE)), 16)
     groups = tl.load(column + layers).to(tl.int32)
@@ -87,7 +92,9 @@ def write_full_cuts_of_many(table, chunk_layer, chunk_number, layers, cuts, FREE
 @triton.jit
 def write_candidates(weights, candidates, groups, INNER, FREE: tl.constexpr, MEMBERS: tl.constexpr,
                      BLOCK: tl.constexpr):  # fmt: skip
-    """The FREE smallest magnitudes of each group: all the smallest, then all the second ones, and so on."""
+    """The FREE smallest magnitudes of each group: first the smallest of all groups, then the second smallest, and so
+    on.
+    """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     first, there = _first(at, INNER, MEMBERS), at < groups
     for place in tl.static_range(FREE):
@@ -102,7 +109,10 @@ def write_candidates(weights, candidates, groups, INNER, FREE: tl.constexpr, MEM
 @triton.jit
 def collect_ties(addresses, chunk_layer, chunk_number, sizes, chunks, inner, rows, lower, taken, ties, seen, places,
                  FREE: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The places of the candidates equal to the largest pruned one, in layers where some of a few such go."""
+    """Writes down the positions of the candidates that equal the largest pruned one.
+
+    Only in layers where some but not all of these ties are pruned, and at most ROOM of them exist.
+    """
     for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
         layer = tl.load(chunk_layer + chunk)
         equals = tl.load(ties + layer)
@@ -120,7 +130,7 @@ def collect_ties(addresses, chunk_layer, chunk_number, sizes, chunks, inner, row
 @triton.jit
 def find_last_tie(addresses, sizes, inner, rows, lower, taken, ties, places, last, FREE: tl.constexpr,
                   ROOM: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Up to which place among a layer's candidates those equal to the largest pruned one go."""
+    """The position of the last pruned candidate among those that equal the largest pruned magnitude of a layer."""
     layer = tl.program_id(0)
     goal, equals, size = tl.load(taken + layer), tl.load(ties + layer), tl.load(sizes + layer)
     if goal == equals:
@@ -158,7 +168,9 @@ def find_last_tie(addresses, sizes, inner, rows, lower, taken, ties, places, las
 @triton.jit
 def write_partial_cuts(weights, cuts, groups, INNER, ROW, lower, last, layer, FREE: tl.constexpr,
                        MEMBERS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The cut of each group where a layer's candidates up to `lower` go, of its equals those up to the place `last`."""
+    """The cut of each group when a layer's candidates below `lower` are pruned, and those equal to it up to position
+    `last`.
+    """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     first, there = _first(at, INNER, MEMBERS), at < groups
     value, place = tl.load(lower + layer).to(tl.float32, bitcast=True), tl.load(last + layer)

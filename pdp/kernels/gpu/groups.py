@@ -1,4 +1,4 @@
-"""N:M's cuts on a GPU: those of `pdp.patterns.nm`, a launch or two for each layer and no sort."""
+"""The N:M cuts of `pdp.patterns.nm` on a GPU, with one or two launches per layer and without sorting."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pdp.kernels.gpu import grouping
 from pdp.kernels.gpu.cuts import CHUNK, MOST_PROGRAMS, TYPES, Cuts, upload
 from pdp.kernels.gpu.launching import launch
 
-_BLOCK = 256  # groups of a program
-_ROOM = 1024  # equal candidates of a layer that are put in order without going through all of them
+_BLOCK = 256  # groups that a program processes
+_ROOM = 1024  # most tied candidates in a layer that are ordered without a search through all candidates
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """A dense weight whose groups lie along one of its dimensions, and how many of its units go."""
+    """A weight that is dense in memory, the dimension its groups lie along, and how many of its units are pruned."""
 
     weight: Tensor
     along: int
@@ -28,7 +28,7 @@ class Grouped:
 
 
 class GroupCuts:
-    """Finds the cuts of groups of `members` weights, of which `free` can go, for layers that stay the same."""
+    """Finds the cuts of groups of `members` weights, `free` of them prunable, for the same layers at every step."""
 
     def __init__(self, free: int, members: int):
         self.free, self.members = free, members
@@ -37,7 +37,7 @@ class GroupCuts:
         self.full: _Full | None = None
 
     def find(self, layers: Sequence[Grouped]) -> list[Tensor]:
-        """The cuts of each layer: shaped as the weight is with its inputs last and counted in groups."""
+        """The cuts of each layer, shaped like its weight with the inputs last and divided by the group size."""
         whole = [layer.pruned == layer.weight.numel() // self.members * self.free for layer in layers]
         together = [one and self._joinable(layer, layers[0]) for one, layer in zip(whole, layers, strict=True)]
         joint = iter(self._find_full([layer for one, layer in zip(together, layers, strict=True) if one]))
@@ -58,11 +58,13 @@ class GroupCuts:
 
     @staticmethod
     def _joinable(layer: Grouped, first: Grouped) -> bool:
-        """Whether its weight can be read in the same launch: of one type, and beginning at sixteen bytes."""
+        """Whether its weight can join the launch of `first`: the same dtype, and an address that is a multiple of 16
+        bytes.
+        """
         return layer.weight.dtype == first.weight.dtype and layer.weight.data_ptr() % 16 == 0
 
     def _find_full(self, layers: Sequence[Grouped]) -> Sequence[Tensor]:
-        """Those of layers in which each group loses all that it can, in one launch."""
+        """The cuts of layers in which every group loses all the weights that it can, in one launch."""
         if not layers:
             return ()
         places = [(one.weight.data_ptr(), one.weight.shape, one.weight.stride(), one.along) for one in layers]
@@ -79,7 +81,7 @@ class GroupCuts:
 
     def _find_partial(self, layers: Sequence[tuple[Grouped, Tensor]]) -> None:
         sizes = [cuts.numel() * self.free for _, cuts in layers]
-        # Each starts where a load of sixteen bytes can.
+        # Each layer's cuts start at a multiple of 16 bytes, so that they can be loaded 16 bytes at a time.
         starts = [0, *accumulate(-(-size // 4) * 4 for size in sizes)]
         joined = torch.empty(starts[-1], dtype=torch.float32, device=layers[0][0].weight.device)
         candidates = [joined[start : start + size] for start, size in zip(starts, sizes, strict=False)]
@@ -118,7 +120,7 @@ class GroupCuts:
         )  # fmt: skip
 
     def _empty(self, layer: Grouped, device: str | torch.device | None = None) -> Tensor:
-        """Room for the cuts, in the memory order of the weight; on its device unless another is named."""
+        """An empty tensor for the cuts, in the memory order of the weight; on its device unless another is given."""
         shape = list(layer.weight.shape)
         shape[layer.along] //= self.members
         order = memory_order(layer.weight)
@@ -126,7 +128,7 @@ class GroupCuts:
 
 
 class _Full:
-    """Where layers lie whose groups lose all that they can, and where in one tensor their cuts go."""
+    """Where the weights of these layers are in memory, and at which offsets of one tensor their cuts are stored."""
 
     def __init__(self, layers: Sequence[Grouped], places: list, cuts: Sequence[Tensor]):
         device = layers[0].weight.device
@@ -147,5 +149,5 @@ class _Full:
 
 
 def memory_order(weight: Tensor) -> torch.memory_format:
-    """In which of the two orders a dense tensor lies."""
+    """Which of the two dense memory formats a tensor has."""
     return torch.contiguous_format if weight.is_contiguous() else torch.channels_last

@@ -1,9 +1,9 @@
-"""The kernels of the masks of several weights in one launch; see `joint` for what calls them.
+"""The kernels that mask several weights in one launch; `joint` calls them.
 
-`table` is (6, SLOTS) int64, a column for each weight: its first program, where the weight, its cuts and its temperature
-lie, how many numbers it has, and how far apart members of a group lie. What is new in every step, where to write and
-the gradients, comes as numbers of the launch itself, so that it can be captured in a CUDA graph. All begin at sixteen
-bytes. With EVEN every weight has a multiple of eight numbers.
+`table` is (6, SLOTS) int64 with a column for each weight: its first program; the addresses of the weight, its cuts and
+its temperature; its number of elements; and the distance in memory between members of a group. Addresses that change in
+every step (outputs and gradients) are arguments of the launch itself, so that it can be captured in a CUDA graph. All
+addresses are multiples of 16 bytes. EVEN means that every weight has a multiple of eight elements.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pdp.kernels.gpu.masking import masked, offset_of, sloped
 
 @triton.jit
 def _pick(slot, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15):
-    """The address of that number."""
+    """The address for slot number `slot`."""
     found = tl.where(slot == 1, a1, a0)
     found = tl.where(slot == 2, a2, found)
     found = tl.where(slot == 3, a3, found)
@@ -36,7 +36,7 @@ def _pick(slot, a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14,
 
 @triton.jit
 def _slot(table, SLOTS: tl.constexpr):
-    """Which weight this program works on."""
+    """The slot of the weight that this program works on."""
     first = tl.load(table + tl.arange(0, SLOTS))
     return tl.sum((first <= tl.program_id(0)).to(tl.int32), 0) - 1
 
@@ -44,7 +44,7 @@ def _slot(table, SLOTS: tl.constexpr):
 @triton.jit
 def _weights(table, slot, temperature, TYPE: tl.constexpr, MEMBERS: tl.constexpr, FLAT: tl.constexpr,
              HELD: tl.constexpr, EVEN: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Where this program's numbers lie, which of them are there, their values, -t^2 / tau and 1 / tau."""
+    """The addresses of this program's elements, which of them exist, their values, -t^2 / tau and 1 / tau."""
     column = table + slot
     at = (tl.program_id(0) - tl.load(column).to(tl.int32)) * BLOCK + tl.arange(0, BLOCK)
     size = tl.load(column + 4 * SLOTS).to(tl.int32)
@@ -64,7 +64,7 @@ def write_effective_of_many(table, o0, o1, o2, o3, o4, o5, o6, o7, o8, o9, o10, 
                             TYPE: tl.constexpr, OUT: tl.constexpr, MEMBERS: tl.constexpr, FLAT: tl.constexpr,
                             HELD: tl.constexpr, EVEN: tl.constexpr, SLOTS: tl.constexpr,
                             BLOCK: tl.constexpr):  # fmt: skip
-    """m(w) w of each weight."""
+    """m(w) * w of each weight."""
     slot = _slot(table, SLOTS)
     at, there, weight, offset, inverse = _weights(table, slot, temperature, TYPE, MEMBERS, FLAT, HELD, EVEN, SLOTS,
                                                   BLOCK)  # fmt: skip
@@ -79,7 +79,7 @@ def write_slopes_of_many(table, g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11
                          TYPE: tl.constexpr, OUT: tl.constexpr, MEMBERS: tl.constexpr, FLAT: tl.constexpr,
                          HELD: tl.constexpr, EVEN: tl.constexpr, SLOTS: tl.constexpr,
                          BLOCK: tl.constexpr):  # fmt: skip
-    """The gradient times m + (2 w^2 / tau) m (1 - m) of each weight; below 0: it has no gradient."""
+    """The gradient times m + (2 w^2 / tau) m (1 - m) for each weight; a negative address means there is no gradient."""
     slot = _slot(table, SLOTS)
     given = _pick(slot, g0, g1, g2, g3, g4, g5, g6, g7, g8, g9, g10, g11, g12, g13, g14, g15)
     if given > 0:

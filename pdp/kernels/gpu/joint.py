@@ -1,6 +1,7 @@
-"""PDP's effective weights of several layers on a GPU in one launch and one node of autograd; `masks` has those of one.
+"""PDP's effective weights of several layers on a GPU, in one launch and one autograd node; `masks` has those of one
+layer.
 
-What the host spends on a layer, a node and a launch in each direction, is more than the GPU needs for a small one.
+For a small layer, the host's cost of one autograd node and one launch in each direction exceeds the GPU's work.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from pdp.masks.kept import keep, kept
 from pdp.masks.soft import plain_prune
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 
-SLOTS = 16  # of the kernels
+SLOTS = 16  # weights in one launch, as many as the kernels have arguments for
 _BLOCK = 1024
-_NEVER = 2**40  # the first program of a slot without a weight
-NOWHERE = -(2**40)  # an address, which has 64 bits as all have: a 0 would be compiled for as a shorter number
+_NEVER = 2**40  # the first program of an empty slot, which no launch reaches
+NOWHERE = -(2**40)  # a null address with 64 bits like all others: for 0 Triton would compile a 32-bit variant
 
 
 @dataclass(frozen=True)
 class Part:
-    """A weight that lies dense, its cuts in the order of its memory, and its temperature where it has one of its own.
+    """A weight that is dense in memory, its cuts in memory order, and its own temperature where it has one.
 
-    `inner` says how far apart the members of a group lie; the cuts are a single number where groups are of one.
+    `inner` is the distance in memory between members of a group; `cuts` is a single number where there are no groups.
     """
 
     weight: Tensor
@@ -42,13 +43,13 @@ class Part:
 
     @property
     def place(self) -> tuple[int, int, int, int]:
-        """Where everything lies; 0: nowhere."""
+        """The addresses of the weight, its cuts and its temperature (0 if it has none), and `inner`."""
         tau = 0 if self.temperature is None else self.temperature.data_ptr()
         return self.weight.data_ptr(), self.cuts.data_ptr(), tau, self.inner
 
 
 def joinable(part: Part) -> bool:
-    """Whether the kernels take it: all begin at sixteen bytes but for single numbers, which are float32."""
+    """Whether the kernels accept it: a weight aligned to 16 bytes, float32 cuts and temperature on the same device."""
     single = [one for one in (part.cuts, part.temperature) if one is not None]
     if any(one.dtype != torch.float32 or one.device != part.weight.device for one in single):
         return False
@@ -56,10 +57,10 @@ def joinable(part: Part) -> bool:
 
 
 class Joint:
-    """The masks of at most `SLOTS` weights of one type, whose groups have `members`, step after step.
+    """Masks at most `SLOTS` weights of one dtype, with groups of `members` weights, step after step.
 
-    `temperature` is that of all of them where the parts have none. The table of what stands still is written anew only
-    when something has moved, so that a captured step reads one that lasts.
+    `temperature` applies to all parts that have none of their own. The table of addresses is rewritten only when
+    something has moved in memory, so that a captured CUDA graph reads one that stays valid.
     """
 
     def __init__(self, parts: Sequence[Part], members: int):
@@ -81,14 +82,16 @@ class Joint:
         self.table = upload(table, self.device)
 
     def effective(self, parts: Sequence[Part], temperature: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """m(w) w of each part, rounded once to `dtype`; backward needs weights, cuts and temperatures as they are."""
+        """m(w) * w of each part, rounded once to `dtype`; weights, cuts and temperatures must not change before
+        backward.
+        """
         weights = [part.weight for part in parts]
         others = [one for part in parts for one in (part.cuts, part.temperature) if one is not None]
         inner = [part.inner for part in parts]
         return _JointPrune.apply(self, temperature, dtype, inner, others, *weights)
 
     def launch(self, kernel: Any, addresses: Sequence[Sequence[int]], temperature: float, dtype: torch.dtype) -> None:
-        """Over all weights; `addresses` of what each reads or writes besides, an empty slot's being of no use."""
+        """Launches a kernel over all weights; `addresses` are what it reads or writes besides, for each slot."""
         numbers = [one for own in addresses for one in (*own, *[own[0]] * (SLOTS - len(own)))]
         how = {"TYPE": self.kind, "OUT": TYPES[dtype], "MEMBERS": self.members, "FLAT": self.flat}
         how |= {"HELD": self.held, "EVEN": self.even, "SLOTS": SLOTS, "BLOCK": _BLOCK}
@@ -124,7 +127,7 @@ class _JointPrune(torch.autograd.Function):
 
 
 def _plain(joint: Joint, temperature: float, inner: list, others: Sequence[Tensor], *weights: Tensor):
-    """The same by plain operations, which can be differentiated again."""
+    """The same in plain operations, which can be differentiated again."""
     each = 2 if joint.held else 1
     taus: Sequence[Tensor | float] = others[1::2] if joint.held else [temperature] * len(weights)
     own = zip(weights, others[::each], taus, inner, strict=True)
@@ -132,7 +135,7 @@ def _plain(joint: Joint, temperature: float, inner: list, others: Sequence[Tenso
 
 
 def _as_lies(gradient: Tensor | None, weight: Tensor) -> Tensor | None:
-    """The gradient with its numbers in the order of the weight's memory, beginning at sixteen bytes."""
+    """The gradient in the weight's memory layout, at an address that is a multiple of 16 bytes."""
     if gradient is None or (alike(gradient, weight) and gradient.data_ptr() % 16 == 0):
         return gradient
     return torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)

@@ -1,4 +1,4 @@
-"""Launches of Triton kernels that cost the host little: what is known of the arguments is looked up, not found anew."""
+"""Launches Triton kernels at little cost to the host: looks up the compiled kernel by facts about the arguments."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def launch(
     warps: int = 4,
     **constants: Any,
 ) -> None:
-    """Runs so many programs of `kernel`, of `warps` warps each, on the device of its first argument, a tensor.
+    """Runs `programs` programs of `kernel` with `warps` warps each, on the device of its first argument, a tensor.
 
-    `constants` are the kernel's constexpr parameters in its own order. Triton's own way to a kernel takes tens of
-    microseconds, which a step of a hundred layers does not have; where a caller knows all that the compiled kernel
-    depends on (types, which tensors begin at sixteen bytes, whole numbers, constants), `known` saves a look at each.
+    `constants` are the kernel's constexpr parameters in the kernel's own order. Triton's own launch takes tens of
+    microseconds, too much for a step with a hundred layers. A caller that knows everything the compiled kernel depends
+    on (dtypes, which tensors are aligned to 16 bytes, integers, constants) passes it as `known`, which saves inspecting
+    each argument.
     """
     where = arguments[0].device  # type: ignore[union-attr]
     if where.type != "cuda" or torch.version.hip or torch.cuda.current_device() != where.index:
@@ -40,7 +41,7 @@ def launch(
 
 
 def _seen(argument: Tensor | int | float) -> Any:
-    """What a compiled kernel depends on: a tensor's type and alignment, and what Triton folds of a whole number."""
+    """What a compiled kernel depends on: a tensor's dtype and alignment, and how Triton specializes an integer."""
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % 16 == 0
     return (argument == 1, argument % 16 == 0) if isinstance(argument, int) else float

@@ -1,4 +1,4 @@
-"""The kernels of PDP's effective weight and its gradient: a pass each, in float32 whatever is read or written."""
+"""The kernels of PDP's effective weight and its gradient: one pass each, computed in float32 whatever the dtypes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pdp.masks.soft import FARTHEST, NOTHING, SATURATED
 _NOTHING: tl.constexpr = tl.constexpr(NOTHING)
 _SATURATED: tl.constexpr = tl.constexpr(SATURATED)
 _FARTHEST: tl.constexpr = tl.constexpr(FARTHEST)
-_LARGEST: tl.constexpr = tl.constexpr(8.5e37)  # a quarter of float32's
+_LARGEST: tl.constexpr = tl.constexpr(8.5e37)  # a quarter of float32's largest number
 
 
 @triton.jit
 def offset_of(cuts, at, there, inverse, INNER, MEMBERS: tl.constexpr, FLAT: tl.constexpr):
-    """-t^2 / tau of each weight, kept finite; with groups, of the group's own cut, FLAT where INNER is 1."""
+    """-t^2 / tau of each weight, kept finite; with groups t is the cut of the weight's group. FLAT means INNER is 1."""
     if MEMBERS == 1:
         cut = tl.load(cuts)
     elif FLAT:
@@ -28,7 +28,7 @@ def offset_of(cuts, at, there, inverse, INNER, MEMBERS: tl.constexpr, FLAT: tl.c
 
 @triton.jit
 def masked(weight, offset, inverse):
-    """m(w) w."""
+    """m(w) * w."""
     mask = tl.sigmoid(offset + weight * weight * inverse)
     return tl.where(mask > _NOTHING, mask, 0.0) * weight
 
@@ -46,7 +46,9 @@ def sloped(weight, gradient, offset, inverse):
 @triton.jit
 def write_effective(weights, effective, cuts, temperatures, temperature, size, INNER, MEMBERS: tl.constexpr,
                     FLAT: tl.constexpr, HELD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """m(w) w; MEMBERS weights, INNER numbers apart in memory, share a cut, or with 1 all of them do."""
+    """Writes m(w) * w. MEMBERS weights, INNER elements apart in memory, share a cut; with MEMBERS = 1 all weights share
+    one.
+    """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < size
     if HELD:
@@ -60,7 +62,7 @@ def write_effective(weights, effective, cuts, temperatures, temperature, size, I
 @triton.jit
 def write_slope(weights, gradients, slopes, cuts, temperatures, temperature, size, INNER, MEMBERS: tl.constexpr,
                 FLAT: tl.constexpr, HELD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The gradient times m + (2 w^2 / tau) m (1 - m)."""
+    """Writes the gradient times m + (2 w^2 / tau) m (1 - m)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < size
     if HELD:

@@ -1,4 +1,4 @@
-"""PDP's effective weight on a GPU: `pdp.masks.soft.soft_prune`, a kernel for each direction."""
+"""PDP's effective weight on a GPU, equal to `pdp.masks.soft.soft_prune`; one kernel each for forward and backward."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def device_prune(
     members: int = 1,
     inner: int = 1,
 ) -> Tensor:
-    """The effective weight m(w) * w, rounded once to `dtype`; keeps nothing for backward but weight and cuts.
+    """The effective weight m(w) * w, rounded once to `dtype`; saves only the weight and the cuts for backward.
 
-    `cuts` is one number, or one for each group of `members` weights that lie `inner` numbers apart: as long as the
-    weight's memory is, in its order. The weight must lie dense.
+    `cuts` is one number, or one per group of `members` weights that are `inner` elements apart in memory, in the memory
+    order of the weight. The weight must fill its memory without gaps.
     """
     return _DevicePrune.apply(weight, cuts, temperature, dtype, members, inner)
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of a shape have their numbers in the same order in memory."""
+    """Whether two tensors of the same shape have their elements in the same order in memory."""
     mine, others = one.stride(), other.stride()
     return mine == others or all(
         own == other for size, own, other in zip(one.shape, mine, others, strict=True) if size > 1
@@ -42,7 +42,7 @@ def alike(one: Tensor, other: Tensor) -> bool:
 
 
 def spread_cuts(cuts: Tensor, weight: Tensor, members: int, inner: int) -> Tensor:
-    """The cut of each weight, shaped like it, from those that lie in its memory's order."""
+    """The cut of each weight, shaped like `weight`, from one cut per group in memory order."""
     if members == 1:
         return cuts
     in_memory = cuts.as_strided((cuts.numel() // inner, 1, inner), (inner, inner, 1)).expand(-1, members, -1)
@@ -79,7 +79,7 @@ def _launch(kernel, tensors: tuple[Tensor, ...], cuts: Tensor, temperature: Tens
     misplaced = 0
     for one in pointers:
         misplaced |= one.data_ptr() & 15
-    # Where all begin at sixteen bytes, types and numbers are all there is to know.
+    # Where all tensors are aligned to 16 bytes, the compiled kernel depends only on dtypes and sizes.
     known = None if misplaced else (size, inner, *[one.dtype for one in pointers])
     launch(
         kernel, -(-size // _BLOCK), *pointers, 1.0 if held else float(temperature), size, inner,

@@ -1,9 +1,10 @@
-"""The kernels of the cut: two neighbouring magnitudes of every layer, exact, all layers in one launch each.
+"""The kernels of the cut: the two neighbouring magnitudes of every layer's cut, exact, for all layers in each launch.
 
-Magnitudes are compared as the integers that their bits are, which have the same order. `find_bounds`, `gather` and
-`select` look near the last cut, in one pass over the weights. Layers whose cut is not there have `found` = 0 and go
-through a radix selection, three times `count_digits` and `choose_digit`, then `find_above` and `finish`; those do
-nothing where `missing`, the number of such layers, is 0, so that no host ever waits to know.
+Magnitudes are compared by their bits read as integers, which have the same order. `find_bounds`, `gather` and `select`
+search near the last cut, in one pass over the weights. Layers whose cut is not found there keep `found` = 0 and go
+through a radix selection: `count_digits` and `choose_digit` three times, then `find_above` and `finish`. These four
+kernels are always launched, but return at once if `missing`, the number of such layers, is 0; so the host never has to
+wait for the device to learn it.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NARROWEST, WIDEST = 2.0**-9, 2.0**-2  # half of what lies between bounds, relative to the last cut
-BINS = 2048  # the most that a digit can be
-APART = 32  # numbers from one layer's counter to the next: what lies in one line of the cache is counted in turn
+NARROWEST, WIDEST = 2.0**-9, 2.0**-2  # distance of the search bounds from the expected cut, relative to the last one
+BINS = 2048  # number of values that a digit can have
+APART = 32  # stride between the counters of two layers: atomic additions to one cache line wait for each other
 
 _BITS: tl.constexpr = tl.constexpr(0x7FFFFFFF)
 _INFINITE: tl.constexpr = tl.constexpr(float("inf"))
@@ -21,12 +22,13 @@ _INFINITE: tl.constexpr = tl.constexpr(float("inf"))
 
 @triton.jit
 def _magnitudes(addresses, layer, number, size, TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """A chunk's magnitudes as integers, and which of them are there at all."""
+    """A chunk's magnitudes as integers, and a mask of those that exist in the tensor."""
     pointer = tl.load(addresses + layer).to(tl.pointer_type(TYPE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     at = number * BLOCK + tl.arange(0, BLOCK)
-    # Four at a time, the last of which may lie behind the tensor's end, but in the sixteen bytes that its last is in.
+    # If aligned, loads four elements at a time; the last four may extend past the tensor's end, but stay within the
+    # same 16 bytes.
     read = at // 4 * 4 < size if ALIGNED else at < size
     values = tl.load(pointer + at, mask=read, other=0.0).to(tl.float32)
     return values.to(tl.int32, bitcast=True) & _BITS, at < size
@@ -35,17 +37,20 @@ def _magnitudes(addresses, layer, number, size, TYPE: tl.constexpr, ALIGNED: tl.
 @triton.jit
 def find_bounds(pruned, sizes, cuts, drift, moved, gaps, low, high, inside, found, missing, prefix, rank, above, layers,
                 NARROW: tl.constexpr, WIDE: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Between which bits each layer's cut should lie (low > high: nobody knows), and what follows set to its start."""
+    """Bounds, as bits, for each layer's cut (low > high if nothing is known), and the start values of the later
+    kernels.
+    """
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = at < layers
     goal = tl.load(pruned + at, mask=there, other=0)
     size = tl.load(sizes + at, mask=there, other=0)
     cut = tl.load(cuts + at, mask=there, other=0.0)
     ahead = cut + tl.load(drift + at, mask=there, other=0.0)
-    # Both neighbours of the cut have to lie there, and those of a cut among the largest few lie far apart.
+    # Both neighbours of the cut must lie within the bounds; for a cut among the few largest weights they can be far
+    # apart.
     reach = tl.maximum(2 * tl.load(moved + at, mask=there, other=0.0), NARROW * cut)
     reach += tl.load(gaps + at, mask=there, other=0.0)
-    # False where the last cut is no number or endless.
+    # False where the last cut is NaN or infinite.
     near = (cut > 0) & (cut < _INFINITE) & (reach <= WIDE * cut)
     low_bits = tl.where(near, ahead - reach, 1.0).to(tl.int32, bitcast=True)
     high_bits = tl.where(near, ahead + reach, 0.0).to(tl.int32, bitcast=True)
@@ -67,7 +72,7 @@ def find_bounds(pruned, sizes, cuts, drift, moved, gaps, low, high, inside, foun
 @triton.jit
 def gather(addresses, chunk_layer, chunk_number, sizes, low, high, below, inside, found, buffer, starts,
            TYPE: tl.constexpr, ALIGNED: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Counts what of a chunk lies below the bounds and copies what lies between to the layer's part of `buffer`."""
+    """Counts a chunk's magnitudes below the bounds, and copies those between them to the layer's part of `buffer`."""
     chunk = tl.program_id(0)
     layer, number = tl.load(chunk_layer + chunk), tl.load(chunk_number + chunk)
     low_bits, high_bits, size = tl.load(low + layer), tl.load(high + layer), tl.load(sizes + layer)
@@ -75,7 +80,7 @@ def gather(addresses, chunk_layer, chunk_number, sizes, low, high, below, inside
     if (tl.load(found + layer) == 0) & (low_bits <= high_bits):
         bits, there = _magnitudes(addresses, layer, number, size, TYPE, ALIGNED, BLOCK)
         between = there & (bits >= low_bits) & (bits <= high_bits)
-        # Both are counted in one scan: no more than 2^15 of either.
+        # One scan counts both, in the lower and the upper 16 bits; neither count exceeds 2^15.
         upto = tl.cumsum((there & (bits < low_bits)).to(tl.int32) + (between.to(tl.int32) << 16), 0)
         whole = tl.max(upto, 0)
         tl.store(below + chunk, whole & 0xFFFF)
@@ -87,7 +92,7 @@ def gather(addresses, chunk_layer, chunk_number, sizes, low, high, below, inside
 @triton.jit
 def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer, starts, prefix, taken, ties, cuts,
            drift, moved, gaps, WIDE: tl.constexpr, SPACE: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The cut of each layer among what was copied, if both its neighbours are there."""
+    """The cut of each layer, selected among the copied magnitudes if both its neighbours are among them."""
     layer = tl.program_id(0)
     count, start = tl.load(inside + layer * SPACE), tl.load(starts + layer)
     least, span = tl.load(low + layer), tl.load(high + layer) - tl.load(low + layer)
@@ -95,7 +100,7 @@ def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer
     for chunk in range(tl.load(first_chunk + layer), tl.load(first_chunk + layer + 1), BLOCK):
         at = chunk + tl.arange(0, BLOCK)
         rank -= tl.sum(tl.load(below + at, mask=at < tl.load(first_chunk + layer + 1), other=0), 0)
-    # `_among_many` takes spans of less than 2^22.
+    # `_among_many` supports spans below 2^22.
     held = (span >= 0) & (start + count <= tl.load(starts + layer + 1)) & ((count <= BLOCK) | (span < 4194304))
     done = tl.load(found + layer)
     if (done == 0) & held & (rank >= 0) & (rank + 1 < count):
@@ -128,10 +133,10 @@ def select(pruned, low, high, below, first_chunk, inside, found, missing, buffer
 
 @triton.jit
 def _among_many(values, count, least, span, rank, BLOCK: tl.constexpr):
-    """The value of that rank, the next one, how many have it, and the rank among these; spans of less than 2^22."""
+    """The value of that rank, the next larger one, how many equal it, and the rank among these; spans below 2^22."""
     bins = tl.arange(0, 2048)
     more = tl.arange(0, 16)
-    # Two digits of at most 11 bits.
+    # Two digits of at most 11 bits each.
     shift = tl.sum((span >> (11 + more) > 0).to(tl.int32), 0)
     counts = tl.zeros([2048], tl.int32)
     for offset in range(0, count, BLOCK):
@@ -160,7 +165,7 @@ def _among_many(values, count, least, span, rank, BLOCK: tl.constexpr):
 
 @triton.jit
 def _note(layer, lower, upper, cuts, drift, moved, gaps, WIDE: tl.constexpr):
-    """Stores the cut midway between two magnitudes, and how it moved; a leap says nothing of the next move."""
+    """Stores the cut midway between two magnitudes and how far it moved; after a large jump no prediction is made."""
     below, above = lower.to(tl.float32, bitcast=True), upper.to(tl.float32, bitcast=True)
     cut = below + (above - below) * 0.5
     last = tl.load(cuts + layer)
@@ -176,7 +181,7 @@ def _note(layer, lower, upper, cuts, drift, moved, gaps, WIDE: tl.constexpr):
 def count_digits(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, found, missing, counts,
                  SHIFT: tl.constexpr, WIDTH: tl.constexpr, TYPE: tl.constexpr, ALIGNED: tl.constexpr,
                  BLOCK: tl.constexpr):  # fmt: skip
-    """How often each value of the next digit occurs among the magnitudes that begin with `prefix`."""
+    """Counts how often each value of the next digit occurs among the magnitudes that begin with `prefix`."""
     if tl.load(missing) > 0:
         for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
             layer = tl.load(chunk_layer + chunk)
@@ -190,7 +195,7 @@ def count_digits(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, fo
 
 @triton.jit
 def choose_digit(prefix, rank, found, counts, above, taken, ties, WIDTH: tl.constexpr, LAST: tl.constexpr):
-    """The next digit of the lower neighbour; leaves the counts at zero."""
+    """Appends the next digit of the lower neighbour to `prefix`, and resets the counts to zero."""
     layer = tl.program_id(0)
     if tl.load(found + layer) == 0:
         bins = tl.arange(0, 2048)
@@ -208,13 +213,13 @@ def choose_digit(prefix, rank, found, counts, above, taken, ties, WIDTH: tl.cons
             tl.store(taken + layer, goal + 1)
             tl.store(ties + layer, equal)
             if equal > goal + 1:
-                tl.store(above + layer, whole)  # the upper neighbour is its equal
+                tl.store(above + layer, whole)  # the upper neighbour has the same value
 
 
 @triton.jit
 def find_above(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, found, missing, above,
                TYPE: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The smallest magnitude above the lower neighbour, where that is not its equal."""
+    """The smallest magnitude above the lower neighbour, where the upper neighbour is not equal to it."""
     if tl.load(missing) > 0:
         for chunk in range(tl.program_id(0), chunks, tl.num_programs(0)):
             layer = tl.load(chunk_layer + chunk)
@@ -227,7 +232,7 @@ def find_above(addresses, chunk_layer, chunk_number, sizes, chunks, prefix, foun
 
 @triton.jit
 def finish(prefix, above, found, cuts, drift, moved, gaps, WIDE: tl.constexpr):
-    """The cut of each layer that was selected digit by digit."""
+    """Stores the cut of each layer that was selected digit by digit."""
     layer = tl.program_id(0)
     if tl.load(found + layer) == 0:
         _note(layer, tl.load(prefix + layer), tl.load(above + layer), cuts, drift, moved, gaps, WIDE)

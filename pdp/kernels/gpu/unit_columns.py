@@ -1,7 +1,8 @@
-"""The kernels of a mask over whole units where a unit is a column: of ROWS x COLUMNS numbers in one piece of memory.
+"""The kernels that mask whole units where a unit is a column of a ROWS x COLUMNS matrix that is contiguous in memory.
 
-So lies the weight of Hugging Face's `Conv1D`, outputs last. With it goes at most one vector of a number a column. A
-program takes LEFT columns and PER rows of them; all is computed in float32, and no sum depends on who is first.
+The weight of Hugging Face's `Conv1D` has this layout, (inputs, outputs). At most one vector with one number per column
+is processed along with it. A program handles LEFT columns and PER rows of them. Everything is computed in float32, and
+no sum depends on the order in which programs run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def _place(columns, LEFT: tl.constexpr):
-    """Which columns this program takes, which of them are there, and which part of the rows."""
+    """The columns that this program handles, a mask of those that exist, and the part of the rows."""
     tiles = tl.cdiv(columns, LEFT)
     column = tl.program_id(0) % tiles * LEFT + tl.arange(0, LEFT)
     return column, column < columns, tl.program_id(0) // tiles
@@ -20,7 +21,7 @@ def _place(columns, LEFT: tl.constexpr):
 
 @triton.jit
 def _numbers(row, column, there, rows, columns, BLOCK: tl.constexpr):
-    """Where the next rows of these columns lie, and which of them are there."""
+    """The offsets in memory of the next rows of these columns, and a mask of those that exist."""
     rows_here = row + tl.arange(0, BLOCK)
     return rows_here[:, None] * columns + column[None, :], (rows_here < rows)[:, None] & there[None, :]
 
@@ -28,7 +29,7 @@ def _numbers(row, column, there, rows, columns, BLOCK: tl.constexpr):
 @triton.jit
 def write_masked_columns(masks, weights, effective, one, one_effective, rows, columns, PER, VECTOR: tl.constexpr,
                          LEFT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """m_u times the numbers of unit u."""
+    """Writes m_u times the elements of unit u."""
     column, there, part = _place(columns, LEFT)
     mask = tl.load(masks + column, mask=there, other=0.0)
     if VECTOR:
@@ -44,7 +45,7 @@ def write_masked_columns(masks, weights, effective, one, one_effective, rows, co
 @triton.jit
 def write_column_sums(weights, gradients, one, one_gradient, sums, rows, columns, PER, VECTOR: tl.constexpr,
                       LEFT: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """What these tensors add to the gradient of each column's mask: a line of `sums` for each part of the rows."""
+    """What these tensors contribute to the gradient of each column's mask: a row of `sums` per part of the rows."""
     column, there, part = _place(columns, LEFT)
     products = tl.zeros([BLOCK, LEFT], tl.float32)
     for row in range(part * PER, tl.minimum(part * PER + PER, rows), BLOCK):
@@ -63,7 +64,7 @@ def write_column_sums(weights, gradients, one, one_gradient, sums, rows, columns
 def write_column_slopes(masks, steeps, sums, weights, gradients, slopes, one, one_gradient, one_slope, rows, columns,
                         PER, GIVEN: tl.constexpr, WEIGHS: tl.constexpr, VECTOR: tl.constexpr, LEFT: tl.constexpr,
                         BLOCK: tl.constexpr):  # fmt: skip
-    """The gradient times m_u, with WEIGHS and what the mask owes to the column: w times the slope of its unit."""
+    """Writes the gradient times m_u; with WEIGHS also adds the gradient through the mask, w times the unit's slope."""
     column, there, part = _place(columns, LEFT)
     mask = tl.load(masks + column, mask=there, other=0.0)
     slope = tl.zeros([LEFT], tl.float32)

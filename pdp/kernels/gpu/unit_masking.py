@@ -1,8 +1,8 @@
-"""The kernels of a mask over whole units; row i of a tensor, its slice along dimension 0, belongs to unit i.
+"""The kernels that mask whole units; row i of a tensor, its slice along dimension 0, belongs to unit i.
 
-A row is ROW numbers in one piece of memory. With a tensor of rows go up to two vectors of a number a row, VECTORS of
-them, which would cost a launch each by themselves. All is computed in float32 whatever is read or written, and no sum
-depends on which program is first.
+A row is ROW numbers, contiguous in memory. Up to two vectors with one number per row (VECTORS of them) are processed in
+the same launch, because a launch for each would cost more. Everything is computed in float32 whatever the dtypes, and
+no sum depends on the order in which programs run.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def _places(row, there, start, ROW, BLOCK: tl.constexpr):
-    """Where the next numbers of the rows lie, and which of them are there at all."""
+    """The offsets in memory of the next numbers of the rows, and a mask of those that exist."""
     column = start + tl.arange(0, BLOCK)
     return (row * ROW)[:, None] + column[None, :], there[:, None] & (column < ROW)[None, :]
 
@@ -33,7 +33,7 @@ def _product(values, gradients, row, there):
 @triton.jit
 def _row_sums(weights, gradients, one, one_gradient, two, two_gradient, row, there, ROW, GIVEN: tl.constexpr,
               VECTORS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """What each row's gradients add to that of its mask."""
+    """What each row's tensors contribute to the gradient of its mask: the sum of w times its gradient."""
     parts = tl.zeros([ROWS, BLOCK], tl.float32)
     if GIVEN:
         for start in range(0, ROW, BLOCK):
@@ -51,7 +51,7 @@ def _row_sums(weights, gradients, one, one_gradient, two, two_gradient, row, the
 @triton.jit
 def write_masked(masks, weights, effective, one, one_effective, two, two_effective, rows, ROW, VECTORS: tl.constexpr,
                  ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """m_u times the numbers of unit u."""
+    """Writes m_u times the elements of unit u."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
     mask = tl.load(masks + row, mask=there, other=0.0)
@@ -68,7 +68,7 @@ def write_masked(masks, weights, effective, one, one_effective, two, two_effecti
 @triton.jit
 def write_sums(weights, gradients, one, one_gradient, two, two_gradient, sums, rows, ROW, GIVEN: tl.constexpr,
                VECTORS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """What these tensors add to the gradient of each unit's mask; without GIVEN the vectors alone."""
+    """What these tensors contribute to the gradient of each unit's mask; without GIVEN only the vectors contribute."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
     total = _row_sums(weights, gradients, one, one_gradient, two, two_gradient, row, there, ROW, GIVEN, VECTORS, ROWS,
@@ -80,9 +80,10 @@ def write_sums(weights, gradients, one, one_gradient, two, two_gradient, sums, r
 def write_slopes(masks, steeps, weights, gradients, slopes, one, one_gradient, one_slope, two, two_gradient, two_slope,
                  sums, count, rows, ROW, GIVEN: tl.constexpr, WEIGHS: tl.constexpr, ALONE: tl.constexpr,
                  VECTORS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """The gradient times m_u, with WEIGHS and what the mask owes to the row: w times the slope of its unit.
+    """Writes the gradient times m_u; with WEIGHS also adds the gradient through the mask, w times the unit's slope.
 
-    That takes the sums of all the layer's tensors, `count` lines of `sums`; ALONE these are all there are.
+    The slope needs the sums over all of the layer's tensors: `count` rows of `sums`, or with ALONE those of this
+    launch.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
@@ -113,9 +114,10 @@ def write_slopes(masks, steeps, weights, gradients, slopes, one, one_gradient, o
 @triton.jit
 def write_squares(addresses, lengths, starts, scales, squares, TYPE: tl.constexpr, ALIGNED: tl.constexpr,
                   BLOCK: tl.constexpr):  # fmt: skip
-    """The scaled sum of squares of each unit's rows, which lie wherever `addresses` says; ALIGNED in sixteens.
+    """The scaled sum of squares of each unit's rows, found at `addresses`; ALIGNED means multiples of 16 bytes.
 
-    In float64 until it is stored, so that units of equal weights have equal saliencies in whatever order they add up.
+    Summed in float64 and rounded when stored, so that units with the same weights get the same saliency whatever the
+    order of the additions.
     """
     unit = tl.program_id(0)
     parts = tl.zeros([BLOCK], tl.float64)

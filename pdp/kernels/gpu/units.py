@@ -1,6 +1,7 @@
-"""Channels on a GPU: `pdp.masks.units` and a step's sums of squares in a few launches.
+"""Channel masks on a GPU: `pdp.masks.units` and the sums of squares of each step, in a few launches.
 
-Every tensor's slice i along dimension 0 belongs to unit i, except in `UnitSquares`, and all of them lie dense.
+Slice i along dimension 0 of every tensor belongs to unit i (except in `UnitSquares`), and all tensors are dense in
+memory.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from pdp.kernels.gpu.cuts import TYPES, upload
 from pdp.kernels.gpu.launching import launch
 from pdp.kernels.gpu.masks import alike
 
-_TILE = 2048  # numbers that a program holds of some rows
-_BLOCKS = (32, 128, 512, 2048)  # of one row; few, as each is compiled by itself
+_TILE = 2048  # elements that a program holds, from one or more rows
+_BLOCKS = (32, 128, 512, 2048)  # elements of one row; few sizes, because each one is compiled separately
 _SQUARES = 1024
-_VECTORS = 2  # that go with a tensor
+_VECTORS = 2  # vectors processed along with a tensor
 
 
 def masked(mask: Tensor, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> list[Tensor]:
-    """m_u * tensor, rounded once, for each of `tensors` that `dtypes` names a type for."""
+    """m_u * tensor, rounded once, for each tensor whose entry in `dtypes` is not None, in that dtype."""
     made = {
         place: torch.empty_like(tensors[place], dtype=dtype) for place, dtype in enumerate(dtypes) if dtype is not None
     }
@@ -39,7 +40,10 @@ def masked(mask: Tensor, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype
 def gradients(
     mask: Tensor, steep: Tensor, tensors: Sequence[Tensor], weighs: Sequence[bool], upstream: dict[int, Tensor]
 ) -> dict[int, Tensor]:
-    """By place the gradients of the stored tensors, as these lie in memory, from those of some effective ones."""
+    """The gradients of the stored tensors, by position, in their memory layout.
+
+    `upstream` are the gradients of some of the effective tensors, by position.
+    """
     given = {place: _laid_out_as(tensors[place], one) for place, one in upstream.items()}
     touched = [place for place, own in enumerate(weighs) if own or place in given]
     found = {place: torch.empty_like(tensors[place]) for place in touched}
@@ -65,7 +69,9 @@ def _laid_out_as(tensor: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _bundles(heads: Sequence[int], vectors: Sequence[int]) -> list[tuple[int, ...]]:
-    """What goes together in a launch: a tensor of rows and a few vectors; those left over, among themselves."""
+    """Groups positions into launches: a tensor with rows and a few vectors each; the remaining vectors among
+    themselves.
+    """
     waiting = iter(vectors)
     found = [(head, *islice(waiting, _VECTORS)) for head in heads]
     while rest := tuple(islice(waiting, 1 + _VECTORS)):
@@ -74,7 +80,7 @@ def _bundles(heads: Sequence[int], vectors: Sequence[int]) -> list[tuple[int, ..
 
 
 def _padded(head: int, vectors: Sequence[int], tensors: Sequence[Tensor], *others: dict[int, Tensor]) -> list[Tensor]:
-    """A bundle's tensors, each with its counterparts in `others`; what is not there is filled up, not read."""
+    """The tensors of a launch, each with its partners in `others`; unused arguments repeat one that is not read."""
     places = [head, *vectors, *[head] * (_VECTORS - len(vectors))]
     return [one for place in places for one in (tensors[place], *(own.get(place, tensors[place]) for own in others))]
 
@@ -82,7 +88,7 @@ def _padded(head: int, vectors: Sequence[int], tensors: Sequence[Tensor], *other
 def launch_rows(
     kernel: Any, tensors: tuple[Tensor, ...], numbers: tuple[int, ...], head: Tensor, **constants: Any
 ) -> None:
-    """A kernel of `unit_masking` over the rows of `head`, which lie in one piece each."""
+    """Launches a kernel of `unit_masking` over the rows of `head`, each of which is contiguous in memory."""
     rows = len(head)
     length = head.numel() // rows
     block = next((one for one in _BLOCKS if one >= length), _BLOCKS[-1])
@@ -92,9 +98,10 @@ def launch_rows(
 
 
 class UnitSquares:
-    """The sums of squares of each unit's rows in tensors of the same shapes, again and again, in one launch.
+    """The sums of squares of each unit's rows, in one launch, for tensors of the same shapes step after step.
 
-    `units` names the unit of each tensor's rows, one after the other; `scales`, (units,), float64, the factor of each.
+    `units` gives the unit of each row of each tensor, one tensor after the other; `scales` is (units,), float64, a
+    factor for each unit.
     """
 
     def __init__(self, tensors: Sequence[Tensor], units: Tensor, scales: Tensor):
@@ -102,7 +109,7 @@ class UnitSquares:
         self.scales = scales
         self.rows = np.array([len(one) for one in tensors])
         self.lengths = np.repeat([one.numel() // len(one) for one in tensors], self.rows)
-        self.numbers = np.concatenate([np.arange(one) for one in self.rows])  # of each row in its tensor
+        self.numbers = np.concatenate([np.arange(one) for one in self.rows])  # the number of each row within its tensor
         owners = units.cpu().numpy()
         self.order = np.argsort(owners, kind="stable")
         counts = np.bincount(owners, minlength=len(scales))
@@ -111,7 +118,7 @@ class UnitSquares:
         self.places: tuple[Any, ...] = ()
 
     def find(self, tensors: Sequence[Tensor]) -> Tensor:
-        """(units,), float32; the tensors are of one type."""
+        """The scaled sums, (units,), float32; all tensors have the same dtype."""
         kind = tensors[0].dtype
         places = [one.data_ptr() for one in tensors]
         if (kind, *places) != self.places:

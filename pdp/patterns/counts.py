@@ -1,0 +1,78 @@
+"""Numbers of channels that a module keeps and its code cuts by: `x[:, :self.width]`, `x.split(self.splits, 1)`.
+
+In a smaller module they are smaller. Only attributes that the forward of the module at work names are taken for such
+numbers, and the proof tells whether they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from pdp.patterns.walk import Walk
+
+
+def cut_at(walk: Walk, atoms: np.ndarray, bounds: Sequence[int]) -> bool:
+    """Notes the attributes that name these numbers of leading channels of `atoms`; whether each has one."""
+    return all([_note(walk, atoms[:bound], bound) for bound in bounds])
+
+
+def split_at(walk: Walk, atoms: np.ndarray, sizes: Sequence[int]) -> bool:
+    """The same of parts of these sizes: a list of them all, or numbers of which the last may be what is left."""
+    name, module = walk.running
+    parts = np.split(atoms, np.cumsum(sizes)[:-1])
+    key = _named(module, list(sizes))
+    if key is not None:
+        for index, part in enumerate(parts):
+            walk.counts.append((name, module, key, index, part))
+        return True
+    firsts: dict[int, np.ndarray] = {}
+    unnamed = 0
+    for part, size in zip(parts, sizes, strict=True):
+        if size in firsts:
+            both = (part >= 0) & (firsts[size] >= 0)
+            walk.atoms.tie(firsts[size][both], part[both])
+        elif not _note(walk, part, size):
+            unnamed += 1
+        firsts.setdefault(size, part)
+    return unnamed <= 1 < len(firsts)
+
+
+def _note(walk: Walk, atoms: np.ndarray, number: int) -> bool:
+    name, module = walk.running
+    key = _named(module, number)
+    if key is not None:
+        walk.counts.append((name, module, key, None, atoms))
+    return key is not None
+
+
+def _named(module: nn.Module | None, value: int | list[int]) -> str | None:
+    """The one attribute with this value that the module's forward names."""
+    if module is None:
+        return None
+    found = [key for key in _asked(type(module)) if _equal(getattr(module, key, None), value)]
+    return found[0] if len(found) == 1 else None
+
+
+def _equal(own: Any, value: int | list[int]) -> bool:
+    if isinstance(value, int):
+        return isinstance(own, int) and not isinstance(own, bool) and own == value
+    return isinstance(own, (list, tuple)) and list(own) == value
+
+
+@cache
+def _asked(kind: type[nn.Module]) -> tuple[str, ...]:
+    code = getattr(getattr(kind, "forward", None), "__code__", None)
+    return () if code is None else code.co_names
+
+
+def lowered(module: Any, key: str, index: int | None, kept: int) -> None:
+    """Says to the module that so many of these channels are left."""
+    held = getattr(module, key)
+    if index is not None:
+        kept = type(held)([*held[:index], kept, *held[index + 1 :]])
+    setattr(module, key, kept)
