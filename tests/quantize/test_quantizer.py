@@ -23,6 +23,8 @@ def trained(method="pdp", pattern="random", epochs=4, norm=True, **values):
     torch.manual_seed(3)
     model = case_net(norm)
     pruner = case_pruner(model, method, pattern, epochs=epochs, **values)
+    if pruner.method.calibrates:
+        pruner.calibrate([batch(50, dtype=torch.float64)[0]])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     pruner.attach(optimizer)
     for epoch in range(epochs):
