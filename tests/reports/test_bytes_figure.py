@@ -58,7 +58,7 @@ def test_each_stands_at_the_least_that_it_ships_in(runs):
 def test_the_figure_is_drawn_once_and_no_quantized_run_is_a_baseline(runs):
     drawn, _ = draw_all(runs)
     (one,) = [figure for figure in drawn if figure.name.startswith("bytes-")]
-    assert one.name == "bytes-both-resnet20-digits" and "bytes on disk" in one.caption
+    assert one.name == "bytes-both-resnet20-digits" and "against bytes on the disk" in one.caption
     assert not [figure.name for figure in drawn if "-none" in figure.name]
     table = study_table(runs[runs.study == "both"])
     assert {"dense", "dense+int8", "pdp", "pdp+int8", "gmp"} == set(table.method) and (table.seeds == 2).all()
