@@ -1,6 +1,6 @@
-"""PDP in a training loop of one's own, for each of the three patterns: python examples/own_loop.py [random|2:4|channel]
+"""PDP in a training loop of your own, for each of the three patterns: python examples/own_loop.py [random|2:4|channel]
 
-Needs torch, numpy and pandas; channel needs torch-pruning as well, which follows the model's connections.
+Needs torch, numpy and pandas.
 """
 
 import sys
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import pdp
 
-EPOCHS, STEPS, SPARSITY = 10, 20, {"random": 0.9, "2:4": None, "channel": 0.5}  # 2:4 says its own
+EPOCHS, STEPS, SPARSITY = 10, 20, {"random": 0.9, "2:4": None, "channel": 0.5}  # 2:4 implies its sparsity
 
 
 class Net(nn.Module):
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 def batch(size: int) -> tuple[Tensor, Tensor]:
-    """Stripes along, across and checks, in noise; and which of them."""
+    """Images with vertical stripes, horizontal stripes or a checkerboard, in noise, and their classes."""
     labels = torch.randint(3, (size,))
     line = torch.arange(12) % 2 * 2.0 - 1
     kinds = torch.stack([line[:, None].expand(12, 12), line[None].expand(12, 12), line[:, None] * line[None]])
@@ -39,13 +39,13 @@ def batch(size: int) -> tuple[Tensor, Tensor]:
 
 
 def main(pattern: str = "random") -> float:
-    """Trains, prunes, prints the layers and returns the share of right answers on new images."""
+    """Trains, prunes, prints the layers and returns the accuracy on new images."""
     torch.manual_seed(0)
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     example = torch.zeros(1, 3, 12, 12)
 
-    # Dense for the first epochs, then a linear ramp; times are "3ep", "200it" or a fraction of the run.
+    # Dense for the first two epochs, then a linear ramp; times are "3ep", "200it" or a fraction of the run.
     schedule = {"warmup": "2ep", "ramp": "5ep"}
     pruner = pdp.Pruner(
         model, "pdp", pattern, SPARSITY[pattern], epochs=EPOCHS, schedule=schedule, example_input=example
@@ -70,7 +70,7 @@ def main(pattern: str = "random") -> float:
     print(pdp.count_macs(model, example)[["name", "macs", "sparse_macs"]].to_string(index=False))
 
     if pattern == "channel":
-        # The channels that are zero go: a smaller model of the same class, which computes the same.
+        # Removes the channels that are zero: a smaller model of the same class, which computes the same.
         slimmed = pdp.slim(model, example)
         parameters = [sum(one.numel() for one in net.parameters()) for net in (model, slimmed.model)]
         print(f"channels gone {slimmed.removed}; parameters {parameters[0]:,} -> {parameters[1]:,}")

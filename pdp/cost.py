@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pdp.layers import Site, is_conv1d, weighted_sites
+from pdp.experts import ExpertTokens, experts_one_by_one
+from pdp.layers import Site, input_axis, router_sites, weighted_sites
 from pdp.products import Products, shared_weights
 from pdp.reading_mode import stored_weights
 
@@ -27,27 +28,44 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
     (groups, stride, padding and dilation included by construction), counted where the product happens, whichever module
     reads the weight, and summed over repeated calls. Biases, norms, activations and pooling are not counted.
     sparse_macs = macs x nonzero / params. `example_input` is a tensor, a tuple of arguments or a dict of keywords.
-    Three attributes hold the rest: `frame.attrs["macs_attention"]` the products of two activations (queries, keys and
-    values), `"macs_other"` those with other parameters and buffers by name, `"uncounted"` the operations that cannot be
-    counted.
+    Of experts in one parameter the multiply-adds are those of the tokens that reach any, in equal shares: which of them
+    the example's tokens choose says nothing of others. Three attributes hold the rest: `frame.attrs["macs_attention"]`
+    the products of two activations (queries, keys and values), `"macs_other"` those with other parameters and buffers
+    by name, `"uncounted"` the operations that cannot be counted. `"macs_all_experts"` is the sum of `macs` as it would
+    be if every token went through all experts.
     """
-    sites = list(weighted_sites(model))
-    # The name of each layer by that of its parameter: what is called after a module says only `weight` of it.
-    layers = {parameter_name(model, site): name for name, _, site in sites}
+    sites = _sites(model)
+    # The names of the layers by that of their parameter: what is called after a module says only `weight` of it.
+    layers: dict[str, list[str]] = {}
+    for name, _, site in sites:
+        layers.setdefault(parameter_name(model, site), []).append(name)
     products = Products(model, list(layers))
-    shared = shared_weights([(parameter_name(model, site), site.caller, _weight(site)) for _, _, site in sites])
+    whole: list[tuple[str, nn.Module, Tensor]] = [
+        (parameter_name(model, site), site.caller, site.parameter_held) for _, _, site in sites if not site.index
+    ]
+    shared = shared_weights(whole)
     handles = []
     for name, caller in shared:
         handles.append(caller.register_forward_pre_hook(products.runs(name)))
         handles.append(caller.register_forward_hook(products.ran(name), always_call=True))
     try:
-        with _evaluating(model), _products_in_the_open(), stored_weights():
+        one_by_one = experts_one_by_one(model)
+        with _evaluating(model), _products_in_the_open(), stored_weights(), one_by_one, ExpertTokens(model) as tokens:
             _counted(model, example_input, products)
     finally:
         for handle in handles:
             handle.remove()
-    macs = {layers[name]: count for name, count in products.by_name.items() if name in layers}
+    macs: dict[str, int] = {}
+    for name, count in products.by_name.items():
+        own = layers.get(name, [])
+        for place, layer in enumerate(own):
+            macs[layer] = count // len(own) + (place < count % len(own))
     frame = _table(sites, macs)
+    frame.attrs["macs_all_experts"] = int(frame.macs.sum()) + sum(
+        tokens.of(site.module) * site.stored.numel() - macs.get(name, 0)
+        for name, _, site in sites
+        if site.index is not None and macs.get(name)
+    )
     frame.attrs["macs_attention"] = products.rest
     frame.attrs["macs_other"] = {name: count for name, count in products.by_name.items() if name not in layers}
     frame.attrs["uncounted"] = list(products.uncounted)
@@ -56,15 +74,20 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
 
 def uncounted(model: nn.Module) -> pd.DataFrame:
     """`count_macs` of a model that cannot be run: its multiply-adds are empty."""
-    frame = _table(list(weighted_sites(model)), None)
-    frame.attrs |= {"macs_attention": None, "macs_other": {}, "uncounted": []}
+    frame = _table(_sites(model), None)
+    frame.attrs |= {"macs_all_experts": None, "macs_attention": None, "macs_other": {}, "uncounted": []}
     return frame
+
+
+def _sites(model: nn.Module) -> list[tuple[str, str, Site]]:
+    """Every weight that counts as a convolution's or linear layer's, those that choose among experts too."""
+    return [*weighted_sites(model), *router_sites(model)]
 
 
 def _table(sites: list[tuple[str, str, Site]], macs: dict[str, int] | None) -> pd.DataFrame:
     rows = []
     for name, kind, site in sites:
-        weight = _weight(site)
+        weight = site.stored
         nonzero = int(torch.count_nonzero(weight))
         own = None if macs is None else macs.get(name, 0)
         sparse = None if own is None else own * nonzero // max(1, weight.numel())
@@ -89,12 +112,6 @@ def _counted(model: nn.Module, example_input: Any, products: Products) -> None:
         products.uncounted[f"all from {type(error).__name__} on ({reason[:100]})"] = None
 
 
-def _weight(site: Site) -> Tensor:
-    weight = site.module._parameters[site.parameter]
-    assert weight is not None
-    return weight
-
-
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """All parameters, and those that are not exactly zero."""
     parameters = list(model.parameters())
@@ -108,10 +125,10 @@ def count_bytes(model: nn.Module, bytes_per_weight: int = 4) -> pd.DataFrame:
     bytes up to 65,536 columns, else 4) and a 4-byte offset for each row and one more; rows are outputs.
     """
     rows = []
-    for name, kind, site in weighted_sites(model):
-        weight = _weight(site)
+    for name, kind, site in _sites(model):
+        weight = site.stored
         nonzero = int(torch.count_nonzero(weight))
-        outputs = weight.shape[1] if is_conv1d(site.module) else weight.shape[0]
+        outputs = weight.shape[1 - input_axis(site)]
         columns = weight.numel() // outputs
         values = nonzero * bytes_per_weight
         bitmask = values + -(-weight.numel() // 8)

@@ -1,4 +1,4 @@
-"""The harness from Python: a configuration, a whole run, many runs; what a command line refuses is raised here."""
+"""The harness from Python: configurations, whole runs and sweeps; refusals of the command line are exceptions here."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _NEEDED = ("hydra", "omegaconf", "accelerate", "rich", "safetensors")
 
 
 def compose(overrides: Words = (), **values: Any) -> Config:
-    """The checked configuration that `python train.py` makes of the same words, as plain dataclasses.
+    """The checked configuration for which `python train.py` would run with the same arguments, as plain dataclasses.
 
-    `overrides` are words such as "recipe.epochs=5", one text of them, or a mapping of keys to values; further keywords
-    are keys without a dot. Raises `Refusal`, which names the value, what is allowed and what to change.
+    `overrides` are arguments such as "recipe.epochs=5", one string of them, or a mapping of keys to values; further
+    keywords are keys without a dot. Raises `Refusal`, which names the value, what is allowed and what to change.
     """
     _need_harness()
     from pdp.config.compose import compose as composed
@@ -37,9 +37,10 @@ def compose(overrides: Words = (), **values: Any) -> Config:
 def run(overrides: Words = (), *, quiet: bool = False, **values: Any) -> Record:
     """Trains, prunes, measures and records one run as `python train.py` does, and returns its record.
 
-    What is finished already is returned at once, what was interrupted goes on. `record.directory` is where it lies.
+    A run that is already finished is returned at once, an interrupted one is resumed. `record.directory` is its folder.
     `overrides` and `values` are those of `compose`; dry_run=true, which leaves no record, is refused. Raises `Refusal`
-    before work began, `Stopped` where it cannot go on, and `SavedForRestart` where it was told to stop and saved.
+    before work begins, `Stopped` if the run cannot continue, and `SavedForRestart` if it was told to stop and has
+    saved.
     """
     config = compose(overrides, **values)
     if config.dry_run:
@@ -56,13 +57,13 @@ def run(overrides: Words = (), *, quiet: bool = False, **values: Any) -> Record:
 def sweep(
     overrides: Words = (), lists: Mapping[str, Iterable[Any]] | None = None, *, quiet: bool = True, **more: Any
 ) -> pd.DataFrame:
-    """Runs every combination of `lists` (and `more`, keys without a dot), each on top of `overrides`.
+    """Runs every combination of `lists` (and of `more`, keys without a dot), each in addition to `overrides`.
 
         pdp.sweep(["model=resnet20"], {"recipe.lr": [0.05, 0.1]}, method=["pdp", "gmp"], sparsity=[0.8, 0.9])
 
-    One row per run, in the order of the lists: the swept values, `status` (finished, refused or stopped), `error` (what
-    was said), `directory`, and every value of the record. Words with commas, "method=pdp,gmp", are laid out as well.
-    Raises `Refusal` where every combination is refused.
+    Returns one row per run, in the order of the lists: the swept values, `status` (finished, refused or stopped),
+    `error` (the message), `directory`, and every value of the record. Arguments with commas, "method=pdp,gmp", are
+    expanded too. Raises `Refusal` if every combination is refused.
     """
     _need_harness()
     import pandas as pd
@@ -109,14 +110,14 @@ def _outcome(config: Config, taken: set[str], quiet: bool) -> dict[str, Any]:
 
 
 def _listed(values: Any) -> list[Any]:
-    """A list as it is; one value, a text for one, as a list of it."""
+    """A list unchanged; a single value, such as a string, as a list of one."""
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
         return [values]
     return list(values)
 
 
 def _words(overrides: Words, values: Mapping[str, Any]) -> list[str]:
-    """Whatever was given as the words of a command line."""
+    """The overrides and values as arguments of a command line."""
     if isinstance(overrides, str):
         words = shlex.split(overrides)
     elif isinstance(overrides, Mapping):
@@ -132,7 +133,7 @@ def _words(overrides: Words, values: Mapping[str, Any]) -> list[str]:
 def _word(key: str, value: Any) -> str:
     from pdp.config.command import spell
 
-    if hasattr(value, "item"):  # a number of numpy's
+    if hasattr(value, "item"):  # a numpy number
         value = value.item()
     return f"{key}={spell(key, str(value) if isinstance(value, Path) else value)}"
 

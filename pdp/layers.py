@@ -5,22 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from pdp.experts import expert_stacks, router_weights
 from pdp.masks.host_cut import Trail
 from pdp.reading_mode import reads_for_any_use
+from pdp.sharded import is_sharded, whole
 
 
 @dataclass(eq=False)
 class Site:
-    """A place where a weight is used: the attribute `parameter` of `module`, read while `caller` runs its forward."""
+    """A place where a weight is used: the attribute `parameter` of `module`, read while `caller` runs its forward.
+
+    `index` is that of one matrix where the parameter is a stack of them, each with a mask of its own.
+    """
 
     module: nn.Module
     parameter: str
     caller: nn.Module
+    index: int | None = None
+    turned: bool = False  # whether the weight is (in, out), where the module does not say so by its kind
+
+    @property
+    def stored(self) -> nn.Parameter:
+        """The weight; of a stack its matrix, which shares memory, version and gradient with the parameter."""
+        held = self.parameter_held
+        return held if self.index is None else _matrix(held, self.index)  # type: ignore[return-value]
+
+    @property
+    def parameter_held(self) -> nn.Parameter:
+        """The parameter, the whole stack where it is one."""
+        return self.module._parameters[self.parameter]  # type: ignore[return-value]
 
 
 @dataclass(eq=False)
@@ -33,12 +52,17 @@ class Member:
     units: Tensor | None = None  # the unit of each of its `rows`; None: the mask has the tensor's own shape
     in_order: bool = False  # whether the units are 0, 1, 2, ...: then a mask over units fits as it is
     axis: int = 0  # the dimension along which the units lie: 1 for the outputs of Hugging Face's `Conv1D`
+    whole: bool = True  # whether each of its slices has a unit
+
+    @property
+    def stored(self) -> nn.Parameter:
+        """The weight itself, perhaps one of which this process holds a part."""
+        return self.sites[0].stored
 
     @property
     def tensor(self) -> nn.Parameter:
-        """The stored tensor."""
-        site = self.sites[0]
-        return site.module._parameters[site.parameter]  # type: ignore[return-value]
+        """The stored tensor; of a sharded one all of it, gathered now, which is to be read alone."""
+        return whole(self.stored)
 
     def rows(self, tensor: Tensor) -> Tensor:
         """`tensor`, of this one's shape, with its units along dimension 0; applied again, it is as it was."""
@@ -66,6 +90,7 @@ class Layer:
     active: bool = False  # whether the effective weight differs from the stored one
     state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
     hard_keep: Tensor | None = None  # set while the hard model is evaluated
+    adapter: Any = None  # of low rank, added to the weight before the mask
     trail: Trail = field(default_factory=Trail)  # where its cuts lay
     was_read: bool = False  # whether the model has computed with its effective weight since the last step
     last_gradient: tuple[int, int] | None = None  # which one the stored weight had then, and its version
@@ -75,10 +100,24 @@ class Layer:
             self.members = [Member(self.parameter, self.sites)]
 
     @property
+    def stored(self) -> nn.Parameter:
+        """The weight itself, perhaps one of which this process holds a part."""
+        return self.sites[0].stored
+
+    @property
+    def stacked(self) -> bool:
+        """Whether its weight is one matrix of a parameter that holds several."""
+        return self.sites[0].index is not None
+
+    @property
     def weight(self) -> nn.Parameter:
-        """The stored weight, in its dense shape."""
-        site = self.sites[0]
-        return site.module._parameters[site.parameter]  # type: ignore[return-value]
+        """The stored weight, in its dense shape; of a sharded one all of it, gathered now and only to be read."""
+        return whole(self.stored)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weight."""
+        return is_sharded(self.stored)
 
     def beside(self, weight: Tensor) -> Layer:
         """The layer with its state on the device of `weight`: the model, or a replica of it, may have moved."""
@@ -87,6 +126,19 @@ class Layer:
             return self
         state = {key: value.to(device) for key, value in self.state.items()}
         return replace(self, state=state, hard_keep=None if self.hard_keep is None else self.hard_keep.to(device))
+
+
+def _matrix(stack: nn.Parameter, index: int) -> Tensor:
+    """One matrix of a stack, outside of any graph."""
+    one = stack.detach()[index]
+    if stack.grad is not None:
+        one.grad = stack.grad[index]
+    return one
+
+
+def input_axis(site: Site) -> int:
+    """The dimension of the weight along which its inputs run."""
+    return 0 if site.turned or is_conv1d(site.module) else 1
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -150,7 +202,7 @@ def first_convolution(model: nn.Module) -> nn.Module | None:
 
 
 def weighted_sites(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
-    """Every convolution and linear weight: its layer's name, kind and place.
+    """Every convolution and linear weight: its layer's name, kind and place; experts' matrices each by itself.
 
     `nn.MultiheadAttention` reads its projections outside their own forward.
     """
@@ -164,3 +216,18 @@ def weighted_sites(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
         elif is_weighted(module) and module._parameters.get("weight") is not None:
             kind = "Linear" if id(module) in attention_outputs else type(module).__name__
             yield name, kind, Site(module, "weight", attention_outputs.get(id(module), module))
+        else:
+            for key, turned in expert_stacks(module).items():
+                if turned is not None:
+                    prefix = name if key == "weight" else f"{name}.{key}".lstrip(".")
+                    for index in range(len(module._parameters[key])):
+                        yield f"{prefix}.{index}", "Expert", Site(module, key, module, index, turned)
+
+
+def router_sites(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
+    """Weights that choose among experts and are no linear layer's: they multiply tokens as one does."""
+    routers = router_weights(model)
+    for _, module in model.named_modules():
+        for key in module._parameters:
+            if (id(module), key) in routers and not (key == "weight" and is_weighted(module)):
+                yield routers[id(module), key], "Router", Site(module, key, module)

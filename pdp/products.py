@@ -39,6 +39,7 @@ class Products(TorchDispatchMode):
     def __init__(self, model: nn.Module, first: list[str]):
         super().__init__()
         self.by_name: dict[str, int] = {}
+        self._first = set(first)
         self.rest = 0
         self.uncounted: dict[str, None] = {}
         self._running: list[str] = []  # modules that share a weight, while their forward runs
@@ -89,14 +90,14 @@ class Products(TorchDispatchMode):
         return out
 
     def _add(self, operands: list[Tensor], macs: int) -> None:
-        for one in operands:
-            names = self._names(one) if one.dim() > 1 else ()
-            if names:
-                shared = [name for name in reversed(self._running) if name in names]
-                name = shared[0] if shared else names[0]
-                self.by_name[name] = self.by_name.get(name, 0) + macs
-                return
-        self.rest += macs
+        named = [names for one in operands if one.dim() > 1 and (names := self._names(one))]
+        if not named:
+            self.rest += macs
+            return
+        # Of two parameters, a table of positions and a layer's weight say, the layer's.
+        names = next((names for names in named if names[0] in self._first), named[0])
+        name = next((name for name in reversed(self._running) if name in names), names[0])
+        self.by_name[name] = self.by_name.get(name, 0) + macs
 
     def _names(self, tensor: Tensor) -> tuple[str, ...]:
         """The parameters and buffers that a tensor is, is a view of or was computed from."""

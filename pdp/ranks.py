@@ -25,6 +25,11 @@ def process_count(environment: MutableMapping[str, str] = os.environ) -> int:
     return max(1, int(text)) if text.isdecimal() else 1
 
 
+def is_main_process(environment: MutableMapping[str, str] = os.environ) -> bool:
+    """Whether this process is the one that speaks, as RANK says."""
+    return environment.get("RANK", "").strip() in ("", "0")
+
+
 def settle_processes(environment: MutableMapping[str, str] = os.environ) -> str:
     """Takes away what a platform set of a launcher's variables where no launcher started this process; a note, or ''.
 

@@ -1,4 +1,4 @@
-"""In which way this thread reads weights now: the stored ones for once, or effective ones for whatever use."""
+"""How this thread reads weights now: the stored ones, or effective ones for any use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _mode = _Mode()
 
 @contextmanager
 def stored_weights() -> Iterator[None]:
-    """Inside, this thread's forwards compute with the stored weights, whatever pruner the model has."""
+    """Inside this context, this thread's forwards compute with the stored weights, even if the model has a pruner."""
     before, _mode.stored_only = _mode.stored_only, True
     try:
         yield
@@ -26,13 +26,13 @@ def stored_weights() -> Iterator[None]:
 
 
 def reads_stored() -> bool:
-    """Whether `stored_weights` holds in this thread."""
+    """Whether this thread is in `stored_weights`."""
     return _mode.stored_only
 
 
 @contextmanager
 def for_any_use() -> Iterator[None]:
-    """Inside, effective weights are made for whoever reads them, who may do anything with them."""
+    """Inside this context, effective weights are made so that their reader may use them in any way."""
     before, _mode.for_any_use = _mode.for_any_use, True
     try:
         yield
@@ -41,5 +41,5 @@ def for_any_use() -> Iterator[None]:
 
 
 def reads_for_any_use() -> bool:
-    """Whether `for_any_use` holds in this thread."""
+    """Whether this thread is in `for_any_use`."""
     return _mode.for_any_use

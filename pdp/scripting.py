@@ -1,4 +1,4 @@
-"""What the scripts share: refusals in one line, and exit codes. Needs no torch."""
+"""Shared by the scripts: refusals in one line, and exit codes. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pdp.errors import Refusal, Stopped
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses in one line, and shows the whole of a script's docstring under --help."""
+    """An argument parser that refuses in one line, and shows a script's whole docstring under --help."""
 
     def __init__(self, prog: str | None = None, description: str | None = None, **options: Any):
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def guarded(name: str, work: Callable[[], int | None]) -> int:
-    """The exit code of `work`: 0 done, 2 refused, 3 stopped, each of the latter with one line on stderr."""
+    """Calls `work` and returns the exit code: 0 done, 2 refused, 3 stopped; the latter two print one line on stderr."""
     try:
         return work() or 0
     except (Refusal, Stopped) as ending:

@@ -1,4 +1,4 @@
-"""Refusals in the words of whoever reads them: the command line's keys, or Python's keywords for library users."""
+"""Refusals in the reader's terms: the command line's keys, or Python's keywords for users of the library."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _RULES = (
 
 @contextmanager
 def config_words() -> Iterator[None]:
-    """Inside, refusals of the library keep the command line's keys."""
+    """Inside this context, refusals of the library name the command line's keys."""
     token = _config.set(True)
     try:
         yield
@@ -45,7 +45,7 @@ def config_words() -> Iterator[None]:
 
 @contextmanager
 def python_words() -> Iterator[None]:
-    """Inside, refusals name Python's keywords, unless `config_words` holds."""
+    """Inside this context, refusals name Python's keywords, unless `config_words` is active."""
     try:
         yield
     except Refusal as error:
@@ -55,7 +55,7 @@ def python_words() -> Iterator[None]:
 
 
 def in_python(message: str) -> str:
-    """The message with every key of the command line as the keyword that says the same."""
+    """The message with every key of the command line replaced by the corresponding keyword."""
     for key, keyword in _RULES:
         message = re.sub(key, keyword, message)
     return message.replace("=true", "=True").replace("=false", "=False").replace(": true", ": True")

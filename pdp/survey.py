@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 from pdp.errors import Refusal
-from pdp.layers import Layer, Site, weighted_sites
+from pdp.experts import ROUTER, UNTOLD, expert_stacks, router_weights
+from pdp.layers import Layer, Site, router_sites, weighted_sites
+from pdp.transformer_parts import around_the_blocks
 from pdp.zeros import why_zeros_are_lost
 
 _TYPES = (Tensor, nn.Parameter)
@@ -17,39 +20,50 @@ _COMPUTED = ("_orig", "_g", "_v", "_bar")  # what pruning, weight and spectral n
 
 
 def survey(
-    model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequence[str] = ()
+    model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequence[str] = (), include: Sequence[str] = ()
 ) -> tuple[list[Layer], dict[str, str]]:
     """The prunable layers in the model's order, and by name why every other weight stays dense.
 
     A weight is a parameter of two or more dimensions; it is called after its module where that calls it `weight`, else
     by its whole name. `exclude` are fnmatch patterns on module names given by a person, each of which must match a
-    layer, `own_exclude` the task's own. Raises `Refusal` for a pattern that matches nothing.
+    layer, `own_exclude` the task's own. What chooses among experts, and of Hugging Face's models what lies around the
+    blocks and embeddings, stays dense where `include`, patterns as well, does not name it. Raises `Refusal` for a
+    pattern that matches nothing.
     """
-    weights = list(weighted_sites(model))
-    _check_patterns(exclude, [name for name, _, _ in weights])
+    asked = lambda name: any(fnmatchcase(name, one) for one in include)  # noqa: E731
+    own_weights = list(weighted_sites(model))
+    more = [*router_sites(model), *_embeddings(model)] if include else []
+    _check_patterns("prune.exclude", exclude, [name for name, _, _ in own_weights])
+    _check_patterns("include", include, [name for name, _, _ in (*own_weights, *more)])
+    weights = own_weights + [one for one in more if asked(one[0])]
+    left = around_the_blocks(model) | dict.fromkeys(router_weights(model).values(), ROUTER)
     outside = dict(_used_outside(model, weights))
-    found: dict[int, Layer] = {}
+    found: dict[tuple[int, int | None], Layer] = {}
     reasons: dict[str, str] = {}
     for name, kind, site in weights:
         weight = site.module._parameters[site.parameter]
         if weight is None:
             continue
-        if id(weight) in found:
-            found[id(weight)].sites.append(site)
+        key = id(weight), site.index
+        if key in found:
+            found[key].sites.append(site)
             continue
-        pattern = next((one for one in (*exclude, *own_exclude) if fnmatchcase(name, one)), None)
+        given = exclude if asked(name) else (*exclude, *own_exclude)
+        pattern = next((one for one in given if fnmatchcase(name, one)), None)
         if pattern is not None:
             reasons[name] = f"excluded by {pattern}"
         elif id(weight) in outside:
             reasons[name] = f"tied to {outside[id(weight)]}, which is no convolution's or linear layer's"
+        elif name in left and not asked(name):
+            reasons[name] = left[name]
         elif reason := _refused(site, weight):
             reasons[name] = reason
         else:
-            parameter = f"{name}.weight".lstrip(".") if site.parameter == "weight" else name
-            found[id(weight)] = Layer(name, kind, parameter, [site])
-    for name, reason in _others(model):
-        if name not in reasons and all(layer.name != name for layer in found.values()):
-            reasons[name] = reason
+            found[key] = Layer(name, kind, _parameter(name, site), [site])
+    taken = {id(site.parameter_held) for layer in found.values() for site in layer.sites}
+    for name, reason, parameter in _others(model):
+        if name not in reasons and id(parameter) not in taken:
+            reasons[name] = left.get(name, reason)
     return list(found.values()), reasons
 
 
@@ -100,7 +114,19 @@ def _used_outside(model: nn.Module, weights: Sequence[tuple[str, str, Site]]) ->
                 yield id(parameter), f"{prefix}.{key}".lstrip(".")
 
 
-def _others(model: nn.Module) -> Iterator[tuple[str, str]]:
+def _parameter(name: str, site: Site) -> str:
+    """What the model's state dict calls the weight of the layer called `name`."""
+    whole = name if site.index is None else name.rpartition(".")[0]
+    return f"{whole}.weight".lstrip(".") if site.parameter == "weight" else whole
+
+
+def _embeddings(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            yield name, "Embedding", Site(module, "weight", module)
+
+
+def _others(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
     """Every other parameter of two or more dimensions, each once, and modules that hide theirs."""
     places = {(id(site.module), site.parameter) for _, _, site in weighted_sites(model)}
     known: set[int] = set()
@@ -110,9 +136,10 @@ def _others(model: nn.Module) -> Iterator[tuple[str, str]]:
                 continue
             if id(parameter) not in known:
                 known.add(id(parameter))
-                yield (prefix if key == "weight" else f"{prefix}.{key}".lstrip(".")), _why_other(module, key, parameter)
+                name = prefix if key == "weight" else f"{prefix}.{key}".lstrip(".")
+                yield name, _why_other(module, key, parameter), parameter
         if not module._parameters and "quantized" in type(module).__module__ and hasattr(module, "weight"):
-            yield prefix, f"quantized ({type(module).__name__})"
+            yield prefix, f"quantized ({type(module).__name__})", None
 
 
 def _why_other(module: nn.Module, key: str, parameter: nn.Parameter) -> str:
@@ -131,7 +158,10 @@ def _why_other(module: nn.Module, key: str, parameter: nn.Parameter) -> str:
     if key == "weight":
         return f"{kind} is neither a convolution nor a linear layer"
     shape = "x".join(map(str, parameter.shape)) if not _empty(parameter) else "not initialised"
-    return f"a parameter of {kind}'s own ({shape}), no convolution's or linear layer's weight"
+    if "bias" in key:
+        return f"a parameter of {kind}'s own ({shape}), biases"
+    why = UNTOLD if key in expert_stacks(module) else "no convolution's or linear layer's weight"
+    return f"a parameter of {kind}'s own ({shape}), {why}"
 
 
 def _is_weight(parameter: Tensor) -> bool:
@@ -142,10 +172,10 @@ def _empty(parameter: Tensor) -> bool:
     return isinstance(parameter, UninitializedTensorMixin)
 
 
-def _check_patterns(exclude: Sequence[str], names: list[str]) -> None:
-    for pattern in exclude:
+def _check_patterns(key: str, patterns: Sequence[str], names: list[str]) -> None:
+    for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             raise Refusal(
-                f"prune.exclude={pattern} matches no convolution or linear layer: the layers are called "
+                f"{key}={pattern} matches no convolution or linear layer: the layers are called "
                 f"{', '.join(names[:3])}, ... {names[-1] if names else ''}; dry_run=true lists them"
             )

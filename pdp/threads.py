@@ -1,4 +1,4 @@
-"""Threads of this process for work that releases Python's global lock."""
+"""Threads of this process, for work that releases Python's global lock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _held: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 def pool(count: int) -> ThreadPoolExecutor:
-    """A pool of at least `count` threads, the same one while it suffices; a forked process makes its own."""
+    """A pool of at least `count` threads, reused while it is large enough; a forked process creates its own."""
     global _held
     if _held is None or _held[0] != os.getpid() or _held[1] < count:
         _held = (os.getpid(), count, ThreadPoolExecutor(count, thread_name_prefix="pdp"))
@@ -19,10 +19,10 @@ def pool(count: int) -> ThreadPoolExecutor:
 
 
 def in_parts(work: Callable[..., Any], parts: int, helpers: int, *arguments: Any) -> None:
-    """Calls `work(part, parts, *arguments)` for every part, in this thread and `helpers` others.
+    """Calls `work(part, parts, *arguments)` for every part, in this thread and in `helpers` others.
 
-    Each takes the next part when it has done one. Threads of PyTorch that wait for work in a loop keep a core busy for
-    milliseconds: a helper that has not come by the end is not waited for.
+    Each thread takes the next part when it has finished one. PyTorch's threads may keep a core busy for milliseconds
+    while they wait for work, so a helper that has not started by the end is not waited for.
     """
     left = iter(range(parts))
 
@@ -34,7 +34,7 @@ def in_parts(work: Callable[..., Any], parts: int, helpers: int, *arguments: Any
     try:
         take()
     finally:
-        # They write to memory that the caller may free.
+        # Helpers that have started must finish, because they write to memory that the caller may free.
         came = [one for one in others if not one.cancel()]
         wait(came)
     for one in came:

@@ -1,4 +1,4 @@
-"""Words for people: the nearest known names, any text as one line, shares and metrics as they are read."""
+"""Texts for people: suggestions of known names, any text as one line, shares and metrics in readable form."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three known names most like `name`, best first; empty where none is near."""
+    """Up to three known names that are most similar to `name`, best first; empty if none is similar."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
 
 
-_MOST = 30  # names that a line can hold
+_MOST = 30  # most names in a line
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """'did you mean a or b? known: a, b, c' for a name that is none of `known`."""
+    """'did you mean a or b? known: a, b, c' for a name that is not in `known`."""
     known = sorted(known)
     near = nearest(name, known)
     question = f"did you mean {' or '.join(near)}? " if near else ""
@@ -26,35 +26,35 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(text: object) -> str:
-    """The text with every run of white space made one blank."""
+    """The text with every run of white space replaced by one space."""
     return " ".join(str(text).split())
 
 
 def percent(share: float) -> str:
-    """A fraction as people read it."""
+    """A fraction in percent."""
     return f"{100 * share:.2f} %"
 
 
 def score(name: str, value: float) -> str:
-    """A metric: fractions in percent, perplexity and bits per byte raw."""
+    """A metric as text: fractions in percent, perplexity and bits per byte as they are."""
     return f"{value:.3f}" if name.startswith(("perplexity", "bits_per_byte")) else percent(value)
 
 
-_UNITS = {"mac": "MACs", "channel": "channels"}  # what a target may be a share of, beside weights
+_UNITS = {"mac": "MACs", "channel": "channels"}  # what a target may be a share of, besides weights
 
 
 def gone(target_unit: str) -> str:
-    """What a share that is pruned is called: sparsity, "MACs gone" or "channels gone"."""
+    """The name of the pruned share: sparsity, "MACs gone" or "channels gone"."""
     return f"{_UNITS[target_unit]} gone" if target_unit in _UNITS else "sparsity"
 
 
 def of_unit(target_unit: str) -> str:
-    """What a share is of, behind its number: nothing of weights, " of MACs" or " of channels"."""
+    """The words after a share: none for weights, " of MACs" or " of channels"."""
     return f" of {_UNITS[target_unit]}" if target_unit in _UNITS else ""
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 42 s, 3 min 20 s, 5 h 07 min, 2 days 3 h."""
+    """Seconds in readable form: 42 s, 3 min 20 s, 5 h 07 min, 2 days 3 h."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

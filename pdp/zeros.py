@@ -1,4 +1,4 @@
-"""Whether a layer multiplies by its stored zeros: a convolution that standardises its weight first has none left."""
+"""Whether a layer multiplies by its stored zeros: a convolution that standardises its weight first does not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdp.layers import is_conv1d, is_plain
 
 
 class _Operands(TorchDispatchMode):
-    """Collects what takes part in products and has as many numbers as the weight."""
+    """Collects the operands of products that have as many elements as the weight."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -32,9 +32,9 @@ class _Operands(TorchDispatchMode):
 
 @torch.no_grad()
 def why_zeros_are_lost(module: nn.Module) -> str | None:
-    """Why zeros of the module's `weight` are none where it multiplies; None where they stay zeros.
+    """Why zeros in the module's `weight` are not zero where it multiplies; None if they are.
 
-    A forward that is not the module's kind's own is tried by itself, with half of the weights zero.
+    A forward that is not the standard one of its layer type is tried out, with half of the weights zero.
     """
     if is_plain(module):
         return None
@@ -51,7 +51,7 @@ def why_zeros_are_lost(module: nn.Module) -> str | None:
         module.eval()
         with torch.random.fork_rng(devices=[]), operands:
             functional_call(module, {"weight": values} | buffers, (_example(module, weight),))
-    except Exception as error:  # whatever a stranger's forward raises for an input that is not meant for it
+    except Exception as error:  # an unknown forward may raise anything for an input that is not meant for it
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:80]
         return f"{kind} has a forward of its own, which cannot be tried by itself ({reason})"
     finally:
@@ -59,7 +59,7 @@ def why_zeros_are_lost(module: nn.Module) -> str | None:
             one.training = True
     lost, count = zeros.to(weight.device), int(zeros.sum())
     for operand in operands.found:
-        # A square one may lie transposed.
+        # A square weight may also be transposed.
         views = [view for view in (operand, operand.mT) if view.shape == weight.shape]
         kept = any(bool((view[lost] == 0).all()) for view in views) if views else int((operand == 0).sum()) >= count
         if kept:

@@ -1,7 +1,8 @@
-"""Checks whole models of torchvision and timm: is each one pruned as pdp promises, or refused with a reason?
+"""Checks whole models of torchvision, timm and transformers: is each pruned as pdp promises, or refused with a reason?
 
 python scripts/check_models.py                    single weights and 2:4 of about 180 models; continues where it stopped
 python scripts/check_models.py --channel          whole channels, beside torch-pruning's own pruner
+python scripts/check_models.py --language         Hugging Face's transformers, a small one of each architecture
 python scripts/check_models.py resnet swin        those whose names contain one of these words
 python scripts/check_models.py --some 3 --seed 7  three models drawn by that seed, as the tests do
 python scripts/check_models.py --table            writes docs/models.md from the results, checks nothing

@@ -1,1 +1,1 @@
-"""Sweeps on a Slurm cluster: what was asked, what was submitted, what runs in a job, and how far all of it is."""
+"""Sweeps on a Slurm cluster: the plan, the submission, what runs inside a job, and the progress."""

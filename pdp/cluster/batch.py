@@ -1,4 +1,4 @@
-"""The batch scripts of a sweep, and how a run is started inside a job. Needs no torch."""
+"""The batch scripts of a sweep, and the command that starts a run inside a job. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ LAUNCHES = ("auto", "single", "torchrun", "srun")
 
 @dataclass
 class Resources:
-    """What a run gets."""
+    """The resources of a run."""
 
     time: str = "04:00:00"
     partition: str | None = None
     nodes: int = 1
-    processes: int = 1  # on each node
-    gpus: int = 1  # of each process
-    cpus: int = 4  # of each process
-    mem: str | None = None  # of each node
+    processes: int = 1  # per node
+    gpus: int = 1  # per process
+    cpus: int = 4  # per process
+    mem: str | None = None  # per node
     launch: str = "auto"
-    warn: int = 120  # seconds before the time limit at which a run saves and is put back into the queue
+    warn: int = 120  # seconds before the time limit at which a run saves and returns to the queue
     at_once: int | None = None
-    restarts: int = 100  # how often a run is requeued at most
-    retries: int = 1  # how often a run that lost a process is started again
-    sbatch: list[str] = field(default_factory=list)  # further options of sbatch
-    setup: list[str] = field(default_factory=list)  # lines for the shell before the run
+    restarts: int = 100  # most times that a run is requeued
+    retries: int = 1  # most times that a run is started again after losing a process
+    sbatch: list[str] = field(default_factory=list)  # further options for sbatch
+    setup: list[str] = field(default_factory=list)  # shell commands before the run
 
     @property
     def world_size(self) -> int:
-        """Processes of one run."""
+        """The number of processes of one run."""
         return self.nodes * self.processes
 
     @property
     def started_by(self) -> str:
-        """single, torchrun or srun."""
+        """The launcher: single, torchrun or srun."""
         if self.launch != "auto":
             return self.launch
         if self.world_size == 1:
@@ -50,7 +50,7 @@ class Resources:
         return "torchrun" if self.nodes == 1 else "srun"
 
     def check(self) -> None:
-        """Raises `Refusal` for what does not fit together."""
+        """Raises `Refusal` for resources that do not fit together."""
         for name, least in (("nodes", 1), ("processes", 1), ("cpus", 1), ("gpus", 0), ("warn", 1), ("restarts", 0)):
             if getattr(self, name) < least:
                 raise Refusal(f"--{name} {getattr(self, name)}: give at least {least}")
@@ -63,7 +63,7 @@ class Resources:
 
 
 def run_script(folder: SweepFolder, resources: Resources, name: str) -> str:
-    """The batch script of the runs; its argument is a file of run numbers."""
+    """The batch script for the runs; its argument is a file of run numbers."""
     per_node = 1 if resources.started_by == "torchrun" else resources.processes
     cpus = resources.cpus * resources.processes // per_node
     directives = [
@@ -92,12 +92,12 @@ def run_script(folder: SweepFolder, resources: Resources, name: str) -> str:
     }
     options = " ".join(f"--{key} {value}" for key, value in settings.items())
     command = f'exec {_python()} -m pdp.cluster.job {options} {shlex.quote(str(folder.path.resolve()))} "$1"'
-    # A signal that comes before job.py listens must not end the job.
+    # A signal that comes before job.py handles signals must not end the job.
     return _script(directives, resources, ["trap '' USR1 TERM", f": ${{OMP_NUM_THREADS:={resources.cpus}}}"], command)
 
 
 def gather_script(folder: SweepFolder, resources: Resources, name: str, wandb: bool) -> str:
-    """The batch script of the job that makes the tables."""
+    """The batch script for the job that makes the tables."""
     directives = [
         f"--job-name={name}-gather",
         f"--output={folder.logs.resolve()}/gather-%j.log",
@@ -134,7 +134,7 @@ def _python() -> str:
 
 
 def start_command(settings: dict[str, str | int], ranks: Path, overrides: list[str]) -> list[str]:
-    """What starts a run's processes inside its job; each leaves its exit code in `ranks`."""
+    """The command that starts a run's processes inside its job; each process writes its exit code into `ranks`."""
     worker = ["-m", "pdp.cluster.rank", str(ranks), *overrides]
     launch, nodes, processes = settings["launch"], int(settings["nodes"]), int(settings["processes"])
     if launch == "single":
@@ -144,7 +144,7 @@ def start_command(settings: dict[str, str | int], ranks: Path, overrides: list[s
         return ["srun", "--kill-on-bad-exit=1", *shape, sys.executable, *worker]
     torchrun = [
         *(sys.executable, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc_per_node={processes}"),
-        # torchrun passes these signals on; a USR1 that it does not know would orphan the processes.
+        # torchrun passes these signals on to its processes; without this a USR1 would kill torchrun and orphan them.
         "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
         f"--shutdown-timeout={max(30, int(settings['warn']) - 20)}",
     ]

@@ -1,7 +1,7 @@
-"""Inside a job: starts one run, passes requests to stop on to it, and ends with the run's own exit code.
+"""Runs inside a job: starts one run, passes on requests to stop, and ends with the run's own exit code.
 
-A run that saved itself (75), and one that lost a process, is put back into the queue and goes on where it was. A job
-that was cancelled stays so. Needs no torch, so that it listens to signals at once.
+A run that saved itself (exit code 75) or lost a process is put back into the queue and resumed. A job that was
+cancelled stays cancelled. Needs no torch, so that it handles signals at once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from pdp.errors import Refusal, SavedForRestart, Stopped
 from pdp.ranks import codes
 from pdp.runs.store import is_held
 
-GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds; where Slurm ends the job, it has told the run already
-SPARE = 15  # seconds before the limit at which waiting for a run to save itself ends
-HELD = 120  # seconds to wait for a process that still holds the run: a former start, on a node that was given up
+GRACE = {"SIGUSR1": 0.0, "SIGTERM": 2.0}  # seconds before passing it on, in case Slurm has signalled the run itself
+SPARE = 15  # seconds before the time limit at which the job stops waiting for a run to save itself
+HELD = 120  # seconds to wait for a process that still holds the run, from an earlier start on a failed node
 _ENDING = re.compile(r"(?:\[rank\d+\]:\s*)?train(?: \[.*\])?: \S")
 
 
@@ -54,7 +54,7 @@ class Job:
         self.started = time.time()
 
     def work(self) -> int:
-        """Runs to an end or back into the queue; the exit code of the job."""
+        """Runs until the run ends or is requeued; returns the exit code of the job."""
         for one in (signal.SIGUSR1, signal.SIGTERM):
             signal.signal(one, self._note_request)
         if self.run.finished:
@@ -78,7 +78,7 @@ class Job:
         return code
 
     def _wait(self) -> int | None:
-        """The exit status of the run's processes; None where a run that was asked to end took too long."""
+        """The exit status of the run's processes; None if a run that was asked to stop took too long."""
         assert self.process is not None
         while True:
             with suppress(subprocess.TimeoutExpired):
@@ -94,13 +94,13 @@ class Job:
             self.asked, self.asked_at = signal.Signals(number).name, time.monotonic()
 
     def _judge(self, status: int | None) -> tuple[int, str, bool]:
-        """Exit code, last words, and whether the run is to be started again."""
+        """The exit code, the last line of the log, and whether the run is to be started again."""
         saved = SavedForRestart.exit_code
         if status is None:
             return saved, f"{self.asked}: the run did not save in time and goes on from its last checkpoint", True
         ends = codes(self.ranks)
         gone = sorted(set(range(self.world_size)) - set(ends))
-        # Where one process fails, torchrun asks the others to stop: that is no run that saved itself.
+        # If one process fails, torchrun asks the others to stop; that does not count as a run that saved itself.
         failed = max((code for code in ends.values() if code not in (0, saved)), default=0)
         if not gone and not any(ends.values()):
             return 0, "", False
@@ -119,7 +119,7 @@ class Job:
         return failed, self._last_words(), False
 
     def _put_back(self) -> None:
-        """Requeues the job, unless it was cancelled or Slurm did that itself."""
+        """Requeues the job, unless it was cancelled or Slurm has requeued it."""
         state = slurm.state(self.id)
         if state != "RUNNING":
             self._say(f"the job is {state or 'gone'}: it is left as it is")
@@ -128,13 +128,13 @@ class Job:
         else:
             self._say("put back into the queue")
             sys.stdout.flush()
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the signal with which Slurm ends this job now
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the signal by which Slurm now ends this job
             try:
                 slurm.requeue(self.id)
             except (Refusal, Stopped) as error:
                 self._say(f"{error}: submit the sweep again")
                 return
-            time.sleep(60)  # if the job ended by itself, Slurm might count it as over before it is requeued
+            time.sleep(60)  # if the job ended by itself, Slurm might count it as finished before it is requeued
 
     def _last_words(self) -> str:
         return last_words(self.log)
@@ -152,14 +152,14 @@ class Job:
 
 
 def wait_until_free(run: Path, longest: float, asked: Callable[[], bool]) -> None:
-    """Waits until no process holds the run, at most so many seconds, and not where an end is asked for."""
+    """Waits until no process holds the run, for at most `longest` seconds, or until a stop is requested."""
     end = time.monotonic() + longest
     while is_held(run) and time.monotonic() < end and not asked():
         time.sleep(0.5)
 
 
 def last_words(log: Path) -> str:
-    """The line that says how a run ended: ours where there is one, else the last that is not empty."""
+    """The line that says how a run ended: ours if there is one, else the last line that is not empty."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
@@ -185,7 +185,7 @@ def _shell_code(status: int) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Starts the run that this array task is for."""
+    """Starts the run that belongs to this array task."""
     parser = argparse.ArgumentParser("job", description=__doc__)
     parser.add_argument("--launch", required=True)
     for name in ("nodes", "processes", "cpus", "warn", "restarts", "retries"):

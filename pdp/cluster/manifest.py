@@ -1,9 +1,9 @@
-"""A sweep's folder: its manifest, what was submitted when, and how each run's last job ended. Needs no torch.
+"""A sweep's folder: its manifest, the submissions, and how each run's last job ended. Needs no torch.
 
 manifest.jsonl      a line per run: its number, its overrides, its directory and id
 submissions.jsonl   a line per job array or gather job
 chunks/<n>.txt      the runs of one array: line k is the number of the run that array task k starts
-endings/<n>.json    what is known of run n's newest job
+endings/<n>.json    what is known about run n's newest job
 logs/               what the jobs printed
 table.csv, ...      what the gather job made
 """
@@ -34,7 +34,7 @@ class Run:
     overrides: list[str]
     varied: str
     run_id: str
-    directory: str  # of the run, absolute
+    directory: str  # absolute path of the run's directory
 
     @property
     def path(self) -> Path:
@@ -43,27 +43,27 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it left its record."""
+        """Whether the run has written its record."""
         return (self.path / RECORD).is_file()
 
 
 @dataclass
 class Ending:
-    """A run's newest job: `code` is None while it runs, and stays so where the job died without a word."""
+    """A run's newest job; `code` is None while it runs, and remains so if the job died without a message."""
 
-    job: str  # as squeue writes it, 12_3
+    job: str  # in squeue's notation, 12_3
     restart: int = 0
     code: int | None = None
     words: str = ""
     log: str = ""
     started: float = 0.0
     ended: float | None = None
-    retries: int = 0  # how often a lost process has been answered by a new start
+    retries: int = 0  # how often the run was started again after losing a process
 
 
 @dataclass
 class Submission:
-    """One job array, or the gather job where `chunk` is empty."""
+    """One job array, or the gather job if `chunk` is empty."""
 
     job: str
     chunk: str = ""
@@ -72,7 +72,7 @@ class Submission:
 
 
 class SweepFolder:
-    """Reads and writes what lies in a sweep's folder."""
+    """Reads and writes the files in a sweep's folder."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -84,7 +84,7 @@ class SweepFolder:
         self.ranks = path / "ranks"
 
     def make(self, runs: Sequence[Run]) -> None:
-        """Makes the folder with its manifest; one that is there must hold the same runs, else `Refusal`."""
+        """Creates the folder with its manifest; raises `Refusal` if it exists with other runs."""
         text = "".join(json.dumps(dataclasses.asdict(run)) + "\n" for run in runs)
         if self.manifest.is_file() and self.manifest.read_text(encoding="utf-8") != text:
             raise Refusal(f"{self.path} holds another sweep: give another --name")
@@ -95,7 +95,7 @@ class SweepFolder:
         beside.replace(self.manifest)
 
     def runs(self) -> list[Run]:
-        """Every run of the sweep; raises `Refusal` where the folder is no sweep's."""
+        """Every run of the sweep; raises `Refusal` if the folder is not that of a sweep."""
         try:
             lines = self.manifest.read_text(encoding="utf-8").splitlines()
             return [Run(**json.loads(line)) for line in lines]
@@ -103,25 +103,25 @@ class SweepFolder:
             raise Refusal(f"{self.path} is no sweep's folder ({error}): give one below <output_dir>/.sweeps") from None
 
     def submitted(self) -> list[Submission]:
-        """What was submitted, oldest first."""
+        """All submissions, oldest first."""
         if not self.submissions.is_file():
             return []
         return [Submission(**json.loads(line)) for line in self.submissions.read_text(encoding="utf-8").splitlines()]
 
     def note_submission(self, submission: Submission) -> None:
-        """Files what sbatch took."""
+        """Records a submission that sbatch has accepted."""
         with self.submissions.open("a", encoding="utf-8") as file:
             file.write(json.dumps(dataclasses.asdict(submission)) + "\n")
 
     def new_chunk(self, runs: Sequence[int]) -> Path:
-        """A file of run numbers for one array."""
+        """A new file of run numbers for one array."""
         number = 1 + len(list(self.chunks.glob("*.txt")))
         path = self.chunks / f"{number:04d}.txt"
         path.write_text("".join(f"{run}\n" for run in runs), encoding="utf-8")
         return path
 
     def ending(self, number: int) -> Ending | None:
-        """What is known of a run's newest job."""
+        """What is known about a run's newest job."""
         try:
             values: dict[str, Any] = json.loads((self.endings / f"{number}.json").read_text(encoding="utf-8"))
             return Ending(**values)
@@ -129,12 +129,12 @@ class SweepFolder:
             return None
 
     def note_ending(self, number: int, ending: Ending) -> None:
-        """Files what is known of a run's newest job."""
+        """Records what is known about a run's newest job."""
         write_json(self.endings / f"{number}.json", dataclasses.asdict(ending))
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, no one else submits to this sweep; raises `Refusal` where someone does."""
+        """While this context is open nobody else can submit to this sweep; raises `Refusal` if somebody is doing so."""
         with (self.path / ".lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,15 +144,15 @@ class SweepFolder:
 
 
 def name_of(words: Sequence[str]) -> str:
-    """The name of a sweep that was given none: the same words in any order have the same."""
+    """The name of a sweep that was given none; it does not depend on the order of the arguments."""
     return hashlib.sha256("\n".join(sorted(words)).encode()).hexdigest()[:8]
 
 
 def find_sweep(name: str | None, runs: Path) -> SweepFolder:
-    """The sweep of that folder or name below `runs`, or the newest one; raises `Refusal`."""
+    """The sweep with that folder or name below `runs`, or the newest one; raises `Refusal`."""
     known = sorted((runs / SWEEPS).glob("*/manifest.jsonl"), key=lambda path: path.stat().st_mtime)
     if name is None:
-        # A sweep that Slurm took nothing of has a manifest and no submission.
+        # If Slurm accepted nothing of a sweep, it has a manifest but no submission.
         known = [path for path in known if SweepFolder(path.parent).submitted()]
         if not known:
             raise Refusal(f"no sweep was submitted to {runs}: give its folder, or where the runs lie with --runs")

@@ -1,4 +1,4 @@
-"""From sweep words to a checked manifest: every cell composed, its data opened, its directory known."""
+"""Turns sweep arguments into a checked manifest: composes every cell, opens its data, determines its directory."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _FOR_ONE_RUN = {
 
 @dataclass
 class Plan:
-    """What a sweep's words mean: its runs, or why not."""
+    """The runs that a sweep's arguments mean, or why there are none."""
 
     runs: list[Run] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
-    twice: list[str] = field(default_factory=list)  # cells whose run another cell is already
+    twice: list[str] = field(default_factory=list)  # cells with the same run as an earlier cell
     output_dir: Path = Path()
 
     @property
     def folder(self) -> Path:
-        """Where the sweep's own files lie."""
+        """The folder of the sweep's own files."""
         return self.output_dir / SWEEPS
 
 
 def make_plan(words: Sequence[str], processes: int, progress: Callable[[int, int], None] | None = None) -> Plan:
-    """Checks every cell of `words` for runs of `processes` processes each; raises `Refusal` for the words as a whole.
+    """Checks every cell of `words` for runs of `processes` processes each; raises `Refusal` for invalid arguments.
 
-    `progress` is told how many of how many cells are done.
+    `progress` is called with the number of cells done and their total.
     """
     parsed, cells = sweep.lay_out(words)
     for override in parsed:
@@ -77,7 +77,7 @@ def make_plan(words: Sequence[str], processes: int, progress: Callable[[int, int
 
 
 def _check(config: Config, processes: int) -> None:
-    """What only a sweep of jobs asks; raises `Refusal`."""
+    """Checks that only apply to sweeps of jobs; raises `Refusal`."""
     for key, reason in _FOR_ONE_RUN.items():
         if getattr(config, key):
             raise Refusal(f"{key}=true in a sweep of jobs: {reason}")
@@ -92,5 +92,5 @@ def _check(config: Config, processes: int) -> None:
 
 
 def tracked_by_wandb(words: Sequence[str]) -> bool:
-    """Whether the sweep's runs go to W&B, so that its tables should too."""
+    """Whether the sweep's runs are tracked by W&B, so that its tables should be sent there too."""
     return any(word.partition("=")[0] == "tracker" and "wandb" in word.partition("=")[2].split(",") for word in words)

@@ -1,7 +1,7 @@
-"""One process of a run inside a job: python -m pdp.cluster.rank FOLDER overrides...; leaves its exit code in FOLDER.
+"""One process of a run inside a job: python -m pdp.cluster.rank FOLDER overrides...; writes its exit code into FOLDER.
 
-torchrun answers every failure with 1, and srun only with the largest code; what a run ended with is read from the
-folder. While it trains, a run notes a request to stop; before and after, it leaves at once, with its last checkpoint.
+torchrun ends with 1 after any failure, and srun with the largest code, so the run's exit codes are read from the
+folder. During training a run notes a request to stop; before and after, it exits at once, with its last checkpoint.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def listen(place: Path, rank: int) -> None:
-    """From now on a request to stop ends the process at once, as one that is to be started again."""
+    """From now on a request to stop ends this process at once, with the exit code of a run to be started again."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        # Not an exception: whatever runs at this moment, an import for one, might catch it.
+        # Not an exception, because the code that runs at this moment, such as an import, might catch it.
         words = f"train: {signal.Signals(number).name}: the same command goes on from the last checkpoint\n"
         os.write(sys.stderr.fileno(), words.encode())
         note_code(place, rank, SavedForRestart.exit_code)

@@ -1,4 +1,4 @@
-"""The Slurm commands that the project uses, and their answers. Needs no torch."""
+"""The Slurm commands that the project uses, and how their output is read. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pdp.errors import Refusal, Stopped
 
-_FORMAT = "%F|%K|%T|%r|%L|%N"  # array job, array task, state, reason, time left of the limit, nodes
+_FORMAT = "%F|%K|%T|%r|%L|%N"  # array job, array task, state, reason, time left, nodes
 
 
 @dataclass(frozen=True)
 class QueuedTask:
-    """A job in the queue; `task` is -1 where it is no array's."""
+    """A job in the queue; `task` is -1 if it does not belong to an array."""
 
     job: str
     task: int
@@ -28,12 +28,12 @@ class QueuedTask:
 
 
 def environment() -> dict[str, str]:
-    """The environment without the variables of the job that this process may run in."""
+    """The environment without the variables of the job in which this process may itself run."""
     return {key: value for key, value in os.environ.items() if not key.startswith("SLURM_") or key == "SLURM_CONF"}
 
 
 def ask(*command: str) -> str:
-    """The answer of a Slurm command; raises `Refusal` where there is no Slurm, `Stopped` where it says no."""
+    """The output of a Slurm command; raises `Refusal` if Slurm is not installed, `Stopped` if the command fails."""
     if not shutil.which(command[0]):
         raise Refusal(f"{command[0]} is not here: run this where Slurm's commands are, on a login node")
     done = subprocess.run(command, capture_output=True, text=True, env=environment())
@@ -44,14 +44,15 @@ def ask(*command: str) -> str:
 
 
 def largest_array() -> int:
-    """How many tasks one array may have here."""
+    """The largest number of tasks that an array may have on this cluster."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask("scontrol", "show", "config"), re.MULTILINE)
-    # MaxArraySize is the first index that is too large, or in some versions the last that fits: one is spared.
+    # Depending on the version, MaxArraySize is the first index that is too large or the last valid one; assume the
+    # former.
     return max(1, int(found[1]) - 1 if found else 1000)
 
 
 def submit(script: Path, *arguments: str, array: str = "", after: Sequence[str] = ()) -> str:
-    """The id of a new job; `after` are jobs that must have ended, however, before it starts."""
+    """The id of a new job; it starts after the jobs `after` have ended, successfully or not."""
     command = ["sbatch", "--parsable"]
     if array:
         command.append(f"--array={array}")
@@ -66,7 +67,7 @@ def submit(script: Path, *arguments: str, array: str = "", after: Sequence[str] 
 
 
 def queue(jobs: Sequence[str]) -> dict[tuple[str, int], QueuedTask]:
-    """Of these jobs, what still waits, runs or ends, by array job and task."""
+    """Those of the jobs that are waiting, running or ending, by array job and task."""
     if not jobs:
         return {}
     found = {}
@@ -79,7 +80,7 @@ def queue(jobs: Sequence[str]) -> dict[tuple[str, int], QueuedTask]:
 
 
 def state(job: str) -> str:
-    """The state of a job, such as RUNNING or CANCELLED; '' where Slurm has forgotten it."""
+    """The state of a job, such as RUNNING or CANCELLED; '' if Slurm no longer knows it."""
     try:
         found = re.search(r"\bJobState=(\w+)", ask("scontrol", "--oneliner", "show", "job", job))
     except Stopped:
@@ -88,10 +89,10 @@ def state(job: str) -> str:
 
 
 def requeue(job: str) -> None:
-    """Puts a running job back into the queue, which also kills what is left of it; raises `Stopped`."""
+    """Puts a running job back into the queue, which also kills its processes; raises `Stopped`."""
     ask("scontrol", "requeue", job)
 
 
 def cancel(job: str) -> None:
-    """Takes a job out of the queue; raises `Stopped`."""
+    """Removes a job from the queue; raises `Stopped`."""
     ask("scancel", job)

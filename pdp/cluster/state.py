@@ -1,4 +1,4 @@
-"""How far each run of a sweep is, from its files and the queue. Needs no torch."""
+"""The progress of each run of a sweep, from its files and the queue. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ STATES = ("done", "running", "queued", "saved", "failed", "lost", "missing")
 
 @dataclass
 class RunState:
-    """One run as status.py shows it; `code` is the exit code of a failed one."""
+    """A run as status.py shows it; `code` is the exit code of a failed one."""
 
     run: Run
-    state: str  # one of STATES; saved: it may go on, and no job of it waits; lost: its job died without a word
+    state: str  # one of STATES; saved: can be resumed, but has no job in the queue; lost: its job died silently
     job: str = ""
-    epoch: int | None = None  # how many are done
+    epoch: int | None = None  # number of epochs done
     epochs: int | None = None
-    left: float | None = None  # seconds of training, at the speed of the epochs so far
-    limit: str = ""  # what is left of the job's time limit
+    left: float | None = None  # estimated seconds of training left, from the mean speed so far
+    limit: str = ""  # time left until the job's time limit
     metric_name: str = ""
     metric: float | None = None
     code: int | None = None
@@ -32,7 +32,7 @@ class RunState:
 
 
 def read_states(folder: SweepFolder, ask_slurm: bool = True) -> list[RunState]:
-    """Every run that was submitted or is finished; without `ask_slurm` what waits counts as missing or lost."""
+    """Every run that was submitted or is finished; without `ask_slurm` waiting runs count as missing or lost."""
     queued = in_queue(folder) if ask_slurm else {}
     submitted = {number for one in folder.submitted() for number in one.runs}
     runs = [run for run in folder.runs() if run.number in submitted or run.finished]
@@ -40,7 +40,7 @@ def read_states(folder: SweepFolder, ask_slurm: bool = True) -> list[RunState]:
 
 
 def read_state(folder: SweepFolder, run: Run, queued: slurm.QueuedTask | None) -> RunState:
-    """One run; `queued` is its job where one waits or runs."""
+    """The state of one run; `queued` is its job if one is waiting or running."""
     ending = folder.ending(run.number)
     stored = read_run(run.path)
     found = RunState(run, "missing", ending.job if ending else "", stored.epoch, stored.epochs)
@@ -59,7 +59,7 @@ def read_state(folder: SweepFolder, run: Run, queued: slurm.QueuedTask | None) -
 
 
 def _why_not(queued: slurm.QueuedTask) -> str:
-    """Why a job does not run; the reason of one that waits, else the state that it is in instead."""
+    """Why a job is not running: the reason for which it waits, or else its state."""
     reason = "" if queued.reason == "None" else queued.reason
     return reason if queued.state == "PENDING" else f"{queued.state.lower()} {reason}".strip()
 

@@ -1,4 +1,4 @@
-"""Submits what a sweep lacks, as arrays no larger than the cluster takes, and the job that gathers the tables."""
+"""Submits the missing runs of a sweep, in arrays of the size that the cluster allows, and the job that makes tables."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from pdp.errors import Stopped
 
 @dataclass
 class Submitted:
-    """What one call did."""
+    """The result of one call."""
 
     finished: list[int] = field(default_factory=list)
-    queued: list[int] = field(default_factory=list)  # from an earlier call: waiting or running
+    queued: list[int] = field(default_factory=list)  # waiting or running since an earlier call
     arrays: list[Submission] = field(default_factory=list)
     gather: Submission | None = None
-    failure: str = ""  # why Slurm took no more
+    failure: str = ""  # why Slurm accepted no more
 
     @property
     def missing(self) -> list[int]:
-        """The runs that were submitted now."""
+        """The runs that this call submitted."""
         return [run for array in self.arrays for run in array.runs]
 
 
 def in_queue(folder: SweepFolder) -> dict[int, slurm.QueuedTask]:
-    """The runs whose job waits or runs, by number."""
+    """The runs whose job is waiting or running, by number."""
     arrays = {one.job: one for one in folder.submitted() if one.chunk}
     found = {}
     for (job, task), queued in slurm.queue(list(arrays)).items():
@@ -39,9 +39,9 @@ def in_queue(folder: SweepFolder) -> dict[int, slurm.QueuedTask]:
 
 
 def submit_missing(folder: SweepFolder, runs: Sequence[Run], resources: Resources, name: str, wandb: bool) -> Submitted:
-    """Submits the runs that are neither finished nor in the queue; raises `Refusal`, and `Stopped` by Slurm.
+    """Submits the runs that are neither finished nor in the queue; raises `Refusal`, or `Stopped` if Slurm fails.
 
-    Where Slurm takes some arrays and then no more, what it took stays, and `failure` says so.
+    If Slurm accepts some arrays and then no more, the accepted ones stay, and `failure` says so.
     """
     done = Submitted()
     with folder.held():
@@ -77,10 +77,10 @@ def submit_missing(folder: SweepFolder, runs: Sequence[Run], resources: Resource
 def _submit_gather(
     folder: SweepFolder, done: Submitted, resources: Resources, name: str, wandb: bool, earlier: list[str]
 ) -> None:
-    """Submits one job that waits for all running arrays, in place of such a job from an earlier call."""
+    """Submits one job that waits for all arrays in the queue, and cancels such a job of an earlier call."""
     waiting = slurm.queue([one.job for one in folder.submitted() if not one.chunk])
     for job, _ in waiting:
-        with suppress(Stopped):  # it has ended meanwhile
+        with suppress(Stopped):  # it has ended in the meantime
             slurm.cancel(job)
     script = folder.path / "gather.sh"
     script.write_text(gather_script(folder, resources, name, wandb), encoding="utf-8")

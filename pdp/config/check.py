@@ -10,6 +10,7 @@ from typing import Any
 from pdp.config.check_data import check_data, check_model
 from pdp.config.check_prune import check_prune, is_dense
 from pdp.config.check_schedule import check_schedule
+from pdp.config.check_sharding import check_sharding
 from pdp.config.check_values import check_values
 from pdp.config.distill import check_distill, normalise_distill
 from pdp.config.groups import find_budget
@@ -19,11 +20,12 @@ from pdp.config.schema import (
     Config,
     DistillConfig,
     PruneConfig,
+    RecipeConfig,
     ScheduleConfig,
     TeacherConfig,
 )
 from pdp.errors import Refusal
-from pdp.methods.options import AT_ONE_STROKE, WITHOUT_TRAINING
+from pdp.methods.options import AT_ONE_STROKE, UNDER_ADAPTERS, WITHOUT_TRAINING
 from pdp.quantize.options import QUANTIZE, Int4wOptions
 from pdp.ranks import process_count
 from pdp.schedule.time import Time
@@ -42,6 +44,7 @@ def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = 
     check_schedule(config, words)
     _check_quantize(config)
     check_distill(config)
+    check_sharding(config)
     _check_tracker(config)
     if not config.output_dir.strip():
         raise Refusal("output_dir is empty: give output_dir=<folder>")
@@ -124,6 +127,7 @@ def _check_recipe(config: Config) -> None:
             f"recipe.epochs=0 trains nothing, and method={config.method.name} prunes in training: give recipe.epochs "
             f"of at least 1, or a method that prunes a trained model as it is: {', '.join(AT_ONE_STROKE)}"
         )
+    _check_adapter(config)
     if recipe.gradient_checkpointing and config.model.library != "transformers":
         raise Refusal(
             "recipe.gradient_checkpointing=true is for transformers (model=bert_base, gpt2, huggingface, ...): give "
@@ -157,6 +161,34 @@ def _check_recipe(config: Config) -> None:
             f"recipe.evaluate_every={recipe.evaluate_every} is no time between two measurements: give one above 0, "
             "such as 0.1 (of the run), 2000it or 2ep, or recipe.evaluate_every=null for every epoch"
         )
+
+
+def _check_adapter(config: Config) -> None:
+    recipe, plain = config.recipe, RecipeConfig()
+    if recipe.adapter == "none":
+        for key in ("adapter_rank", "adapter_alpha", "adapter_targets"):
+            if (value := getattr(recipe, key)) != getattr(plain, key):
+                raise Refusal(f"recipe.{key}={value} has no effect without adapters: add recipe.adapter=lora")
+        return
+    if config.method.name not in UNDER_ADAPTERS:
+        raise Refusal(
+            f"recipe.adapter=lora trains under zeros that stay, and method={config.method.name} moves them: prune "
+            f"first, then give from=<that run> (method=held), or a method of {', '.join(UNDER_ADAPTERS)}"
+        )
+    if not recipe.epochs:
+        raise Refusal("recipe.adapter=lora has nothing to train with recipe.epochs=0: give recipe.epochs=1 or more")
+    if config.quantize.name != "none":
+        raise Refusal(
+            f"quantize={config.quantize.name} is not known with recipe.adapter=lora: give quantize=none, or quantize a "
+            "run that goes on from the merged one"
+        )
+    for key, value, allowed in (("ema", recipe.ema, None), ("compile", recipe.compile, False),
+                                ("layer_decay", recipe.layer_decay, None)):  # fmt: skip
+        if value != allowed:
+            raise Refusal(
+                f"recipe.{key}={value} is not known with recipe.adapter=lora: give recipe.{key}="
+                f"{'false' if allowed is False else 'null'}"
+            )
 
 
 def _check_quantize(config: Config) -> None:

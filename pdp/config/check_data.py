@@ -162,14 +162,23 @@ def _check_text(config: Config) -> None:
     _check_table(data, opened=not (config.dry_run or data.noise_if_absent))
     if data.source in ("tsv", "files") and not data.root and not (config.dry_run or data.noise_if_absent):
         raise Refusal(f"data={data.name} needs data.root: give data.root=<the folder that holds its files>")
+    if (
+        data.source == "hub"
+        and data.name == "hub_text"
+        and not data.root
+        and not (config.dry_run or data.noise_if_absent)
+    ):
+        raise Refusal(
+            "data=hub_text needs a data set: give data.name=<owner/name on the hub>, or data.root=<its folder>"
+        )
     if data.source == "glue" and data.task is None:
         raise Refusal(f"data.task must be given with data=glue: data.task=<name>, one of {', '.join(GLUE_TASKS)}")
     stride = getattr(data, "stride", None)
     if stride is not None and getattr(data, "protocol", "lines") == "huggingface":
         if stride > data.context:
             raise Refusal(
-                f"data.stride={stride} is more than data.context={data.context}, so that tokens would be left out: lower "
-                "data.stride, or give null for data.context"
+                f"data.stride={stride} is more than data.context={data.context}, so that tokens would be left out: "
+                "lower data.stride, or give null for data.context"
             )
     elif stride is not None and stride >= data.context:
         raise Refusal(

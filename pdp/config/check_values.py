@@ -27,7 +27,17 @@ LANGUAGE_MODELS = (
     "llama_tiny",
 )
 DATA = ("digits", "fashion_mnist", "cifar10", "imagenet", "image_folder")
-TEXT_DATA = ("grammar_nli", "glue", "nli_tsv", "docstrings", "wikitext", "text", "wikitext_2_valid_trained", "table")
+TEXT_DATA = (
+    "grammar_nli",
+    "glue",
+    "nli_tsv",
+    "docstrings",
+    "wikitext",
+    "text",
+    "wikitext_2_valid_trained",
+    "hub_text",
+    "table",
+)
 GLUE_TASKS = ("mnli", "qqp", "qnli", "sst2", "rte", "mrpc", "cola", "stsb", "wnli")
 WIKITEXT = ("wikitext-2", "wikitext-103", "wikitext-2-raw", "wikitext-103-raw")
 # For each reader of texts: the task that uses it, and the names that its data can have (empty: any).
@@ -39,6 +49,7 @@ TEXT_SOURCES: dict[str, tuple[str, tuple[str, ...]]] = {
     "docstrings": ("language_modelling", ("docstrings",)),
     "wikitext": ("language_modelling", WIKITEXT),
     "files": ("language_modelling", ()),
+    "hub": ("language_modelling", ()),
 }
 
 _ENUMERATIONS: dict[str, tuple[str, ...]] = {
@@ -54,7 +65,9 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "recipe.lr_unit": ("step", "epoch"),
     "recipe.augmentation": ("none", "pad_crop_flip", "random_resized_crop"),
     "recipe.on_nonfinite": ("stop", "skip"),
+    "recipe.adapter": ("none", "lora"),
     "recipe.precision": ("fp32", "bf16", "fp16"),
+    "recipe.sharding": ("none", "fsdp"),
     "schedule.name": SCHEDULES,
     "schedule.unit": ("epoch", "step"),
     "allocation.name": ("global", "uniform", "erk", "file"),
@@ -68,7 +81,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "distill.cache": ("none", "disk"),
     "tracker.name": tuple(TRACKERS),
     "tracker.mode": ("auto", "online", "offline"),
-    "start.mask": ("hold", "free"),
+    "start.mask": ("hold", "free", "first"),
     "device": ("auto", "cpu", "cuda"),
 }
 
@@ -86,6 +99,8 @@ _RANGES: dict[str, _Range] = {
     "recipe.momentum": _BELOW_1,
     "recipe.weight_decay": _AT_LEAST_0,
     "recipe.label_smoothing": _BELOW_1,
+    "recipe.adapter_rank": _AT_LEAST_1,
+    "recipe.adapter_alpha": _ABOVE_0,
     "recipe.clip": _ABOVE_0,
     "recipe.ema": (lambda value: 0 < value < 1, "between 0 and 1"),
     "recipe.soft_every": _AT_LEAST_0,

@@ -104,10 +104,12 @@ def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[A
     typed = arguments.parse(overrides)
     if program == "train":
         accepted: tuple[str, Sequence[Any]] = ("train", (compose.build(typed),))
-    elif any(argument.key == "run" for argument in typed):
-        accepted = ("evaluate_run", evaluation.of_run(typed))
     else:
-        accepted = ("evaluate", (evaluation.of_model(typed),))
+        typed, tasks = evaluation.take_lm_eval(typed)
+        if any(argument.key == "run" for argument in typed):
+            accepted = ("evaluate_run", (*evaluation.of_run(typed), tasks))
+        else:
+            accepted = ("evaluate", (evaluation.of_model(typed), tasks))
     if heading:
         print(heading, file=sys.stderr, flush=True)
     entry, values = accepted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,30 @@ _OF_RUN: dict[str, tuple[tuple[type, ...], str]] = {
     "data.test": ((str,), "a file of rows"),
     "data.workers": ((int,), "a whole number of at least 0"),
 }
+LM_EVAL = "lm_eval"
 _FILES = ("config.yaml", "model.safetensors")
 _PRUNING = ("sparsity", "prune", "method", "allocation", "schedule", "quantize", "distill", "start")
+
+
+def take_lm_eval(typed: Sequence[Argument]) -> tuple[list[Argument], list[str]]:
+    """The other arguments, and the tasks that lm_eval= names; raises `Refusal` where they cannot be run at all."""
+    given = [argument for argument in typed if argument.key == LM_EVAL]
+    rest = [argument for argument in typed if argument.key != LM_EVAL]
+    if not given:
+        return rest, []
+    value = given[-1].value
+    tasks = [str(one) for one in value] if isinstance(value, list) else [] if value is None else [str(value)]
+    if not tasks or not all(one.strip() for one in tasks):
+        raise Refusal(
+            f"{given[-1].text} names no task: give lm_eval=[<task>,...], names that lm-eval knows or its task files"
+        )
+    found = importlib.util.find_spec("lm_eval")
+    if found is None or found.origin is None:
+        raise Refusal(f"{given[-1].text}: lm-eval is not installed: pip install lm-eval, or drop lm_eval=")
+    for one in tasks:
+        if one.endswith((".yaml", ".yml")) and not Path(one).expanduser().is_file():
+            raise Refusal(f"lm_eval={one} is no file: give the name of a task, or a task's file")
+    return rest, tasks
 
 
 def of_run(typed: Sequence[Argument]) -> tuple[Path, dict[str, Any]]:

@@ -46,6 +46,7 @@ Measures a model on every test sample once: metric, sparsity, parameters and MAC
   python evaluate.py run=<folder of a finished run> [recipe.batch_size= device= data.root= data.workers=]
   python evaluate.py model=<name> model.pretrained=<true or a file> data=<name> [key=value ...]
   python evaluate.py run=results/runs/<run>/seed0
+  python evaluate.py run=results/runs/<run>/seed0 lm_eval=[lambada_openai,piqa]
   python evaluate.py model=mobilenet_v2 model.pretrained=weights.pth data.root=/data/imagenet
 
 Groups (* where nothing else is asked); --help <group> and --help <group>=<choice> say all keys of one:

@@ -36,6 +36,7 @@ EXCLUDED = (
     "recipe.name",
     "recipe.checkpoint_minutes",
     "recipe.history_steps",
+    "recipe.sharding",
     "data.workers",
     "data.root",
     "data.unasked",
@@ -51,6 +52,11 @@ EXCLUDED = (
     "data.train_files",
     "data.validation_files",
     "data.test_files",
+    "data.subset",
+    "data.column",
+    "data.train_split",
+    "data.validation_split",
+    "data.test_split",
 )
 _TIMES = ("recipe.lr_warmup", "recipe.evaluate_every", "schedule.warmup", "schedule.ramp", "quantize.start")
 _LISTS_OF_TIMES = ("schedule.phases",)

@@ -91,6 +91,11 @@ class LanguageModellingDataConfig(TextDataConfig):
     train_files: list[str] = field(default_factory=list)  # source=files: names or glob patterns under data.root
     validation_files: list[str] | None = None  # []: a share of the training windows; null: valid*.*, else a share
     test_files: list[str] = field(default_factory=list)  # source=files: what is measured at the end
+    subset: str | None = None  # source=hub, as the next four: the data set's configuration, where it has several
+    column: str = "text"  # the column of the texts
+    train_split: str = "train"  # its parts by their names, or slices of them such as train[:90%]
+    validation_split: str | None = None  # null: validation where there is such a part, else a share of train
+    test_split: str = "test"  # what is measured at the end
 
 
 DATA_SCHEMAS: dict[str, type[DataConfig]] = {
@@ -130,6 +135,7 @@ class RecipeConfig:
     clip: float | None = None  # largest gradient norm
     ema: float | None = None  # decay of the averaged weights
     precision: str = "fp32"  # fp32, bf16 or fp16 (autocast)
+    sharding: str = "none"  # of a language model over the processes: none, or fsdp (each holds a part); moves no result
     channels_last: bool = False  # memory layout of images and convolution weights
     compile: bool | str = False  # true: torch.compile; graphs: small nets' steps as CUDA graphs, the same numbers
     gradient_checkpointing: bool = False  # blocks computed again in backward: less memory, more time
@@ -138,6 +144,10 @@ class RecipeConfig:
     checkpoint_minutes: float = 10.0  # between two checkpoints within an epoch; 0: at the ends of epochs alone
     history_steps: int = 100  # steps between two lines of steps.jsonl, more where there would be too many; 0: none
     soft_every: int = 0  # epochs between two measurements of the soft metric; 0: at the last epoch alone
+    adapter: str = "none"  # none, or lora: pairs of low rank alone are trained, under a mask that stays, and merged
+    adapter_rank: int = 8  # lora: columns of the one, rows of the other
+    adapter_alpha: float = 16.0  # lora: the product counts alpha / rank times
+    adapter_targets: list[str] = field(default_factory=list)  # lora: fnmatch patterns of pruned layers; []: all
     recalibrate_bn: int = 0  # batches of new BatchNorm statistics after the mask has become hard; 0: none
 
 
@@ -255,7 +265,9 @@ class StartConfig:
     """A finished run that this one goes on from."""
 
     run: str | None = None  # its directory, results/runs/<run>/seed<k>; `from=` is the short way to give it
-    mask: str = "hold"  # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen
+    # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen; first: its zeros are
+    # the first mask of the method that is chosen (pdp, say), which goes on at the target at once
+    mask: str = "hold"
 
 
 @dataclass

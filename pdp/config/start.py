@@ -15,10 +15,11 @@ from pdp.config.groups import nearest_choice, said
 from pdp.config.schema import Config
 from pdp.config.stored import from_yaml
 from pdp.errors import Refusal
-from pdp.methods.options import DenseOptions
+from pdp.methods.options import BY_MAGNITUDE, DenseOptions
 from pdp.runs.record import RECORD, Record, read_record
 
 HELD = "held"
+FIRST = "first"  # of start.mask
 _WEIGHTS = "model.safetensors"
 _SAME_MODEL = ("name", "library", "architecture", "arguments", "sizes")
 _NO_EFFECT = ("schedule", "allocation")  # without effect if the existing zeros are kept
@@ -55,6 +56,8 @@ class Start:
         if self.dense and named and "start.mask" not in given and given.get("method") != HELD:
             # There is nothing to hold.
             added.append(Argument("start.mask", "free", "start.mask=free", False))
+        elif given.get("start.mask") == FIRST:
+            add("schedule", "constant")
         elif given.get("start.mask") != "free" and given.get("prune") != "none":
             add("method", HELD)
         return [*added, *typed]
@@ -179,7 +182,28 @@ def check_start(config: Config, typed: Set[str]) -> None:
         if config.method.name == HELD:
             raise Refusal("method=held holds the zeros of the run, start.mask=free does not: drop one of them")
         return
+    if config.start.mask == FIRST:
+        _check_first(config, start, said_run)
+        return
     _check_held(config, start, said_run, typed)
+
+
+def _check_first(config: Config, start: Start, said_run: str) -> None:
+    """Whether the zeros of the run are the first mask: those of a method that goes by magnitude, at the same share."""
+    free = "or add start.mask=free to begin with its weights alone"
+    if start.dense:
+        raise Refusal(f"{said_run} has no zeros for a first mask: drop start.mask=first")
+    if config.method.name not in BY_MAGNITUDE:
+        raise Refusal(
+            f"start.mask=first: method={config.method.name} does not begin with the smallest weights: give a method of "
+            f"{', '.join(BY_MAGNITUDE)}, {free}"
+        )
+    if (ours := _pattern(config)) != (theirs := _pattern(start.config)):
+        raise Refusal(f"{said_run} was pruned with {theirs}, which is its first mask, not {ours}: drop prune=, {free}")
+    if config.sparsity is not None and start.sparsity is not None and config.sparsity < start.sparsity - 1e-9:
+        raise Refusal(
+            f"sparsity={config.sparsity} is less than the zeros of {said_run}, {start.sparsity}: drop sparsity=, {free}"
+        )
 
 
 def _check_held(config: Config, start: Start, said_run: str, typed: Set[str]) -> None:

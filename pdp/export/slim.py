@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from pdp.errors import Refusal
 from pdp.export.compare import TOLERANCE
+from pdp.export.slim_config import fit_configuration
 from pdp.patterns.coupling import Coupling
 from pdp.patterns.find import call, find_couplings, quiet
 from pdp.patterns.proof import copied
@@ -24,6 +25,7 @@ class Slimmed:
     model: nn.Module
     removed: dict[str, tuple[int, int]]  # by coupling: (units removed, units in total)
     modules: dict[str, dict[str, Any]]
+    opens: bool = False  # of a Hugging Face model: whether its configuration says these sizes, for `from_pretrained`
 
 
 @torch.no_grad()
@@ -31,7 +33,9 @@ def slim(model: nn.Module, example_input: Any) -> Slimmed:
     """A copy of `model` without the coupled channels whose filters, biases and norms are all exactly zero.
 
     `example_input` is a tensor, a tuple of arguments or a dict of keyword arguments. Raises `Refusal` if no channel is
-    zero, if the model cannot be analysed, or if the smaller model's outputs differ on noise of the example's shape.
+    zero, if the model cannot be analysed, or if the smaller model's outputs differ on noise of the example's shape. If
+    all blocks of a Hugging Face model have lost the same number, its configuration says the new sizes, so that its own
+    `save_pretrained` and `from_pretrained` work.
     """
     smaller = copied(model)
     gone: list[tuple[Coupling, set[int]]] = []
@@ -44,13 +48,14 @@ def slim(model: nn.Module, example_input: Any) -> Slimmed:
     if not gone:
         raise Refusal("no channel of this model is zero, so nothing can be removed: format=slim is for prune=channel")
     remove(smaller, gone)
+    removed = {one.name: (len(units), one.units) for one, units in gone}
+    opens = fit_configuration(smaller, removed, {one.name for one, _ in gone if one.heads is not None})
     off = _apart(model, smaller, tree_map(_noise, example_input))
     if off is None or not off <= TOLERANCE:
         words = "its outputs have another shape" if off is None else f"{off:.2g} of the largest output apart"
         raise Refusal(f"the smaller model would be another function ({words}), so nothing is removed")
     after = sizes_of(smaller, couplings)
-    removed = {one.name: (len(units), one.units) for one, units in gone}
-    return Slimmed(smaller, removed, {name: values for name, values in after.items() if values != before[name]})
+    return Slimmed(smaller, removed, {name: values for name, values in after.items() if values != before[name]}, opens)
 
 
 def _noise(value: Any) -> Any:

@@ -4,6 +4,7 @@ model = torchvision.models.resnet50()            # the dense model that slim.jso
 load_slim(model, "folder with slim.json and model.safetensors")
 """
 
+import copy
 import json
 from pathlib import Path
 
@@ -30,8 +31,11 @@ def load_slim(model: nn.Module, folder: str | Path) -> nn.Module:
     if lacking or strange:
         raise ValueError(f"{folder} is of another model: {', '.join([*strange, *lacking])}")
     for path, sizes in description["modules"].items():
+        if any(key.startswith("config.") for key in sizes):  # numbers of this module alone
+            modules[path].config = copy.deepcopy(modules[path].config)
         for key, value in sizes.items():
-            setattr(modules[path], key, value)
+            inner, _, name = key.rpartition(".")
+            setattr(modules[path].config if inner else modules[path], name, value)
     new: dict[int, torch.Tensor] = {}
     for name, tensor in state.items():
         smaller = torch.empty_like(tensor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pdp.layers import Layer, is_conv1d
+from pdp.layers import Layer, input_axis
 from pdp.methods.masked import MaskedMethod
 from pdp.methods.options import AspOptions
 
@@ -19,7 +19,7 @@ class Method(MaskedMethod):
 
     def refuses(self, layer: Layer) -> str | None:
         outputs, inputs = layer.weight.shape[:2]
-        if is_conv1d(layer.sites[0].module):
+        if not input_axis(layer.sites[0]):
             outputs, inputs = inputs, outputs
         if self.options.all_layers or (outputs % 8 == 0 and inputs % 16 == 0):
             return None

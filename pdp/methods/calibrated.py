@@ -1,7 +1,8 @@
-"""Methods that prune a trained model at one stroke from what its layers are given on calibration samples.
+"""Methods that prune a trained model in a single step, from the inputs that its layers get on calibration samples.
 
-A layer is seen as `groups` independent problems of rows (outputs) and columns (inputs): a linear layer is one, a
-grouped convolution one for each group, its inputs unfolded so that a column is an input channel at a kernel position.
+A layer is treated as `groups` independent problems with rows (outputs) and columns (inputs). A linear layer is one
+problem; a grouped convolution is one for each group, with its inputs unfolded so that each column is an input channel
+at a kernel position.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from pdp.methods.masked import MaskedMethod
 
 
 class Statistics(ABC):
-    """What a layer's inputs are summed up to, in memory that does not grow with the samples."""
+    """Statistics of a layer's inputs, in memory that does not grow with the number of samples."""
 
     @abstractmethod
     def add(self, inputs: Tensor) -> None:
-        """Takes inputs, (groups, samples, columns)."""
+        """Adds inputs, (groups, samples, columns)."""
 
 
 class CalibratedMethod(MaskedMethod):
-    """A mask made once by `compress`, layer by layer, before any training; it holds from then on."""
+    """A mask that `compress` makes once, layer by layer, before any training; it stays from then on."""
 
     schedule = "constant"
     allocation = "uniform"
@@ -40,7 +41,7 @@ class CalibratedMethod(MaskedMethod):
 
     @property
     def calibrated(self) -> bool:
-        """Whether the masks are made."""
+        """Whether the masks have been made."""
         return self.fraction == 1
 
     def refuses(self, layer: Layer) -> str | None:
@@ -75,18 +76,18 @@ class CalibratedMethod(MaskedMethod):
 
     @abstractmethod
     def statistics(self, layer: Layer) -> Statistics:
-        """An empty sum of the layer's inputs."""
+        """Empty statistics for the layer's inputs."""
 
     @abstractmethod
     def compress(self, layer: Layer, statistics: Statistics | None) -> None:
-        """Prunes the layer's `pruned` units in place; without statistics, where no input reached it, by magnitude."""
+        """Prunes the layer's `pruned` units in place; by magnitude if `statistics` is None (no input reached it)."""
 
     def by_magnitude(self, layer: Layer) -> None:
-        """The mask of the largest weights."""
+        """Makes the mask that keeps the largest weights."""
         self.set_mask(layer, self.pattern.keep(layer, layer.weight.detach().abs()))
 
     def keep_scored(self, layer: Layer, scores: Tensor) -> Tensor:
-        """The mask by scores (groups, rows, columns): in each row, or in each group of M, the largest stay."""
+        """Makes the mask from scores (groups, rows, columns): in each row, or in each group of M, the largest stay."""
         if self.pattern.name == "nm":
             return self.pattern.keep(layer, from_rows(layer, scores))
         keep = keep_in_rows(scores.flatten(0, 1), layer.pruned).unflatten(0, scores.shape[:2])
@@ -94,9 +95,10 @@ class CalibratedMethod(MaskedMethod):
 
 
 def keep_in_rows(scores: Tensor, pruned: int) -> Tensor:
-    """Which of (rows, columns) stay when `pruned` go in all, bool: as many in each row, its smallest.
+    """Bool mask (rows, columns) of what stays when `pruned` in total go: the smallest of each row, equally many.
 
-    What does not divide by the rows goes where the next smallest is smallest. Ties go by the lowest index first.
+    If `pruned` is not a multiple of the rows, the rest is taken from the rows whose next score is smallest. Among equal
+    scores the lowest index is pruned first.
     """
     rows, columns = scores.shape
     each, more = divmod(pruned, rows)
@@ -109,12 +111,12 @@ def keep_in_rows(scores: Tensor, pruned: int) -> Tensor:
 
 
 def group_count(module: nn.Module) -> int:
-    """How many independent problems the layer is: the groups of a convolution, else one."""
+    """The number of independent problems in a layer: the groups of a convolution, else one."""
     return module.groups if isinstance(module, _ConvNd) else 1
 
 
 def to_rows(layer: Layer, weight: Tensor) -> Tensor:
-    """A tensor of the weight's shape as (groups, rows, columns); of a convolution, channels are innermost."""
+    """A tensor shaped like the weight as (groups, rows, columns); a convolution's channels are innermost."""
     module = layer.sites[0].module
     if is_conv1d(module):
         return weight.t()[None]
@@ -134,7 +136,7 @@ def from_rows(layer: Layer, rows: Tensor) -> Tensor:
 
 
 def inputs_of(module: Any, inputs: Tensor) -> Tensor:
-    """What each output of the layer is computed from, (groups, samples, columns) in the order of `to_rows`."""
+    """The inputs of each output of the layer, (groups, samples, columns), with columns in the order of `to_rows`."""
     if not isinstance(module, _ConvNd):
         return inputs.flatten(0, -2)[None]
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode

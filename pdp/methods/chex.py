@@ -98,9 +98,10 @@ def matrix(layer: Layer) -> Tensor:
         if member.weighs:
             assert member.units is not None
             rows = member.rows(member.tensor.detach()).double().flatten(1)
-            slices = len(rows) // layer.units
-            # Several slices of one weight can belong to the same unit.
-            order = member.units.to(rows.device).argsort(stable=True)
+            units = member.units.to(rows.device)
+            # Several slices of one weight can belong to one unit, and some to none, whose number is the last.
+            order = units.argsort(stable=True)[: int((units < layer.units).sum())]
+            slices = len(order) // layer.units
             parts.append(rows[order].reshape(layer.units, slices * rows.shape[1]))
     return torch.cat(parts, 1).t()
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pdp.layers import Layer, Member
 from pdp.methods import method
+from pdp.sharded import own_part, part_of
 
 
 class MaskedMethod(method.Method):
@@ -63,23 +64,26 @@ class MaskedMethod(method.Method):
         self.masked[layer.name] = layer.pruned
         self.replace_state(layer, "keep", keep)
         for member in layer.members:
-            tensor = member.tensor
-            mask = self.pattern.spread(layer.state["keep"], layer, member, tensor)
-            self.clear_momentum(tensor, mask)
+            tensor = member.stored
+            mask = part_of(self.pattern.spread(layer.state["keep"], layer, member, tensor), tensor)
+            self.clear_momentum(member.sites[0].parameter_held, mask, member.sites[0].index)
             if self.clears(member):
                 with torch.no_grad():
-                    tensor.mul_(mask)
+                    own_part(tensor).mul_(mask)
 
     def clears(self, member: Member) -> bool:
         """Whether a new mask sets the stored values of this tensor to zero."""
         return self.zeroes
 
-    def clear_momentum(self, tensor: Tensor, keep: Tensor) -> None:
-        """Sets the optimizer's running averages of `tensor` to zero where `keep` is False."""
+    def clear_momentum(self, tensor: Tensor, keep: Tensor, index: int | None = None) -> None:
+        """Sets the optimizer's running averages of `tensor`, or of one matrix in it, to zero where `keep` is False.
+
+        Of a sharded tensor `keep` is that of this process's part.
+        """
         state = self.optimizer.state.get(tensor, {}) if self.optimizer else {}
         for value in state.values():
             if torch.is_tensor(value) and value.shape == tensor.shape:
-                value.mul_(keep)
+                (own_part(value) if index is None else value[index]).mul_(keep)
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         return weight * self.pattern.spread(layer.state["keep"], layer, member or layer.members[0], weight)

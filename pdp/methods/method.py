@@ -139,7 +139,7 @@ class Method(ABC):
         weight = layer.weight.detach().clone().requires_grad_()
         with torch.enable_grad():
             (slope,) = torch.autograd.grad(self.effective_weight(layer, weight).sum(), weight, allow_unused=True)
-        return torch.zeros_like(layer.weight) if slope is None else slope
+        return torch.zeros_like(weight) if slope is None else slope
 
     def saliency(self, layer: Layer) -> Tensor:
         """One number per unit, from the stored weight; what is smallest is pruned."""
@@ -198,8 +198,8 @@ class Method(ABC):
     def replace_state(self, layer: Layer, key: str, value: Tensor) -> None:
         """Stores a tensor in place, so that a compiled forward sees the same tensor again."""
         held = layer.state.get(key)
-        if held is None or held.shape != value.shape or held.device != layer.weight.device:
-            layer.state[key] = value.to(layer.weight.device)
+        if held is None or held.shape != value.shape or held.device != layer.stored.device:
+            layer.state[key] = value.to(layer.stored.device)
         else:
             held.copy_(value, non_blocking=True)
 

@@ -294,4 +294,7 @@ OPTIONS: dict[str, type[MethodOptions]] = {
 }
 # Methods that can prune a trained model as it is, and those that have nothing to train: recipe.epochs=0.
 AT_ONE_STROKE = ("oneshot", "wanda", "sparsegpt")
+# Methods whose first cut takes the zeros that there are: start.mask=first.
+BY_MAGNITUDE = ("pdp", "pdp_annealed", "gmp", "oneshot", "dnw")
+UNDER_ADAPTERS = ("held", "wanda", "sparsegpt")  # methods whose mask stays: recipe.adapter=lora
 WITHOUT_TRAINING = (*AT_ONE_STROKE, "dense", "held")

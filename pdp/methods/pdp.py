@@ -55,7 +55,7 @@ class Method(method.Method):
         super().begin(layers, plan)
         if self.learned:
             for layer in layers:
-                start = torch.tensor(math.log(self.options.temperature), device=layer.weight.device)
+                start = torch.tensor(math.log(self.options.temperature), device=layer.stored.device)
                 self.extras[layer.name] = nn.Parameter(start)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -125,9 +125,9 @@ class Method(method.Method):
         if not self.relative:
             assert self.options.temperature_end is not None
             tau = annealed(anneals, self.options.temperature, self.options.temperature_end, self.annealing)
-            kinds = {_kind_of(layer.weight) for layer in active}
+            kinds = {_kind_of(layer.stored) for layer in active}
             taus = {kind: torch.full((), tau, device=kind[0], dtype=kind[1]) for kind in kinds}
-            values = [taus[_kind_of(layer.weight)] for layer in active]
+            values = [taus[_kind_of(layer.stored)] for layer in active]
             self.replace_states(active, "temperature", values)
         elif anneals == "none":
             self.replace_states(stale, "temperature", _relative(cuts, self.kappa))
@@ -150,7 +150,9 @@ class Method(method.Method):
         return self.relative or self.options.anneal != "none"
 
     def begin_forward(self, layers: Sequence[Layer]) -> None:
-        masked = [] if self.learned else [layer for layer in layers if layer.active and layer.hard_keep is None]
+        # One matrix of a stack is made with the others of its parameter, when its module computes.
+        shared = [layer for layer in layers if layer.active and layer.hard_keep is None and not layer.stacked]
+        masked = [] if self.learned else shared
         self.pattern.begin_forward(masked, self._temperatures(masked))
 
     def end_forward(self) -> None:

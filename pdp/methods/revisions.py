@@ -17,7 +17,7 @@ REVISIONS: dict[str, int] = {
     "lbc": 2,
     "str+floor": 2,
     "cs+floor": 2,
-    "+followed": 2,
+    "+followed": 3,
 }
 CHANGES: dict[str, str] = {
     "optg": "cuts every hundredth of the run, the sigmoid's slope is per epoch, scores learn while nothing is pruned, "
@@ -28,7 +28,8 @@ CHANGES: dict[str, str] = {
     "lbc": "the number of candidates at epoch e is the authors'; none goes before anything was trained",
     "str+floor": "learned thresholds keep to allocation.least_density and allocation.ends at every step",
     "cs+floor": "learned scores keep to allocation.least_density and allocation.ends at every step",
-    "+followed": "channels are followed through concatenations, gains and norms over them, and proven before training",
+    "+followed": "channels are followed through concatenations, gains and norms over them, and proven before "
+    "training; heads of attentions of every kind can go",
 }
 # Models whose couplings have been compared with those before and are the same.
 _SAME_COUPLINGS = ("resnet18", "resnet20", "resnet34", "resnet50", "mobilenet_v1", "mobilenet_v2")

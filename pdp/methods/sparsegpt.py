@@ -1,4 +1,4 @@
-"""SparseGPT (Frantar and Alistarh 2023): what a pruned weight did is made up for by the weights to its right."""
+"""SparseGPT (Frantar and Alistarh 2023): the weights to the right compensate for what a pruned weight contributed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pdp.masks.cut import keep_units
 from pdp.methods.calibrated import CalibratedMethod, Statistics, from_rows, to_rows
 from pdp.methods.options import SparsegptOptions
 
-_TRIES = 8  # of a damping that grows tenfold
+_TRIES = 8  # attempts, each with ten times the damping
 
 
 class Hessians(Statistics):
@@ -62,10 +62,10 @@ class Method(CalibratedMethod):
 def sparsegpt(
     weight: Tensor, hessian: Tensor, pruned: int, nm: tuple[int, int], block: int, damping: float
 ) -> tuple[Tensor, Tensor]:
-    """The new weight and the mask of one of (rows, columns): `pruned` go in all, or M - N of each M columns.
+    """The new weight (rows, columns) and its bool mask: `pruned` weights in total go, or M - N of each M columns.
 
-    `hessian` is (columns, columns); its diagonal is raised by `damping` times its mean. An input that is always zero
-    gives its weights up first. Raises `Stopped` where the Hessian cannot be inverted.
+    `hessian` is (columns, columns); its diagonal is increased by `damping` times its mean. Weights of an input that is
+    always zero are pruned first. Raises `Stopped` if the Hessian cannot be inverted.
     """
     columns = weight.shape[1]
     hessian = hessian.to(weight.dtype).clone()
@@ -99,12 +99,12 @@ def sparsegpt(
 
 
 def _saliency(weight: Tensor, diagonal: Tensor, dead: Tensor) -> Tensor:
-    """w^2 / [H_j^-1]_jj, H_j of the columns from j on: the square of the factor's diagonal. Nothing for a dead input."""
+    """w^2 / [H_j^-1]_jj with H_j of the columns from j on, the factor's squared diagonal; 0 for a dead input."""
     return torch.where(dead, 0, (weight / diagonal).square())
 
 
 def _inverse(hessian: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse."""
+    """The upper Cholesky factor of the inverse of the damped Hessian."""
     mean = hessian.diagonal().mean()
     for _ in range(_TRIES):
         damped = hessian + torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device) * (damping * mean)
@@ -118,7 +118,7 @@ def _inverse(hessian: Tensor, damping: float) -> Tensor:
 
 
 def _parts(pruned: int, sizes: list[int]) -> list[int]:
-    """`pruned` shared out in proportion to sizes, exactly in all: differences of rounded running sums."""
+    """Divides `pruned` in proportion to sizes, with the exact total: differences of rounded cumulative sums."""
     total, done, given, parts = sum(sizes), 0, 0, []
     for size in sizes:
         done += size

@@ -1,4 +1,4 @@
-"""Wanda (Sun et al. 2024): weights times the norms of their inputs, the smallest of each output row go."""
+"""Wanda (Sun et al. 2024): scores are weights times norms of their inputs; each output loses its smallest ones."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Norms(Statistics):
 
 
 class Method(CalibratedMethod):
-    """|W_ij| ||x_j||_2 (section 3 of the paper): what stays is left as it was."""
+    """Prunes by the score |W_ij| ||x_j||_2 (section 3 of the paper); the kept weights do not change."""
 
     options: WandaOptions
 
@@ -37,6 +37,6 @@ class Method(CalibratedMethod):
 
 
 def wanda_scores(layer: Layer, squared: Tensor) -> Tensor:
-    """|W_ij| ||x_j||_2, (groups, rows, columns), of squared input norms (groups, columns)."""
+    """|W_ij| ||x_j||_2, (groups, rows, columns), from squared input norms (groups, columns)."""
     assert squared.shape[0] == group_count(layer.sites[0].module)
     return to_rows(layer, layer.weight.detach().abs()) * squared.to(layer.weight.device).sqrt()[:, None]

@@ -26,8 +26,10 @@ from pdp.patterns.rounding import round_budget, unit_step
 from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
 from pdp.schedule.allocation import allocate
+from pdp.sharded import whole, write
 
 _PROJECTION = "the heads of nn.MultiheadAttention stay"
+_EXPERT = "its channels lie in one parameter with those of all experts, which must keep one size"
 
 
 class Pattern(pattern.Pattern):
@@ -71,7 +73,8 @@ class Pattern(pattern.Pattern):
             else:
                 dense |= {part.name: reason for part in coupling.outputs if part.name in known}
         masked = {part.name for one in self.couplings.values() for part in one.outputs}
-        dense |= {name: _PROJECTION for name in known if name not in masked and name not in dense}
+        rest = [layer for name, layer in known.items() if name not in masked and name not in dense]
+        dense |= {layer.name: _EXPERT if layer.stacked else _PROJECTION for layer in rest}
         frame = count_macs(model, example_input)
         self.macs = dict(zip(frame.name, (int(one) for one in frame.macs), strict=True))
         return taken, dense
@@ -157,18 +160,18 @@ class Pattern(pattern.Pattern):
 
     def _sums(self, layer: Layer, of: Callable[[Tensor], Tensor]) -> Tensor:
         """The sum of `of` (an elementwise function) over each unit's weights; (units,), float64."""
-        total = torch.zeros(layer.units, dtype=torch.float64, device=layer.weight.device)
+        total = torch.zeros(layer.units, dtype=torch.float64, device=layer.stored.device)
         for member in layer.members:
             if member.weighs:
                 sums = row_sums(member.rows(member.tensor.detach()), of)
                 units = units_of(member, total)
-                total = total + sums if units is None else total.index_add(0, units, sums)
+                total = total + (sums if units is None else _of_units(total, units, sums))
         return total
 
     def _scale(self, layer: Layer) -> float:
         if self.options.saliency == "l2":
             return 1.0
-        return layer.units / sum(member.tensor.numel() for member in layer.members if member.weighs)
+        return layer.units / sum(_weighing(layer, member) for member in layer.members if member.weighs)
 
     def saliency(self, layer: Layer) -> Tensor:
         if self.options.saliency == "l1":
@@ -177,15 +180,12 @@ class Pattern(pattern.Pattern):
 
     def alive(self, layer: Layer) -> Tensor:
         """Which units are not zero, counting everything coupled to them: filters, biases, norms."""
-        some = torch.zeros(layer.units, device=layer.weight.device)
+        some = torch.zeros(layer.units, device=layer.stored.device)
         for member in layer.members:
             rows = member.rows(member.tensor.detach())
             counts = (rows != 0).reshape(len(rows), -1).sum(1).float()
             units = units_of(member, some)
-            if units is None:
-                some = some + counts
-            else:
-                some = some + with_rest(torch.zeros_like(some), 0.0).index_add(0, units, counts)[:-1]
+            some = some + (counts if units is None else _of_units(some, units, counts))
         return some > 0
 
     @contextmanager
@@ -203,7 +203,7 @@ class Pattern(pattern.Pattern):
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         if self.options.saliency == "l1":
-            return [cut_at(self.saliency(layer), layer.pruned).to(layer.weight.device) for layer in layers]
+            return [cut_at(self.saliency(layer), layer.pruned).to(layer.stored.device) for layer in layers]
         found: dict[str, Tensor] = {}
         for table in self._tables(layers):
             cuts = table.cuts(self._squares(table)).unbind()
@@ -232,7 +232,7 @@ class Pattern(pattern.Pattern):
         """The units of the layers, one table per device; cached, because every step asks for the same ones."""
         shares: dict[torch.device, list[Layer]] = {}
         for layer in layers:
-            shares.setdefault(layer.weight.device, []).append(layer)
+            shares.setdefault(layer.stored.device, []).append(layer)
         return [self._table(device, ones) for device, ones in shares.items()]
 
     def _table(self, device: torch.device, layers: list[Layer]) -> UnitTable:
@@ -247,7 +247,8 @@ class Pattern(pattern.Pattern):
         return member.rows(along(values, units_of(member, values), member.rows(weight)))
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
-        tables = self._tables(layers)
+        # What is whole only while its own block computes cannot be masked with all others.
+        tables = [] if any(layer.sharded for layer in layers) else self._tables(layers)
         self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
@@ -260,16 +261,31 @@ class Pattern(pattern.Pattern):
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
         """Zeroes the inputs that read pruned channels, which only multiply zeros: counts become the slim model's."""
         for part in self.couplings[layer.name].inputs:
-            weight: Tensor = part.module.weight  # type: ignore[assignment]
+            stored: Any = part.module.weight
+            weight = whole(stored)
             units = torch.tensor(input_columns(part), device=weight.device)
             gone = (units >= 0) & ~keep[units.clamp(min=0)]
             weight.transpose(0, 1 - row_axis(part.module)).masked_fill_(
                 gone.reshape(-1, *[1] * (weight.dim() - 1)), 0.0
             )
+            if weight is not stored:
+                write(stored, weight)
 
     def weights(self, layer: Layer) -> dict[str, Tensor]:
         one = self.couplings[layer.name]
-        return {part.name: part.module.weight for part in (*one.outputs, *one.inputs)}  # type: ignore[misc]
+        return {part.name: whole(part.module.weight) for part in (*one.outputs, *one.inputs)}
+
+
+def _of_units(values: Tensor, units: Tensor, sums: Tensor) -> Tensor:
+    """Sums of slices added up by unit; those of no unit are dropped."""
+    return with_rest(torch.zeros_like(values), 0.0).index_add(0, units, sums)[:-1]
+
+
+def _weighing(layer: Layer, member: Member) -> int:
+    """How many of a tensor's weights belong to units."""
+    if member.whole or member.units is None:
+        return member.stored.numel()
+    return member.stored.numel() // len(member.units) * int((member.units < layer.units).sum())
 
 
 def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], table: UnitTable) -> Tensor | float:
@@ -299,7 +315,7 @@ def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
         in_order = units == list(range(coupling.units))
         # An attention may read this weight outside of the module's own forward.
         sites = known[name].sites if key == "weight" and name in known else [Site(module, key, module)]
-        members.append(Member(f"{name}.{key}".lstrip("."), sites, weighs, table, in_order, axis))
+        members.append(Member(f"{name}.{key}".lstrip("."), sites, weighs, table, in_order, axis, min(units) >= 0))
 
     for part in coupling.outputs:
         add(part.name, part.module, "weight", row_axis(part.module), part.units, True)

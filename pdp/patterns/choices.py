@@ -1,7 +1,8 @@
-"""What a forward chooses by its data: Python asks a tensor for a number, or a result's shape depends on values.
+"""Forwards that choose by their data: Python reads a number from a tensor, or the shape of a result depends on values.
 
-Another input may then run other layers. What is chosen between is followed once more the other way round, and with very small and very large
-numbers; where layers remain that no forward has used, all that passes through the code that chooses stays as it is.
+With another input such a forward may run other layers. So it is followed again with every choice reversed, and with
+very small and very large numbers. If layers remain that no forward has used, everything that passes through the code
+that chooses must stay as it is.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ _SHAPES = {"nonzero", "masked_select", "_unique", "_unique2", "unique_dim", "uni
 
 
 class Choices:
-    """The modules whose own forward chooses, and what is done about it in the next forward."""
+    """The modules whose own forward chooses, and the answers that they get in the next forward."""
 
     def __init__(self) -> None:
         self.places: set[str] = set()
-        self.answer: float | None = None  # what is answered to who asks for a real number; truths are then turned round
-        self.numbers = False  # whether anybody has
-        self._truths: dict[tuple[str, int], bool] = {}  # as first given, by module and turn: each is tried both ways
+        self.answer: float | None = None  # the answer to every read of a float; if it is set, booleans are reversed
+        self.numbers = False  # whether a float was read
+        self._truths: dict[tuple[str, int], bool] = {}  # first answers by module and turn, as each is tried both ways
         self._turns: Counter[str] = Counter()
-        self.unseen: dict[str, str] = {}  # modules in which everything stays, and a layer of each that was not used
+        self.unseen: dict[str, str] = {}  # modules in which everything stays, with an unused layer of each
         self._from_data: Any = WeakTensorKeyDictionary()
 
     def note(self, base: str, args: Any, kwargs: Any, out: Any, place: str, known: Any) -> Any:
-        """What the operation gives, `out` or another number; `known` are ids of the model's own tensors."""
+        """The operation's result, or another number in its place; `known` are ids of the model's own tensors."""
         if base in _NUMBERS or base in _SHAPES or base == "index" and _by_booleans(args):
             if any(self._of_data(one, known) for one in tree_leaves((args, kwargs))):
                 self.places.add(place)
@@ -49,7 +50,7 @@ class Choices:
         return value.is_floating_point() or self._from_data.get(value, False)
 
     def begin(self, answer: float | None = None) -> None:
-        """A forward begins; with an `answer` it is one that chooses otherwise."""
+        """To be called when a forward begins; with an `answer`, choices are reversed in it."""
         self.answer = answer
         self._turns.clear()
 
@@ -64,7 +65,7 @@ class Choices:
         return number if self.answer is None else not first
 
     def close(self, unread: list[str]) -> bool:
-        """Whether one of these layers lies where something is chosen; there everything stays from now on."""
+        """Whether one of these unread layers is in a module that chooses; everything in such modules then stays."""
         for place in self.places:
             inside = [name for name in unread if not place or name.startswith(f"{place}.")]
             if inside:

@@ -1,7 +1,7 @@
-"""Numbers of channels that a module keeps and its code cuts by: `x[:, :self.width]`, `x.split(self.splits, 1)`.
+"""Numbers of channels that a module holds and by which its code slices: `x[:, :self.width]`, `x.split(self.splits, 1)`.
 
-In a smaller module they are smaller. Only attributes that the forward of the module at work names are taken for such
-numbers, and the proof tells whether they were.
+In a smaller module these numbers must be smaller. Only attributes that the running module's forward names are taken for
+them, and the proof shows whether that was right.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pdp.patterns.walk import Walk
 
 
 def cut_at(walk: Walk, atoms: np.ndarray, bounds: Sequence[int]) -> bool:
-    """Notes the attributes that name these numbers of leading channels of `atoms`; whether each has one."""
+    """Notes the attributes that hold these numbers of leading channels of `atoms`; returns whether each has one."""
     return all([_note(walk, atoms[:bound], bound) for bound in bounds])
 
 
 def split_at(walk: Walk, atoms: np.ndarray, sizes: Sequence[int]) -> bool:
-    """The same of parts of these sizes: a list of them all, or numbers of which the last may be what is left."""
+    """The same for parts of these sizes: a list attribute, or numbers, of which the last part may be the rest."""
     name, module = walk.running
     parts = np.split(atoms, np.cumsum(sizes)[:-1])
     key = _named(module, list(sizes))
@@ -51,7 +51,7 @@ def _note(walk: Walk, atoms: np.ndarray, number: int) -> bool:
 
 
 def _named(module: nn.Module | None, value: int | list[int]) -> str | None:
-    """The one attribute with this value that the module's forward names."""
+    """The only attribute with this value that the module's forward names; None if there is not exactly one."""
     if module is None:
         return None
     found = [key for key in _asked(type(module)) if _equal(getattr(module, key, None), value)]
@@ -71,7 +71,7 @@ def _asked(kind: type[nn.Module]) -> tuple[str, ...]:
 
 
 def lowered(module: Any, key: str, index: int | None, kept: int) -> None:
-    """Says to the module that so many of these channels are left."""
+    """Sets a number in the module to the `kept` channels."""
     held = getattr(module, key)
     if index is not None:
         kept = type(held)([*held[:index], kept, *held[index + 1 :]])

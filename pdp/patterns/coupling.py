@@ -63,6 +63,8 @@ class Coupling:
     counts: list[Count] = field(default_factory=list)
     heads: str | None = None  # the attention whose heads are the units, the module that counts them
     refused: str | None = None  # why they must stay
+    # Whole numbers of modules that follow the units: the module, what it calls one, its value for each unit.
+    settings: list[tuple[str, str, int]] = field(default_factory=list)
 
     @property
     def name(self) -> str:

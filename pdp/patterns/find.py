@@ -15,6 +15,8 @@ from pdp.errors import Refusal
 from pdp.patterns.assemble import OUTPUTS, assemble, head_coupling, unread
 from pdp.patterns.attention import find_attentions
 from pdp.patterns.coupling import Coupling, describe
+from pdp.patterns.head_biases import joined
+from pdp.patterns.heads import find_heads
 from pdp.patterns.proof import prove
 from pdp.patterns.response_norm import computes_response_norm, follow_response_norm
 from pdp.patterns.rules import follow
@@ -30,6 +32,8 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
     """
     attentions = list(find_attentions(model))
     apart = {maker for one in attentions for maker in one.makers}
+    heads = _other_heads(model, example_input, [head_coupling(model, one) for one in attentions])
+    apart |= {part.name for one in heads for part in one.outputs}
     walk = Walk(model, apart, follow)
     wholes = {name: follow_response_norm for name, module in model.named_modules() if computes_response_norm(module)}
     with quiet(model):
@@ -44,7 +48,7 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
         try:
             pin_outputs(walk, output)
             _follow_others(walk, model, wholes, example_input)
-            couplings = [*(head_coupling(model, one) for one in attentions), *assemble(walk, model)]
+            couplings = [*(head_coupling(model, one) for one in attentions), *heads, *assemble(walk, model)]
             place = {name: index for index, (name, _) in enumerate(model.named_modules(remove_duplicate=False))}
             couplings.sort(key=lambda one: place[one.name])
             prove(model, couplings, call, example_input, walk.macs)
@@ -53,6 +57,16 @@ def find_couplings(model: nn.Module, example_input: Any) -> list[Coupling]:
                 f"channel pruning cannot follow this model ({describe(error)}): give prune=random or prune=nm"
             ) from error
     return couplings
+
+
+def _other_heads(model: nn.Module, example_input: Any, known: list[Coupling]) -> list[Coupling]:
+    """The heads of attentions of no known kind; none if the model does not accept the input."""
+    parts = {part.name for one in known for part in (*one.outputs, *one.inputs)}
+    try:
+        with quiet(model):
+            return joined(model, find_heads(model, call, example_input, parts), call, example_input)
+    except Exception:  # the walk that comes next says what is wrong with the input
+        return []
 
 
 def _follow_others(walk: Walk, model: nn.Module, wholes: dict[str, Any], example_input: Any) -> None:

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pdp.errors import Refusal
 from pdp.kernels.gpu import usable
-from pdp.layers import Layer, Member, first_convolution, is_conv1d
+from pdp.layers import Layer, Member, first_convolution, input_axis
 from pdp.masks.cut import keep_units
 from pdp.patterns import pattern
 from pdp.patterns.options import NmOptions
@@ -85,7 +85,8 @@ class Pattern(pattern.Pattern):
         return self.ungroup(rank >= counts[..., None], layer)
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
-        if not layers or not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
+        sharded = any(layer.sharded for layer in layers)
+        if sharded or not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
             return [self._cut(layer) for layer in layers]
         from pdp.kernels.gpu.groups import GroupCuts, Grouped
 
@@ -165,7 +166,7 @@ class Pattern(pattern.Pattern):
 
 def input_dim(layer: Layer) -> int:
     """The dimension of the weight that indexes its inputs."""
-    return 0 if is_conv1d(layer.sites[0].module) else 1
+    return input_axis(layer.sites[0])
 
 
 def sorted_columns(grouped: Tensor) -> list[Tensor]:

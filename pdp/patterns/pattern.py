@@ -118,6 +118,11 @@ class Pattern:
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         """PDP's cut t of each layer for its current share: one number, or one per group of units."""
+        if any(layer.sharded for layer in layers):  # one whole weight at a time
+            return [
+                magnitude_cuts_at([layer.weight], [layer.pruned], [layer.trail])[0].to(layer.stored.device)
+                for layer in layers
+            ]
         weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]
         kind = _finder_kind(weights)
         if kind is None:
@@ -150,6 +155,8 @@ class Pattern:
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
         """To be called when a forward of the whole model begins: its layers may then share their computations."""
+        if any(layer.sharded for layer in layers):  # each is whole only while its own forward runs
+            layers = []
         self._forwards.append(self._joint_forward(layers, temperatures) or Forward(layers, temperatures))
 
     def _joint_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ SIZES = (
 )
 
 
+OWN_CONFIG = "_own_config"  # marks a module whose configuration is shared with no other module
+
+
 def sizes_of(model: nn.Module, couplings: Sequence[Coupling] = ()) -> dict[str, dict[str, Any]]:
     """By module what it says of its sizes, and the constant of a norm that depends on them."""
     named: dict[str, dict[str, Any]] = {}
@@ -45,9 +49,26 @@ def sizes_of(model: nn.Module, couplings: Sequence[Coupling] = ()) -> dict[str, 
     return {
         name: {key: value for key in SIZES if isinstance(value := getattr(module, key, None), int)}
         | named.get(name, {})
+        | {key: value for key, value in vars(module).items() if type(value) is int}
+        | {f"config.{key}": value for key, value in _own_config(module).items() if type(value) is int}
         | ({"eps": module.eps} if is_response_norm(module) and hasattr(module, "eps") else {})
         for name, module in model.named_modules()
     }
+
+
+def _own_config(module: Any) -> dict[str, Any]:
+    return vars(module.config) if vars(module).get(OWN_CONFIG) else {}
+
+
+def set_size(model: nn.Module, path: str, key: str, value: int) -> None:
+    """Sets a module's number; one of its configuration in a copy that is the module's own."""
+    module: Any = model.get_submodule(path)
+    if key.startswith("config."):
+        if not vars(module).get(OWN_CONFIG):
+            module.config = copy.deepcopy(module.config)
+            module.__dict__[OWN_CONFIG] = True
+        module = module.config
+    setattr(module, key.rpartition(".")[2], value)
 
 
 def zero_units(coupling: Coupling) -> set[int]:
@@ -118,7 +139,9 @@ def remove(model: nn.Module, gone: Sequence[tuple[Coupling, set[int]]]) -> None:
             counts.setdefault((count.name, count.key, count.index), (len(count.units), set()))[1].update(
                 places_of(count.units, units).tolist()
             )
-        if coupling.heads is not None:
+        for path, key, size in coupling.settings:
+            set_size(model, path, key, size * (coupling.units - len(units)))
+        if coupling.heads is not None and not coupling.settings:
             set_heads(model.get_submodule(coupling.heads), coupling.units - len(units))
     for name, kept in outputs.kept():
         _keep_outputs(model.get_submodule(name), kept)
@@ -185,6 +208,8 @@ def _keep_slices(module: Any, vector: Vector, kept: list[int]) -> None:
     _select(module, vector.key, kept, vector.axis)
     if isinstance(module, nn.GroupNorm):
         module.num_channels = module.num_groups = len(kept)
+    elif isinstance(module, nn.Embedding) and vector.axis == 1:
+        module.embedding_dim = len(kept)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(kept)
     elif is_response_norm(module):

@@ -39,6 +39,11 @@ class Forward:
         return effective if fits and all(_as_found(one) == rest for one, *rest in found) else None
 
 
+def _whole(layer: Layer) -> bool:
+    """Whether every slice of its weights has a unit, as the kernels ask for."""
+    return all(member.whole for member in layer.members if member.weighs)
+
+
 def _as_found(tensor: Tensor) -> list[int]:
     return [0 if tensor.is_inference() else tensor._version, tensor.data_ptr()]
 
@@ -59,7 +64,7 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tu
             units,
             [member.weighs for member in layer.members],
             [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)],
-            unit_kernels(mask, stored_rows, units),
+            unit_kernels(mask, stored_rows, units) if _whole(layer) else None,
         )
         found: list[Found] = [(tensor, *_as_found(tensor)) for tensor in tensors]  # type: ignore[misc]
         for member, stored, rows in zip(layer.members, tensors, effective, strict=True):
@@ -82,7 +87,7 @@ def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tens
         units,
         [*(True for _ in others), member.weighs and weight is member.tensor],
         [*(None for _ in others), compute_dtype(member.sites[0], weight)],
-        unit_kernels(mask, tensors, units),
+        unit_kernels(mask, tensors, units) if _whole(layer) else None,
     )
     return member.rows(rows)
 

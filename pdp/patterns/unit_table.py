@@ -13,6 +13,7 @@ from pdp.kernels.gpu import usable
 from pdp.layers import Layer
 from pdp.masks.sums import row_sums
 from pdp.masks.units import steepness
+from pdp.sharded import is_sharded
 
 
 class UnitTable:
@@ -24,20 +25,22 @@ class UnitTable:
     @torch.inference_mode(False)
     def __init__(self, layers: Sequence[Layer], scales: Sequence[float]):
         self.layers = list(layers)
-        self.device = self.layers[0].weight.device
+        self.device = self.layers[0].stored.device
         self.sizes = [layer.units for layer in self.layers]
         self.members = [member for layer in self.layers for member in layer.members if member.weighs]
         sizes = torch.tensor(self.sizes)
         starts = sizes.cumsum(0) - sizes
         owner = torch.arange(len(self.layers)).repeat_interleave(sizes)
         within = torch.arange(int(sizes.sum())) - starts[owner]
+        count = int(sizes.sum())
         rows = [
-            member.units.cpu() + start
+            torch.where(member.units.cpu() < layer.units, member.units.cpu() + start, count)
             for layer, start in zip(self.layers, starts, strict=True)
             for member in layer.members
             if member.weighs and member.units is not None
         ]
         self.host_rows = torch.cat(rows)
+        self.whole = all(member.whole for member in self.members)
         self.owner, self.rows = owner.to(self.device), self.host_rows.to(self.device)
         self.place = (owner * max(self.sizes) + within).to(self.device)
         self.scales = torch.tensor(scales, device=self.device)
@@ -55,16 +58,21 @@ class UnitTable:
 
         Computed in float64 until the end, so that units with equal weights have equal values.
         """
+        if any(is_sharded(member.stored) for member in self.members):  # one whole tensor at a time
+            return self._joined([row_sums(one.rows(one.tensor.detach()), Tensor.square) for one in self.members])
         tensors = [member.rows(member.tensor.detach()) for member in self.members]
-        if all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
+        if self.whole and all(usable(one) and one.dtype == tensors[0].dtype for one in tensors):
             from pdp.kernels.gpu.units import UnitSquares
 
             if self._device_squares is None:
                 self._device_squares = UnitSquares(tensors, self.host_rows, self.exact_scale)
             return self._device_squares.find(tensors)
-        sums = torch.cat([row_sums(one, Tensor.square) for one in tensors])
-        joint = torch.zeros(len(self.owner), dtype=torch.float64, device=self.device)
-        return (joint.index_add_(0, self.rows, sums) * self.exact_scale).float()
+        return self._joined([row_sums(one, Tensor.square) for one in tensors])
+
+    def _joined(self, sums: Sequence[Tensor]) -> Tensor:
+        # Slices of no unit have the place behind all units.
+        joint = torch.zeros(len(self.owner) + 1, dtype=torch.float64, device=self.device)
+        return (joint.index_add_(0, self.rows, torch.cat(list(sums)))[:-1] * self.exact_scale).float()
 
     def cuts(self, squares: Tensor) -> Tensor:
         """The cut t of each layer for its pruned units, (layers,); as `pdp.masks.cut.cut_at` of the saliencies s."""

@@ -19,15 +19,15 @@ def live_share(pruner: Pruner) -> dict[str, Any]:
     """
     alive, temperatures, weights = [], [], 0
     for layer in pruner.layers:
-        units = layer.weight.numel()
+        units = layer.stored.numel()
         weights += units
         if not layer.active:
-            alive.append(torch.tensor(float(units), device=layer.weight.device))
+            alive.append(torch.tensor(float(units), device=layer.stored.device))
             continue
         alive.append((pruner.method.slope(layer).abs() >= ALIVE_FROM).sum().float())
         tau = pruner.method.temperature_of(layer)
         if tau is not None:
-            value = tau if isinstance(tau, torch.Tensor) else torch.tensor(tau, device=layer.weight.device)
+            value = tau if isinstance(tau, torch.Tensor) else torch.tensor(tau, device=layer.stored.device)
             temperatures.append(value.detach().float().log10())
     count = float(torch.stack([one.to(alive[0].device) for one in alive]).sum()) if alive else 0.0
     mean = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -139,10 +139,8 @@ def _statistics(
     with _removed(handles):
         for batch in batches:
             real[0], left[0] = _mask_of(batch), 0
-            try:
+            with suppress(_Reached):
                 run(batch)
-            except _Reached:
-                pass
     return found
 
 

@@ -1,6 +1,6 @@
-"""Which weights of the modules in it a module's own code may read, told by the names that the code uses.
+"""Which weights of its submodules a module's own code may read, judged by the names that the code uses.
 
-Only a compiled graph needs to know before it runs: everywhere else a look-up is answered when it comes.
+Only a compiled graph needs to know this before it runs; otherwise a look-up is handled when it occurs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 
 _ANY_CHILD = {"getattr", "children", "named_children", "modules", "named_modules", "_modules", "get_submodule"}
-_DEPTH = 5  # calls that are followed
+_DEPTH = 5  # depth of nested calls that are followed
 
 
 def may_read(module: nn.Module, key: str) -> bool:
-    """Whether its forward may ask a module in it called `key` for its `weight`, as a parent that multiplies by it."""
+    """Whether its forward may read the `weight` of a submodule called `key`, as a parent does to multiply by it."""
     own = {name: one for name, value in vars(module).items() for one in _functions(value)}
     names, weighs = _read_by(type(module)) if not own else _follow(type(module), own)
     return weighs and (key.isdigit() or key in names or bool(names & _ANY_CHILD))
@@ -31,7 +31,7 @@ def _read_by(kind: type[nn.Module]) -> tuple[set[str], bool]:
 def _follow(kind: type[nn.Module], own: dict[str, FunctionType]) -> tuple[set[str], bool]:
     """The names used by a forward of this class and by all that it calls by name, and whether "weight" is among them.
 
-    `own` are functions that the module itself holds. PyTorch's code is not followed: it reads what is given to it.
+    `own` are functions stored in the module itself. PyTorch's own code is not followed, as it reads only its arguments.
     """
     names: set[str] = set()
     weighs = False
@@ -74,7 +74,7 @@ def _closed_over(function: FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # not filled yet
+        except ValueError:  # a closure's cell that is not filled yet
             continue
 
 

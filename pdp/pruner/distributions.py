@@ -18,8 +18,9 @@ def histograms(pruner: Pruner) -> dict[str, np.ndarray]:
     """
     weights, edges, masks = [], [], []
     for layer in pruner.layers:
-        stored = layer.weight.detach().float()
-        effective = pruner.method.effective_weight(layer, layer.weight).detach().float() if layer.active else stored
+        weight = layer.weight.detach()
+        stored = weight.float()
+        effective = pruner.method.effective_weight(layer, weight).detach().float() if layer.active else stored
         edge = float(stored.abs().max()) or 1.0
         some = stored != 0
         mask = (effective[some] / stored[some]).abs().clamp(0, 1)

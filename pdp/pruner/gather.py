@@ -22,11 +22,13 @@ def gather(
     layers, dense = pattern.gather(model, list(found), example_input)
     refused = {layer.name: reason for layer in layers if (reason := method.refuses(layer))}
     layers = [layer for layer in layers if layer.name not in refused]
-    taken = {member.parameter for layer in layers for member in layer.members}
+    taken = {(member.parameter, member.sites[0].index) for layer in layers for member in layer.members}
     missing = {
         layer.name: _lost(layer, pattern)
         for layer in found
-        if layer.parameter not in taken and layer.name not in dense and layer.name not in refused
+        if (layer.parameter, layer.sites[0].index) not in taken
+        and layer.name not in dense
+        and layer.name not in refused
     }
     return layers, dense | refused | missing | others
 

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from pdp.errors import Refusal, Stopped
 from pdp.layers import Layer
 from pdp.pruner.reading import Watched
+from pdp.sharded import any_process, own_part
 
 
 class Guard:
@@ -41,7 +42,7 @@ class Guard:
                 raise Refusal(
                     f"{name} is no longer the module that the pruner was made for: replace modules before Pruner(model)"
                 )
-        owners: dict[int, str] = {}
+        owners: dict[tuple[int, int | None], str] = {}
         for layer in self.layers:
             for member in layer.members:
                 tensors = {id(site.module._parameters.get(site.parameter)) for site in member.sites}
@@ -54,7 +55,7 @@ class Guard:
                         f"{member.parameter} was one weight of {len(member.sites)} modules and is no longer: tie them "
                         "again, load_state_dict(assign=True) unties them, or make the pruner after that"
                     )
-                (own,) = tensors
+                own = (tensors.pop(), member.sites[0].index)
                 if owners.setdefault(own, member.parameter) != member.parameter:
                     raise Refusal(
                         f"{member.parameter} and {owners[own]} have become one weight: tie weights before Pruner(model)"
@@ -63,20 +64,25 @@ class Guard:
     @torch.no_grad()
     def check_numbers(self) -> None:
         """Raises `Stopped` if a weight is NaN; waits for the device once."""
-        tensors = [(member.parameter, member.tensor) for layer in self.layers for member in layer.members]
+        stored = [(member.parameter, member.stored) for layer in self.layers for member in layer.members]
+        tensors = [(name, own_part(tensor)) for name, tensor in stored]
         by_device: dict[torch.device, list[Tensor]] = {}
         for _, tensor in tensors:
             by_device.setdefault(tensor.device, []).append(torch.isnan(tensor.detach()).any())
-        if not any(bool(torch.stack(found).any()) for found in by_device.values()):
+        found_here = any(bool(torch.stack(found).any()) for found in by_device.values())
+        if not any_process(found_here, stored[0][1]):
             return
-        wrong = next((name, tensor) for name, tensor in tensors if bool(torch.isnan(tensor).any()))
+        wrong = next(((name, tensor) for name, tensor in tensors if bool(torch.isnan(tensor).any())), None)
+        if wrong is None:
+            raise Stopped("another process holds NaN weights: training diverged, and no cut can be found")
         raise Stopped(
             f"{wrong[0]} holds {int(torch.isnan(wrong[1]).sum())} NaN of {wrong[1].numel()} weights: training "
             "diverged, and no cut can be found"
         )
 
     def _watch(self, layer: Layer) -> RemovableHandle:
-        return layer.weight.register_post_accumulate_grad_hook(lambda _: self.own_gradients.add(layer.name))  # type: ignore[union-attr]
+        parameter = layer.sites[0].parameter_held
+        return parameter.register_post_accumulate_grad_hook(lambda _: self.own_gradients.add(layer.name))  # type: ignore[union-attr]
 
     def remove(self) -> None:
         """Removes its hooks."""
@@ -103,7 +109,7 @@ class Guard:
             found = _version(layer)
             if found is None or found == layer.last_gradient:
                 continue
-            if bool(layer.weight.grad.any()):  # type: ignore[union-attr]
+            if bool(layer.stored.grad.any()):  # type: ignore[union-attr]
                 raise Stopped(
                     f"{layer.parameter} got a gradient, but the model never read its masked weight: it is read past "
                     f"its module (from a list, a closure or a compiled part of the model); read module.weight in the "
@@ -117,7 +123,7 @@ def _distributed() -> bool:
 
 
 def _version(layer: Layer) -> tuple[int, int] | None:
-    gradient = layer.weight.grad
+    gradient = layer.sites[0].parameter_held.grad
     return None if gradient is None else (id(gradient), gradient._version)
 
 
@@ -134,7 +140,7 @@ def refuse_second_pruner(model: nn.Module, layers: Sequence[Layer]) -> None:
 
 def more_zeros(layers: Sequence[Layer]) -> str | None:
     """A sentence for layers with more zeros than the mask pruned: zeros from before, or weights that never grew."""
-    counted = [layer for layer in layers if layer.units == layer.weight.numel()]  # units are single weights
+    counted = [layer for layer in layers if layer.units == layer.stored.numel()]  # units are single weights
     zeros = [int((layer.weight == 0).sum()) for layer in counted]
     more = sum(max(0, found - layer.pruned) for layer, found in zip(counted, zeros, strict=True))
     if not more:

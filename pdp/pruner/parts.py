@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from pdp.layers import Layer
 from pdp.methods.method import Method
@@ -22,6 +22,7 @@ class Parts(Protocol):
     fraction: float
     finished: bool
     metrics: list[float]
+    adapters: list[Any]
     quantizer: Quantizer | None
 
     @property

@@ -22,6 +22,7 @@ from pdp.methods.method import Moment, Plan
 from pdp.methods.options import MethodOptions
 from pdp.patterns import make_pattern
 from pdp.patterns.pattern import Pattern, Wanted
+from pdp.pruner import adapters
 from pdp.pruner.averaging import average_gradients
 from pdp.pruner.calibration import Forward, calibrate
 from pdp.pruner.gather import gather
@@ -34,6 +35,7 @@ from pdp.quantize.options import Int4wOptions, QuantizeOptions, make_options
 from pdp.quantize.quantizer import Quantizer
 from pdp.schedule.allocation import least_units
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
+from pdp.sharded import whole, write
 from pdp.spoken import python_words
 from pdp.survey import count_weights, nothing_to_prune, survey
 
@@ -55,11 +57,13 @@ class Pruner:
       keeps at least the share `least_density` of its units; `ends` says whether the first and last layer are pruned,
       dense or first_dense.
     - `exclude`: fnmatch patterns of module names that are not pruned.
+    - `include`: fnmatch patterns of layers to prune that stay dense by default: routers of experts, and in a Hugging
+      Face model what lies around its blocks (embeddings, poolers, heads).
     - `calibration`: the batches from which wanda and sparsegpt prune at once (see `calibrate`).
     - `upper_bound`: the best possible value of the metric, which schedule.warmup=auto needs; `seed`: for random masks.
-    - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized numbers,
-      and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of convolutions have a
-      range.
+    - `quantize`: int8 or int4w, with `quantize_options`: from their `start` on the model computes with quantized
+      numbers, and `finalize` leaves the scales in `frozen`; `example_input` then also shows which results of
+      convolutions have a range.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Pruner:
         ends: str = "pruned",
         exclude: Sequence[str] = (),
         own_exclude: Sequence[str] = (),
+        include: Sequence[str] = (),
         steps_per_epoch: int | None = None,
         upper_bound: float = 1.0,
         seed: int = 0,
@@ -101,6 +106,7 @@ class Pruner:
                 ends,
                 exclude,
                 own_exclude,
+                include,
                 steps_per_epoch,
                 upper_bound,
                 seed,
@@ -126,6 +132,7 @@ class Pruner:
         ends: str,
         exclude: Sequence[str],
         own_exclude: Sequence[str],
+        include: Sequence[str],
         steps_per_epoch: int | None,
         upper_bound: float,
         seed: int,
@@ -137,7 +144,7 @@ class Pruner:
         self.model = model
         self.pattern = make_pattern(pattern, **(pattern_options or {}))
         self.method = make_method(method, self.pattern, **options)
-        found, others = survey(model, exclude, own_exclude)
+        found, others = survey(model, exclude, own_exclude, include)
         # `skipped` gives the reason why each other weight of the model stays dense.
         self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
         if not self.layers:
@@ -168,6 +175,7 @@ class Pruner:
             own = {"name": self.method.schedule, "unit": self.method.unit, "ramp": self.method.ramp}
             self.schedule = place_schedule(schedule, own, epochs, steps_per_epoch)
         self.epochs = epochs
+        self.adapters: list[adapters.Adapter] = []
         self.epoch: int | None = None
         self.steps = 0
         self.start: int | None = self.schedule.start if self.schedule else None
@@ -271,6 +279,26 @@ class Pruner:
             )
         self.start = moment
 
+    def add_adapters(
+        self, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = (), trained: Sequence[str] = ()
+    ) -> list[nn.Parameter]:
+        """LoRA under a mask that stays (held, wanda, sparsegpt): freezes the model and returns what is to be trained.
+
+        `targets` are fnmatch patterns of pruned linear layers, none for all; modules named in `trained` stay trainable.
+        Make the optimizer of them; `finalize` merges them into the weights, under the mask.
+        """
+        self._alive()
+        with python_words():
+            self.adapters = adapters.adapt(
+                self.model, self.layers, self.method, rank, alpha, targets, trained, self.method.plan.seed
+            )
+        return self.adapter_parameters
+
+    @property
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """A and B of every adapter."""
+        return [one for adapter in self.adapters for one in (adapter.a, adapter.b)]
+
     def at_once(self) -> None:
         """Prunes to the target without training, if that is not done yet; for methods that make a single cut."""
         self._alive()
@@ -336,7 +364,8 @@ class Pruner:
 
         The method's trainable parameters are not part of a DDP-wrapped model, so their gradients are averaged here.
         """
-        average_gradients([extra for group in self.extra_groups() for extra in group["params"]])
+        extras = [extra for group in self.extra_groups() for extra in group["params"]]
+        average_gradients([*extras, *self.adapter_parameters])
         if self.quantizer is not None:
             self.quantizer.after_backward()
         if self.schedule is not None:
@@ -435,11 +464,16 @@ class Pruner:
         with torch.no_grad():
             self.method.settle(self.layers)
             members = [(layer, member) for layer in self.layers if layer.active for member in layer.members]
-            stored = {member.parameter: parameters[member.parameter].clone() for _, member in members}
+            adapted = [layer for layer in self.layers if layer.adapter is not None]
+            names = {member.parameter for _, member in members} | {layer.parameter for layer in adapted}
+            stored = {name: parameters[name].clone() for name in names}
             keeps = {layer.name: self.method.keep(layer) for layer in self.layers if layer.active}
+            for layer in adapted:
+                parameters[layer.parameter].copy_(layer.adapter.added(parameters[layer.parameter]))
             for layer, member in members:
-                parameter = parameters[member.parameter]
-                parameter.copy_(self.method.hard_weight(layer, parameter, keeps[layer.name], member))
+                index = member.sites[0].index
+                parameter = parameters[member.parameter] if index is None else parameters[member.parameter][index]
+                write(parameter, self.method.hard_weight(layer, whole(parameter), keeps[layer.name], member))
         try:
             yield model
         finally:
@@ -464,10 +498,11 @@ class Pruner:
             self._share_out(self._moment(final=True))
             self._update(self._moment(final=True))
             self.method.settle(self.layers)
+            adapters.merge(self.layers)
             keeps = [(layer, self.method.keep(layer)) for layer in self.layers if layer.active]
             for layer, keep in keeps:
                 for member in layer.members:
-                    member.tensor.copy_(self.method.hard_weight(layer, member.tensor, keep, member))
+                    write(member.stored, self.method.hard_weight(layer, member.tensor, keep, member))
             if more := more_zeros(self.layers):
                 warnings.warn(more, stacklevel=2)
             for layer, keep in keeps:

@@ -26,6 +26,7 @@ from pdp.pruner.readable import readable
 from pdp.quantize.points import WeightPoint
 from pdp.quantize.quantizer import Quantizer
 from pdp.reading_mode import for_any_use, reads_stored
+from pdp.sharded import is_sharded
 
 _ASKED = nn.Module.__getattr__.__code__
 _CALLED = nn.Module._call_impl.__code__
@@ -52,7 +53,7 @@ class Place:
     @property
     def active(self) -> bool:
         """Whether the effective weight differs from the stored one."""
-        return self.quantized or any(layer.active for layer, _ in self.masks)
+        return self.quantized or any(layer.active or layer.adapter is not None for layer, _ in self.masks)
 
     @property
     def quantized(self) -> bool:
@@ -71,15 +72,25 @@ class Place:
         return self.quantizer.weight(self.point, effective)  # type: ignore[union-attr, arg-type]
 
     def _masked(self, weight: Tensor) -> Tensor:
+        matrices: list[Tensor] | None = None  # of a stack, each with a mask of its own
         for own, member in self.masks:
             own.was_read = True
+            if own.adapter is not None and member.weighs:
+                weight = own.adapter.added(weight)
             if own.active:
-                layer = own.beside(weight)
-                if layer.hard_keep is not None:
-                    weight = self.method.hard_weight(layer, weight, layer.hard_keep, member)
+                index = member.sites[0].index
+                if index is None:
+                    weight = self._by(own, member, weight)
                 else:
-                    weight = self.method.effective_weight(layer, weight, member)
-        return weight
+                    matrices = matrices or list(weight.unbind(0))
+                    matrices[index] = self._by(own, member, matrices[index])
+        return weight if matrices is None else torch.stack([one.to(weight.dtype) for one in matrices])
+
+    def _by(self, own: Layer, member: Member, weight: Tensor) -> Tensor:
+        layer = own.beside(weight)
+        if layer.hard_keep is not None:
+            return self.method.hard_weight(layer, weight, layer.hard_keep, member)
+        return self.method.effective_weight(layer, weight, member)
 
 
 class _Given:
@@ -144,6 +155,8 @@ class Watched(dict):
         stored = super().__getitem__(name)
         place = self.places.get(name)
         if place is None or torch.compiler.is_compiling() or not place.active or stored is None:
+            return stored
+        if is_sharded(stored):  # FSDP asks, before it makes whole what the model computes with
             return stored
         asking = sys._getframe(1)
         if asking.f_code is not _ASKED or reads_stored():

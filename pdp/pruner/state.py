@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pdp.errors import Refusal
+from pdp.pruner import adapters
 from pdp.pruner.parts import Parts
 
 _OWN = ("epoch", "steps", "start", "fraction", "finished")
@@ -28,6 +29,7 @@ def state_of(pruner: Parts) -> dict[str, Any]:
             for layer in pruner.layers
         },
         "own": pruner.method.state_dict(),
+        **({"adapters": adapters.state_of(pruner.layers)} if pruner.adapters else {}),
         **({} if pruner.quantizer is None else {"quantizer": pruner.quantizer.state_dict()}),
     }
 
@@ -56,7 +58,9 @@ def load_state(pruner: Parts, state: dict[str, Any]) -> None:
         layer.final, layer.pruned = saved["final"], saved["pruned"]
         layer.active = saved.get("active", layer.pruned > 0)
         for key, value in saved["state"].items():
-            layer.state[key] = value.to(layer.weight.device, copy=True)
+            layer.state[key] = value.to(layer.stored.device, copy=True)
     pruner.method.load_state_dict(state["own"])
+    if pruner.adapters:
+        adapters.load_state(pruner.layers, state["adapters"])
     if pruner.quantizer is not None:
         pruner.quantizer.load_state_dict(state["quantizer"])

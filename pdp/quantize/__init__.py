@@ -1,1 +1,1 @@
-"""Fake quantization as the last step of the effective weight, and what is left of it when training is over."""
+"""Fake quantization as the last step of the effective weight, and the scales that remain after training."""

@@ -1,4 +1,4 @@
-"""Fake quantization: numbers rounded to the grid that integers have, and the gradient that goes through."""
+"""Fake quantization: numbers rounded to a scale times integers, with a gradient through the rounding."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from torch import Tensor
 
 from pdp.masks.transforms import in_transform
 
-ACTIVATION_LEVELS = 255  # of 8 bits without a sign, 0 to 255
+ACTIVATION_LEVELS = 255  # of unsigned 8 bits, 0 to 255
 
 
 def weight_bound(bits: int) -> int:
-    """The largest integer of a symmetric weight: 127 of 8 bits, 7 of 4. The lowest is its negative."""
+    """The largest integer of a symmetric weight: 127 for 8 bits, 7 for 4 bits. The lowest one is its negative."""
     return 2 ** (bits - 1) - 1
 
 
 def weight_scale(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
-    """The step between two integers for each slice along `axis`, max |w| / 127 or 7; of a slice of zeros it is 1.
+    """The scale for each slice along `axis`: max |w| / 127 (8 bits) or / 7 (4 bits); 1 for a slice of zeros.
 
-    Shape: `weight`'s with all but `axis` of size 1; float32, or `weight`'s own type where that is wider.
+    The result has the shape of `weight` with all dimensions but `axis` of size 1; float32, or the dtype of `weight` if
+    that is wider.
     """
     others = [one for one in range(weight.dim()) if one != axis]
     largest = widened(weight.detach()).abs().amax(others, keepdim=True)
@@ -29,7 +30,7 @@ def weight_scale(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
 
 
 def integers(values: Tensor, scale: Tensor, zero_point: Tensor | int, lowest: int, highest: int) -> Tensor:
-    """clamp(round(x / s) + z), as floats; halves go to the even number, as in ONNX."""
+    """clamp(round(x / s) + z), as floats; halves are rounded to the even number, as in ONNX."""
     return (torch.round(widened(values) / scale) + zero_point).clamp(lowest, highest)
 
 
@@ -41,11 +42,11 @@ def fake_quantize(
     highest: int,
     gradient_scale: Tensor | float = 1.0,
 ) -> Tensor:
-    """(clamp(round(x / s) + z, lowest, highest) - z) * s, of the type of `values`; zero stays exactly zero.
+    """(clamp(round(x / s) + z, lowest, highest) - z) * s, in the dtype of `values`; zero stays exactly zero.
 
-    The gradient of `values` is the identity where the integer was not clamped and zero elsewhere (straight-through with
-    clipping). That of `scale` is LSQ's (arXiv 1902.08153, equation 3): round(x / s) - x / s where not clamped, the
-    bound elsewhere, times `gradient_scale`.
+    The gradient for `values` is the identity where the integer was not clamped and zero elsewhere (straight-through
+    with clipping). The one for `scale` is LSQ's (arXiv 1902.08153, equation 3), times `gradient_scale`: round(x / s) -
+    x / s where the integer was not clamped, and the bound elsewhere.
     """
     if in_transform():
         return _composed(values, scale, zero_point, lowest, highest, gradient_scale)
@@ -53,12 +54,12 @@ def fake_quantize(
 
 
 def widened(values: Tensor) -> Tensor:
-    """In float32, or in float64 where it was that."""
+    """The values as float32; float64 stays float64."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def summed_to(values: Tensor, shape: torch.Size) -> Tensor:
-    """Summed over every dimension in which `shape` has one entry or none."""
+    """The values summed over every dimension that has size 1 in `shape` or is missing there."""
     while values.dim() > len(shape):
         values = values.sum(0)
     wide = [place for place, size in enumerate(shape) if size == 1 and values.shape[place] != 1]
@@ -107,7 +108,7 @@ def _composed(
     highest: int,
     gradient_scale: Tensor | float,
 ) -> Tensor:
-    """The same from plain operations, which torch.func's transforms can follow."""
+    """The same in plain operations, for torch.func's transforms."""
     scale = scale * gradient_scale + (scale - scale * gradient_scale).detach()
     steps = widened(values) / scale
     rounded = torch.round(steps.detach())

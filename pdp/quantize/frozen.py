@@ -1,4 +1,4 @@
-"""What quantization leaves when training is over: scales and zero points, and a model that computes with them."""
+"""What remains of quantization after training: scales and zero points, and a model that computes with them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pdp.quantize.hooks import ActivationHook
 
 @dataclass
 class Frozen:
-    """The scale of each weight by its name, shaped to multiply it; of each activation a scale and a zero point.
+    """The scale of each weight by its name, shaped to multiply it; a scale and a zero point for each activation.
 
     An activation is called after its module, with .input or .output behind it. `biases` are those, of layers and of the
     norms behind them, that products of integers add in their own steps.
@@ -32,18 +32,18 @@ class Frozen:
     biases: dict[str, Tensor] = field(default_factory=dict)
 
     def integers(self, name: str, weight: Tensor) -> Tensor:
-        """A weight's integers, int8 whatever its bits."""
+        """A weight's integers, as int8 whatever its number of bits."""
         bound = weight_bound(self.bits)
         return integers(weight, self.weights[name].to(weight.device), 0, -bound, bound).to(torch.int8)
 
     def weight(self, name: str, weight: Tensor) -> Tensor:
-        """A weight on its grid: integers times scale."""
+        """The quantized weight as floats: integers times scale."""
         bound = weight_bound(self.bits)
         return fake_quantize(weight.detach(), self.weights[name].to(weight.device), 0, -bound, bound)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Inside, the plain `model` computes with quantized weights and activations; afterwards it is as it was."""
+        """While this context is open, the plain `model` computes with quantized weights and activations."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.check(model)
         stored = {name: parameters[name].detach().clone() for name in (*self.weights, *self.biases)}
@@ -63,9 +63,10 @@ class Frozen:
                     parameters[name].copy_(weight)
 
     def of_slim(self, model: nn.Module, smaller: nn.Module, slimmed: Callable[[nn.Module], nn.Module]) -> Frozen:
-        """These for a slim model: each weight's scales without those of the channels that went.
+        """The same for a slim model: each weight's scales without those of the removed channels.
 
-        `slimmed` makes the slim model of another with the same zeros; it is given one that holds the scales.
+        `slimmed` makes the slim model of any model with the same zeros; here it is given one whose weights are the
+        scales.
         """
         holding = copy.deepcopy(model)
         parameters = dict(holding.named_parameters(remove_duplicate=False))
@@ -87,7 +88,7 @@ class Frozen:
         return frozen
 
     def check(self, model: nn.Module) -> None:
-        """Raises `Refusal` where these are of another model."""
+        """Raises `Refusal` if these belong to another model."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         modules = dict(model.named_modules())
         strange = [
@@ -123,7 +124,7 @@ class Frozen:
 
     @classmethod
     def of_tensors(cls, name: str, bits: int, tensors: Mapping[str, Tensor]) -> Frozen:
-        """Takes back `tensors`."""
+        """The inverse of `tensors`."""
         activations = {
             key.removesuffix(".zero_point"): (tensors[f"{key.removesuffix('.zero_point')}.scale"], value)
             for key, value in tensors.items()

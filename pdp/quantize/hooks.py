@@ -1,4 +1,4 @@
-"""Hooks that put what goes into a module, or comes out of it, on its grid."""
+"""Hooks that quantize the inputs or outputs of a module."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 
 class ActivationHook:
-    """The hook of one place; `change` is given a tensor and whether the module trains. A deep copy shares it."""
+    """The hook for one activation; `change` gets a tensor and whether the module trains. Deep copies share it."""
 
     def __init__(self, change: Callable[[Tensor, bool], Tensor]):
         self.change = change
@@ -19,13 +19,13 @@ class ActivationHook:
         return self
 
     def attach(self, module: nn.Module, outputs: bool) -> RemovableHandle:
-        """Registers it for what comes out of the module, or for what goes in: its first tensor."""
+        """Registers the hook for the module's output, or for the first tensor of its input."""
         if outputs:
             return module.register_forward_hook(self.after)
         return module.register_forward_pre_hook(self.before, with_kwargs=True)
 
     def before(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Changes what the module is called with."""
+        """Quantizes the module's input."""
         if arguments and isinstance(arguments[0], Tensor):
             changed = self.change(arguments[0], module.training)
             return None if changed is arguments[0] else ((changed, *arguments[1:]), keywords)
@@ -35,5 +35,5 @@ class ActivationHook:
         return None
 
     def after(self, module: nn.Module, arguments: Any, output: Any) -> Any:
-        """Changes what comes out of it."""
+        """Quantizes the module's output."""
         return self.change(output, module.training) if isinstance(output, Tensor) else None

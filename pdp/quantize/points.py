@@ -1,4 +1,4 @@
-"""Which weights of a model are quantized, and at which places activations are."""
+"""Which weights of a model are quantized, and where activations are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pdp.zeros import why_zeros_are_lost
 
 @dataclass(eq=False)
 class WeightPoint:
-    """A quantized weight: its name in the state dict, the places that use it, the dimension of its outputs."""
+    """A quantized weight: its name in the state dict, the modules that use it, and the dimension of its outputs."""
 
     parameter: str
     sites: list[Site]
@@ -33,7 +33,7 @@ class WeightPoint:
 
 @dataclass(eq=False)
 class ActivationPoint:
-    """What goes into a module, or comes out of it: one tensor with one range. `name` ends in .input or .output."""
+    """The input or output of a module: one tensor with one range. `name` ends in .input or .output."""
 
     name: str
     module: nn.Module
@@ -53,7 +53,7 @@ class Product:
 def find_weights(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[list[WeightPoint], dict[str, str]]:
     """The convolution and linear weights in the model's order, and by name why others stay floats.
 
-    Raises `Refusal` for a pattern that matches no layer, and where no weight is left.
+    Raises `Refusal` for a pattern that matches no layer, and if no weight is left.
     """
     sites = list(weighted_sites(model))
     for pattern in exclude:
@@ -78,6 +78,8 @@ def find_weights(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[list[We
         excluded = next((one for one in exclude if fnmatchcase(name, one)), None)
         if excluded is not None:
             reasons[name] = f"excluded by {excluded}"
+        elif site.index is not None:
+            reasons[name] = "one parameter holds it and other experts' weights"
         elif id(weight) in outside:
             reasons[name] = f"tied to {outside[id(weight)]}, which is no convolution's or linear layer's"
         elif not weight.is_floating_point() or not weight.numel() or weight.is_meta:
@@ -94,14 +96,14 @@ def find_weights(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[list[We
 
 
 def output_axis(module: nn.Module) -> int:
-    """The dimension of a module's weight along which its outputs lie."""
+    """The dimension of a module's weight that indexes its outputs."""
     return 1 if is_conv1d(module) or isinstance(module, _ConvTransposeNd) else 0
 
 
 def find_activations(
     model: nn.Module, weights: Sequence[WeightPoint], products: Sequence[Product] = ()
 ) -> list[ActivationPoint]:
-    """What goes into each module whose weight is quantized, and what of a convolution is quantized nowhere else.
+    """The inputs of all modules with quantized weights, and the outputs of convolutions that nothing else quantizes.
 
     An integer convolution gives integers: where its result, behind its norm, is read by anything but a quantized layer
     (a residual sum, a pool), it has a range of its own. `products` are `find_products`' and show where that is.
@@ -110,7 +112,7 @@ def find_activations(
     found: dict[str, ActivationPoint] = {}
     for weight in weights:
         for site in weight.sites:
-            # A weight that another module reads, as attention does its projections', is no call of its own module.
+            # If another module reads the weight, as attention reads its projections', the module itself is not called.
             if site.caller is site.module and site.parameter == "weight":
                 name = f"{names[id(site.module)]}.input".lstrip(".")
                 found.setdefault(name, ActivationPoint(name, site.module))
@@ -146,7 +148,7 @@ def find_products(model: nn.Module, weights: Sequence[WeightPoint], example_inpu
     }
 
     def layer_of(node: Any) -> nn.Module | None:
-        """The quantized module whose weight a product reads."""
+        """The quantized module whose weight a product uses; None for other products."""
         operands = [getattr(one, "name", "") for one in node.args[1:2]]
         name = next((parameters[one] for one in operands if one in parameters), None)
         return modules.get(id(known.get(name))) if name else None
@@ -175,7 +177,7 @@ def _passes(node: Any) -> bool:
 
 
 def exported(model: nn.Module, example_input: Any) -> Any:
-    """The model's graph in evaluation mode, or None where it cannot be followed."""
+    """The model's graph in evaluation mode; None if it cannot be exported."""
     keywords = example_input if isinstance(example_input, dict) else {}
     arguments: tuple[Tensor, ...] = ()
     if not keywords:
@@ -185,7 +187,7 @@ def exported(model: nn.Module, example_input: Any) -> Any:
         model.eval()
         with torch.no_grad():
             return torch.export.export(model, arguments, keywords, strict=False)
-    except Exception:  # whatever a model does that cannot be followed: it is trained without
+    except Exception:  # export may raise anything; the model is trained without its graph
         return None
     finally:
         for module, mode in modes:

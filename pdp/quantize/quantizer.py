@@ -1,4 +1,4 @@
-"""The quantizer of a model in training: when numbers are quantized, and in which ranges."""
+"""Quantizes a model in training: from when on, and with which ranges."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from pdp.quantize.options import Int4wOptions
 from pdp.quantize.points import ActivationPoint, WeightPoint, find_activations, find_products, find_weights
 from pdp.schedule.time import Time
 
-LEAD = 10  # steps for which ranges are observed before numbers are quantized; one epoch where steps are not known
-RATE = 0.01  # of the moving average of an activation's range, once a hundred steps have been seen
-_LEAST = 1e-8  # of a scale
-_MOST = 0.1  # of a gradient of its logarithm: numbers that outgrow a range pull at it all at once
+LEAD = 10  # steps in which ranges are observed before quantization begins; one epoch if steps are unknown
+RATE = 0.01  # of the moving average of an activation's range, after the first hundred steps
+_LEAST = 1e-8  # smallest scale
+_MOST = 0.1  # largest gradient of a log scale: all numbers outside a range contribute at once
 
 
 class Quantizer:
     """Fake quantization of a model's weights and activations, from `options.start` of a run on.
 
-    A weight's range is that of the effective weight at every forward; an activation's is the moving average of each
-    step's least and largest number, over all processes, and stands still between two steps and in evaluation. With
-    ranges=learned both are where training begins, and the scales are trained from there.
+    A weight's range is that of the effective weight in every forward. An activation's range is a moving average of the
+    smallest and largest number of each step, over all processes; it does not change between two steps or in evaluation.
+    With ranges=learned these are only the start values, and the scales are trained from there.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class Quantizer:
         count = len(self.activations)
         device = self.weights[0].tensor.device
         self.ranges = torch.stack([torch.full((count,), math.inf), torch.full((count,), -math.inf)]).to(device)
-        self.seen = self.ranges.clone()  # since the last step: least and largest
+        self.seen = self.ranges.clone()  # smallest and largest since the last step
         self.scales, self.zero_points = self._affine(self.ranges)
-        self.merged = 0  # steps whose ranges are in the average
-        self.ready = [False] * count  # activations that have a range
+        self.merged = 0  # number of steps in the average
+        self.ready = [False] * count  # which activations have a range
         self.observing = self.active = False
         self.suspended = False
-        self.extras: dict[str, nn.Parameter] = {}  # ranges=learned: log of each scale over where it began
-        self.first: dict[str, Tensor] = {}  # ranges=learned: where it began
+        self.extras: dict[str, nn.Parameter] = {}  # ranges=learned: log of each scale relative to its start value
+        self.first: dict[str, Tensor] = {}  # ranges=learned: the start values
         if self.learned:
             for weight in self.weights:
                 shape = [1] * weight.tensor.dim()
@@ -86,17 +86,17 @@ class Quantizer:
 
     @property
     def learned(self) -> bool:
-        """Whether scales are trained."""
+        """Whether the scales are trained."""
         return self.options.ranges == "learned"
 
     @property
     def holds(self) -> bool:
-        """Whether the model computes with quantized numbers now."""
+        """Whether the model now computes with quantized numbers."""
         return self.active and not self.suspended
 
     @contextmanager
     def suspend(self) -> Iterator[None]:
-        """Inside, the model computes with floats, and no range is observed."""
+        """While this context is open, the model computes with floats, and no range is observed."""
         before, self.suspended = self.suspended, True
         try:
             yield
@@ -106,7 +106,7 @@ class Quantizer:
     # ---------------------------------------------------------------- time
 
     def start_epoch(self, epoch: int) -> None:
-        """An epoch begins."""
+        """To be called when an epoch begins."""
         if not self.by_step:
             self._observe_from(epoch)
             self._begin(epoch)
@@ -115,7 +115,7 @@ class Quantizer:
         self._look_which_are_ready()
 
     def step(self, steps: int, epoch: int) -> None:
-        """An optimizer step was made: takes what was seen into the ranges, on all processes alike."""
+        """To be called after an optimizer step: updates the ranges by what was observed, on all processes alike."""
         moment = steps if self.by_step else epoch
         if self.observing:
             self._merge()
@@ -147,7 +147,7 @@ class Quantizer:
 
     @torch.no_grad()
     def _merge(self) -> None:
-        """The moving average of least and largest: a plain mean at first, then a hundredth of the new."""
+        """Updates the moving average of smallest and largest: first a plain mean, then weight 0.01 for new values."""
         seen = self.seen
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             widest = torch.stack([-seen[0], seen[1]])
@@ -169,7 +169,7 @@ class Quantizer:
 
     @staticmethod
     def _affine(ranges: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of 0 to 255 for ranges (2, n); zero lies in every range and is a point of its grid."""
+        """Scale and zero point for 0..255 from ranges (2, n); every range is extended to zero, which is on the grid."""
         low, high = ranges[0].clamp(max=0), ranges[1].clamp(min=0)
         scale = ((high - low) / ACTIVATION_LEVELS).clamp(min=_LEAST)
         return scale, torch.round(-low / scale).clamp(0, ACTIVATION_LEVELS)
@@ -177,7 +177,7 @@ class Quantizer:
     # ---------------------------------------------------------------- forwards
 
     def weight(self, point: WeightPoint, effective: Tensor) -> Tensor:
-        """The effective weight on its grid."""
+        """The effective weight, quantized."""
         bound = weight_bound(self.bits)
         if not self.learned:
             scale = weight_scale(effective, self.bits, point.axis)
@@ -187,16 +187,16 @@ class Quantizer:
         return fake_quantize(effective, scale, 0, -bound, bound, factor / math.sqrt(count * bound))
 
     def _learned(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-        """A learned scale, and what its gradient is multiplied by beside LSQ's factor.
+        """A learned scale, and the factor of its gradient besides LSQ's own.
 
-        Trained is the logarithm of the scale over where it began; with 1 / scale^2 a step moves the scale by the share
-        of itself by which LSQ's own step would.
+        The trained number is the logarithm of the scale relative to its start value. With the factor 1 / scale^2 a step
+        changes the scale by the same proportion as LSQ's own step would.
         """
         scale = (self.first[name].to(device) * self.extras[name].to(device).exp()).clamp(min=_LEAST)
         return scale, scale.detach() ** -2
 
     def activation(self, number: int, values: Tensor, training: bool) -> Tensor:
-        """An activation on its grid; in training its range is observed."""
+        """An activation, quantized; in training its range is observed."""
         if self.suspended or not (self.observing or self.active) or not values.is_floating_point():
             return values
         if self.observing and training and torch.is_grad_enabled():
@@ -221,14 +221,14 @@ class Quantizer:
         self.seen[1, number] = torch.maximum(self.seen[1, number], largest)
 
     def to(self, device: torch.device) -> None:
-        """Moves the ranges to where the model computes."""
+        """Moves the ranges to the device on which the model computes."""
         self.ranges, self.seen = self.ranges.to(device), self.seen.to(device)
         self.scales, self.zero_points = self.scales.to(device), self.zero_points.to(device)
 
     # ---------------------------------------------------------------- hooks
 
     def points_by_place(self) -> list[tuple[Site, WeightPoint]]:
-        """Every place that uses a quantized weight."""
+        """Every use of a quantized weight in the model."""
         return [(site, weight) for weight in self.weights for site in weight.sites]
 
     def attach(self) -> list[RemovableHandle]:
@@ -241,18 +241,18 @@ class Quantizer:
     # ---------------------------------------------------------------- training
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's group of learned scales; none where ranges are observed."""
+        """The optimizer's group of learned scales; empty if ranges are observed."""
         return [{"params": list(self.extras.values()), "weight_decay": 0.0}] if self.extras else []
 
     @torch.no_grad()
     def after_backward(self) -> None:
-        """The gradients of learned scales, averaged over the processes, are there: none is larger than 0.1."""
+        """To be called when the gradients of learned scales are averaged over processes: limits them to 0.1."""
         for one in self.extras.values():
             if one.grad is not None:
                 one.grad.clamp_(-_MOST, _MOST)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only."""
+        """The state as tensors and plain values only."""
         return {
             "name": self.options.name,
             "ranges": self.ranges,
@@ -268,7 +268,7 @@ class Quantizer:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back `state_dict`; raises `Refusal` if it is of another model."""
+        """Restores `state_dict`; raises `Refusal` if it is of another model."""
         if (
             state["points"] != [point.name for point in self.activations]
             or state["extras"].keys() != self.extras.keys()
@@ -289,7 +289,7 @@ class Quantizer:
 
     @torch.no_grad()
     def freeze(self, model: nn.Module) -> Frozen:
-        """The scales that hold for the weights of `model` as they are, and the activations' scales and zero points."""
+        """The scales for the present weights of `model`, and the activations' scales and zero points."""
         tensors = dict(model.named_parameters(remove_duplicate=False))
         weights: dict[str, Tensor] = {}
         for point in self.weights:

@@ -1,4 +1,4 @@
-"""Bytes that a model takes on the disk: floats and integers, dense and without their zeros, and compressed after."""
+"""The bytes that a model takes on the disk: floats and integers, with and without its zeros, and compressed."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from pdp.layers import weighted_sites
 from pdp.quantize.frozen import Frozen
 
-_LONGEST = 255  # zeros that one byte of a run can say
+_LONGEST = 255  # zeros that one byte of a run can count
 ZSTD_LEVEL = 3
 
 
 @torch.no_grad()
 def bytes_on_disk(model: nn.Module, frozen: Frozen | None = None) -> dict[str, int]:
-    """Bytes of the whole model, by form: fp32, fp32_bitmask, fp32_runs, and int8 or int4 likewise where quantized.
+    """Bytes of the whole model by form: fp32, fp32_bitmask, fp32_runs, and the same for int8 or int4.
 
-    Everything but convolution and linear weights (norms, biases, embeddings, buffers) lies dense in its own type in
-    every form. bitmask: one bit a weight and the numbers that are not zero. runs: for each of these a byte with how
-    many zeros lie before it, 255 for as many and no number yet. int8, int4: integers (two of 4 bits in a byte), float32
-    scales, and floats for what was left so. _zstd: the same bytes after Zstandard, where a package for it is there.
+    In every form everything except convolution and linear weights (norms, biases, embeddings, buffers) is stored dense
+    in its own dtype. bitmask: one bit per weight, and the nonzero numbers. runs: for each nonzero number a byte with
+    the number of zeros before it; 255 stands for 255 zeros without a number. int8, int4: integers (two 4-bit ones per
+    byte), float32 scales, and floats for what is not quantized. _zstd: the same bytes compressed by Zstandard, if a
+    package for it is installed.
     """
     tensors, weights = _parts(model)
     rest = b"".join(_raw(tensor) for name, tensor in tensors.items() if name not in weights)
@@ -52,7 +53,7 @@ def _raw(tensor: Tensor) -> bytes:
 
 
 def _parts(model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of the state dict, each once, and which of them are convolution and linear weights."""
+    """The tensors of the state dict without duplicates, and which of them are convolution and linear weights."""
     own = {id(site.module._parameters[site.parameter]) for _, _, site in weighted_sites(model)}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     seen: set[int] = set()
@@ -74,7 +75,7 @@ def _add(forms: dict[str, bytes], kind: str, values: np.ndarray, bits: int) -> N
 
 
 def packed(values: np.ndarray, bits: int) -> bytes:
-    """The numbers in a row; of 4 bits two in a byte, the first in the low half, in two's complement."""
+    """The numbers as bytes; 4-bit ones two per byte in two's complement, the first in the low half."""
     if bits != 4:
         return values.tobytes()
     nibbles = (values.astype(np.int8) & 15).astype(np.uint8)
@@ -84,7 +85,7 @@ def packed(values: np.ndarray, bits: int) -> bytes:
 
 
 def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of a flat array the gaps (uint8), and the numbers that are not zero; a gap of 255 has no number behind it."""
+    """The gaps (uint8) before the nonzero numbers of a flat array, and these numbers; 255 has no number after it."""
     places = np.flatnonzero(values)
     before = np.diff(places, prepend=-1) - 1
     full, left = np.divmod(before, _LONGEST)
@@ -94,7 +95,7 @@ def runs(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unrun(gaps: np.ndarray, numbers: np.ndarray, size: int) -> np.ndarray:
-    """Takes back `runs`; `size` is the length of the array."""
+    """The inverse of `runs`; `size` is the length of the array."""
     values = np.zeros(size, dtype=numbers.dtype)
     ends = np.cumsum(gaps.astype(np.int64) + (gaps != _LONGEST))
     values[ends[gaps != _LONGEST] - 1] = numbers
@@ -102,7 +103,7 @@ def unrun(gaps: np.ndarray, numbers: np.ndarray, size: int) -> np.ndarray:
 
 
 def compressor() -> Callable[[bytes], bytes] | None:
-    """Zstandard, from the standard library (Python 3.14) or the package zstandard; None where there is neither."""
+    """Zstandard, from the standard library (Python 3.14) or the package zstandard; None if there is neither."""
     module: Any
     try:
         from compression import zstd as module  # type: ignore[no-redef, import-not-found]

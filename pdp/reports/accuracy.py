@@ -1,4 +1,4 @@
-"""The paper's result tables: our cells beside published numbers, a row for every pair and for what has no partner."""
+"""The paper's result tables: our cells beside published numbers, paired where both exist."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pdp.runs.published import near_target
 
 _GROUP = ["data", "model", "metric_name"]
 _PUBLISHED = ("label", "sparsity", "macs", "macs_published", "mac_convention", "value", "epochs", "source", "verified")
-_THEIRS = 5  # columns of a published number
+_THEIRS = 5  # number of columns for a published number
 _MACS = "MACs are multiply-adds of convolution and linear layers."
 _NOTES = (
     "Metrics are of the hard model (exact zeros) on the test set at the last epoch: the mean over seeds with its 95 % "
@@ -25,7 +25,7 @@ _NOTES = (
 
 
 def accuracy_sheet(name: str, title: str, runs: pd.DataFrame, published: pd.DataFrame, data: str) -> Sheet:
-    """One table of one data set; `runs` and `published` are already of its kind (see `tables`)."""
+    """The table of one data set; `runs` and `published` must already be restricted to its kind (see `tables`)."""
     sheet = Sheet(
         name,
         title,
@@ -39,7 +39,7 @@ def accuracy_sheet(name: str, title: str, runs: pd.DataFrame, published: pd.Data
         notes=list(_NOTES),
     )
     here, known = runs[runs.data == data], published[published.data == data]
-    # F1 beside accuracy, the mismatched part beside the matched: records hold them, and so do sources.
+    # Records and sources may have several metrics, such as accuracy and F1, or the matched and the mismatched part.
     ours = [cells(_of_metric(here, one)) for one in sorted({*here.metric_name, *known.metric_name})]
     pairs = _pairs(pd.concat([one for one in ours if len(one)] or [cells(here)], ignore_index=True), known)
     sheet.frame = pairs
@@ -57,12 +57,12 @@ def accuracy_sheet(name: str, title: str, runs: pd.DataFrame, published: pd.Data
 
 
 def ours_of(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The rows that hold a cell of ours."""
+    """The rows that contain one of our cells."""
     return pairs[pairs.seeds > 0]
 
 
 def _of_metric(runs: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The runs that measured a metric, with it as their metric."""
+    """The runs that measured this metric, with it as their main metric."""
     values = [
         row.metric if row.metric_name == name else (row.metrics or {}).get(name, math.nan) for row in runs.itertuples()
     ]
@@ -73,7 +73,7 @@ def _of_metric(runs: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _keep_columns(sheet: Sheet, kept: slice) -> None:
-    """The first column, which names the row, and these."""
+    """Keeps the first column, which names the row, and the columns `kept`."""
     places = sorted({0, *range(*kept.indices(len(sheet.columns)))})
     sheet.columns = [sheet.columns[place] for place in places]
     for section in sheet.sections:
@@ -81,7 +81,7 @@ def _keep_columns(sheet: Sheet, kept: slice) -> None:
 
 
 def _pairs(ours: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
-    """Every pair, then ours and theirs that have no partner; the columns of a pair's missing half are empty."""
+    """Every pair, then ours and the published ones without a partner; the columns of a missing half are empty."""
     known = published[["method", "model", "data", "pattern", "metric_name", *_PUBLISHED]].reset_index(drop=True)
     rows: list[dict[str, Any]] = []
     paired: set[Any] = set()
@@ -107,11 +107,11 @@ def _theirs(other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ordered(group: pd.DataFrame) -> pd.DataFrame:
-    """By target, and within it the better metric first, ours or the published one."""
+    """Sorts by target, and then by metric, better ones first, whether ours or published."""
     best = group.metric.astype(float).fillna(group.published_value.astype(float))
     keyed = group.assign(_best=-is_better(group.metric_name.iloc[0]) * best)
     order = ["pattern", "target_sparsity", "_best", "method", "cell", "published_value", "published_source"]
-    # Dense rows, the baselines, lead their section.
+    # The dense rows, which are the baselines, come first in their section.
     return keyed.assign(_pruned=keyed.pattern != "none").sort_values(["_pruned", *order])
 
 
@@ -162,7 +162,7 @@ def _published_shown(sheet: Sheet, metric: str, known: dict[str, Any]) -> list[s
             original = count(known["published_macs_published"])
             words += f"; MACs converted from {original} in the convention {known['published_mac_convention']}"
     digits = 100 * known["published_value"] if is_fraction(metric) else known["published_value"]
-    # As many digits as the source gives, two at most.
+    # As many digits as the source has, at most two.
     value = f"{round(digits, 2):g}{' %' if is_fraction(metric) else ''}"
     epochs = f"{known['published_epochs']:g}" if "published_epochs" in known else ""
     return [

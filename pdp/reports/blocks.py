@@ -1,4 +1,4 @@
-"""Generated parts of hand-written pages: what lies between two marks is written anew, the rest is left as it is."""
+"""Generated parts of hand-written pages: only the text between two marks is replaced."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BLOCK = re.compile(r"(<!-- generated: ([\w ]+); python scripts/cards\.py -->\n)
 
 
 def fill(page: str, blocks: Mapping[str, str], place: str) -> str:
-    """The page with each of its marked blocks as `blocks` has it; raises `Refusal` for marks and blocks that differ."""
+    """The page with its marked blocks replaced by `blocks`; raises `Refusal` if marks and blocks do not correspond."""
     named = [match[2] for match in _BLOCK.finditer(page)]
     if sorted(named) != sorted(blocks):
         raise Refusal(f"{place}: its marked blocks are {', '.join(named) or 'none'}, they must be {', '.join(blocks)}")
@@ -19,11 +19,11 @@ def fill(page: str, blocks: Mapping[str, str], place: str) -> str:
 
 
 def mark(name: str) -> str:
-    """An empty block, for a new page."""
+    """An empty marked block, for a new page."""
     return f"<!-- generated: {name}; python scripts/cards.py -->\n<!-- end -->"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, with a line's end."""
+    """A Markdown table, ending with a newline."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

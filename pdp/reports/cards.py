@@ -1,4 +1,4 @@
-"""The generated parts of the method cards: options, schedule in runs of several lengths, what the records show."""
+"""The generated parts of the method cards: options, schedules for several run lengths, results from the records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pdp.schedule.shapes import Schedule, make_schedule
 CARDS = Path("docs/methods")
 LENGTHS = (3, 12, 30, 100)  # epochs
 _ORDER = ["study", "model", "data", "pattern", "target_sparsity"]
-_STEPS = 100  # of an epoch, where a schedule counts steps
+_STEPS = 100  # steps per epoch, for schedules that count steps
 _WORDS = {"random": "sparsity=0.9", "nm": "prune=nm", "channel": "prune=channel sparsity=0.5"}
 _UNSCHEDULED = {
     "dense": "Nothing is pruned.",
@@ -32,11 +32,11 @@ _UNSCHEDULED = {
     ),
     "held": "The zeros that the model came with are its mask throughout; each layer's share is what they are.",
 }
-_TRAINED = {"asp": "model.pretrained=true"}  # what else a method must be given
+_TRAINED = {"asp": "model.pretrained=true"}  # overrides that a method needs besides
 
 
 def write_cards(root: Path, runs: pd.DataFrame) -> dict[Path, str]:
-    """The text that each card of `root` must have: a page a method, hand-written but for its marked blocks."""
+    """The text that each card below `root` must have: a page per method, of which only marked blocks are generated."""
     found = cells(runs)
     pages = {}
     for method in OPTIONS:
@@ -57,7 +57,7 @@ def _new(method: str) -> str:
 
 
 def options_table(method: str) -> str:
-    """Every option with its meaning, default, and whose value that is."""
+    """Every option with its meaning, its default, and whose value the default is."""
     rows = [
         (f"`method.{one.name}`", f"`{one.default}`", one.text, one.whose)
         for one in meanings(OPTIONS[method])
@@ -67,7 +67,7 @@ def options_table(method: str) -> str:
 
 
 def schedule_table(method: str) -> str:
-    """When the method prunes in runs of several lengths, by the schedule and allocation of its configuration."""
+    """When the method prunes in runs of several lengths, with the schedule and allocation of its configuration."""
     if method in _UNSCHEDULED:
         return f"{_UNSCHEDULED[method]}\n"
     words = _WORDS[PATTERNS_OF.get(method, ("random",))[0]]
@@ -120,7 +120,7 @@ def _placed(schedule: Schedule, epochs: int) -> tuple[str, ...]:
 
 
 def results_table(found: pd.DataFrame, method: str) -> str:
-    """The method's cells in results/records, a row each; what was made at an earlier revision is named so."""
+    """The method's cells in results/records, one row each; results of earlier revisions are marked as such."""
     mine = found[found.method == method]
     if mine.empty:
         return "No record of it is kept in `results/records`.\n"
@@ -134,7 +134,7 @@ def results_table(found: pd.DataFrame, method: str) -> str:
 
 
 def _changed_since(method: str, labels: str) -> str:
-    """What the last revisions changed, where records of earlier ones are shown."""
+    """What the last revisions changed, if records of earlier ones are shown."""
     changes = [text for key, text in CHANGES.items() if re.split(r"[+/]", key)[0] == method]
     return (
         f"\nChanged since the records with an earlier revision: {'; '.join(changes)}.\n" if "revision" in labels else ""

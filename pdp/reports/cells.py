@@ -1,4 +1,4 @@
-"""Cells: the runs of one configuration over its seeds, with their dense runs beside them, and what each is called."""
+"""Cells: the runs of one configuration over its seeds, with their dense runs and the labels that tell cells apart."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pdp.runs.published import published_method
 
 KEY = ["study", "cell"]
 _NAMED = ("method_options", "schedule", "allocation", "recipe", "pretrained", "distillation", "quantization")
-# Of what was quantized, what came out of it is no setting.
+# Values measured by quantization, which are results and not settings.
 _FOUND = ("zeros", "weights", "activations", "floats", "never_seen")
-_FOLLOWS = "schedule.start"  # from the warm-up, which is named
+_FOLLOWS = "schedule.start"  # follows from the warm-up, which is named
 
 
 def cells(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row a study and configuration, raw values: metric with interval, zeros, MACs, and the dense runs of its seeds.
+    """One row per study and configuration, in raw values: metric with interval, zeros, MACs, and the dense runs.
 
-    `difference` is the metric less the dense run's of the same cell and seed, its interval a paired one; both NaN
-    where no seed has a dense run, and `dense_seeds` says how many have.
+    `difference` is the metric minus that of the dense run of the same cell and seed, with a paired interval; both are
+    NaN if no seed has a dense run, and `dense_seeds` is the number of seeds that have one.
     """
     rows = [_cell(group) for _, group in with_dense(runs, ["metric"]).groupby(KEY, sort=True)]
     frame = pd.DataFrame(rows, columns=list(_cell_columns()))
@@ -72,16 +72,16 @@ def _cell(group: pd.DataFrame) -> dict[str, Any]:
 
 
 def changed_options(method: str, options: dict[str, Any]) -> str:
-    """The options of a run that are not their method's own, such as temperature_mode=relative."""
+    """The options of a run that differ from their method's defaults, such as temperature_mode=relative."""
     own = vars(OPTIONS[method]()) if method in OPTIONS else {}
     return ", ".join(f"{key}={value}" for key, value in sorted(options.items()) if key in own and value != own[key])
 
 
 def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
-    """The method's name; where a study has several configurations of it at one target, with what tells them apart.
+    """The method's name, extended by what differs where a study has several configurations of it at one target.
 
-    A value that more than half of them share goes without saying: of a study that changes one thing at a time, what
-    everything else is held against has the bare name.
+    A value that more than half of them share is not mentioned: in a study that changes one thing at a time, the common
+    reference has the bare name.
     """
     settings = {key: _flat(group.iloc[0]) for key, group in runs.groupby(KEY)}
     older = {key: _revision(group.iloc[0]) for key, group in runs.groupby(KEY)}
@@ -98,7 +98,7 @@ def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         for key, values in zip(keys, mine, strict=True):
             words = [f"{_short(name)}={value}" for name, value in values.items() if value != usual[name]]
             bare += not words
-            # Whatever else tells two of them apart, the configuration's hash does.
+            # If nothing else tells two configurations apart, their hash is used.
             words = words or ([key[1]] if bare > 1 else [])
             method = group.method.iloc[0]
             words = sorted(words) + older[key]
@@ -107,12 +107,12 @@ def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
 
 
 def _revision(row: pd.Series) -> list[str]:
-    """The method's revision, where the code has a later one."""
+    """The method's revision, if the code has a later one."""
     return [f"revision {row.method_revision}"] if revised(row) else []
 
 
 def _short(name: str) -> str:
-    """A setting without its group, but for the group's own name: schedule=cubic."""
+    """A setting without its group, except for the group's own name: schedule=cubic."""
     return name.removesuffix(".name").rpartition(".")[2]
 
 

@@ -1,4 +1,4 @@
-"""Methods over sparsities, and PDP against each of them in pairs of runs with the same seed."""
+"""Tables of methods over sparsities, and of PDP against each method in pairs of runs with the same seed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OURS, ANNEALED = "pdp", "pdp_annealed"
 
 
 def sparsities_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
-    """A row a method, a column a target sparsity; None where no study has two targets."""
+    """One row per method, one column per target sparsity; None if no study has two targets."""
     frame = cells(runs[runs.data == data])
     pruned = frame[frame.pattern != "none"]
     several = [(key, one) for key, one in pruned.groupby([*_GROUP, "pattern"]) if one.target_sparsity.nunique() > 1]
@@ -36,7 +36,7 @@ def sparsities_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
         dense = frame[(frame.study == study) & (frame.model == model) & (frame.method == "dense")]
         words = [f"dense {score(metric, row.metric, row.interval)}" for row in dense.itertuples()]
         section = Section(heading(f"{model} on {data}", str(pattern), f"study {study}", metric, *words), [])
-        # Settings may be named by what differs at one target; rows are then labels.
+        # A label may name what differs at one target only, so a method can have several rows.
         for label, mine in sorted(group.groupby("label"), key=lambda one: (one[1].method.iloc[0] != OURS, one[0])):
             texts = {row.target_sparsity: score(metric, row.metric, row.interval) for row in mine.itertuples()}
             section.rows.append([str(label), *(texts.get(one, "") for one in targets)])
@@ -45,7 +45,7 @@ def sparsities_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
 
 
 def paired_sheet(runs: pd.DataFrame, data: str) -> Sheet | None:
-    """PDP less each other method, and less other settings of itself; over the seeds both have, None where none has."""
+    """PDP minus each other method, and minus its other settings, over the common seeds; None if there are no pairs."""
     mine = runs[(runs.data == data) & (runs.method != "dense")]
     names = cells(mine).set_index(KEY).label.to_dict() if len(mine) else {}
     rows: list[dict[str, Any]] = []

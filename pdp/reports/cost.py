@@ -1,4 +1,4 @@
-"""What training cost beside the dense run of the same cell and seed, and each method's hyper-parameters."""
+"""The cost of training relative to the dense run of the same cell and seed, and each method's hyper-parameters."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BESIDE = ["step_ms_median", "train_seconds", "peak_memory_mb"]
 
 def ratios(runs: pd.DataFrame) -> pd.DataFrame:
     """`runs` with step_ratio, time_ratio and memory_difference (MB) to the dense run of the same cell and seed."""
-    joined = with_dense(runs, _BESIDE, elsewhere=False)  # times of another study are of another day or machine
+    joined = with_dense(runs, _BESIDE, elsewhere=False)  # times of another study may be of another machine or load
     joined["step_ratio"] = joined.step_ms_median.astype(float) / joined.dense_step_ms_median.astype(float)
     joined["time_ratio"] = joined.train_seconds.astype(float) / joined.dense_train_seconds.astype(float)
     joined["memory_difference"] = joined.peak_memory_mb.astype(float) - joined.dense_peak_memory_mb.astype(float)
@@ -23,7 +23,7 @@ def ratios(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def cost_sheet(runs: pd.DataFrame) -> Sheet:
-    """A row a study, model, data set, pattern and method, over its targets and seeds; dense is each row's 1."""
+    """One row per study, model, data set, pattern and method, over targets and seeds; the dense run counts as 1."""
     rows: list[dict[str, Any]] = []
     joined = ratios(runs)
     for key, group in joined[joined.method != "dense"].groupby([*_GROUP, "method"]):
@@ -86,7 +86,7 @@ def _shown(row: dict[str, Any]) -> list[str]:
 
 
 def hyperparameters_sheet(runs: pd.DataFrame) -> Sheet:
-    """A row a study, model, data set, pattern and method: how it was trained, values that differ joined by |."""
+    """One row per study, model, data set, pattern and method: its hyper-parameters, differing values joined by |."""
     rows: list[dict[str, Any]] = []
     for key, group in runs.groupby([*_GROUP, "method"]):
         recipe, schedule, options = (list(group[name]) for name in ("recipe", "schedule", "method_options"))

@@ -1,4 +1,4 @@
-"""A page that shows a folder of runs, finished and in progress, and needs no network. Needs no torch."""
+"""A page that shows a folder of runs, finished and in progress; it needs no network and no torch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pdp.reports.sweep_table import Tables, make_tables, shown
 from pdp.runs.store import StoredRun, find_runs, read_run, seconds_left
 from pdp.wording import duration, score
 
-CURVES = 12  # runs in progress whose curves are drawn
-SHARES = 8  # figures of layers at most, those that hold the most cells
-# Runs that share these are drawn together: a line joins only what differs in method and sparsity.
+CURVES = 12  # most runs in progress whose curves are drawn
+SHARES = 8  # most figures of layers; those with the most cells are drawn
+# Runs that agree in these are drawn together, so that a line joins only runs that differ in method and sparsity.
 _GROUP = ["model", "pretrained", "data", "pattern"]
 
 
 def write_page(folder: Path, target: Path, refresh: int | None = None) -> str:
-    """Writes the page of the runs in `folder`; returns what it shows in words. Raises `Refusal` for no folder."""
+    """Writes the page of the runs in `folder`; returns a description of it. Raises `Refusal` without such a folder."""
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
     runs = [read_run(path) for path in find_runs(folder)]
@@ -36,7 +36,7 @@ def write_page(folder: Path, target: Path, refresh: int | None = None) -> str:
 
 
 def page(title: str, runs: Sequence[StoredRun], refresh: int | None) -> str:
-    """The page's text; `refresh` seconds after which a browser reads it again."""
+    """The page's HTML; a browser reloads it every `refresh` seconds."""
     tables = make_tables(run.path for run in runs if run.status == "finished")
     parts = [_unfinished([run for run in runs if run.status in ("running", "unfinished")])]
     if len(tables.runs):
@@ -89,7 +89,7 @@ def _against(x: str, x_title: str) -> Any:
 
 
 def _shares(tables: Tables, runs: Sequence[StoredRun]) -> list[str]:
-    """A figure a model, data set, pattern and target; the seed that comes first stands for its cell."""
+    """One figure per model, data set, pattern and target; each cell is represented by its first seed."""
     paths = {(run.path.parent.name.rpartition("-")[2], run.path.name): run.path for run in runs}
     figures = []
     pruned = tables.runs[tables.runs.method != "dense"]
@@ -117,7 +117,7 @@ def _title(model: str, pretrained: str, data: str, pattern: str) -> str:
 
 
 def _together(runs: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The runs that may be drawn as one, by title: those of one pattern, with the dense ones of the same start."""
+    """The runs that are drawn in one figure, by title: those of one pattern, and the dense ones with the same start."""
     found = []
     dense = runs[runs.method == "dense"]
     for key, group in runs[runs.method != "dense"].groupby([*_GROUP, "metric_name"], dropna=False):

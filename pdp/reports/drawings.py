@@ -1,4 +1,4 @@
-"""How each kind of figure is drawn, from frames alone: PDP solid in every panel, one other method beside it."""
+"""Draws each kind of figure from data frames: PDP as a solid line in every panel, with one other method."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from pdp.reports.masks import MOMENTS, soft_share
 from pdp.reports.sheet import is_better, is_fraction
 
 OURS = "pdp"
-_COLUMNS = 3  # panels side by side
-_BEYOND: Any = {"textcoords": "offset points", "fontsize": 7}  # what is said of a mark outside its axis
+_COLUMNS = 3  # panels per row
+_BEYOND: Any = {"textcoords": "offset points", "fontsize": 7}  # style of the text about a mark outside its axis
 Lines = dict[str, pd.DataFrame]
 
 
 def _panels(number: int, height: float, share_y: bool = True) -> tuple[Figure, list[Any]]:
-    """`number` axes in rows that share x."""
+    """`number` axes in rows with a common x axis."""
     columns = min(number, _COLUMNS)
     rows = math.ceil(number / columns)
     figure = new_figure(WIDTH, height * rows + 0.5)
     axes = figure.subplots(rows, columns, sharex=True, sharey=share_y, squeeze=False)
     flat = list(axes.flat)
     for spare in flat[number:]:
-        # Where the last row is short, the panel above keeps its labels.
+        # If the last row is incomplete, the panel above the gap keeps its labels.
         flat[flat.index(spare) - columns].tick_params(labelbottom=True)
         spare.remove()
     return figure, flat[:number]
 
 
 def _beside(labels: list[str]) -> list[list[str]]:
-    """The labels of each panel: PDP's default setting and one other; without a default all of PDP's settings."""
+    """The labels of each panel: PDP's default setting and one other; without a default, all of PDP's settings."""
     ours = [OURS] if OURS in labels else [label for label in labels if label.split()[0] == OURS]
     others = [label for label in labels if label not in ours]
     return [[other, *ours] for other in others] or [ours]
@@ -53,7 +53,7 @@ def _unit(metric_name: str) -> str:
 
 
 def against(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metric: str) -> Figure:
-    """The metric with intervals against `x`, a panel for each method beside PDP's."""
+    """The metric with intervals against `x`, with one panel per method, which also shows PDP."""
     with style():
         labels = sorted(set(frame.label), key=lambda one: (one.split()[0] != OURS, one))
         figure, axes = _panels(len(_beside(labels)), 1.7)
@@ -86,7 +86,7 @@ def scale_x(values: pd.Series, x: str) -> pd.Series:
 
 
 def _scale_wide(axes: Sequence[Any], which: str, values: Sequence[float]) -> None:
-    """The axis `which` ("x" or "y"): logarithmic where values differ threefold, with few plain numbers either way."""
+    """Sets the axis `which` ("x" or "y"): logarithmic if the values differ threefold, with few plain numbers."""
     wide = max(values) > 3 * min(values)
     if wide:
         axes[0].set(**{f"{which}scale": "log"})
@@ -98,7 +98,7 @@ def _scale_wide(axes: Sequence[Any], which: str, values: Sequence[float]) -> Non
 
 
 def _say_what_lies_beyond(axis: Any, x: pd.Series, y: pd.Series, limits: tuple[float, float]) -> None:
-    """Writes at the edge what lies outside the axis."""
+    """Writes at the edge which values are outside the axis."""
     for place, value in zip(x, y, strict=True):
         inwards: Any = {"ha": "left" if place <= x.median() else "right", **_BEYOND}
         if value < limits[0]:
@@ -108,7 +108,7 @@ def _say_what_lies_beyond(axis: Any, x: pd.Series, y: pd.Series, limits: tuple[f
 
 
 def _limits(frame: pd.DataFrame, dense: pd.DataFrame, metric: str) -> tuple[float, float]:
-    """Neither a method that collapsed nor the interval of two seeds squeezes the others into one line."""
+    """Limits of the axis such that a collapsed method or a wide interval of two seeds does not squeeze all others."""
     if not is_fraction(metric):
         values = pd.concat([frame.metric, dense.metric])
         return 0.9 * float(values.min()), 1.1 * min(float(values.max()), 20 * float(values.min()))
@@ -121,11 +121,11 @@ def _limits(frame: pd.DataFrame, dense: pd.DataFrame, metric: str) -> tuple[floa
 
 
 def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, metric: str) -> Figure:
-    """A study of one target: against MACs a mark a method, against sparsity a row a method, both with intervals."""
+    """A study with one target: against MACs a mark per method, against sparsity a row per method, with intervals."""
     with style():
         scale = _scale(metric)
         both = pd.concat([frame, dense[dense.columns.intersection(frame.columns)]], ignore_index=True)
-        both = both.sort_values("metric", ignore_index=True, ascending=is_better(metric) > 0)  # the best on top
+        both = both.sort_values("metric", ignore_index=True, ascending=is_better(metric) > 0)  # best on top
         figure = new_figure(WIDTH, 0.9 + 0.25 * len(both) if x == "sparsity" else max(3.4, 0.7 + 0.17 * len(both)))
         axis = figure.add_subplot()
         looks, limits = looks_of(both.label), _limits(frame, dense, metric)
@@ -158,12 +158,12 @@ def one_target(frame: pd.DataFrame, dense: pd.DataFrame, x: str, x_title: str, m
 
 
 def layers(lines: Lines, words: str) -> Figure:
-    """A value of each layer, in the model's order: `mean`, `min` and `max` over seeds."""
+    """One value per layer, in the model's order: `mean`, `min` and `max` over seeds."""
     with style():
         labels = sorted(lines, key=lambda one: (one.split()[0] != OURS, one))
         names, looks = list(max(lines.values(), key=len).index), looks_of(labels)
         stem = commonprefix(names)
-        shown_names = [name[stem.rfind(".") + 1 :] for name in names]  # a prefix that all names share is left out
+        shown_names = [name[stem.rfind(".") + 1 :] for name in names]  # without a prefix that all names share
         figure, axes = _panels(len(_beside(labels)), 1.2 + 0.035 * max(map(len, shown_names)))
         for axis, shown in zip(axes, _beside(labels), strict=True):
             for label in shown:
@@ -179,14 +179,14 @@ def layers(lines: Lines, words: str) -> Figure:
 
 
 def epochs(lines: Lines, metric: str) -> Figure:
-    """The hard and soft metric, and below in the same panel's grey the sparsity, over epochs; a panel a method."""
+    """The hard and the soft metric over epochs, and the sparsity in grey below; one panel per method."""
     with style():
         labels = sorted(lines, key=lambda one: (one != OURS, one))
         figure, axes = _panels(len(labels), 1.6)
         scale, looks = _scale(metric), looks_of(labels)
         for axis, label in zip(axes, labels, strict=True):
             frame, look = lines[label], looks[label]
-            single = frame.epoch.nunique() == 1  # a single point, which a line would not show
+            single = frame.epoch.nunique() == 1  # a line would not show a single point
             _band(axis, frame, "metric", look if single else look | {"marker": ""}, "hard", scale)
             if "metric_soft" in frame and frame.metric_soft.notna().any():
                 soft = frame.dropna(subset=["metric_soft"]).astype({"metric_soft": float})
@@ -213,7 +213,7 @@ def epochs(lines: Lines, metric: str) -> Figure:
 
 
 def revived(panels: dict[str, Lines]) -> Figure:
-    """The share of weights that came back in each epoch, a panel a target, a line a label."""
+    """The share of weights that came back in each epoch; one panel per target, one line per label."""
     with style():
         figure, axes = _panels(len(panels), 2.0)
         for axis, (name, lines) in zip(axes, panels.items(), strict=True):
@@ -228,7 +228,7 @@ def revived(panels: dict[str, Lines]) -> Figure:
 
 
 def weights(values: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Figure:
-    """Densities of weights, a row a layer, a column a moment."""
+    """Densities of weights; one row per layer, one column per moment."""
     with style():
         figure = new_figure(WIDTH, 1.25 * len(values) + 0.4)
         grid = figure.subplots(len(values), len(MOMENTS), sharex="row", sharey="row", squeeze=False)
@@ -243,7 +243,7 @@ def weights(values: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]) -> Figu
 
 
 def masks(lines: Lines) -> Figure:
-    """Shares of mask values in equal bins, a panel a moment, bars of each temperature side by side."""
+    """Shares of mask values in equal bins; one panel per moment, the bars of temperatures side by side."""
     with style():
         figure, axes = _panels(len(MOMENTS), 2.3)
         for axis, moment in zip(axes, MOMENTS, strict=True):
@@ -265,7 +265,7 @@ def masks(lines: Lines) -> Figure:
 
 
 def _band(axis: Any, frame: pd.DataFrame, column: str, look: dict[str, Any], label: str, scale: float) -> None:
-    """The mean over seeds in each epoch, and a band from the least to the most."""
+    """The mean over seeds in each epoch, with a band from the minimum to the maximum."""
     by_epoch = scale * frame.groupby("epoch")[column].agg(["mean", "min", "max"])
     axis.plot(by_epoch.index + 1, by_epoch["mean"], label=label, **look)
     if look["linestyle"] != "none":

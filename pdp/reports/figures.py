@@ -1,4 +1,4 @@
-"""The paper's figures from records, PDP beside each method; what no record has is left out with a line that says so."""
+"""The paper's figures from records, PDP beside each method; a figure without data is left out, and a line says why."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sheet import target
 
 _STUDY = ["study", "model", "data", "metric_name"]
-_ARROWS = "▾▴◂"  # how a figure begins what it says of a value beyond its axis
-SAME_MACS = 1.01  # methods whose multiply-adds lie within this factor are not told apart by them
+_ARROWS = "▾▴◂"  # first characters of a note on a value beyond the axis
+SAME_MACS = 1.01  # methods whose MACs agree within this factor count as equal in MACs
 
 
 @dataclass
 class Drawn:
-    """One figure: its file's name, what it shows, and the figure."""
+    """One figure: its file name, what it shows, and the figure itself."""
 
     name: str
     caption: str
     figure: Figure
-    title: str = ""  # what stands above it after model and data; empty: the kind's
+    title: str = ""  # the title after model and data; empty: that of the kind
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of figure: what it needs, in words, and how it is drawn of one study's runs of one model."""
+    """A kind of figure: what data it needs, in words, and how it is drawn for one study's runs of one model."""
 
     name: str
     title: str
@@ -44,7 +44,7 @@ class Kind:
 
 
 def draw_all(runs: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
-    """Every figure that these runs give, and a line for each kind that none of them gives."""
+    """Every figure for which these runs have the data, and one line for each kind without any."""
     drawn: list[Drawn] = []
     left_out: list[str] = []
     for kind in KINDS:
@@ -63,7 +63,7 @@ def draw_all(runs: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
 
 
 def _head(drawn: Drawn, title: str) -> None:
-    """Writes model, data and what is shown above the figure, and what an arrow means where it has one."""
+    """Writes model, data and subject above the figure, and the meaning of an arrow if it has one."""
     arrows = any(text.get_text()[:1] in _ARROWS for axis in drawn.figure.axes for text in axis.texts)
     if arrows:
         title += "\nan arrow at an edge: the value beside it lies beyond the axis"
@@ -72,7 +72,7 @@ def _head(drawn: Drawn, title: str) -> None:
 
 
 def write_figures(drawn: list[Drawn], folder: Path) -> list[Path]:
-    """Writes every figure as SVG; figures of these kinds that are no longer drawn go, PNGs of before among them."""
+    """Writes every figure as SVG; removes figures of these kinds that are no longer drawn, including earlier PNGs."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for one in drawn:
@@ -104,7 +104,7 @@ def _against(x: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
             if x == "sparsity" and not several and group.label.nunique() < 2:
                 continue
             if x == "macs_sparse" and not several and group.macs_sparse.max() <= SAME_MACS * group.macs_sparse.min():
-                continue  # the pattern decides them: the other figure says all
+                continue  # the pattern determines the MACs, so the other figure says everything
             make = drawings.against if several else drawings.one_target
             figure = make(group, dense, x, words, first.metric_name)
             how = "" if not several and x == "sparsity" else f" against {words}"
@@ -159,7 +159,7 @@ def _revived(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
         panels: dict[str, dict[str, pd.DataFrame]] = {}
         for share, group in family.groupby("target_sparsity"):
             of_label = dict(_by_label(group))
-            # Where there are several settings, the one that the others are compared with.
+            # Of several settings, only the one that the others are compared with.
             of_label = {label: mine for label, mine in of_label.items() if label == mine.method.iloc[0]} or of_label
             lines = {label: _history(mine) for label, mine in of_label.items()}
             lines = {label: frame for label, frame in lines.items() if "revived" in frame}
@@ -228,13 +228,13 @@ def _middle_targets(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, float], pd.
 
 
 def _by_label(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """The runs of each configuration, by its label."""
+    """The runs of each configuration, with its label."""
     for key, label in cells(runs).set_index(KEY).label.items():
         yield label, runs[(runs.study == key[0]) & (runs.cell == key[1])]
 
 
 def _history(runs: pd.DataFrame) -> pd.DataFrame:
-    """The epochs of several runs under one another."""
+    """The histories of several runs in one frame."""
     return pd.DataFrame([line for path in runs.path for line in read_history(path)])
 
 

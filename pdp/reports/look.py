@@ -1,4 +1,4 @@
-"""How every figure looks: one style, readable without colour, and the same bytes for the same numbers."""
+"""The look of every figure: one style, readable without colour, and identical bytes for identical numbers."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ STYLE: Any = {
     "hatch.linewidth": 0.6,
     "errorbar.capsize": 2,
     "savefig.dpi": 110,
-    "svg.hashsalt": "pdp",  # element names do not change from one drawing to the next
-    "svg.fonttype": "none",  # text stays text: smaller files, and readers can search it
+    "svg.hashsalt": "pdp",  # keeps element names constant
+    "svg.fonttype": "none",  # text stays text, which is smaller and can be searched
 }
-# Okabe and Ito's colours, told apart by the colour-blind; lines and marks tell them apart in grey.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; lines and marks distinguish them in grey.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _LINES: tuple[Any, ...] = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (7, 2)))
-_MARKS = "osD^v<>P*Xd"  # as many as have no divisor in common with the lines
+_MARKS = "osD^v<>P*Xd"  # their number has no divisor in common with that of the lines
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++", "ooo", "---")
-# A method's place decides its look: append new ones.
+# A method's position determines its look, so append new ones at the end.
 _METHODS = (
     *("pdp", "gmp", "str", "optg", "granet", "acdc", "cs", "dnw", "rigl", "movement", "oneshot", "pofa"),
     *("srste", "asp", "lbc", "sfp", "slimming", "chex", "dense", "pdp_annealed", "held"),
@@ -46,7 +46,7 @@ _METHODS = (
 
 
 def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A look for each label: a method's own, and for each further setting of it one that nothing else here has."""
+    """A look for each label: the method's own, and for each further setting of it one that is unique here."""
     found: dict[str, dict[str, Any]] = {}
     settings = 0
     for label in labels:
@@ -66,7 +66,7 @@ def looks_of(labels: Iterable[str]) -> dict[str, dict[str, Any]]:
 def look_of(method: str) -> dict[str, Any]:
     """Colour, line and mark of a method, the same in every figure."""
     number = _number(method)
-    if number == 0:  # PDP: the one solid black line
+    if number == 0:  # PDP: the only solid black line
         return {"color": "#000000", "linestyle": "-", "marker": _MARKS[0]}
     return {
         "color": _COLOURS[number % len(_COLOURS)],
@@ -81,37 +81,37 @@ def hatch_of(method: str) -> str:
 
 
 def _number(method: str) -> int:
-    # One that is not known yet looks the same in every process.
+    # An unknown method gets the same look in every process.
     return _METHODS.index(method) if method in _METHODS else len(_METHODS) + sum(method.encode()) % 60
 
 
 @contextmanager
 def style() -> Iterator[None]:
-    """The style holds inside; whatever else the process draws keeps its own."""
+    """Inside this context the style applies; other drawings of the process keep theirs."""
     with matplotlib.rc_context(STYLE):
         yield
 
 
 def new_figure(width: float = WIDTH, height: float = HEIGHT) -> Figure:
-    """An empty figure, in inches, bound to no window."""
+    """An empty figure of this size in inches, without a window."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def as_svg(figure: Figure) -> str:
-    """The figure as an `<svg>` element, with neither date nor document type."""
+    """The figure as an `<svg>` element, without date and document type."""
     buffer = io.StringIO()
     with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    # Keeps the layout found while drawing, so that further drawings are the same and quicker.
+    # Keeps the layout computed during drawing, so that further drawings are identical and faster.
     figure.set_layout_engine("none")
     text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     return text[text.index("<svg") :]
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as PNG, without the name of the software that drew it, in 128 colours: a third of the bytes."""
+    """The figure as PNG without the software's name, in 128 colours, which takes a third of the bytes."""
     drawn, reduced = io.BytesIO(), io.BytesIO()
     with style():
         figure.savefig(drawn, format="png", metadata={"Software": None})

@@ -1,4 +1,4 @@
-"""The histograms that a run keeps, distributions.npz, as densities of weights and shares of mask values."""
+"""Reads the histograms that a run keeps, distributions.npz: densities of weights and shares of mask values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KEYS = ("weights", "masks", "edges")
 
 
 def read_distributions(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a run's distributions.npz; None where it has none that can be read."""
+    """The arrays of a run's distributions.npz; None if there is no readable one."""
     try:
         with np.load(path / "distributions.npz", allow_pickle=False) as stored:
             found = {key: stored[key] for key in stored.files}
@@ -23,7 +23,7 @@ def read_distributions(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def weight_values(found: dict[str, np.ndarray], number: int = 4) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
-    """By layer and moment the bins' edges and the density; layers spread from the first to the last."""
+    """Bin edges and density by layer and moment, for `number` layers spread from the first to the last."""
     names = [str(one) for one in found["layers"]]
     chosen = sorted({round(one) for one in np.linspace(0, len(names) - 1, number)})
     values: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
@@ -37,7 +37,7 @@ def weight_values(found: dict[str, np.ndarray], number: int = 4) -> dict[str, di
 
 
 def mask_values(runs: list[dict[str, np.ndarray]]) -> pd.DataFrame:
-    """Shares of the prunable weights of all runs in equal bins of the mask's value in [0, 1]: a column a moment."""
+    """Shares of the prunable weights of all runs in equal bins of the mask's value in [0, 1]; one column per moment."""
     columns = {}
     for moment in MOMENTS:
         counts = sum(one[f"{moment}/masks"].astype(np.int64).sum(axis=0) for one in runs)
@@ -46,6 +46,6 @@ def mask_values(runs: list[dict[str, np.ndarray]]) -> pd.DataFrame:
 
 
 def soft_share(shares: pd.Series) -> float:
-    """The share of mask values in neither the first nor the last of 20 bins: below 0.05 or above 0.95 is binary."""
+    """The share of mask values that are not binary, that is in neither the first nor the last of 20 bins."""
     edge = round(len(shares) * 0.05)
     return float(shares.iloc[edge : len(shares) - edge].sum())

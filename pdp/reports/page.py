@@ -1,4 +1,4 @@
-"""What the dashboard and the report share: one HTML file with its style inside, that fetches nothing."""
+"""Shared by the dashboard and the report: a single HTML file with its style inside, which loads nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ progress { width: 9em } .quiet { color: #666 } nav { columns: 18em; font-size: 1
   td:first-child { white-space: normal; min-width: 6em; max-width: 10em; overflow-wrap: anywhere } }
 """
 
-# Numbers are compared as numbers, whatever sign or unit stands beside them; a heading is reached by the keyboard too.
+# Numbers are compared as numbers despite signs and units; headings can be reached by the keyboard too.
 _SORT = """
 const number = text => { const found = text.replace(/,/g, '').match(/^-?[0-9.]+(e[-+]?[0-9]+)?/i);
   return found ? parseFloat(found[0]) : NaN };
@@ -50,7 +50,7 @@ for (const head of document.querySelectorAll('table.sortable th')) {
 
 
 def document(title: str, body: str, refresh: int | None = None) -> str:
-    """The whole page; `refresh` seconds after which a browser reads it again."""
+    """The whole page; a browser reloads it every `refresh` seconds."""
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
     view = '<meta name="viewport" content="width=device-width, initial-scale=1">'
     head = f'<meta charset="utf-8">{view}{again}<title>{html.escape(title)}</title><style>{_STYLE}</style>'
@@ -61,9 +61,9 @@ def document(title: str, body: str, refresh: int | None = None) -> str:
 def table(
     head: Sequence[str], rows: Sequence[Sequence[str]], escape: bool = True, words: bool = False, sortable: bool = False
 ) -> str:
-    """A table that scrolls by itself where it is too wide.
+    """A table with its own scroll bar if it is too wide.
 
-    `words`: its cells are text and break; `sortable`: a click on a heading sorts by it, a second one the other way.
+    `words`: its cells are text with line breaks; `sortable`: a click on a heading sorts by it, a second click reverses.
     """
     clean = html.escape if escape else str
     lines = ["".join(f"<th>{html.escape(one)}</th>" for one in head)]
@@ -75,7 +75,7 @@ def table(
 
 
 def write(text: str, target: Path) -> None:
-    """Writes a page beside its place and renames it there."""
+    """Writes a page atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.name}")
     beside.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The dashboard's figures, as SVG texts that need nothing from outside. Needs no torch."""
+"""The dashboard's figures, as self-contained SVG texts. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pdp.reports.sheet import is_fraction
 
 
 def scatter(frame: pd.DataFrame, x: str, x_title: str, title: str) -> str:
-    """The hard metric against `x`, a point a run, a line through the means over seeds of each method.
+    """The hard metric against `x`: one point per run, and a line through the means over seeds of each method.
 
-    Dense runs are a line across the figure: their sparsity is no choice.
+    Dense runs are a line across the figure, because their sparsity is not a choice.
     """
     metric = str(frame.metric_name.iloc[0])
     tall = 100.0 if is_fraction(metric) else 1.0
@@ -38,7 +38,7 @@ def _unit(metric_name: str) -> str:
 
 
 def shares(layers: dict[str, pd.DataFrame], title: str) -> str:
-    """The share of zeros of each prunable layer, in the model's order; a line for each label."""
+    """The share of zeros of each prunable layer, in the model's order; one line per label."""
     figure, axes = _figure(title, "", "zeros, %")
     for label, frame in layers.items():
         look = look_of(label.split()[0])
@@ -51,7 +51,7 @@ def shares(layers: dict[str, pd.DataFrame], title: str) -> str:
 
 
 def bars(means: pd.Series, title: str, y_title: str) -> str:
-    """A bar a method."""
+    """One bar per method."""
     figure, axes = _figure(title, "", y_title, width=WIDTH / 2)
     names = [str(one) for one in means.index]
     drawn = axes.bar(names, list(means), color=[look_of(one)["color"] for one in names], edgecolor="white")
@@ -62,7 +62,7 @@ def bars(means: pd.Series, title: str, y_title: str) -> str:
 
 
 def curves(histories: dict[str, list[dict[str, Any]]], key: str, title: str) -> str:
-    """A value of the history, a fraction unless it is a perplexity or a loss, against the epoch; a line a run."""
+    """A value of the history (a fraction, unless it is a perplexity or a loss) against the epoch; one line per run."""
     names = {name for lines in histories.values() for line in lines for name in list(line.get("metrics") or ())[:1]}
     fractions = key != "metric" or all(is_fraction(name) for name in names)
     figure, axes = _figure(title, "epoch", f"{key}, %" if fractions else key)

@@ -1,4 +1,4 @@
-"""Tables, figures and what was found as one page that opens without a network."""
+"""Tables, figures and findings as one page that opens without a network."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pdp.reports.figures import Drawn
 from pdp.reports.look import as_svg
 from pdp.reports.sheet import Sheet
 
-_WORDS = ("hyperparameters",)  # sheets whose cells are words and break
+_WORDS = ("hyperparameters",)  # sheets whose cells are text with line breaks
 
 
 def report(prose: str, sheets: Sequence[Sheet], drawn: Sequence[Drawn], left_out: Sequence[str]) -> str:
-    """The page; `prose` is Markdown, with no markup of its own but Markdown's."""
+    """The page; `prose` is Markdown without HTML."""
     places = [(sheet.name, sheet.title) for sheet in sheets] + [("figures", "Figures")]
     links = "".join(f'<a href="#{html.escape(name)}">{html.escape(title)}</a>' for name, title in places)
     prose = _prose(prose)
-    for one in drawn:  # a figure stands on the page itself, and is drawn where the text has it
+    for one in drawn:  # figures are part of the page, placed where the text names them
         picture = f"<figure>{_own_names(as_svg(one.figure), f'{one.name}-above')}</figure>"
         place = re.compile(rf'<p><img src="figures/{re.escape(one.name)}\.svg"[^>]*></p>')
         prose = picture.join(place.split(prose))
-    for name, _ in places:  # a table stands on the page itself
+    for name, _ in places:  # tables are part of the page
         prose = prose.replace(f'href="tables/{name}.md"', f'href="#{html.escape(name)}"')
     parts = [prose, f"<h2>Contents</h2><nav>{links}</nav>"]
     parts += [_sheet(sheet) for sheet in sheets]
     parts.append('<h2 id="figures">Figures</h2>')
     for one in drawn:
-        # Names inside an SVG are the page's: those of two figures must differ.
+        # Names inside an SVG are global in the page, so those of two figures must differ.
         parts.append(f"<figure>{_own_names(as_svg(one.figure), one.name)}")
         parts.append(f"<figcaption>{html.escape(one.caption)}</figcaption></figure>")
     parts += [f'<p class="quiet">{html.escape(line)}</p>' for line in left_out]
@@ -39,7 +39,7 @@ def report(prose: str, sheets: Sequence[Sheet], drawn: Sequence[Drawn], left_out
 def _prose(text: str) -> str:
     from markdown_it import MarkdownIt
 
-    # HTML in the text is text.
+    # HTML in the text is shown as text.
     return f"<article>{MarkdownIt('commonmark', {'html': False}).enable('table').render(text)}</article>"
 
 

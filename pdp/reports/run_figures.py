@@ -1,4 +1,4 @@
-"""The two pictures of one finished run, made from its own files: its curves, and its layers. Needs no torch."""
+"""The two pictures of a finished run, made from its own files: its curves and its layers. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CURVES, LAYERS = "curves.png", "layers.png"
 
 
 def draw_run(path: Path) -> list[Path]:
-    """Writes curves.png and layers.png of the finished run at `path` where its files give them; returns which."""
+    """Writes curves.png and layers.png of the finished run at `path` as far as its files allow; returns their paths."""
     record = read_record(path)
     drawn = {CURVES: _curves(record, read_history(path)), LAYERS: _layers(record, read_layers(path))}
     written = []
@@ -35,7 +35,7 @@ def _title(record: Record) -> str:
 
 
 def _curves(record: Record, history: list[dict[str, Any]]) -> Figure | None:
-    """Loss, the validation metric of the hard model (soft: hollow marks) and the share that is pruned, over epochs."""
+    """Loss, validation metric of the hard model (hollow marks: of the soft one) and pruned share, over epochs."""
     if not history:
         return None
     name = record.metric_name
@@ -64,7 +64,7 @@ def _curves(record: Record, history: list[dict[str, Any]]) -> Figure | None:
 
 
 def _layers(record: Record, layers: Any) -> Figure | None:
-    """The zeros of every prunable layer and its multiply-adds before and after, in the model's order."""
+    """The zeros of every prunable layer, and its MACs before and after, in the model's order."""
     if layers is None or not len(layers) or "macs" not in layers:
         return None
     places = range(len(layers))

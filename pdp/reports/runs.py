@@ -1,4 +1,4 @@
-"""Records as one data frame: a row a run, and what lies beside its record."""
+"""Records as one data frame with a row per run, and the other files of a run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pdp.runs.record import RECORD, Record, read_record
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Record))
 ORDER = ["study", "model", "data", "method", "pattern", "target_sparsity", "allocation", "epochs", "cell", "seed"]
-TUNING = "_tuning"  # studies whose names end so chose settings, and stand in no table
+TUNING = "_tuning"  # studies with this ending chose settings, and are in no table
 
 
 def read_runs(paths: Iterable[Path], study: str = "") -> pd.DataFrame:
-    """The finished ones of these runs, in the order of `ORDER`; a damaged record is a `Refusal`.
+    """The finished ones of these runs, in the order of `ORDER`; raises `Refusal` for a damaged record.
 
-    Columns: the record's fields (a quantized run's method is called pdp+int8, so that no row takes it for the one in
-    floats; base_method is without), study, cell (the first 8 digits of the configuration's hash), setting (what a dense
-    baseline must share) and path.
+    Columns: the record's fields, study, cell (the first 8 digits of the configuration's hash), setting (what a dense
+    baseline must share) and path. The method of a quantized run is called pdp+int8, so that no row takes it for the one
+    in floats; base_method is the name without that.
     """
     rows = [_row(path, study) for path in paths if (path / RECORD).is_file()]
     frame = pd.DataFrame(rows, columns=[*FIELDS, "base_method", "study", "cell", "setting", "path"])
@@ -33,7 +33,7 @@ def read_runs(paths: Iterable[Path], study: str = "") -> pd.DataFrame:
 
 
 def read_kept(results: Path) -> pd.DataFrame:
-    """Every record below `results`/records, but for those of tuning studies, as `read_runs`."""
+    """Every record below `results`/records except those of tuning studies, as from `read_runs`."""
     frames = []
     for folder in sorted((results / "records").glob("*")):
         if folder.is_dir() and not folder.name.endswith(TUNING):
@@ -43,7 +43,7 @@ def read_kept(results: Path) -> pd.DataFrame:
 
 
 def read_layers(path: Path) -> pd.DataFrame | None:
-    """The prunable layers of a run, in the model's order; None where its layers.csv does not tell."""
+    """The prunable layers of a run, in the model's order; None if its layers.csv does not give them."""
     try:
         table = pd.read_csv(path / "layers.csv")
     except (OSError, ValueError):
@@ -54,16 +54,16 @@ def read_layers(path: Path) -> pd.DataFrame | None:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """The epochs of a run; empty where there is no history."""
+    """The epochs of a run; empty if there is no history."""
     from pdp.runs.directory import RunDirectory
 
     lines = RunDirectory(path).read_history()
-    # Measurements within epochs (recipe.evaluate_every) lie between them: an epoch's end counts as its number.
+    # Evaluations within epochs (recipe.evaluate_every) get numbers in between: the end of an epoch has its number.
     return [line | {"epoch": line["epochs_done"] - 1} if "epochs_done" in line else line for line in lines]
 
 
 def revised(row: Any) -> bool:
-    """Whether the method's code has changed since the run: it is not what the same command would give now."""
+    """Whether the method's code has changed since the run, so that the same command would now give another result."""
     clip = (row.recipe or {}).get("clip")
     holding = conditions(row.least_density, row.allocation_ends, clip, row.model, row.pattern)
     return named(row.base_method, row.pattern, int(row.method_revision), holding) != row.base_method

@@ -1,4 +1,4 @@
-"""A table before it is Markdown, LaTeX or CSV: sections of rows, notes, and footnotes that number themselves."""
+"""A table before it becomes Markdown, LaTeX or CSV: sections of rows, notes, and numbered footnotes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LATEX = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading and where its text stands."""
+    """A column's heading and alignment."""
 
     heading: str
     right: bool = True
@@ -26,7 +26,7 @@ class Column:
 
 @dataclass
 class Section:
-    """Rows under one title; every row has as many texts as the sheet has columns."""
+    """Rows under one title; every row has one text per column of the sheet."""
 
     title: str
     rows: list[list[str]]
@@ -34,7 +34,7 @@ class Section:
 
 @dataclass
 class Sheet:
-    """One table: what people read in `sections`, and the same as raw fractions in `frame`, a row a cell."""
+    """One table: the texts in `sections`, and the same as raw fractions in `frame`, with one row per cell."""
 
     name: str
     title: str
@@ -45,19 +45,19 @@ class Sheet:
     footnotes: list[str] = field(default_factory=list)
 
     def mark(self, text: str) -> str:
-        """The mark of a footnote; the same text has the same mark."""
+        """The mark of a footnote; equal texts share a mark."""
         if text not in self.footnotes:
             self.footnotes.append(text)
         return f"[{self.footnotes.index(text) + 1}]"
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """A fraction as people read it; nothing for NaN."""
+    """A fraction in percent; empty for NaN."""
     return "" if _missing(share) else f"{100 * share:.{digits}f} %"
 
 
 def target(share: float) -> str:
-    """A target sparsity: only the digits it has."""
+    """A target sparsity in percent, with only as many digits as it has."""
     return f"{round(100 * share, 4):g} %"
 
 
@@ -67,31 +67,31 @@ def is_fraction(metric_name: str) -> bool:
 
 
 def is_better(metric_name: str) -> int:
-    """1 where more of the metric is better, -1 where less is."""
+    """1 if a higher metric is better, -1 if a lower one is."""
     return 1 if is_fraction(metric_name) else -1
 
 
 def score(metric_name: str, value: float, half: float = math.nan, sign: bool = False) -> str:
-    """A metric with half its interval: 93.00 ± 1.20 %; with `sign`, a difference in points: +0.31 ± 0.20."""
+    """A metric with half its interval, 93.00 ± 1.20 %; with `sign` a difference in points, +0.31 ± 0.20."""
     if _missing(value):
         return ""
     scale, digits = (100, 2) if is_fraction(metric_name) else (1, 3)
     number = f"{scale * value:{'+' if sign else ''}.{digits}f}"
     if float(number) == 0:
-        number = number.lstrip("+-")  # no sign for nothing
+        number = number.lstrip("+-")  # no sign before zero
     spread = "" if _missing(half) else f" ± {scale * half:.{digits}f}"
     return f"{number}{spread}{' %' if scale == 100 and not sign else ''}"
 
 
 def count(number: float) -> str:
-    """Multiply-adds or parameters: millions with two digits, smaller numbers whole."""
+    """A number of MACs or parameters: in millions with two digits, or whole if it is smaller."""
     if _missing(number):
         return ""
     return f"{number / 1e6:,.2f} M" if abs(number) >= 1e5 else f"{number:,.0f}"
 
 
 def p_value(value: float) -> str:
-    """Three decimals, and never 0."""
+    """Three decimals, but never 0."""
     if _missing(value):
         return ""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
@@ -105,12 +105,12 @@ def _missing(value: float) -> bool:
 
 
 def as_csv(sheet: Sheet) -> str:
-    """A row a cell, fractions raw, ten significant digits: the last bits are the machine's own."""
+    """One row per cell, with raw fractions and ten significant digits, because the last bits depend on the machine."""
     return sheet.frame.to_csv(index=False, float_format="%.10g", lineterminator="\n")
 
 
 def as_markdown(sheet: Sheet) -> str:
-    """The sheet for people."""
+    """The sheet as Markdown."""
     parts = [f"# {sheet.title}\n"]
     parts += [f"{note}\n" for note in sheet.notes]
     heads = [column.heading for column in sheet.columns]
@@ -128,7 +128,7 @@ def as_markdown(sheet: Sheet) -> str:
 
 
 def as_latex(sheet: Sheet) -> str:
-    """A `table` a section, with booktabs; graphicx makes wide ones fit."""
+    """One `table` per section, with booktabs; graphicx makes wide tables fit."""
     spec = "".join("r" if column.right else "l" for column in sheet.columns)
     head = " & ".join(latex(column.heading) for column in sheet.columns)
     parts = [f"% {sheet.title}. Made by scripts/tables.py; needs booktabs and graphicx.\n"]
@@ -148,21 +148,21 @@ def as_latex(sheet: Sheet) -> str:
 
 
 def latex(text: str) -> str:
-    """Text with LaTeX's own characters escaped, and minus signs before numbers."""
+    """Text with LaTeX's special characters escaped, and minus signs before numbers."""
     escaped = "".join(_LATEX.get(letter, letter) for letter in text)
     return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", escaped)
 
 
 def _for_markdown(text: str) -> str:
-    # Backslashes so that names are text: neither columns nor markup.
+    # Backslashes make names plain text, neither columns nor markup.
     return re.sub(r"([\\|<>*_`])", r"\\\1", text)
 
 
 def heading(*parts: str) -> str:
-    """A section's title of its parts that say something."""
+    """A section's title, joined from the parts that are not empty."""
     return ", ".join(part for part in parts if part)
 
 
 def columns(left: Sequence[str], right: Sequence[str]) -> list[Column]:
-    """Columns of words, then columns of numbers."""
+    """Columns of text (left aligned), then columns of numbers (right aligned)."""
     return [*(Column(one, right=False) for one in left), *(Column(one) for one in right)]

@@ -1,4 +1,4 @@
-"""What is said over seeds: means with intervals, paired tests, and the dense run that stands beside each run."""
+"""Statistics over seeds: means with intervals, paired tests, and the dense run that belongs to each run."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pandas as pd
 from pdp.config.schema import RecipeConfig
 
 CONFIDENCE = 0.95
-# Names, and what is measured beside or after training: none of it changes the dense training.
+# Names and measurements after training, which do not change the dense training.
 _NOT_THE_CELL = ("name", "soft_every", "recalibrate_bn")
 _NO_DEFAULT = object()
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean in float64; NaN for none."""
+    """The mean in float64; NaN without values."""
     return math.fsum(values) / len(values) if len(values) else math.nan
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; NaN for none."""
+    """The median; NaN without values."""
     return float(np.median(np.asarray(values, dtype=float))) if len(values) else math.nan
 
 
@@ -41,22 +41,22 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Two methods over the seeds both have: the mean of first - second, half its interval, and two-sided p values."""
+    """Two methods over their common seeds: the mean of first - second, half its interval, and two-sided p values."""
 
     pairs: int
     difference: float
     interval: float
-    p_t: float  # paired t; NaN for fewer than two pairs or differences that are all equal
-    p_wilcoxon: float  # signed rank, zeros dropped, exact up to 14 pairs; NaN where no difference is left
+    p_t: float  # paired t test; NaN for fewer than two pairs or if all differences are equal
+    p_wilcoxon: float  # signed rank test without zeros, exact up to 14 pairs; NaN if no difference is left
 
 
 def paired(first: pd.Series, second: pd.Series) -> Paired:
-    """Compares two series of a metric that are indexed by seed, over the seeds both have."""
+    """Compares two series of a metric, indexed by seed, over their common seeds."""
     from scipy import stats
 
     both = pd.concat([first, second], axis=1, join="inner").dropna().sort_index()
     differences = np.array(both.iloc[:, 0] - both.iloc[:, 1], dtype=float)
-    # Equal metrics may differ in their last bit after a subtraction.
+    # A subtraction of equal metrics may leave a difference in the last bit.
     differences[np.abs(differences) < 1e-12] = 0.0
     count = len(differences)
     p_t = p_wilcoxon = math.nan
@@ -66,14 +66,14 @@ def paired(first: pd.Series, second: pd.Series) -> Paired:
     if count >= 2 and len(left) == 1:
         p_wilcoxon = 1.0
     elif count >= 2 and len(left):
-        # Every choice of signs; scipy's own exact table knows no ties, and accuracies have many.
+        # All combinations of signs; scipy's exact table supports no ties, which are frequent among accuracies.
         method: Any = stats.PermutationMethod(n_resamples=2**14) if len(left) <= 14 else "auto"
         p_wilcoxon = float(stats.wilcoxon(np.round(left, 12), method=method).pvalue)
     return Paired(count, mean(list(differences)), interval(list(differences)), p_t, p_wilcoxon)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p values of one family; a NaN is no test and stays NaN."""
+    """Holm's adjusted p values of one family; a NaN stands for no test and stays NaN."""
     adjusted = [math.nan] * len(p_values)
     order = sorted((number for number, p in enumerate(p_values) if not math.isnan(p)), key=lambda one: p_values[one])
     largest = 0.0
@@ -84,7 +84,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def summarise(frame: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -> pd.DataFrame:
-    """A row per group of `keys`: `seeds`, and of each value its `_mean`, `_std`, `_min`, `_max` and `_interval`."""
+    """One row per group of `keys`: `seeds`, and for each value its `_mean`, `_std`, `_min`, `_max` and `_interval`."""
     rows = []
     for key, group in frame.groupby(list(keys), sort=True, dropna=False):
         row: dict[str, Any] = dict(zip(keys, key, strict=True)) | {"seeds": len(group)}
@@ -100,9 +100,10 @@ def summarise(frame: pd.DataFrame, keys: Sequence[str], values: Sequence[str]) -
 
 
 def cell_of(record: dict[str, Any]) -> str:
-    """What a dense run must share with a run to be its baseline, but for the seed: model, start, data and recipe.
+    """What a dense run must share with a run, except the seed, to be its baseline: model, start, data and recipe.
 
-    Values of the recipe that are the schema's defaults do not count: a record from before an option has its default.
+    Values of the recipe that equal the schema's defaults do not count, so that records older than an option still
+    match.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(RecipeConfig)}
     recipe = {
@@ -115,10 +116,10 @@ def cell_of(record: dict[str, Any]) -> str:
 
 
 def with_dense(runs: pd.DataFrame, columns: Sequence[str], elsewhere: bool = True) -> pd.DataFrame:
-    """`runs` with `dense_<column>`: the value of the `method=dense` run of the same cell and seed, NaN where none is.
+    """`runs` with `dense_<column>`: the value of the `method=dense` run of the same cell and seed, NaN without one.
 
-    A dense run of the same study comes before one of another, which is taken with `elsewhere` alone; one that a teacher
-    taught is no baseline. Needs the columns study, setting (`cell_of`), seed, method and distillation.
+    A dense run of the same study is preferred; with `elsewhere` one of another study is accepted. A dense run trained
+    with a teacher is no baseline. Needs the columns study, setting (`cell_of`), seed, method and distillation.
     """
     plain = [not teacher for teacher in runs.distillation]
     dense = runs[(runs.method == "dense") & np.array(plain, dtype=bool)].sort_values(["study", "cell"])

@@ -1,4 +1,4 @@
-"""One table of a study while it runs: metric with interval, sparsity, MACs and what training cost."""
+"""One table of a study while it runs: metric with interval, sparsity, MACs and the cost of training."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _KEYS = ["pattern", "target_sparsity", "method"]
 
 
 def read_study(results: Path, study: str) -> pd.DataFrame:
-    """Every record kept under a study's name, as `read_runs`."""
+    """Every record kept under a study's name, as from `read_runs`."""
     folder = results / "records" / study
     return read_runs(sorted(path.parent for path in folder.rglob(RECORD)), study)
 
 
 def study_table(runs: pd.DataFrame, timed: dict[str, float] | None = None) -> pd.DataFrame:
-    """A row per pattern, target and method of one study, ordered by them and then by metric.
+    """One row per pattern, target and method of one study, sorted by these and then by metric.
 
     Columns: pattern, target, method, metric_name, seeds, metric, interval (half of the 95 % interval), soft, sparsity,
-    macs_sparse (the means over seeds), step_ratio (a step's time over the dense one's: from `timed` by method where it
-    is there, else the median over seeds of the runs' own, which other work on the machine moves), mask_ms (median of
-    the pruner's calls between two steps), extra_memory_mb (median over the dense run's), extra_parameters.
+    macs_sparse (means over seeds), step_ratio (time of a step relative to the dense one: from `timed` by method if it
+    is there, else the median over seeds of the runs' own, which depends on the load of the machine), mask_ms (median of
+    the pruner's calls between two steps), extra_memory_mb (median minus the dense run's), extra_parameters.
     """
     beside = ratios(runs)
     beside["method"] = [
         f"{row.method} (revision {row.method_revision})" if revised(row) else row.method for row in beside.itertuples()
     ]
-    # A dense run of a study for one pattern stands at the head, whatever the others are.
+    # In a study of one pattern the dense run comes first, whatever the pattern is.
     beside["pattern"] = beside.pattern.where(beside.pattern != "none", "")
     values = ["metric", "metric_soft", "sparsity", "macs_sparse"]
     frame = summarise(beside, [*_KEYS, "metric_name"], values)
@@ -53,7 +53,7 @@ def study_table(runs: pd.DataFrame, timed: dict[str, float] | None = None) -> pd
 
 
 def markdown(frame: pd.DataFrame) -> str:
-    """The table for people: fractions as percent, MACs in millions."""
+    """The table as Markdown: fractions in percent, MACs in millions."""
     metric = frame.metric_name.iloc[0]
     lines = [
         f"| pattern | target | method | seeds | {metric} (hard) | soft | sparsity | sparse MACs | step / dense | "

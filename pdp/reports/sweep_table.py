@@ -1,4 +1,4 @@
-"""The table of a sweep, made from records alone: a row per run, and a row per cell over its seeds. Needs no torch."""
+"""The table of a sweep, made from records: one row per run, and one row per cell over its seeds. Needs no torch."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ RESULTS = (
     *("metric_name", "metric", "metric_best", "metric_soft", "metric_before_pruning", "validation"),
     *("sparsity", "sparsity_all", "params", "params_nonzero", "macs", "macs_sparse", "macs_attention", "steps"),
 )
-TIMES = ("train_seconds", "step_ms_median", "mask_ms_median", "finished_at")  # these differ from run to run
+TIMES = ("train_seconds", "step_ms_median", "mask_ms_median", "finished_at")  # columns that differ between any two runs
 PER_CELL = ("metric", "metric_best", "sparsity", "macs_sparse", "train_seconds")
 
 
 @dataclasses.dataclass(frozen=True)
 class Tables:
-    """`runs`: a row per record; `cells`: mean, spread, interval and number over seeds."""
+    """`runs` has a row per record; `cells` has mean, spread, interval and number over seeds."""
 
     runs: pd.DataFrame
     cells: pd.DataFrame
 
 
 def make_tables(runs: Iterable[Path]) -> Tables:
-    """Both tables of these runs; a run without a record is left out, a damaged record is a `Refusal`."""
+    """Both tables of these runs; runs without a record are left out; raises `Refusal` for a damaged record."""
     frame = read_runs(runs)[[*CELL, "seed", *RESULTS, "world_size", *TIMES]]
     return Tables(frame, summarise(frame, [*CELL, "metric_name"], PER_CELL))
 
 
 def write_tables(tables: Tables, folder: Path) -> list[Path]:
-    """runs.csv and cells.csv with every digit, table.md as people read it."""
+    """Writes runs.csv and cells.csv with all digits, and table.md with rounded numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     texts = {
@@ -65,7 +65,7 @@ def write_tables(tables: Tables, folder: Path) -> list[Path]:
 
 
 def shown(cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The table per cell as people read it: fractions in percent, counts with commas."""
+    """Headings and texts of the table per cell: fractions in percent, counts with thousands separators."""
     from pdp.wording import percent, score
 
     head = ["model", "start", "data", "method", "pattern", "asked", "seeds", "metric", "mean", "std", "least", "most"]
@@ -94,12 +94,12 @@ def shown(cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def start_of(pretrained: str) -> str:
-    """What a run's weights began as, in a word or two: "random", "hub", or the name of the file they came from."""
+    """Where a run's initial weights came from: "random", "hub", or the name of their file."""
     return {"false": "random", "true": "hub"}.get(str(pretrained).lower(), str(pretrained).partition(" (")[0])
 
 
 def asked(row: dict[str, Any]) -> str:
-    """The target, with what it is a share of where that is not the weights: "50 % of MACs"."""
+    """The target, and what it is a share of if that is not the weights: "50 % of MACs"."""
     if row["method"].partition("+")[0] == "dense":
         return ""
     return target(row["target_sparsity"]) + of_unit(row["target_unit"])
@@ -113,7 +113,7 @@ def markdown(cells: pd.DataFrame) -> str:
 
 
 def print_table(tables: Tables, folder: str) -> None:
-    """The table per cell on the terminal."""
+    """Prints the table per cell on the terminal."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Every table that the records and the published numbers give, and writing them as Markdown, CSV and LaTeX."""
+"""Makes every table for which there are records or published numbers, and writes it as Markdown, CSV and LaTeX."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _VISION = "top1"
 
 
 def make_sheets(results: Path) -> list[Sheet]:
-    """The tables of `results`/records and `results`/published.csv, one data set each where metrics stand in them."""
+    """The tables of `results`/records and `results`/published.csv; those with metrics are made for each data set."""
     runs, published = read_kept(results), read_published(results / PUBLISHED)
     sheets = []
     for kind, title, patterns in (
@@ -40,7 +40,7 @@ def make_sheets(results: Path) -> list[Sheet]:
 
 
 def read_published(path: Path) -> pd.DataFrame:
-    """The published numbers; none where there is no such file."""
+    """The published numbers; an empty frame if there is no such file."""
     if not path.is_file():
         return pd.DataFrame(columns=list(_COLUMNS))
     from pdp.runs.published import load_published
@@ -49,7 +49,7 @@ def read_published(path: Path) -> pd.DataFrame:
 
 
 def write_sheets(sheets: list[Sheet], folder: Path) -> list[Path]:
-    """Writes every sheet in every format, each file beside its place and renamed there."""
+    """Writes every sheet in every format, each file atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for sheet in sheets:
@@ -62,7 +62,7 @@ def write_sheets(sheets: list[Sheet], folder: Path) -> list[Path]:
 
 
 def outlived(folder: Path, written: list[Path]) -> list[Path]:
-    """The tables in `folder` that were not among those written: their records are gone."""
+    """The tables in `folder` that are not among those written, because their records are gone."""
     return sorted(path for ending in FORMATS for path in folder.glob(f"*.{ending}") if path not in written)
 
 
@@ -72,7 +72,7 @@ def _of_kind(frame: pd.DataFrame, kind: str, patterns: tuple[str, ...] | None) -
     if kind == "language":
         return frame[~vision]
     pruned = frame[vision & (frame.pattern.str.contains(":") if patterns is None else frame.pattern.isin(patterns))]
-    # A dense run belongs to the tables of its study's patterns; a published one to those of its model.
+    # A dense run belongs to the tables of its study's patterns, a published one to those of its model.
     keys = [key for key in ("study", "model", "data") if key in frame]
     dense = frame[vision & (frame.pattern == "none")]
     wanted = set(map(tuple, pruned[keys].to_numpy()))

@@ -1,4 +1,4 @@
-"""Why annealing helps: the generated parts of docs/studies/fashion_why.md, from the records of that study."""
+"""The generated parts of docs/studies/fashion_why.md (why annealing helps), from the records of that study."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pdp.reports.runs import read_history, read_layers
 from pdp.runs.directory import RunDirectory
 
 STUDY, WHY = "fashion_why", "docs/studies/fashion_why.md"
-_SOFT = slice(2, 18)  # of the twenty bins of a mask: between 0.1 and 0.9
+_SOFT = slice(2, 18)  # of the twenty bins of a mask: those between 0.1 and 0.9
 
 
 def why_page(root: Path, runs: pd.DataFrame) -> dict[Path, str]:
-    """The page by its place; nothing where the study or its page is not there."""
+    """The page's text by its path; empty if the study or the page does not exist."""
     place = root / WHY
     mine = runs[(runs.study == STUDY) & (runs.method != "dense")]
     if mine.empty or not place.is_file():

@@ -1,1 +1,1 @@
-"""What runs leave on the disk."""
+"""The files that runs leave on the disk."""

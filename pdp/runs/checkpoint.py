@@ -1,4 +1,4 @@
-"""Checkpoints: everything that decides a run's future, written beside and renamed, the last two kept."""
+"""Checkpoints: everything that decides a run's future, written atomically; the last two are kept."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KEPT = 2
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
-    """Writes the state of optimizer step `step` with its digest; raises `Stopped` when the disk refuses."""
+    """Writes the state after optimizer step `step` with its digest; raises `Stopped` if the disk fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
     except (OSError, RuntimeError) as error:
         for leftover in folder.glob(f".{path.name}*"):
             leftover.unlink(missing_ok=True)
-        # When the disk fails, torch's writer raises a second error of its own while closing the file.
+        # If the disk fails, torch's writer raises a second error of its own while closing the file.
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
@@ -56,7 +56,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any], step: int) -> Path:
 
 
 def _new_path(folder: Path, step: int) -> Path:
-    """A name of its own for every checkpoint, also of a step that has one: a kill between two renames harms neither."""
+    """A new name for every checkpoint, even of a step that has one, so that a kill between two renames does no harm."""
     stem = f"step-{step:09d}"
     taken = sorted(folder.glob(f"{stem}*.pt"))
     if not taken:
@@ -67,9 +67,9 @@ def _new_path(folder: Path, step: int) -> Path:
 
 
 def find_newest(folder: Path, report: Callable[[str], None]) -> tuple[Path | None, dict[str, Any] | None]:
-    """The newest checkpoint that is whole, and its state on the CPU; a damaged one is reported, the one before it used.
+    """The newest complete checkpoint and its state on the CPU; damaged ones are reported and the one before is used.
 
-    Raises `Refusal` where there are some and none is whole.
+    Raises `Refusal` if there are checkpoints but none is complete.
     """
     paths = sorted(folder.glob("step-*.pt"), reverse=True)
     for path in paths:
@@ -91,7 +91,7 @@ def load_newest(folder: Path, report: Callable[[str], None]) -> dict[str, Any] |
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values, on the CPU; code in it is not run."""
+    """A checkpoint's tensors and plain values, on the CPU; runs no code from the file."""
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -110,7 +110,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Takes back `random_state`."""
+    """Restores `random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = state["numpy"]
@@ -121,7 +121,7 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """The model's state under its dense names, as safetensors, renamed into place."""
+    """Writes the model's state under its dense names as safetensors, atomically."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_model(model, str(beside))
@@ -132,7 +132,7 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, described: dict[str, str]) -> None:
-    """Named tensors as safetensors with words about them, renamed into place."""
+    """Writes named tensors with metadata as safetensors, atomically."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file(tensors, str(beside), metadata=described)

@@ -1,4 +1,4 @@
-"""Deleting what runs no longer need, and archiving whole runs. Needs no torch."""
+"""Deletes what runs no longer need, and archives whole runs. Needs no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdp.runs.store import is_held, read_run
 
 
 def to_delete(paths: Sequence[Path], results: Path, finished: bool, unfinished: bool) -> Iterator[tuple[Path, str]]:
-    """What cleaning would delete, and why: checkpoints of finished runs; whole runs only where asked for."""
+    """What cleaning would delete, and why: checkpoints of finished runs, and whole runs only if asked for."""
     records = (results / "records").glob(f"*/*/seed*/{RECORD}") if finished else ()
     kept = {(record.parents[1].name, record.read_bytes()) for record in records}
     for path in paths:
@@ -31,12 +31,12 @@ def to_delete(paths: Sequence[Path], results: Path, finished: bool, unfinished: 
 
 
 def delete(path: Path, reason: str) -> None:
-    """Deletes one thing that `to_delete` named, while no process holds its run; raises `Refusal` if one does."""
+    """Deletes one item of `to_delete`, unless a process holds its run; then raises `Refusal`."""
     run = path.parent if path.name == "checkpoint" else path
     with _held(run) as directory:
         if directory.finished == reason.startswith("UNFINISHED"):
             raise Refusal(f"{run} has changed meanwhile: look again")
-        # Renamed first, so that the rest of an interrupted deletion is not taken for a run.
+        # Renamed first, so that the remains of an interrupted deletion are not taken for a run.
         aside = path.with_name(f".deleted-{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
@@ -56,7 +56,7 @@ def _held(run: Path) -> Iterator[RunDirectory]:
 
 
 def archive(paths: Sequence[Path], target: Path) -> int:
-    """Writes whole runs but for their checkpoints to a new tar file; returns its bytes, raises `Refusal`."""
+    """Writes whole runs without their checkpoints to a new tar file; returns its size in bytes, raises `Refusal`."""
     if target.suffix != ".tar":
         raise Refusal(f"--to {target}: give a file that ends in .tar")
     if target.exists():

@@ -1,4 +1,4 @@
-"""What tells runs of one model, data, method and pattern apart. Needs no torch."""
+"""Finds the settings that distinguish runs of the same model, data, method and pattern. Needs no torch."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from pdp.runs.store import StoredRun
 
-# What other columns show, what a run is called by, and what decides no result.
+# Keys that other columns show, that are part of a run's name, or that do not affect a result.
 _SHOWN = (
     *("sparsity", "seed", "model.name", "data.name", "method.name", "prune.pattern", "prune.n", "prune.m"),
     *("resume", "rerun", "dry_run", "output_dir", "data.unasked", "recipe.name", "device", "model.hub"),
 )
 _SHOWN_GROUPS = ("provenance", "tracker")
-_MOST = 6  # values named of one run
+_MOST = 6  # most values named for one run
 
 
 def differences(runs: Sequence[StoredRun]) -> dict[Path, str]:
-    """What tells each run from the others of its model, data, method and pattern, as overrides: "recipe.lr=0.1".
+    """What distinguishes each run from others of its model, data, method and pattern, as overrides: "recipe.lr=0.1".
 
-    Compared are the values of `config.yaml` that no other column of a table shows; a run alone differs in nothing.
+    Compares the values of `config.yaml` that no other column of a table shows; a run without others differs in nothing.
     """
     found = {run.path: "" for run in runs}
     together: dict[tuple[str | None, ...], list[StoredRun]] = {}

@@ -1,4 +1,4 @@
-"""A run's directory: who holds it, what lies where, and the history that grows line by line."""
+"""A run's directory: its lock, the names of its files, and the history that grows line by line."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pdp.errors import Refusal
 from pdp.runs.holder import Holder
 from pdp.runs.record import RECORD, SCALES, write_json
 
-LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds; whoever only looks whether a run is held has its lock for a moment
+LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds between attempts, as a process that only tests the lock holds it briefly
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # of file systems that know none
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # errors of file systems without locks
 
 
 class RunDirectory:
-    """The place of one run; held by one process at a time."""
+    """The directory of one run, which only one process can hold at a time."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -42,16 +42,16 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run left its record."""
+        """Whether the run has written its record."""
         return (self.path / RECORD).is_file()
 
     @property
     def begun(self) -> bool:
-        """Whether an unfinished run left something to go on from."""
+        """Whether an unfinished run has left something to resume from."""
         return not self.finished and any(self.checkpoints.glob("step-*.pt"))
 
     def hold(self) -> None:
-        """Makes the directory and holds it until the process ends; raises `Refusal` if another process holds it."""
+        """Creates the directory and holds it until the process ends; raises `Refusal` if another process holds it."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")
@@ -92,7 +92,7 @@ class RunDirectory:
             raise
 
     def check_held(self) -> None:
-        """Raises `Stopped` where a process of another machine has taken the run; what is written next would be its."""
+        """Raises `Stopped` if a process on another machine has taken the run, so that nothing of it is overwritten."""
         if self._holder:
             self._holder.check()
 
@@ -106,25 +106,25 @@ class RunDirectory:
             self._lock = None
 
     def note_ending(self, how: str, reason: str = "") -> None:
-        """Says how the process that held the run ended: saved, stopped, refused, interrupted or failed.
+        """Notes how the process that held the run ended: saved, stopped, refused, interrupted or failed.
 
         A run that is neither held nor finished and has no such note was killed.
         """
         write_json(self.ending, {"how": how, "reason": reason, "when": time.time()})
 
     def discard_if_nothing_begun(self) -> None:
-        """Removes what a start made before it was refused, where no step was trained and nothing else lies there."""
+        """Removes what a start created before it was refused, if no step was trained and nothing else is there."""
         own = {".lock", ".holder", self.config.name, self.ending.name, self.history.name}
         if self.finished or self.begun or self.read_history() or {one.name for one in self.path.iterdir()} - own:
             return
         for name in own:
             (self.path / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another seed lies beside it
+        with contextlib.suppress(OSError):  # another seed's run is beside it
             self.path.rmdir()
             self.path.parent.rmdir()
 
     def move_aside(self) -> Path:
-        """Renames what is there, so that the run starts over; nothing is deleted."""
+        """Renames the existing directory, so that the run starts over; deletes nothing."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         aside = self.path.with_name(f"{self.path.name}.before-{stamp}")
         number = 1
@@ -135,7 +135,7 @@ class RunDirectory:
         return aside
 
     def write_history(self, line: dict[str, Any]) -> None:
-        """Appends one measurement."""
+        """Appends one evaluation to the history."""
         _append(self.history, line)
 
     def write_step(self, line: dict[str, Any]) -> None:
@@ -143,15 +143,15 @@ class RunDirectory:
         _append(self.steps, line)
 
     def read_history(self) -> list[dict[str, Any]]:
-        """Every whole line."""
+        """Every complete line of the history."""
         return _read(self.history)
 
     def read_steps(self) -> list[dict[str, Any]]:
-        """Every whole line of the history by steps."""
+        """Every complete line of the history by steps."""
         return _read(self.steps)
 
     def cut_history(self, measured: int, step: int) -> None:
-        """Drops measurements after step `measured` and lines by steps after `step`, which a resumed run repeats."""
+        """Drops evaluations after step `measured`, and lines by steps after `step`, which a resumed run repeats."""
         _cut(self.history, measured)
         if self.steps.is_file():
             _cut(self.steps, step)

@@ -1,4 +1,4 @@
-"""Who holds a run across machines: a note with a beat, as file locks do not reach everywhere from one to another."""
+"""Which process holds a run, across machines: a note that is rewritten regularly, because file locks may be local."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 
 from pdp.errors import Refusal, Stopped
 
-BEAT = 5.0  # seconds between two beats
-BEATS = 3  # how many may be missed; no clock of another machine is ever looked at
+BEAT = 5.0  # seconds between two updates of the note
+BEATS = 3  # updates that may be missed; clocks of other machines are never used
 
 
 def this_machine() -> str:
-    """What tells this machine, and its present start, from every other."""
+    """An id of this machine since its last boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -26,19 +26,19 @@ def this_machine() -> str:
 
 
 class Holder:
-    """The note `.holder` in a run's folder: written and kept fresh while this process holds the run."""
+    """The note `.holder` in a run's folder, updated regularly while this process holds the run."""
 
     def __init__(self, folder: Path):
         self.path = folder / ".holder"
         self.token = secrets.token_hex(8)
-        self.lost = ""  # who has taken the run from us
+        self.lost = ""  # who has taken the run from this process
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def take(self, locked: bool) -> None:
-        """Notes that this process holds the run; raises `Refusal` where another machine's process does.
+        """Notes that this process holds the run; raises `Refusal` if a process on another machine holds it.
 
-        `locked` says that a file lock is held, which settles it among the processes of this machine.
+        `locked` says that this process has the file lock, which excludes other processes on the same machine.
         """
         there = self._read()
         if there and not (locked and there.get("machine") == this_machine()):
@@ -60,13 +60,13 @@ class Holder:
                 )
 
     def check(self) -> None:
-        """Raises `Stopped` where another process has taken the run meanwhile, as two that start at once may."""
+        """Raises `Stopped` if another process has taken the run since, as can happen if two start at the same time."""
         self._look()
         if self.lost:
             raise Stopped(f"{self.path.parent} was taken by {self.lost}: this process leaves the run to it")
 
     def release(self) -> None:
-        """Takes the note away, if it is still this process's."""
+        """Deletes the note if it is still this process's."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
@@ -82,7 +82,7 @@ class Holder:
             if self.lost:
                 return
             number += 1
-            with contextlib.suppress(OSError):  # a full disk is the training's to report
+            with contextlib.suppress(OSError):  # a full disk is reported by training
                 self._write(number)
 
     def _look(self) -> None:

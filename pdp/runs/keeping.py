@@ -1,4 +1,4 @@
-"""Keeping a finished run: the small files that tables are made from, in results/records. Needs no torch."""
+"""Keeps a finished run: copies the small files that tables are made from to results/records. Needs no torch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD
 from pdp.runs.store import read_run
 
-LARGEST_RUN = 100_000  # bytes of one kept run
-LARGEST_RESULTS = 40_000_000  # bytes of all that is committed under results/
-NOT_COMMITTED = ("runs", "report.html", "dashboard.html")  # under results/
+LARGEST_RUN = 100_000  # bytes of a kept run, at most
+LARGEST_RESULTS = 40_000_000  # bytes of everything committed under results/, at most
+NOT_COMMITTED = ("runs", "report.html", "dashboard.html")  # in results/
 
 
 def keep(run: Path, study: str, results: Path, small: bool = False) -> tuple[Path, list[str]]:
-    """Copies what tables are made from to results/records/<study>/<run>/seed<k>; returns where, and what was left out.
+    """Copies what tables need to results/records/<study>/<run>/seed<k>; returns the folder, and what was left out.
 
-    `small` leaves out histograms and the history's values by layer, for studies of hundreds of runs.
-    Raises `Refusal` for a run that is not finished or cannot be made small enough, and where results/ would be full.
+    `small` leaves out histograms and the history's values by layer, for studies of hundreds of runs. Raises `Refusal`
+    for a run that is not finished or cannot be made small enough, and if results/ would become too large.
     """
     if not re.fullmatch(r"\w[\w.-]*", study):
         raise Refusal(f"--study {study} is not a name: give letters, digits, dots, dashes and underscores")
@@ -44,7 +44,7 @@ def keep(run: Path, study: str, results: Path, small: bool = False) -> tuple[Pat
     target.mkdir(parents=True, exist_ok=True)
     for old in target.iterdir():
         old.unlink()
-    # The record comes last: where it is, everything is.
+    # The record is written last, so that its presence shows that all files are there.
     for name in sorted(files, key=lambda name: name == RECORD):
         beside = target / f".{name}"
         beside.write_bytes(files[name])
@@ -53,10 +53,10 @@ def keep(run: Path, study: str, results: Path, small: bool = False) -> tuple[Pat
 
 
 def fit(run: Path) -> tuple[dict[str, bytes], list[str]]:
-    """The files of a kept run in at most `LARGEST_RUN` bytes, and what had to go for it."""
+    """The files of a kept run in at most `LARGEST_RUN` bytes, and what was left out for that."""
     names = (RECORD, "layers.csv", "soft_gap.csv", "history.jsonl", "distributions.npz")
     files = {name: (run / name).read_bytes() for name in names if (run / name).is_file()}
-    # A dense run has no soft masks to compare with the hard ones.
+    # A dense run has no soft masks to compare with hard ones.
     left_out = [f"{name} is missing" for name in names if name not in files and name != "soft_gap.csv"]
 
     def room() -> int:
@@ -75,9 +75,9 @@ def fit(run: Path) -> tuple[dict[str, bytes], list[str]]:
 
 
 def thin(lines: Sequence[dict[str, Any]], room: int) -> tuple[bytes, str]:
-    """A history in at most `room` bytes: first without its values by layer, then every second, fourth, ... line too.
+    """A history in at most `room` bytes: first without its values by layer, then every second, fourth, ... line only.
 
-    The last line stays; where even that is too much it is returned all the same.
+    The last line is always kept, even if it exceeds `room`.
     """
     slim = [
         json.dumps({key: value for key, value in line.items() if not key.startswith("layer_")}) + "\n" for line in lines
@@ -93,7 +93,7 @@ def thin(lines: Sequence[dict[str, Any]], room: int) -> tuple[bytes, str]:
 
 
 def size(folder: Path, without: Collection[Path] = ()) -> int:
-    """Bytes of all files below `folder`, but for those that are or lie below one of `without`."""
+    """The size in bytes of all files below `folder`, except those in or below the paths in `without`."""
     total = 0
     for here, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if Path(here, name) not in without]

@@ -1,4 +1,4 @@
-"""Published numbers, results/published.csv: each with its source, and MACs brought to one convention."""
+"""Published numbers, results/published.csv: each with its source, and with MACs converted to one convention."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ COLUMNS = (
     *("metric_name", "value", "epochs", "source", "verified"),
 )
 CONVENTIONS = ("mac", "mac+pool", "flop")
-MARKS = ("yes", "third party", "no")  # read at its source; quoted by others; neither
-# Additions of the average pool before the classifier, which STR counts as well: channels x 7 x 7.
+MARKS = ("yes", "third party", "no")  # read in the source itself; quoted by others; neither
+# Additions of the average pool before the classifier, channels x 7 x 7, which STR counts as well.
 POOL = {"resnet50": 100_352}
-NEAR = 0.005  # a published sparsity stands beside a target at most half a point away
-NEAR_MACS = 0.05  # likewise multiply-adds, as a share of the dense model's
+NEAR = 0.005  # a published sparsity belongs to a target at most half a point away
+NEAR_MACS = 0.05  # the same for MACs, as a share of the dense model's
 _NEVER_EMPTY = ("method", "label", "model", "data", "metric_name", "source")
-_RAW = ("perplexity", "loss")  # metrics that are no fractions
+_RAW = ("perplexity", "loss")  # metrics that are not fractions
 _PATTERN = re.compile(r"random|channel|none|\d+:\d+")
 
 
 def load_published(path: Path | str) -> pd.DataFrame:
-    """The table with the file's columns, and `macs_published` beside `macs`.
+    """The table with the file's columns, and `macs_published` besides `macs`.
 
-    `macs` is in multiply-adds of convolution and linear layers: flop = 2 x mac is halved, mac+pool is less the average
-    pool's additions; `macs_published` is as the source gives it. Both, `sparsity` and `epochs` are NaN where they are
-    not known. Raises `Refusal`, naming row (as a line of the file) and column, for a row without a source, an unknown
-    convention, mark or pattern, and a percent where a fraction belongs.
+    `macs` counts multiply-adds of convolution and linear layers: flop = 2 x mac is halved, and mac+pool is reduced by
+    the average pool's additions; `macs_published` is the number in the source. Both, `sparsity` and `epochs` are NaN if
+    unknown. Raises `Refusal`, naming the line of the file and the column, for a row without a source, an unknown
+    convention, mark or pattern, and a percentage instead of a fraction.
     """
     path = Path(path)
     try:
@@ -49,26 +49,26 @@ def load_published(path: Path | str) -> pd.DataFrame:
 
 
 def published_method(method: str, variant: str | None) -> str:
-    """What the table calls a method of ours: soft movement pruning is one of its own there."""
+    """The name in the table of a method of ours; there, soft movement pruning has a name of its own."""
     return f"{method}_{variant}" if (method, variant) == ("movement", "soft") else method
 
 
 def near_target(rows: pd.DataFrame, target: float, of_macs: bool, dense_macs: float) -> pd.DataFrame:
-    """Rows of the table at about a target: a sparsity, or with `of_macs` the share of the dense model's MACs to go."""
+    """Rows with about this target: a sparsity, or with `of_macs` the share of the dense model's MACs removed."""
     if of_macs:
         return rows[(rows.macs / dense_macs - (1 - target)).abs() <= NEAR_MACS]
     return rows[(rows.sparsity - target).abs() <= NEAR + 1e-9]
 
 
 class _Row:
-    """One line of the file on its way to values."""
+    """One line of the file while it is converted to values."""
 
     def __init__(self, path: Path, line: int, values: dict[str, Any]):
         self.place = f"{path} row {line}"
         self.values = values
 
     def read(self) -> dict[str, Any]:
-        # DictReader puts surplus cells under None and fills missing ones with None.
+        # DictReader stores surplus cells under None and fills missing ones with None.
         if None in self.values or None in self.values.values():
             raise Refusal(f"{self.place} has not {len(COLUMNS)} cells: one for each of {', '.join(COLUMNS)}")
         row: dict[str, Any] = {key: value.strip() for key, value in self.values.items()}
@@ -92,7 +92,7 @@ class _Row:
         return row
 
     def multiply_adds(self, row: dict[str, Any]) -> float:
-        """The count of this row in multiply-adds of convolution and linear layers."""
+        """This row's count in multiply-adds of convolution and linear layers."""
         convention, macs = row["mac_convention"], row["macs_published"]
         if math.isnan(macs):
             if convention:
@@ -108,7 +108,7 @@ class _Row:
         return macs
 
     def number(self, key: str, holds: Callable[[float], bool], words: str) -> float:
-        """A cell as a number, NaN where it is empty."""
+        """A cell as a number; NaN if it is empty."""
         text = self.values[key].strip()
         if not text:
             return math.nan

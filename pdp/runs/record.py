@@ -75,6 +75,8 @@ class Record:
     least_density: float = 0.0  # the least share of its units that each layer had to keep
     prunable_share: float | None = None  # of all weights (parameters of two or more dimensions) those pruning reaches
     allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
+    macs_all_experts: int | None = None  # `macs` if every token went through all experts; None: there are none
+    ran_under: list[dict[str, Any]] = field(default_factory=list)  # sharding, processes, from_step: one for each change
     quantize: str = "none"  # none, int8 or int4w
     metric_hard: float | None = None  # of the hard model in floats; None: nothing was quantized, `metric` is it
     quantization: dict[str, Any] = field(default_factory=dict)  # bits, ranges, start, zeros of the integers, ...

@@ -1,4 +1,4 @@
-"""The runs on the disk: where they are and what each is. Needs no torch."""
+"""The runs on the disk: where they are, and the state of each. Needs no torch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from pdp.errors import Refusal
 from pdp.runs.record import RECORD
 from pdp.wording import nearest, of_unit, percent
 
-_TAIL = 1 << 16  # bytes; longer than a history's line
+_TAIL = 1 << 16  # bytes; more than a line of the history
 _ID = re.compile(r"([0-9a-f]{8})(?:-(\d.*))?")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass
 class StoredRun:
-    """One run as a table shows it; what is not known is None. `sparsity` and a fraction's `metric` are fractions."""
+    """One run as a table shows it; None stands for unknown. `sparsity` and a metric in [0, 1] are fractions."""
 
     path: Path
     status: str  # finished, unfinished, running or damaged
@@ -36,18 +36,18 @@ class StoredRun:
     method: str | None = None
     pattern: str | None = None
     sparsity: float | None = None  # the target
-    target_unit: str = "weight"  # what it is a share of: weight, channel or mac
-    epoch: int | None = None  # how many are done
+    target_unit: str = "weight"  # what the target is a share of: weight, channel or mac
+    epoch: int | None = None  # number of epochs done
     epochs: int | None = None
     metric_name: str = ""
-    metric: float | None = None  # of the test set where finished, else of the last epoch's validation
-    when: float | None = None  # seconds since 1970 of the end, or of the last epoch
-    ending: str | None = None  # of an unfinished one: saved, stopped, refused, interrupted, failed; None: killed
+    metric: float | None = None  # test metric if finished, else validation metric of the last epoch
+    when: float | None = None  # end of the run, or of its last epoch, in seconds since 1970
+    ending: str | None = None  # of an unfinished run: saved, stopped, refused, interrupted or failed; None: killed
     values: dict[str, Any] = field(default_factory=dict)  # its configuration by dotted key
 
     @property
     def state(self) -> str:
-        """What a table calls it: finished, running, damaged, or how it ended: saved, stopped, ..., dead (killed)."""
+        """The word in tables: finished, running, damaged, or how it ended: saved, stopped, ..., dead (killed)."""
         return (self.ending or "dead") if self.status == "unfinished" else self.status
 
     @property
@@ -57,21 +57,21 @@ class StoredRun:
 
     @property
     def asked(self) -> str:
-        """The target in its own unit, "" where there is none."""
+        """The target in its own unit; "" without a target."""
         if self.sparsity is None or self.method == "dense":
             return ""
         return percent(self.sparsity) + of_unit(self.target_unit)
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """The directories of all runs in `folder`, which is a run, holds seeds, or holds runs that hold seeds."""
+    """The directories of all runs in `folder`, which may be a run, a folder of seeds, or a folder of those."""
     if re.match(r"seed\d", folder.name):
         return [folder]
     return sorted(path for glob in ("seed[0-9]*", "*/seed[0-9]*") for path in folder.glob(glob) if path.is_dir())
 
 
 def resolve(names: Iterable[str], runs: Path) -> list[Path]:
-    """The runs that `names` mean: directories, or ids as `list` shows them; raises `Refusal` for any other."""
+    """The runs that `names` refer to: directories, or ids as `list` shows them; raises `Refusal` for anything else."""
     found: dict[Path, None] = {}
     for name in names:
         match = _ID.fullmatch(name)
@@ -87,7 +87,7 @@ def resolve(names: Iterable[str], runs: Path) -> list[Path]:
 
 
 def read_run(path: Path) -> StoredRun:
-    """What the run at `path` is, from its record, else from its configuration and the end of its history."""
+    """The run at `path`, from its record, or else from its configuration and the end of its history."""
     if (path / RECORD).is_file():
         try:
             record = json.loads((path / RECORD).read_text(encoding="utf-8"))
@@ -149,7 +149,7 @@ def is_held(path: Path) -> bool:
     """Whether a process holds the run's lock."""
     try:
         with (path / ".lock").open() as file:
-            # A shared lock, so that two processes that only look do not take each other for the holder.
+            # A shared lock, so that two processes that only test it do not take each other for the holder.
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -159,12 +159,12 @@ def is_held(path: Path) -> bool:
 
 
 def epochs_done(line: dict[str, Any]) -> int:
-    """How many whole epochs a history's line is after."""
+    """The number of whole epochs done at a line of the history."""
     return int(line.get("epochs_done", line.get("epoch", -1) + 1))
 
 
 def last_line(history: Path) -> dict[str, Any] | None:
-    """The last whole line of a history."""
+    """The last complete line of a history."""
     try:
         with history.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
@@ -182,7 +182,7 @@ def last_line(history: Path) -> dict[str, Any] | None:
 
 
 def seconds_left(run: Path, epochs: int | None) -> float | None:
-    """Seconds of training that are left, at the mean speed of the epochs so far."""
+    """Estimated seconds of training left, from the mean speed of the epochs so far."""
     line = last_line(run / "history.jsonl")
     if not line or not epochs or not line.get("seconds"):
         return None

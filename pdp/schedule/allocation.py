@@ -38,11 +38,13 @@ def allocate(
         raise Refusal(f"sparsity={share} must lie in [0, 1)")
     total = count_pruned(share, sum(layer.units for layer in layers))
     if name == "global":
-        return count_global([saliency(layer) for layer in layers], total, [layer.least for layer in layers])
+        # Of a sharded model all weights together are more than a device may hold.
+        values = (saliency(layer).cpu() if layer.sharded else saliency(layer) for layer in layers)
+        return count_global(list(values), total, [layer.least for layer in layers])
     if name == "uniform":
         return uniform_budget(layers, share, total)
     if name == "erk":
-        shapes, sizes = [tuple(layer.weight.shape) for layer in layers], [layer.units for layer in layers]
+        shapes, sizes = [tuple(layer.stored.shape) for layer in layers], [layer.units for layer in layers]
         return erk_budget(shapes, sizes, total, [layer.least for layer in layers])
     raise Refusal(f"allocation={name} is unknown: choose one of global, uniform, erk, file")
 

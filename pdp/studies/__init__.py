@@ -1,1 +1,1 @@
-"""Many runs with one question."""
+"""Studies: many runs that answer one question."""

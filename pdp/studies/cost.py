@@ -1,4 +1,4 @@
-"""What a study costs before it is run, in CPU hours: from records, else from a few steps that are timed here."""
+"""The cost of a study in CPU hours before it is run: from records, else from a few steps that are timed here."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Measure = Callable[[Cell], float]
 def study_table(
     studies: Sequence[Study], kept: dict[str, list[Record]], measure: Measure | None = None
 ) -> pd.DataFrame:
-    """A row per study: name, command, runs, kept, cpu_hours (all of its runs, one thread each) and seconds_from.
+    """One row per study: name, command, runs, kept, cpu_hours (of all its runs, one thread each) and seconds_from.
 
-    A run costs the median `train_seconds` of the study's own records, of its method where there are some, else of other
-    records of the same model, data and epochs. Where there is none, `measure` says what a run's cell costs in seconds,
-    such as `timed_here`; NaN without it.
+    A run is estimated by the median `train_seconds` of the study's own records, of its method if there are any, else of
+    other records with the same model, data and epochs. If there are none, `measure` (such as `timed_here`) returns the
+    seconds of a cell's run; without it the cost is NaN.
     """
     rows = []
     for study in studies:
@@ -68,7 +68,7 @@ def _cost_of(records: Sequence[Record]) -> Callable[[Cell], float]:
 
 
 def _measured(measure: Measure) -> Measure:
-    """One cell of each method is measured and stands for the method's other cells."""
+    """Measures one cell of each method, and uses the result for the method's other cells."""
     found: dict[str, float] = {}
 
     def cost(cell: Cell) -> float:
@@ -80,10 +80,10 @@ def _measured(measure: Measure) -> Measure:
 
 
 def timed_here(cell: Cell, steps: int = 4) -> float:
-    """Seconds of all training steps of the cell's run, from a few at the target on random numbers, on one thread.
+    """Seconds of all training steps of the cell's run, from a few at the target on random numbers, with one thread.
 
-    What a run measures between its epochs is not in it. NaN where the study needs words of its own, such as where its
-    model lies.
+    Evaluations between epochs are not included. NaN if the study needs further arguments, such as the path of its
+    model.
     """
     import torch
 

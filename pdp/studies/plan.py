@@ -1,4 +1,4 @@
-"""The whole matrix of experiments: each cell's command, published numbers, our records and what it would cost."""
+"""The whole matrix of experiments: each cell's command, published numbers, our records and its estimated cost."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from pdp.runs.published import near_target, published_method
 from pdp.runs.record import RECORD, Record, read_record
 
 METRICS = {"images": "top1", "text_classification": "accuracy", "language_modelling": "perplexity"}
-# Training samples as published, for a benchmark that says how long a batch takes and nothing of the data.
+# Published numbers of training samples, for benchmarks that give the time of a batch but not the size of the data.
 SAMPLES = {"imagenet": 1_281_167, "glue-mnli": 392_702, "glue-qqp": 363_846}
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One experiment file as the tables would name it; `sparsity` is None where a file or a model decides it."""
+    """One experiment file, in the terms of the tables; `sparsity` is None where a file or the model determines it."""
 
     experiment: str
     task: str
     model: str
     data: str
-    method: str  # soft movement pruning is movement_soft, as among the published numbers
+    method: str  # as in the published numbers, where soft movement pruning is movement_soft
     pattern: str
     sparsity: float | None
-    of_macs: bool  # the sparsity is a share of the multiply-adds
+    of_macs: bool  # whether the sparsity is a share of the MACs
     allocation: str
     epochs: int
     needs: tuple[str, ...]  # keys that must be given on the command line
-    words: tuple[str, ...] = ()  # given besides the experiment, as a sweep gives them
+    words: tuple[str, ...] = ()  # further arguments, from a sweep
 
     @property
     def command(self) -> str:
-        """What is typed, with <...> where only the user knows."""
+        """The command, with <...> for values that only the user knows."""
         return " ".join(
             ["python train.py", f"experiment={self.experiment}", *self.words, *(f"{key}=<...>" for key in self.needs)]
         )
 
 
 def read_plan(names: Iterable[str] | None = None) -> list[Planned]:
-    """Every experiment of conf/experiment, composed but not checked: nothing on the disk need be there."""
+    """Every experiment of conf/experiment, composed but not checked, so that no file it names need exist."""
     return [_planned(name) for name in (choices("experiment") if names is None else names)]
 
 
@@ -105,7 +105,7 @@ def _planned(name: str) -> Planned:
 
 
 def find_published(cell: Planned, published: pd.DataFrame) -> pd.DataFrame:
-    """The published rows of a cell: same method, model, data and pattern at about its sparsity or multiply-adds."""
+    """The published rows for a cell: same method, model, data and pattern, and about the same sparsity or MACs."""
     same = published[
         (published.model == cell.model)
         & (published.data == cell.data)
@@ -122,7 +122,7 @@ def find_published(cell: Planned, published: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_kept(results: Path) -> dict[str, list[Record]]:
-    """Every record under results/records by its study; tuning runs are under names of their own."""
+    """Every record under results/records, by study; tuning runs are listed under their own names."""
     kept: dict[str, list[Record]] = {}
     for path in sorted((results / "records").rglob(RECORD)):
         study = path.relative_to(results / "records").parts[0]
@@ -148,10 +148,10 @@ def find_records(cell: Planned, records: Sequence[Record]) -> list[Record]:
 
 
 def gpu_hours(cell: Planned, records: Sequence[Record], benchmarks: Sequence[dict[str, Any]]) -> tuple[float, str]:
-    """GPU hours of one run and where its speed was measured; NaN and "not measured" where nobody has.
+    """GPU hours of one run, and where its speed was measured; NaN and "not measured" if nowhere.
 
-    Of the same model and data: a record's median step on a GPU, spread over its batch; else a benchmark's on a GPU, of
-    the same model. Both are the time of training steps alone, and other methods' speed is taken for this one's.
+    The speed is a record's median step on a GPU for the same model and data, per sample; else a benchmark's on a GPU
+    for the same model. Both count training steps only, and the speed of other methods is used for this one.
     """
     on_gpu = [
         one for one in records if (one.model, one.data) == (cell.model, cell.data) and not one.device.startswith("cpu")
@@ -159,7 +159,7 @@ def gpu_hours(cell: Planned, records: Sequence[Record], benchmarks: Sequence[dic
     on_gpu.sort(key=lambda one: (one.method != cell.method, one.finished_at))
     for record in on_gpu:
         if math.isfinite(record.step_ms_median) and record.epochs:
-            # Steps of another batch: a sample is taken to cost the same.
+            # Steps of another batch size: assumes the same time per sample.
             hours = record.steps / record.epochs * cell.epochs * record.step_ms_median * record.world_size / 3.6e6
             return hours, f"{record.method}'s step on {record.device}"
     for one in benchmarks:
@@ -179,7 +179,7 @@ def read_gpu_benchmarks(results: Path) -> list[dict[str, Any]]:
             device = str(values["machine"]["device"])
             found = [row | {"device": device} for row in values["results"] if {"batch", "dense_ms", "pdp_ms"} <= {*row}]
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # of another kind
+            continue  # a file of another kind
         if any(word in device.lower() for word in ("nvidia", "cuda", "amd instinct")):
             rows += found
     return rows
@@ -188,7 +188,7 @@ def read_gpu_benchmarks(results: Path) -> list[dict[str, Any]]:
 def plan_table(
     cells: Sequence[Planned], published: pd.DataFrame, kept: dict[str, list[Record]], benchmarks: Sequence[dict]
 ) -> pd.DataFrame:
-    """A row per experiment: cell, command, published, ours, gpu_hours (NaN: not measured) and speed_from."""
+    """One row per experiment: cell, command, published, ours, gpu_hours (NaN: not measured) and speed_from."""
     records = [one for study, kept_runs in kept.items() if not study.endswith("_tuning") for one in kept_runs]
     everything = [one for kept_runs in kept.values() for one in kept_runs]
     rows = []
@@ -223,7 +223,7 @@ def _said(row: Any) -> str:
 
 
 def _means(records: Sequence[Record]) -> str:
-    """A mean for each configuration, as runs of several settings are not one cell's."""
+    """One mean per configuration, because runs with different settings are not one cell."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(record.config_hash, []).append(record)
@@ -236,7 +236,7 @@ def _means(records: Sequence[Record]) -> str:
 
 
 def find_names(words: Sequence[str], names: Sequence[str]) -> list[str]:
-    """The names that hold one of the words, all without any; raises `Refusal` for a word that none holds."""
+    """The names that contain one of the words, or all without words; raises `Refusal` for a word that none contains."""
     for word in words:
         if not any(word in name for name in names):
             raise Refusal(f"{word}: no experiment's name holds this; see conf/experiment, or give no word for all")

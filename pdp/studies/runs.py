@@ -1,4 +1,4 @@
-"""Runs the cells of a study, several at a time, each in a process of its own; what is kept already counts as done."""
+"""Runs the cells of a study, several at a time in separate processes; runs that are kept already count as done."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from pdp.studies.study import Cell, Chosen, Setting, Study
 Report = Callable[[str, Cell], None]
 
 
-_fingerprints: dict[str, str] = {}  # by data and model, which say what is read
+_fingerprints: dict[str, str] = {}  # by data and model, which determine what is read
 
 
 def _placed(overrides: Sequence[str]) -> tuple[Config, Path]:
-    """The run that the overrides name and its directory; opens the data, whose content is part of its identity."""
+    """The run that the overrides mean, and its directory; opens the data, whose content is part of a run's identity."""
     from pdp.config.compose import compose
     from pdp.config.identity import run_directory
     from pdp.tasks import build_task
@@ -40,7 +40,7 @@ def _placed(overrides: Sequence[str]) -> tuple[Config, Path]:
 
 
 def kept_at(cell: Cell, results: Path) -> Path:
-    """Where the cell's record is, or will be, kept; opens the data, whose content is part of a run's identity."""
+    """Where the cell's record is or will be kept; opens the data, whose content is part of a run's identity."""
     _, run = _placed(cell.overrides)
     return results / "records" / cell.study / run.parent.name / run.name
 
@@ -48,7 +48,7 @@ def kept_at(cell: Cell, results: Path) -> Path:
 def run_cell(
     cell: Cell, results: Path, output_dir: Path, keep_files: bool, fingerprints: dict[str, str] | None = None
 ) -> str:
-    """Runs and keeps one cell; returns done, kept (there already), or one line of what stood in the way.
+    """Runs and keeps one cell; returns "done", "kept" (it was there already), or one line that says what failed.
 
     `fingerprints` are those of data that another process has opened.
     """
@@ -74,8 +74,8 @@ def run_cell(
 
 
 def run_cells(cells: Sequence[Cell], results: Path, output_dir: Path, jobs: int, keep_files: bool, tell: Report) -> int:
-    """Runs what is not kept yet; returns how many cells failed. One that fails leaves the others alone."""
-    # One thread a process, so that one run per core can go on at a time.
+    """Runs what is not kept yet; returns how many cells failed. A failure does not affect other cells."""
+    # One thread per process, so that one run per core can be in progress.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pdp.training.run", "pdp.tasks.images", "sklearn.datasets"])
@@ -87,10 +87,10 @@ def run_cells(cells: Sequence[Cell], results: Path, output_dir: Path, jobs: int,
                 tell("kept", cell)
                 continue
         except (Refusal, Stopped):
-            pass  # the run's own process has said why
+            pass  # the run's own process has reported it
         left.append(cell)
     while left:
-        # A process for each cell: its peak of memory is its own.
+        # A separate process for each cell, so that its peak memory can be measured.
         with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
             pending = {
                 pool.submit(run_cell, cell, results, output_dir, keep_files, _fingerprints): cell for cell in left
@@ -110,7 +110,7 @@ def run_cells(cells: Sequence[Cell], results: Path, output_dir: Path, jobs: int,
 
 
 def kept_rows(study: Study, results: Path) -> dict[Path, str]:
-    """Where the kept records of a study without tuning lie, each with the name of its row, method and setting."""
+    """The paths of the kept records of a study without tuning, each with the name of its row: method and setting."""
     return {
         folder: row
         for row, cells in study.rows({}).items()
@@ -120,7 +120,7 @@ def kept_rows(study: Study, results: Path) -> dict[Path, str]:
 
 
 def score_of(cell: Cell, results: Path) -> float | None:
-    """How the cell's kept run did on the validation part at its last epoch, higher being better; None: not kept."""
+    """The validation score of the cell's kept run at its last epoch (higher is better); None if it is not kept."""
     folder = kept_at(cell, results)
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -131,14 +131,14 @@ def score_of(cell: Cell, results: Path) -> float | None:
 
 
 def trials_of(study: Study, results: Path) -> Trials:
-    """The study's trials as they were drawn."""
+    """The study's trials that were drawn."""
     return Trials(results / "studies" / f"{study.name}_trials.json")
 
 
 def choose(study: Study, method: str, results: Path) -> Chosen:
-    """The setting whose tuning run was best on the validation part at its last epoch; the earlier one among equals.
+    """The setting whose tuning run has the best validation score at its last epoch; among equals the earlier one.
 
-    With a search one for each sparsity. Raises `Refusal` where a run is not kept yet.
+    With a search, one setting per sparsity. Raises `Refusal` if a run is not kept yet.
     """
     if study.search is not None:
         return {

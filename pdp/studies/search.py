@@ -1,4 +1,4 @@
-"""A search: which settings a method's trials are drawn from, and the drawing of them; Optuna draws."""
+"""A search: the ranges from which a method's trials are drawn, and how they are drawn by Optuna."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pdp.errors import Refusal
 
 Setting = tuple[str, ...]
 Params = dict[str, Any]
-BLIND = 12  # trials that are drawn before any is known: a quasi-random sequence; the later ones look at them (TPE)
+BLIND = 12  # number of first trials, from a quasi-random sequence; later ones depend on results (TPE)
 
 
 @dataclass(frozen=True)
 class Span:
-    """A number between two ends, on a logarithmic scale if asked."""
+    """A range of numbers, optionally on a logarithmic scale."""
 
     low: float
     high: float
@@ -30,8 +30,9 @@ class Search:
     """What a study file says under tuning and search.
 
     `trials` is the number of trials of every method, and of the dense model, at each sparsity; the first one is the
-    method's own setting. `words` are for every trial (fewer epochs, say), `of` for those of one method. `spaces` holds
-    for each method its parameters: a key with a `Span` or a list of values; values that are lists are words.
+    method's default setting. `words` are arguments of every trial (fewer epochs, for example), `of` those for one
+    method. `spaces` holds the parameters of each method: a key with a `Span` or a list of values; a value that is
+    itself a list is a list of arguments.
     """
 
     trials: int
@@ -41,12 +42,12 @@ class Search:
     spaces: dict[str, dict[str, Span | list[Any]]] = field(default_factory=dict)
 
     def space(self, method: str) -> dict[str, Span | list[Any]]:
-        """The method's parameters, those of every method first."""
+        """The method's parameters; those that apply to every method come first."""
         return self.everywhere | self.spaces.get(method, {})
 
 
 def read_search(tuning: Mapping[str, Any], spaces: Mapping[str, Any]) -> Search:
-    """From a study file's `tuning` and `search`; raises ValueError or KeyError for what is none."""
+    """Reads a study file's `tuning` and `search`; raises ValueError or KeyError if they are invalid."""
     read = {
         str(method): {str(key): _parameter(value) for key, value in (parameters or {}).items()}
         for method, parameters in spaces.items()
@@ -75,7 +76,7 @@ def _parameter(value: Any) -> Span | list[Any]:
 
 
 def words_of(space: Mapping[str, Span | list[Any]], params: Params) -> Setting:
-    """A trial's words; a number of a span has three digits, a value that is a list is words itself."""
+    """A trial's arguments; numbers from a span have three digits, a value that is a list is used as arguments."""
     words: list[str] = []
     for key, value in params.items():
         parameter = space[key]
@@ -94,10 +95,10 @@ def _text(value: Any) -> str:
 def draw(
     space: Mapping[str, Span | list[Any]], known: Sequence[tuple[Params, float | None]], count: int, seed: int
 ) -> list[Params]:
-    """The parameters of `count` further trials; `known` are those drawn before with their scores, higher is better.
+    """The parameters of `count` further trials; `known` are those drawn before with their scores (higher is better).
 
-    Every trial is a function of the space, the seed and what is known, so that a search that goes on draws the same.
-    Raises `Refusal` where Optuna is not installed.
+    The trials depend only on the space, the seed and what is known, so that a resumed search draws the same ones.
+    Raises `Refusal` if Optuna is not installed.
     """
     try:
         import optuna
@@ -127,14 +128,15 @@ def draw(
 
 
 def seed_of(study: str, method: str, sparsity: float | None) -> int:
-    """The seed of a method's trials at a sparsity, the same on every machine."""
+    """The seed for a method's trials at a sparsity, the same on every machine."""
     return zlib.crc32(f"{study} {method} {sparsity}".encode())
 
 
 class Trials:
-    """The trials of a study as they were drawn, in a file beside its table: so a machine without Optuna can run them.
+    """The trials drawn for a study, in a file beside its table, so that a machine without Optuna can run them.
 
-    By method and sparsity a list of {"params", "words"}; the first trial's params are empty, it is the method's own.
+    By method and sparsity a list of {"params", "words"}; the first trial has no params, it is the method's default
+    setting.
     """
 
     def __init__(self, path: Path):
@@ -148,11 +150,11 @@ class Trials:
 
     @staticmethod
     def key(method: str, sparsity: float | None) -> str:
-        """The name under which a method's trials at a sparsity lie."""
+        """The key of a method's trials at a sparsity."""
         return method if sparsity is None else f"{method} {sparsity:g}"
 
     def settings(self, method: str, sparsity: float | None) -> list[Setting]:
-        """The words of each trial that was drawn."""
+        """The arguments of each trial that was drawn."""
         return [tuple(one["words"]) for one in self.drawn.get(self.key(method, sparsity), [])]
 
     def params(self, method: str, sparsity: float | None) -> list[Params]:
@@ -160,7 +162,7 @@ class Trials:
         return [one["params"] for one in self.drawn.get(self.key(method, sparsity), [])]
 
     def add(self, method: str, sparsity: float | None, params: Params, words: Setting) -> None:
-        """A further trial; `write` keeps it."""
+        """Adds a trial; `write` saves it."""
         self.drawn.setdefault(self.key(method, sparsity), []).append({"params": params, "words": list(words)})
 
     def write(self) -> None:

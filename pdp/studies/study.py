@@ -1,4 +1,4 @@
-"""A study: methods x sparsities x seeds on one cell, each method with a setting chosen beforehand by validation."""
+"""A study: methods x sparsities x seeds on one task, each method with a setting chosen beforehand by validation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pdp.errors import Refusal
 from pdp.studies.search import Search, read_search
 
 Setting = tuple[str, ...]
-Chosen = Setting | Mapping[float | None, Setting]  # one setting, or one for each sparsity
+Chosen = Setting | Mapping[float | None, Setting]  # one setting, or one per sparsity
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a study, as the words of its command."""
+    """One run of a study, as the arguments of its command."""
 
     study: str
     method: str
@@ -29,7 +29,7 @@ class Cell:
 
     @property
     def overrides(self) -> list[str]:
-        """What train.py would be given; a key that both name is the setting's."""
+        """The arguments of train.py; those of the setting override those of the study."""
         own = {word.partition("=")[0] for word in self.setting}
         common = [word for word in self.common if word.partition("=")[0] not in own]
         words = [*common, f"method={self.method}", *self.setting, f"seed={self.seed}"]
@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For progress and messages."""
+        """The name of the cell in progress and messages."""
         sparsity = "" if self.sparsity is None else f" {self.sparsity:g}"
         return f"{self.study} {self.method}{sparsity} seed {self.seed}" + "".join(f" {one}" for one in self.setting)
 
@@ -53,10 +53,10 @@ class Stage:
 
 @dataclass
 class Study:
-    """What a study file says; `sparsities` is empty where the pattern implies it.
+    """The content of a study file; `sparsities` is empty if the pattern implies it.
 
-    With `tuned` false (`tuning: none`) nothing is chosen: every setting of a method is a row of the table. With a
-    `search` each method's first setting is where its trials begin, and they are drawn at each sparsity.
+    With `tuned` False (`tuning: none`) nothing is chosen: every setting of a method is a row of the table. With a
+    `search`, each method's first setting is its first trial, and further trials are drawn at each sparsity.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Study:
     stages: list[Stage] = field(default_factory=list)
 
     def tuning(self, method: str) -> list[Cell]:
-        """The runs among which a method's setting is chosen; none where there is nothing to choose, or it is drawn."""
+        """The runs from which a method's setting is chosen; empty if there is no choice, or if trials are drawn."""
         settings = self.methods[method]
         if len(settings) < 2 or not self.tuned or self.search:
             return []
@@ -80,17 +80,17 @@ class Study:
         return [Cell(name, method, one, sparsity, self.tuning_seed, self.common) for one in settings]
 
     def trial(self, method: str, sparsity: float | None, setting: Setting) -> Cell:
-        """The tuning run of a setting that was drawn: its words, then those of all trials and of the method's."""
+        """The tuning run of a drawn setting, with the arguments of all trials and of the method's trials."""
         assert self.search is not None
         words = merged(setting, self.search.words, self.search.of.get(method, ()))
         return Cell(f"{self.name}_tuning", method, words, sparsity, self.tuning_seed, self.common)
 
     def sparsities_of(self, method: str) -> list[float | None]:
-        """At which a method is run; None where it has none, or the pattern implies it."""
+        """The sparsities at which a method is run; None for a method without one, or if the pattern implies it."""
         return [None] if method == "dense" or not self.sparsities else list(self.sparsities)
 
     def runs(self, method: str, chosen: Chosen) -> list[Cell]:
-        """The runs of the table: every sparsity with every seed, those of its stages where there are some."""
+        """The runs of the table: every sparsity with every seed, or those of its stages if it has any."""
         return [
             Cell(self.name, method, setting, sparsity, seed, self.common)
             for seed in self.seeds
@@ -110,7 +110,7 @@ class Study:
         )
 
     def stage_of(self, cell: Cell) -> int:
-        """The first stage that has the cell, counted from 0."""
+        """The first stage that contains the cell, counted from 0."""
         for number, stage in enumerate(self.stages):
             if (
                 cell.method in stage.methods
@@ -121,7 +121,7 @@ class Study:
         return len(self.stages)
 
     def rows(self, chosen: Mapping[str, Chosen]) -> dict[str, list[Cell]]:
-        """The runs of each row of the table by its name: of a method at its `chosen` setting, or at every setting."""
+        """The runs of each row of the table, by its name: a method with its `chosen` setting, or with every setting."""
         if self.tuned:
             return {method: self.runs(method, setting) for method, setting in chosen.items()}
         return {
@@ -131,14 +131,14 @@ class Study:
         }
 
     def cells(self, method: str) -> list[Cell]:
-        """All runs of a method, whichever setting is chosen: as many as there will be, drawn trials left out."""
+        """All runs of a method, whichever setting is chosen, to count them; without drawn trials."""
         settings = self.methods[method]
         return self.tuning(method) + [
             cell for setting in (settings[:1] if self.tuned else settings) for cell in self.runs(method, setting)
         ]
 
     def at_stage(self, number: int | None) -> Study:
-        """The study of one of its stages alone, counted from 1; None is all of it. Raises `Refusal`."""
+        """The part of the study in one of its stages, counted from 1; None means all of it. Raises `Refusal`."""
         if number is None:
             return self
         if not 1 <= number <= len(self.stages):
@@ -159,7 +159,7 @@ class Study:
 
 
 def merged(*parts: Sequence[str]) -> Setting:
-    """Words of which a later one replaces an earlier one of the same key."""
+    """Joins arguments; a later one replaces an earlier one with the same key."""
     found: dict[str, str] = {}
     for word in (word for part in parts for word in part):
         key = word.partition("=")[0]
@@ -169,7 +169,7 @@ def merged(*parts: Sequence[str]) -> Setting:
 
 
 def read_study(path: Path) -> Study:
-    """Reads a study file; raises `Refusal` for one that cannot be read or says something else."""
+    """Reads a study file; raises `Refusal` if it cannot be read or is invalid."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         tuning = values.get("tuning") or {}

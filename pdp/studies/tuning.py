@@ -1,4 +1,4 @@
-"""Tuning a study: which trials are still to be drawn or run, and how they did."""
+"""Tuning a study: which trials are still to be drawn or run, and their results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pdp.studies.study import Cell, Study, merged
 
 
 def groups(study: Study) -> Iterator[tuple[str, float | None]]:
-    """Every method at every sparsity at which the study runs it."""
+    """Every method with every sparsity at which the study runs it."""
     for method in study.methods:
         for sparsity in study.sparsities_of(method):
             if study.wants(method, sparsity):
@@ -20,9 +20,9 @@ def groups(study: Study) -> Iterator[tuple[str, float | None]]:
 
 
 def draw_trials(study: Study, results: Path, batch: int) -> int:
-    """Draws the trials that can be drawn now and writes them down; returns how many.
+    """Draws the trials that can be drawn now and saves them; returns how many.
 
-    The first ones are drawn without looking; later ones, a batch at a time, once all before them are kept.
+    The first ones are drawn independently of results; later ones a batch at a time, when all before them are kept.
     """
     search = study.search
     assert search is not None
@@ -36,7 +36,7 @@ def draw_trials(study: Study, results: Path, batch: int) -> int:
         blind = min(search.trials, BLIND) - len(settings)
         count = blind if blind > 0 else min(batch, search.trials - len(settings))
         if count <= 0 or not space:
-            # Nothing to search: every trial is the method's own setting, run once.
+            # Without a search space every trial is the method's default setting, which is run once.
             for _ in range(max(0, search.trials - len(settings)) if not space else 0):
                 trials.add(method, sparsity, {}, own)
                 fresh += 1
@@ -56,7 +56,7 @@ def draw_trials(study: Study, results: Path, batch: int) -> int:
 
 
 def left_to_run(study: Study, results: Path) -> list[Cell]:
-    """The drawn trials whose runs are not kept yet, the first trials of all methods first; each run once."""
+    """The drawn trials whose runs are not kept yet, in order of their number, without duplicates."""
     trials = trials_of(study, results)
     rounds: list[tuple[int, Cell]] = []
     for method, sparsity in groups(study):
@@ -67,7 +67,7 @@ def left_to_run(study: Study, results: Path) -> list[Cell]:
 
 
 def report(study: Study, results: Path) -> str:
-    """Markdown: each trial's words and how it did on the validation part, the chosen one in bold."""
+    """Markdown: each trial's arguments and validation score, with the chosen one in bold."""
     trials = trials_of(study, results)
     lines = ["| method | sparsity | validation | setting |", "|---|---|---|---|"]
     for method, sparsity in groups(study):

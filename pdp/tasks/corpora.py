@@ -1,4 +1,4 @@
-"""Running text as lists of lines for train, validation and test: Python's docstrings, WikiText, or any text files."""
+"""Running text for train, validation and test: Python's own docstrings, WikiText, any files; large ones in pieces."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import hashlib
 import sysconfig
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from pdp.errors import Refusal
 from pdp.tasks.glue import load_from_hub
 from pdp.tasks.grammar_nli import generate
+from pdp.tasks.text_streams import LARGE, FileText, RowsText, StreamedText, unreadable
 
 HUB = "Salesforce/wikitext"
 _NOT_THE_LIBRARY = {
@@ -30,13 +31,16 @@ VALIDATION = "valid*.*"
 _TENTHS = 10  # one tenth of the library's modules is the test part, another tenth the validation part
 
 
+Text = list[str] | StreamedText
+
+
 @dataclass
 class Corpus:
     """Lines of text, each with its line end (blank lines are empty); `validation` None takes a share of train."""
 
-    train: list[str] | None
-    validation: list[str] | None
-    test: list[str]
+    train: Text | None
+    validation: Text | None
+    test: Text
 
 
 def written(lines: list[str]) -> list[str]:
@@ -94,13 +98,13 @@ def _docstrings(path: Path) -> Iterator[str]:
         waiting += [child for child in node.body if isinstance(child, kinds)]
 
 
-def read_wikitext(name: str, root: str | None) -> Corpus:
+def read_wikitext(name: str, root: str | None, streamed: bool = True) -> Corpus:
     """WikiText from wiki.{train,valid,test}.{tokens,raw} under `root`, or from the hub."""
     if root is None:
         asked = f"data=wikitext data.name={name}"
         hub_name = f"{name}-v1"
-        parts = [_lines(load_from_hub(HUB, hub_name, part, asked)["text"]) for part in ("train", "validation", "test")]
-        return Corpus(*parts)
+        parts = [load_from_hub(HUB, hub_name, part, asked) for part in ("train", "validation", "test")]
+        return Corpus(*texts_of_rows(parts, "text", streamed))
     folder = _folder(root)
     folder = next((folder / one for one in (name, name.replace("-raw", "")) if (folder / one).is_dir()), folder)
     suffix = "raw" if name.endswith("-raw") else "tokens"
@@ -111,10 +115,12 @@ def read_wikitext(name: str, root: str | None) -> Corpus:
             f"data.root={root} has no {', '.join(absent)} of {name}: set data.root, or choose files with data=text "
             "data.name=<a name of its own> data.train_files=[...] data.test_files=[...]"
         )
-    return Corpus(*[_read([path]) for path in files])
+    return Corpus(*_read(([path] for path in files), streamed))
 
 
-def read_files(root: str, train: list[str], validation: list[str] | None, test: list[str]) -> Corpus:
+def read_files(
+    root: str, train: list[str], validation: list[str] | None, test: list[str], streamed: bool = True
+) -> Corpus:
     """Text from files or glob patterns under `root`.
 
     With `validation` None the files valid*.* are the validation part, if there are any. Raises `Refusal` where a
@@ -137,9 +143,8 @@ def read_files(root: str, train: list[str], validation: list[str] | None, test: 
     for one, other in (("train_files", "test_files"), ("train_files", "validation_files")):
         if twice := set(found[one]) & set(found[other]):
             raise Refusal(f"{min(twice)} is in data.{one} and in data.{other}: take it out of one of them")
-    held = found["validation_files"]
-    lines = _read(found["train_files"]) if found["train_files"] else None
-    return Corpus(lines, _read(held) if held else None, _read(found["test_files"]))
+    keys = ("train_files", "validation_files", "test_files")
+    return Corpus(*_read((found[key] or None for key in keys), streamed))
 
 
 def made_text() -> Corpus:
@@ -162,15 +167,33 @@ def _folder(root: str) -> Path:
     return folder
 
 
-def _read(paths: list[Path]) -> list[str]:
+def _read(parts: Iterable[list[Path] | None], streamed: bool) -> list[Any]:
+    """The text of each part's files, None where there are none: in memory, or all in pieces where they are large."""
+    given = list(parts)
+    try:
+        if streamed and sum(path.stat().st_size for paths in given for path in paths or ()) > LARGE:
+            return [FileText(paths) if paths else None for paths in given]
+    except OSError as error:
+        raise Refusal(f"{error.filename} cannot be read ({error.strerror}): change data.root") from None
+    return [_lines_of(paths) if paths else None for paths in given]
+
+
+def _lines_of(paths: list[Path]) -> list[str]:
     lines: list[str] = []
     for path in paths:
         try:
             with path.open(encoding="utf-8") as file:
                 lines += _lines(file)
         except (OSError, UnicodeDecodeError) as error:
-            raise Refusal(f"{path} cannot be read as UTF-8 text ({str(error)[:100]}): change data.root") from None
+            raise unreadable(path, error) from None
     return lines
+
+
+def texts_of_rows(parts: list[Any], column: str, streamed: bool = True) -> list[Any]:
+    """The same of a data set's parts, whose rows are lines."""
+    if streamed and sum(rows.data.nbytes for rows in parts if rows is not None) > LARGE:
+        return [None if rows is None else RowsText(rows, column) for rows in parts]
+    return [None if rows is None else _lines(text or "" for text in rows[column]) for rows in parts]
 
 
 def _lines(texts: Any) -> list[str]:

@@ -39,8 +39,8 @@ def align_head(
         return []
     if sorted(names) != sorted(wanted) or len(set(names)) < len(names):
         raise Refusal(
-            f"model.pretrained={checkpoint} has a head for {_listed(theirs[one] for one in sorted(theirs))}, the data's "
-            f"classes are {_listed(ours)}: give model.head=new for a head that starts random, or data of its classes"
+            f"model.pretrained={checkpoint} has a head for {_listed(theirs[one] for one in sorted(theirs))}, the "
+            f"data's classes are {_listed(ours)}: give model.head=new for a random head, or data of its classes"
         )
     order = torch.tensor([names.index(one) for one in wanted])
     with torch.no_grad():
@@ -60,6 +60,11 @@ def _head(model: Any, classes: int) -> list[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and module.out_features == classes and not name.startswith(body)
     ][-1:]
+
+
+def outside_the_body(model: Any) -> tuple[str, ...]:
+    """The model's own parts that are not its body: its head."""
+    return tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)
 
 
 def _restart(model: Any, module: nn.Linear) -> None:
@@ -99,8 +104,8 @@ def complete_encoder_decoder(shape: Any, tokenizer: Any) -> None:
 def positions(model: Any) -> int | None:
     """The longest text that the model has positions for; None where nothing bounds it.
 
-    Tables that keep rows for padding (RoBERTa, MPNet: positions begin after the padding's) or an offset (BART, OPT) have
-    fewer than their size.
+    Tables that keep rows for padding (RoBERTa, MPNet: positions begin after the padding's) or an offset (BART, OPT)
+    have fewer than their size.
     """
     value = getattr(model.config, "max_position_embeddings", None)
     bounds = [value] if isinstance(value, int) and value > 0 else []

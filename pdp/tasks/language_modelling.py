@@ -16,16 +16,22 @@ from pdp.config.schema import Config
 from pdp.errors import Refusal
 from pdp.tasks import corpora
 from pdp.tasks import text_loading as loading
+from pdp.tasks.hub_texts import read_hub
+from pdp.tasks.language_tokens import Tokens, folder_of, mapped, trained_tokenizer
+from pdp.tasks.mapped_tokens import MappedTokens
 from pdp.tasks.sampling import SPLIT_SEED, evaluation_loader, hashed
 from pdp.tasks.task import Batch, Outputs
+from pdp.tasks.text_streams import StreamedText
 from pdp.tasks.text_task import TextTask
-from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of, train_byte_pairs
+from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of
+from pdp.tasks.token_store import fingerprint_once
 
 _UNASKED = (
     "No text was named (data=wikitext, or data=text data.root=...), so this trains on the docstrings of Python's own"
     " standard library."
 )
 _TRAIN_TOKENS = {"docstrings": 500_000, "wikitext-2": 2_400_000, "wikitext-103": 118_000_000}  # roughly, for dry runs
+_LOOKED_AT = 1_000_000  # tokens of the test text, for whether the tokenizer knows it
 
 
 class LanguageModellingTask(TextTask):
@@ -83,8 +89,10 @@ class LanguageModellingTask(TextTask):
             return "lines joined by blank lines and tokenized as one text, as Hugging Face's guide to perplexity does"
         return "blank lines left out"
 
-    def _encode(self, lines: list[str]) -> np.ndarray:
+    def _encode(self, lines: Any) -> Tokens:
         """The text as one row of tokens, int32; with the guide's protocol as one text, special tokens once."""
+        if isinstance(lines, StreamedText):
+            return mapped(self.config, lines, self.tokenizer)
         if self.guide:
             return encode(self.tokenizer, [corpora.joined(lines)], None, None, special=True)[0]
         return encode(self.tokenizer, corpora.written(lines), None, None, special=False)[0]
@@ -92,22 +100,18 @@ class LanguageModellingTask(TextTask):
     def open_data(self) -> None:
         """Reads the text and tokenizes it; raises `Refusal`."""
         corpus = self._read()
-        of_training = corpora.written(corpus.train or corpus.test)
         self.tokenizer, self._tokenizer_note = find_tokenizer(
-            self.data.tokenizer, self.checkpoint, lambda: train_byte_pairs(of_training, self.data.vocabulary)
+            self.data.tokenizer, self.checkpoint, lambda: trained_tokenizer(self.config, corpus)
         )
         context, padding = self.length, padding_of(self.tokenizer)
-        ids = {
-            name: self._encode(lines)
-            for name, lines in (("train", corpus.train), ("validation", corpus.validation), ("test", corpus.test))
-            if lines is not None
-        }
-        check_known(self.tokenizer, ids["test"], self.tokenizer_named)
+        texts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
+        ids = {name: self._encode(text) for name, text in texts.items() if text is not None}
+        check_known(self.tokenizer, ids["test"][:_LOOKED_AT], self.tokenizer_named)
         for name, row in ids.items():
             if len(row) < (context if name == "train" else 2):
                 raise Refusal(f"the {name} text has {len(row)} tokens, too few for data.context={context}: lower it")
-        words = {"test": corpora.words(corpus.test), "validation": corpora.words(corpus.validation or [])}
-        sizes = {"test": self._size(corpus.test), "validation": self._size(corpus.validation or [])}
+        words = {name: self._words(ids[name], texts[name]) for name in ("test", "validation") if name in ids}
+        sizes = {name: self._size(ids[name], texts[name]) for name in ("test", "validation") if name in ids}
         parts: dict[str, loading.Windows] = {
             name: loading.measured_windows(ids[name], context, self.stride, padding, words[name], sizes[name])
             for name in ("test", "validation")
@@ -125,20 +129,36 @@ class LanguageModellingTask(TextTask):
         self._parts = parts
         self.identify(*(array for part in parts.values() for array in (part.ids, part.starts, part.ends, part.counted)))
 
-    def _size(self, lines: list[str]) -> int:
+    def identify(self, *arrays: Tokens) -> None:
+        """As for any text; what takes a reading of files is done once."""
+        if any(isinstance(array, MappedTokens) for array in arrays):
+            self._fingerprint = fingerprint_once(folder_of(self.config), self.fingerprint_start, arrays)[:16]
+        else:
+            super().identify(*arrays)  # type: ignore[arg-type]
+
+    @staticmethod
+    def _words(tokens: Tokens, text: Any) -> int:
+        return tokens.words if isinstance(tokens, MappedTokens) else corpora.words(text)
+
+    def _size(self, tokens: Tokens, text: Any) -> int:
         """Bytes of the text that is measured, UTF-8."""
-        return len((corpora.joined(lines) if self.guide else "".join(corpora.written(lines))).encode())
+        if isinstance(tokens, MappedTokens):
+            return tokens.size
+        return len((corpora.joined(text) if self.guide else "".join(corpora.written(text))).encode())
 
     def _read(self) -> corpora.Corpus:
-        data = self.data
+        # The guide's protocol makes one text of all lines, which its tokenizer takes at once.
+        data, streamed = self.data, not self.guide
         try:
             if data.source == "docstrings":
                 return corpora.read_docstrings()
             if data.source == "wikitext":
-                return corpora.read_wikitext(data.name, data.root)
+                return corpora.read_wikitext(data.name, data.root, streamed)
+            if data.source == "hub":
+                return read_hub(data, streamed)
             if data.root is None:
                 raise Refusal(f"data={data.name} needs data.root: give data.root=<the folder that holds its files>")
-            return corpora.read_files(data.root, data.train_files, data.validation_files, data.test_files)
+            return corpora.read_files(data.root, data.train_files, data.validation_files, data.test_files, streamed)
         except Refusal:
             if not self.noise_allowed:
                 raise
@@ -201,7 +221,7 @@ class LanguageModellingTask(TextTask):
 
     @torch.no_grad()
     def observe(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """All (windows,): int64 index, words, bytes, counted tokens; float64 sum of the tokens' negative log-likelihoods."""
+        """All (windows,): int64 index, words, bytes, counted tokens; float64 sum of -log p of the tokens."""
         losses = functional.cross_entropy(self.outputs(model, batch).logits, _targets(batch), reduction="none")
         counted = _counted(batch)
         if counted is None:

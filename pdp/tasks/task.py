@@ -102,6 +102,10 @@ class Task(ABC):
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
         """Every sample of "validation" or "test" once and in order; the last batch may be short."""
 
+    def heads(self, model: nn.Module) -> tuple[str, ...]:
+        """Modules that adapters leave trainable: a classifier's head, which is another for each task."""
+        return ()
+
     def evaluation_batch(self, batch_size: int, device: str) -> int:
         """The batch size for evaluation on this type of device, where training uses `batch_size`."""
         return batch_size

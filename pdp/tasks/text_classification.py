@@ -20,6 +20,7 @@ from pdp.tasks.examples import Examples, say_left_out
 from pdp.tasks.glue import GLUE, NLI_LABELS, read_glue, read_tsv_folder
 from pdp.tasks.glue_metrics import measure, names_of
 from pdp.tasks.grammar_nli import LABELS, generate
+from pdp.tasks.language_heads import outside_the_body
 from pdp.tasks.own_texts import read_own_texts
 from pdp.tasks.sampling import (
     SPLIT_SEED,
@@ -192,6 +193,10 @@ class TextClassificationTask(TextTask):
         numbers = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
         labels = np.concatenate([part.labels for part in parts])
         return loading.Texts(ids, types, starts, labels, self.tokenizer.pad_token_id, numbers)
+
+    def heads(self, model: nn.Module) -> tuple[str, ...]:
+        """What lies outside of the transformer's body."""
+        return outside_the_body(model)
 
     def sizes(self) -> dict[str, int]:
         """Texts in each part; before `open_data` the published numbers (1,000 of a folder)."""

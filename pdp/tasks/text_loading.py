@@ -63,13 +63,13 @@ class Texts(Dataset[dict[str, Tensor]]):
 class Windows(Dataset[dict[str, Tensor]]):
     """Windows of one row of tokens: window i begins at starts[i]; its tokens before counted[i] are context alone.
 
-    `words` and `size` (bytes) of the whole text come with its first window. Where all windows are alike, as in training, batches have no
-    labels: every token but the first is counted.
+    The row may be mapped. `words` and `size` (bytes) of the whole text come with its first window. Where all windows
+    are alike, as in training, batches have no labels: every token but the first is counted.
     """
 
     def __init__(
         self,
-        ids: np.ndarray,
+        ids: Any,
         starts: np.ndarray,
         ends: np.ndarray,
         counted: np.ndarray,
@@ -113,13 +113,13 @@ class Windows(Dataset[dict[str, Tensor]]):
         return {name: torch.from_numpy(values) for name, values in arrays.items()}
 
 
-def training_windows(ids: np.ndarray, context: int, padding: int) -> Windows:
+def training_windows(ids: Any, context: int, padding: int) -> Windows:
     """Windows of exactly `context` tokens, one after the other; what is left at the end is dropped."""
     starts = np.arange(len(ids) // context, dtype=np.int64) * context
     return Windows(ids, starts, starts + context, starts + 1, padding)
 
 
-def measured_windows(ids: np.ndarray, context: int, stride: int, padding: int, words: int, size: int = 0) -> Windows:
+def measured_windows(ids: Any, context: int, stride: int, padding: int, words: int, size: int = 0) -> Windows:
     """Windows that begin `stride` tokens apart and end with the text; each token but the first is counted once.
 
     With a stride of `context` the first of each window is not predicted.

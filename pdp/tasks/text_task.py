@@ -21,6 +21,7 @@ from pdp.tasks.language_models import (
     showing_attention,
     takes,
 )
+from pdp.tasks.mapped_tokens import add_to_digest
 from pdp.tasks.task import Batch, Task
 from pdp.tasks.text_tokenizer import load_tokenizer
 
@@ -51,11 +52,15 @@ class TextTask(Task):
 
     def identify(self, *arrays: np.ndarray) -> None:
         """Fixes the fingerprint: what the model sees, whatever files and tokenizer it came from."""
-        digest = hashlib.sha256(f"{len(self.tokenizer)} {self.data.limit} {self._made}".encode())
+        digest = hashlib.sha256(self.fingerprint_start.encode())
         for array in arrays:
-            digest.update(f"{array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            add_to_digest(digest, array)
         self._fingerprint = digest.hexdigest()[:16]
+
+    @property
+    def fingerprint_start(self) -> str:
+        """What the fingerprint begins with, besides tokens and labels."""
+        return f"{len(self.tokenizer)} {self.data.limit} {self._made}"
 
     @property
     def tokenizer_named(self) -> str:

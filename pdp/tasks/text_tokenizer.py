@@ -101,8 +101,8 @@ def padding_of(tokenizer: Any, needed: str | None = None) -> int:
     number = tokenizer.pad_token_id
     if number is None and needed is not None:
         raise Refusal(
-            f"the tokenizer of {needed} has no token to pad with (pad, eos or unk), which texts of several lengths need: "
-            "give data.tokenizer=<a folder whose tokenizer has one>"
+            f"the tokenizer of {needed} has no token to pad with (pad, eos or unk), which texts of several lengths "
+            "need: give data.tokenizer=<a folder whose tokenizer has one>"
         )
     return 0 if number is None else int(number)
 

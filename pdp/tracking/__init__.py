@@ -1,1 +1,1 @@
-"""Where curves go beside a run's own files."""
+"""Trackers, which send a run's curves to other places besides its own files."""

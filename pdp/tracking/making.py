@@ -1,4 +1,4 @@
-"""Where curves go besides the run's own history: nowhere, Weights & Biases or TensorBoard, imported when chosen."""
+"""Makes the tracker of a run: none, Weights & Biases or TensorBoard; each is imported only when chosen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def make_tracker(
 ) -> Tracker:
     """The tracker that `config.tracker` asks for; on processes other than the main one it sends nothing.
 
-    `run_id` is the record's. Raises `Refusal` for tracker.mode=online where no key is configured.
+    `run_id` is that of the record. Raises `Refusal` for tracker.mode=online if no key is configured.
     """
     if is_main and isinstance(config.tracker, WandbConfig):
         from pdp.tracking.wandb_tracker import WandbTracker

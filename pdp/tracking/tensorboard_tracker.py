@@ -1,4 +1,4 @@
-"""TensorBoard: a run's curves as event files."""
+"""Writes a run's curves as TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pdp.tracking.tracker import Sender
 
 
 class TensorboardTracker(Sender):
-    """Event files in the run's directory, against the optimizer step; those of a resumed run hide what it repeats."""
+    """Event files in the run's directory, by optimizer step; a resumed run's events replace those of repeated steps."""
 
     label = "TensorBoard"
 

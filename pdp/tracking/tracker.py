@@ -1,6 +1,6 @@
-"""What every tracker of curves does, and what those that send them somewhere share.
+"""The interface of all trackers, and what those that send curves share.
 
-history.jsonl stays the truth: a tracker that fails says so in one line and the training goes on.
+history.jsonl is the authoritative record: if a tracker fails, one line says so and training continues.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
             values |= {f"{_PREFIXES.get(key, key)}/{name}": one for name, one in value.items()}
         elif value is not None:
             values[key] = value
-    if "epochs_done" in line:  # measured within epochs too: between whole numbers
+    if "epochs_done" in line:  # may be a fraction, for evaluations within epochs
         values["epoch"] = line["epochs_done"] - 1
     # All units of a layer have the same size, so the pruned share is the share of zeros.
     return values | {f"density/{name}": 1 - share for name, share in line.get("layer_shares", {}).items()}
 
 
 def tags_of(config: Config) -> list[str]:
-    """Model, data, method, pattern, sparsity and seed, each once and no longer than W&B takes."""
+    """Model, data, method, pattern, sparsity and seed, without duplicates and no longer than W&B allows."""
     prune, sparsity = config.prune, config.sparsity
     pattern = f"{prune.n}:{prune.m}" if isinstance(prune, NmPruneConfig) else prune.pattern
     if sparsity is None:
@@ -45,26 +45,26 @@ def tags_of(config: Config) -> list[str]:
 
 
 class Tracker:
-    """Sends nothing; keeps the id under which another tracker would go on."""
+    """Sends nothing; keeps the id under which another tracker would continue."""
 
     def __init__(self) -> None:
         self.id: str | None = None
 
     def start(self, step: int = 0) -> None:
-        """Begins, or goes on after optimizer step `step` under the id that `load_state_dict` gave."""
+        """Begins, or continues after optimizer step `step` under the id that `load_state_dict` restored."""
 
     def log(self, line: dict[str, Any]) -> None:
         """Sends one line of the history."""
 
     def finish(self, record: Record | None = None) -> None:
-        """Ends, with the record of a finished run or without; a second call does nothing."""
+        """Ends tracking, with the record if the run is finished; a second call does nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the checkpoint keeps."""
+        """What the checkpoint stores."""
         return {"id": self.id}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back `state_dict`."""
+        """Restores `state_dict`."""
         self.id = state["id"]
 
     def __enter__(self) -> Tracker:
@@ -77,7 +77,7 @@ class Tracker:
 
 
 class Sender(Tracker):
-    """What the trackers that send share: after the first failure nothing more is sent, and that is said once."""
+    """Shared by trackers that send: after the first failure nothing more is sent, and one line says so."""
 
     label = ""
 
@@ -102,7 +102,7 @@ class Sender(Tracker):
     def _try(self, moment: str, work: Callable[[Any], None], argument: Any) -> None:
         try:
             work(argument)
-        except Exception as error:  # whatever the service raises: the run must go on
+        except Exception as error:  # the service may raise anything, but the run must continue
             self._open = False
             self._abandon()
             reason = reason_of(error)

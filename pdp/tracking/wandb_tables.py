@@ -1,4 +1,4 @@
-"""A sweep's tables as one W&B artifact, versioned each time they are made."""
+"""Sends a sweep's tables as one W&B artifact, with a new version each time they are made."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ TIMEOUT = 30.0  # seconds
 
 
 def send_tables(sweep: str, files: Sequence[Path], folder: Path, run: Path | None) -> str:
-    """Sends the files to the project of `run`, or keeps them offline in `folder`/wandb for wandb_sync.py.
+    """Sends the files to the project of `run`, or stores them offline in `folder`/wandb for wandb_sync.py.
 
-    Returns what it did in words, also of a failure.
+    Returns what it did in words, also for a failure.
     """
     import wandb
 
@@ -36,17 +36,17 @@ def send_tables(sweep: str, files: Sequence[Path], folder: Path, run: Path | Non
                     tags=["tables"],
                     settings=quiet(TIMEOUT),
                 )
-            # Copied, as the next gathering writes them anew.
+            # Copied, because the next call overwrites them.
             sender.log_artifact(artifact_of(f"tables-{sweep}", "tables", files, copied=True))
             sender.finish()
             return " ".join([*told, f"W&B: the tables were sent {mode}"])
-        except Exception as error:  # whatever the service raises: the tables are on the disk
+        except Exception as error:  # the service may raise anything; the tables are on the disk
             told.append(f"W&B: the tables could not be sent {mode} ({reason_of(error)})")
     return " ".join(told)
 
 
 def _place_of(run: Path | None) -> tuple[str | None, str | None]:
-    """The project and the entity that the run's configuration names."""
+    """The project and entity in the run's configuration."""
     from pdp.config.stored import from_yaml
 
     if run is None:

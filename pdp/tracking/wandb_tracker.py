@@ -1,4 +1,4 @@
-"""Weights & Biases: a run's curves, record and files; online where a key is configured, else offline for later."""
+"""Weights & Biases: a run's curves, record and files; online if a key is configured, else offline for later."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ ARTIFACTS = {
     "result": (RECORD, "layers.csv", "soft_gap.csv", "history.jsonl", "distributions.npz"),
 }
 _FOLDERS = {"WANDB_DATA_DIR": "data", "WANDB_CACHE_DIR": "cache", "WANDB_ARTIFACT_DIR": "artifacts"}
-_SILENCE = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # and no error reports to W&B
+_SILENCE = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}  # the second: no error reports to W&B
 
 
 @contextmanager
 def staging_in(directory: Path) -> Iterator[None]:
-    """Inside, W&B starts to print nothing and to stage in `directory`, not in the home directory."""
+    """Inside this context W&B starts without printing, and stages files in `directory`, not in the home folder."""
     here = directory.resolve() / "wandb"
     wanted = {name: str(here / folder) for name, folder in _FOLDERS.items()} | _SILENCE
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
@@ -40,19 +40,19 @@ def staging_in(directory: Path) -> Iterator[None]:
 
 
 def finds_key(directory: Path, say: Callable[[str], None]) -> bool:
-    """Whether environment, netrc or settings hold a key and do not say offline; never asks for one."""
+    """Whether environment, netrc or settings contain a key and do not ask for offline mode; never prompts for a key."""
     import wandb
 
     with staging_in(directory):
         try:
             return bool(wandb.login(prompt=False, verify=False))
-        except Exception as error:  # a key that cannot be one, a settings file that cannot be read
+        except Exception as error:  # an invalid key, or a settings file that cannot be read
             say(f"W&B: the key cannot be used ({reason_of(error)})")
             return False
 
 
 def quiet(timeout: float) -> Any:
-    """Settings of a run that prints nothing and waits for the network at most `timeout` seconds."""
+    """Settings for a run that prints nothing and waits for the network at most `timeout` seconds."""
     import wandb
 
     return wandb.Settings(
@@ -60,13 +60,13 @@ def quiet(timeout: float) -> Any:
         console="off",
         init_timeout=timeout,
         finish_timeout=timeout,
-        # What is not flushed is lost when a run is killed.
+        # Data that is not flushed is lost when a run is killed.
         x_transaction_log_flush_interval=1.0,
     )
 
 
 def artifact_of(name: str, kind: str, files: Sequence[Path], copied: bool = False) -> Any:
-    """An artifact of these files, which must stay as they are until they are sent, unless they are `copied`."""
+    """An artifact of these files, which must not change until they are sent, unless they are `copied`."""
     import wandb
 
     artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]", "_", name)[:128], kind)
@@ -77,7 +77,7 @@ def artifact_of(name: str, kind: str, files: Sequence[Path], copied: bool = Fals
 
 
 def cell_of(config: Config) -> dict[str, Any]:
-    """What the dashboards group runs by."""
+    """The values by which the dashboards group runs."""
     return {
         "model": config.model.name,
         "data": config.data.name,
@@ -89,10 +89,11 @@ def cell_of(config: Config) -> dict[str, Any]:
 
 
 class WandbTracker(Sender):
-    """Weights & Biases: online where a key is configured, else offline in the run's directory.
+    """Weights & Biases: online if a key is configured, else offline in the run's directory.
 
-    A resumed run goes on under the id in its checkpoint or, killed before its first one, in its directory. Online that
-    is one run; offline it is one more folder with the same id, and `wandb sync` of all of them in turn makes them one.
+    A resumed run continues under the id in its checkpoint or, if it was killed before its first one, in its directory.
+    Online this is one run; offline it is a further folder with the same id, and `wandb sync` of all of them in order
+    makes one run.
     """
 
     label = "W&B"
@@ -108,7 +109,8 @@ class WandbTracker(Sender):
             )
 
     def _start(self, step: int) -> None:
-        # A new tail for every beginning: with rerun=true, which takes the directory aside, the run would go on online.
+        # A new id for every new beginning: otherwise rerun=true, which moves the directory away, would continue the old
+        # online run.
         noted = self.directory / "wandb" / "id"
         if self.id is None and noted.is_file():
             self.id = noted.read_text(encoding="utf-8").strip() or None
@@ -121,7 +123,7 @@ class WandbTracker(Sender):
             if not self._online:
                 raise
             self._abandon()  # W&B's service would refuse the same id a second time
-            for folder in set(self._folders()) - there:  # what the failed start left has nothing to sync
+            for folder in set(self._folders()) - there:  # the failed start left nothing to send
                 shutil.rmtree(folder, ignore_errors=True)
             self._online = False
             reason = f"the network failed ({reason_of(error)}), "
@@ -161,7 +163,7 @@ class WandbTracker(Sender):
                 group=cell[:128],
                 name=f"{cell}-seed{config.seed}"[:128],
                 tags=tags_of(config),
-                # Of runs that a sweep of W&B's starts, the keys that it varies are its own, and plain words.
+                # In a sweep started by W&B, the keys that it varies belong to it and are plain values.
                 config=dataclasses.asdict(config) | {"cell": cell_of(config)},
                 allow_val_change=True,
                 save_code=False,
@@ -179,7 +181,7 @@ class WandbTracker(Sender):
         self._run.finish(exit_code=0 if record else 1)
 
     def _send_files(self) -> None:
-        """The hard model and the results as two artifacts, by reference: nothing is copied on the disk."""
+        """Sends the hard model and the results as two artifacts by reference, without copies on the disk."""
         for kind, names in ARTIFACTS.items():
             files = [self.directory / name for name in names if (self.directory / name).is_file()]
             if files:

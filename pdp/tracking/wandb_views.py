@@ -1,4 +1,4 @@
-"""The W&B workspace and report that hold PDP against its baselines, as wandb-workspaces builds them."""
+"""The W&B workspace and report that compare PDP with its baselines, built with wandb-workspaces."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _library() -> tuple[Any, Any]:
 
 
 def panels(reports: Any) -> dict[str, list[Any]]:
-    """Every view under its heading; the keys are those that the tracker sends."""
+    """Every view by its heading; the keys are those that the tracker sends."""
     summary, line, bar = reports.SummaryMetric, reports.LinePlot, reports.BarPlot
 
     def scatter(title: str, x: str, **more: Any) -> Any:
@@ -63,7 +63,7 @@ def build_workspace(project: str, entity: str) -> Any:
 
 
 def build_report(project: str, entity: str, online: bool = True) -> Any:
-    """The report of a project; not `online`, its run sets do not name the project, for which a server is asked."""
+    """The report of a project. Without `online` its run sets do not name the project, which would need a server."""
     reports, _ = _library()
     place = {"project": project, "entity": entity}
     blocks: list[Any] = [
@@ -87,14 +87,14 @@ def build_report(project: str, entity: str, online: bool = True) -> Any:
 
 def specification(project: str, entity: str) -> dict[str, Any]:
     """What would be sent, as plain values; needs no server and no key."""
-    # The libraries have no public way to write these down; pyproject.toml holds their minor version for it.
+    # The libraries have no public way to export these, so pyproject.toml pins their minor version.
     workspace = build_workspace(project, entity)._to_model().model_dump(mode="json", by_alias=True)
     report = build_report(project, entity, online=False)._to_model().model_dump(mode="json", by_alias=True)
     return {"workspace": workspace, "report": report}
 
 
 def write_specification(path: Path, project: str, entity: str) -> None:
-    """Writes `specification` as JSON; raises `Stopped` where it cannot."""
+    """Writes `specification` as JSON; raises `Stopped` if it cannot."""
     try:
         write_json(path, specification(project, entity))
     except OSError as error:
@@ -102,12 +102,12 @@ def write_specification(path: Path, project: str, entity: str) -> None:
 
 
 def save(project: str, entity: str) -> list[str]:
-    """Saves workspace and report on the server and returns their addresses; raises `Stopped` with its reason."""
+    """Saves workspace and report on the server and returns their addresses; raises `Stopped` with the reason."""
     from pdp.tracking.tracker import reason_of
 
     try:
         return [build_workspace(project, entity).save().url, build_report(project, entity).save(draft=False).url]
     except Refusal:
         raise
-    except Exception as error:  # no key, no network, no rights
+    except Exception as error:  # no key, no network, or no permission
         raise Stopped(f"W&B took no dashboard ({reason_of(error)}): --offline FILE writes it down instead") from None

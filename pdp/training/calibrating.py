@@ -1,4 +1,4 @@
-"""Calibration samples for the methods that prune at one stroke: the first of the training part in the seed's order."""
+"""Calibration samples for methods that prune in a single step: the first training samples in the seed's order."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from pdp.runs.directory import RunDirectory
 from pdp.spoken import config_words
 from pdp.tasks.task import Batch, Task
 
-_BATCH = 8  # samples that run through the model together, which decides memory alone
+_BATCH = 8  # samples processed together, which affects only memory
 
 
 def prune_calibrated(
     config: Config, task: Task, model: nn.Module, pruner: Pruner, accelerator: Accelerator, directory: RunDirectory
 ) -> str:
-    """Keeps the dense weights, to be measured, and prunes by calibration on every process; returns what was done."""
+    """Stores the dense weights for evaluation, and prunes by calibration on every process; returns what was done."""
     if accelerator.is_main_process:
         directory.checkpoints.mkdir(parents=True, exist_ok=True)
         save_weights(model, directory.before_pruning)
@@ -30,7 +30,7 @@ def prune_calibrated(
     with config_words():
         found = pruner.calibrate(batches, forward=lambda batch: task.outputs(model, batch))
     if accelerator.num_processes > 1:
-        # The same numbers everywhere, whatever the devices make of them.
+        # Makes the numbers equal on all processes, as devices may compute slightly different ones.
         for layer in pruner.layers:
             torch.distributed.broadcast(layer.weight.data, 0)
             if "keep" in layer.state:
@@ -42,7 +42,7 @@ def prune_calibrated(
 
 
 def samples_of(config: Config, task: Task, count: int, device: torch.device) -> list[Batch]:
-    """At most so many training samples in batches of a few, as the model takes them, not augmented."""
+    """At most `count` training samples in small batches, as the model takes them, without augmentation."""
     loader = task.train_loader(min(_BATCH, count, task.sizes()["train"]), config.seed, "none", 0)
     sampler: Any = loader.batch_sampler
     sampler.set_epoch(0, 0)

@@ -12,7 +12,9 @@ from accelerate.utils import gather_object
 from torch import nn
 
 from pdp.errors import Stopped
+from pdp.sharded import is_sharded
 from pdp.tasks.task import Task
+from pdp.training.sharding import in_step
 
 _HELD = 64  # batches whose observations stay on the device, because each copy to the host waits for it
 
@@ -42,12 +44,16 @@ def measure(
     model.eval()
     parts: list[dict[str, np.ndarray]] = []
     held: list[dict[str, torch.Tensor]] = []
+    sharded = is_sharded(next(model.parameters(), None))
     # Of the last, short batch some processes may get nothing, so they agree whether to stop only before it.
     asked = max(0, len(loader) - 1) if stop and isinstance(loader, Sized) else 0
     try:
-        for number, batch in enumerate(loader):
+        batches = in_step(loader, accelerator) if sharded else ((batch, True) for batch in loader)
+        for number, (batch, own) in enumerate(batches):
             if len(batch["index"]):
-                held.append(task.observe(model, batch))
+                observed = task.observe(model, batch)
+                if own:
+                    held.append(observed)
             if len(held) == _HELD:
                 parts.append(_fetched(held))
                 held = []

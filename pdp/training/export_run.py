@@ -112,6 +112,9 @@ def _slim(run: ExportedRun, folder: Path) -> Written:
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
         again = float((program(*values) - smaller(*values)).abs().max())
+    opens = (
+        [("opens with", f"transformers.{type(plain).__name__}.from_pretrained('{folder}')")] if slimmed.opens else []
+    )
     dense, slim_macs = (int(count_macs(one, example).macs.sum()) for one in (run.model, plain))
     return [
         ("compared on", run.inputs_note),

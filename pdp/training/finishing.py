@@ -12,7 +12,6 @@ from torch import nn
 from pdp.config.schema import Config
 from pdp.pruner.pruner import Pruner
 from pdp.quantize.sizes import bytes_on_disk
-from pdp.runs.checkpoint import load_weights, save_weights
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import write_record
 from pdp.tasks.task import Task
@@ -21,6 +20,7 @@ from pdp.training.display import Display
 from pdp.training.hardening import note_gap
 from pdp.training.recalibration import recalibrate
 from pdp.training.recording import layer_table, make_record
+from pdp.training.sharding import load_model_weights, made_whole, save_model_weights
 from pdp.training.shipping import read_frozen, save_frozen, shipped
 from pdp.training.together import decided_by_main, wait_until_visible
 from pdp.training.trainer import Trainer
@@ -34,7 +34,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     batch = task.evaluation_batch(config.recipe.batch_size, accelerator.device.type)
     test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
     notes: list[str] = []
-    if accelerator.is_main_process:
+    if trainer.takes_part:
         attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
     soft: dict[str, float] = {}
     if trainer.total:  # what is not trained is hard already
@@ -43,9 +43,11 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
         trainer.average = None
-    if accelerator.is_main_process and pruner.method.prunes:
+    if trainer.takes_part and pruner.method.prunes:
         gap = directory.path / "soft_gap.csv"
-        attempt(notes, gap.name, lambda: pruner.soft_gap().to_csv(gap, index=False))
+        frame = attempt(notes, gap.name, pruner.soft_gap)
+        if accelerator.is_main_process and frame is not None:
+            attempt(notes, gap.name, lambda: frame.to_csv(gap, index=False))
     pruner.finalize()
     with shipped(model, pruner.frozen):
         notes += recalibrated(config, task, trainer)
@@ -53,10 +55,10 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
         pruner.frozen = pruner.quantizer.freeze(model)  # the norms that biases hold have changed
     notes += rounded(config, pruner)
     # Every process measures what lies on the disk, which the main process wrote.
-    if accelerator.is_main_process:
-        save_weights(model, directory.weights)
-        if pruner.frozen is not None:
-            save_frozen(pruner.frozen, directory.scales)
+    if trainer.takes_part:
+        save_model_weights(model, directory.weights, accelerator.is_main_process)
+    if accelerator.is_main_process and pruner.frozen is not None:
+        save_frozen(pruner.frozen, directory.scales)
     hard = trainer.measure(test)
     metrics = hard
     if pruner.frozen is not None:
@@ -76,7 +78,9 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     load_written(model, directory.weights)
     if not accelerator.is_main_process:
         return
-    example = task.example_input().to(accelerator.device)
+    if trainer.sharded:
+        trainer.model = model = made_whole(config, task, pruner, model, directory.weights)
+    example = task.example_input().to(next(model.parameters()).device)
     frame = attempt(notes, "multiply-adds", lambda: layer_table(model, pruner, example))
     if frame is None:
         frame = layer_table(model, pruner, None)
@@ -121,7 +125,7 @@ def _draw(directory: RunDirectory, display: Display) -> None:
 def load_written(model: nn.Module, path: Path) -> None:
     """Loads weights that the main process has written, as soon as they show on this machine."""
     wait_until_visible(path)
-    load_weights(model, path)
+    load_model_weights(model, path)
 
 
 def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:

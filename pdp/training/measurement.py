@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ from pdp.training.assembly import make_accelerator, make_model
 from pdp.training.display import Display
 from pdp.training.evaluation import measure
 from pdp.training.failures import reported_failures
+from pdp.training.lm_eval_tasks import check_lm_eval, show_lm_eval
 from pdp.training.shipping import read_frozen, shipped
 from pdp.wording import one_line, percent, score
 
 
-def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
-    """Loads a run's hard weights into the plain model, measures the test metric, and compares it with the record."""
+def evaluate_run(path: Path, overrides: dict[str, Any], tasks: Sequence[str] = ()) -> None:
+    """Loads a run's hard weights into the plain model, measures the test metric, and compares it with the record.
+
+    `tasks` are those of lm-eval that are run on the hard model besides.
+    """
     record = read_record(path)
     config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
     for key, value in overrides.items():
@@ -36,6 +41,7 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
         setattr(getattr(config, node) if node else config, name, value)
     config.recipe.accumulation = 1
     task = build_task(config)
+    check_lm_eval(task, tasks)
     config.model.pretrained = "false"
     task.recall(record.classes)
     task.open_data()
@@ -52,6 +58,7 @@ def evaluate_run(path: Path, overrides: dict[str, Any]) -> None:
     load_weights(model, path / "model.safetensors")
     frozen = read_frozen(path / SCALES) if record.quantize != "none" else None
     _show_measurement(config, task, model, accelerator, display, record, frozen)
+    show_lm_eval(config, task, model, tasks, display)
 
 
 def _check_classes(path: Path, record: Record, task: Task) -> None:
@@ -72,9 +79,10 @@ def _check_classes(path: Path, record: Record, task: Task) -> None:
         )
 
 
-def evaluate(config: Config) -> None:
+def evaluate(config: Config, tasks: Sequence[str] = ()) -> None:
     """Measures pretrained weights, without a run, on the test set of the configured data."""
     task = build_task(config)
+    check_lm_eval(task, tasks)
     task.open_data()
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
@@ -83,6 +91,7 @@ def evaluate(config: Config) -> None:
     for note in task.notes:
         display.say(note)
     _show_measurement(config, task, model, accelerator, display, None, None)
+    show_lm_eval(config, task, model, tasks, display)
 
 
 def _show_measurement(

@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from pdp.pruner.alive import live_share
-from pdp.runs.checkpoint import save_weights
+from pdp.training.sharding import save_model_weights
 from pdp.training.shipping import save_frozen
 
 
@@ -54,8 +54,9 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
         line["epochs_done"] = done
     if trainer.guard is not None:
         line["skipped_steps"] = trainer.losses.skipped
-    if trainer.accelerator.is_main_process:
+    if trainer.takes_part:
         line |= trainer.revived.look(pruner) | live_share(pruner)
+    if trainer.accelerator.is_main_process:
         trainer.directory.write_history(line)
         trainer.tracker.log(line)
     trainer.losses.forget()
@@ -71,9 +72,11 @@ def note_best(trainer: Any, epoch: int) -> None:
     assert trainer.metric is not None
     if trainer.best is None or sign * trainer.metric > sign * trainer.best["metric"]:
         trainer.best = {"metric": trainer.metric, "epoch": epoch, "step": trainer.step}
-        if trainer.accelerator.is_main_process:
+        main = trainer.accelerator.is_main_process
+        if main:
             trainer.directory.checkpoints.mkdir(parents=True, exist_ok=True)
+        if trainer.takes_part:
             with trainer.pruner.baked(trainer.average.module if trainer.average else trainer.model) as hard_model:
-                save_weights(hard_model, trainer.directory.best)
-                if trainer.pruner.quantizer is not None:
+                save_model_weights(hard_model, trainer.directory.best, main)
+                if main and trainer.pruner.quantizer is not None:
                     save_frozen(trainer.pruner.quantizer.freeze(hard_model), trainer.directory.best_scales)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,13 +11,17 @@ from torch import nn
 
 from pdp.config.schema import RecipeConfig
 from pdp.errors import Refusal
-from pdp.layers import is_weighted
+from pdp.layers import is_weighted, router_sites, weighted_sites
 from pdp.schedule.time import Time
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: weights of convolution, linear, attention and embedding modules decay, everything else does not."""
-    decayed: set[int] = set()
+    """Two groups: weights of convolution, linear, attention and embedding modules decay, everything else does not.
+
+    Experts' matrices and what chooses among them are linear layers' weights, whatever parameter holds them.
+    """
+    stacked = [site for _, _, site in (*weighted_sites(model), *router_sites(model)) if not is_weighted(site.module)]
+    decayed = {id(site.parameter_held) for site in stacked if not isinstance(site.module, nn.MultiheadAttention)}
     for module in model.modules():
         if is_weighted(module) or isinstance(module, nn.Embedding):
             decayed |= {id(module._parameters.get("weight"))}
@@ -54,11 +59,14 @@ def layer_groups(model: nn.Module, groups: list[dict], rate: float, decay: float
     return divided
 
 
-def make_optimizer(model: nn.Module, recipe: RecipeConfig) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the model's parameters."""
+def make_optimizer(
+    model: nn.Module, recipe: RecipeConfig, adapters: Sequence[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over what of the model is trained, and adapters, which decay as weights do."""
     groups = decay_groups(model, recipe.weight_decay)
     if recipe.layer_decay is not None:
         groups = layer_groups(model, groups, recipe.lr, recipe.layer_decay)
+    groups.append({"params": list(adapters), "weight_decay": recipe.weight_decay})
     groups = [group for group in groups if group["params"]]
     # The weight_decay argument below only applies to groups added later: a method's trainable parameters.
     if recipe.optimizer == "adamw":

@@ -44,6 +44,8 @@ def preview(config: Config, task: Task) -> None:
     total = int(frame.params.sum())
     pruned = sum(row.params * shares.get(row.name, 0.0) for row in frame.itertuples())
     display.say(f"parameters {params:,}; convolution and linear weights {total:,}; MACs {int(frame.macs.sum()):,}")
+    if frame.attrs["macs_all_experts"] != frame.macs.sum():
+        display.say(f"MACs if every token went through all experts {frame.attrs['macs_all_experts']:,}")
     prunable = frame[frame.name.isin(pruner.prunable_weights)]
     weights, macs, attention = prunable.params.sum(), prunable.macs.sum(), frame.attrs["macs_attention"]
     display.say(f"prunable weights {weights:,}, their MACs {macs:,}; attention products {attention:,}")

@@ -46,6 +46,11 @@ def _total(counts: pd.Series) -> int | None:
     return None if counts.isna().any() else int(counts.sum())
 
 
+def _all_experts(frame: pd.DataFrame) -> int | None:
+    total = frame.attrs["macs_all_experts"]
+    return None if total == _total(frame.macs) else total
+
+
 def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFrame, metrics: dict[str, float]) -> Record:
     """The record of a finished run, but for the metrics measured elsewhere."""
     pruner, accelerator = trainer.pruner, trainer.accelerator
@@ -55,6 +60,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
     zeros = sum(int((weight == 0).sum()) for weight in weights)
     prunes = pruner.method.prunes
     extras = sum(one.numel() for group in pruner.extra_groups() for one in group["params"])
+    extras += sum(one.numel() for one in pruner.adapter_parameters)
     return Record(
         run_id=f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}",
         status="finished",
@@ -85,6 +91,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         macs=_total(frame.macs),
         macs_sparse=_total(frame.sparse_macs),
         macs_attention=frame.attrs["macs_attention"],
+        macs_all_experts=_all_experts(frame),
         input_shape=list(task.example_input().shape),
         epochs=config.recipe.epochs,
         seed=config.seed,
@@ -102,6 +109,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         method_revision=method_revision(config),
         least_density=config.allocation.least_density if prunes else 0.0,
         allocation_ends=config.allocation.ends if prunes else "pruned",
+        ran_under=trainer.ran_under,
         method_options={key: value for key, value in vars(config.method).items() if key != "name"},
         distillation=trainer.objective.record(),
         validation="test" if task.test_is_validation else "held out",

@@ -26,6 +26,7 @@ from pdp.training.failures import reported_failures
 from pdp.training.finishing import finish
 from pdp.training.optimizers import make_average
 from pdp.training.preview import preview
+from pdp.training.sharding import shards
 from pdp.training.shipping import said_of
 from pdp.training.signals import StopSignals
 from pdp.training.start import make_first_model, note_zeros
@@ -58,7 +59,9 @@ def train(config: Config, shown: bool = True) -> Record | None:
                 display.say("this run is finished; rerun=true moves it aside and starts over")
             return record
         # Everything that can be refused is checked before anything is written.
-        model = make_first_model(config, task).to(accelerator.device)
+        model = make_first_model(config, task)
+        if not shards(config):  # a sharded one may be too large for the device
+            model = model.to(accelerator.device)
         objective = make_objective(config, task, model, accelerator)
         steps = steps_in_epoch(config, task)
         pruner = make_pruner(config, task, model, steps)

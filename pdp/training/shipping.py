@@ -1,4 +1,4 @@
-"""The quantized model of a run: the scales beside its weights, and what is said of them in the record."""
+"""The quantized model of a run: the scales stored beside its weights, and their description in the record."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pdp.runs.checkpoint import save_tensors
 
 
 def shipped(model: nn.Module, frozen: Frozen | None) -> AbstractContextManager[Any]:
-    """Inside, the plain hard `model` computes as what ships does: quantized, where that was asked."""
+    """While this context is open, the plain hard `model` computes as the exported one: quantized, if asked for."""
     return frozen.applied(model) if frozen is not None else nullcontext()
 
 
 def save_frozen(frozen: Frozen, path: Path) -> None:
-    """Writes the scales beside the weights."""
+    """Writes the scales, beside the weights."""
     save_tensors(frozen.tensors(), path, {"quantize": frozen.name, "bits": str(frozen.bits)})
 
 
 def read_frozen(path: Path) -> Frozen:
-    """Reads what `save_frozen` wrote; raises `Refusal` where there is none or it cannot be read."""
+    """Reads what `save_frozen` wrote; raises `Refusal` if there is none or it cannot be read."""
     try:
         with safe_open(str(path), framework="pt") as file:
             described = file.metadata() or {}
@@ -36,12 +36,12 @@ def read_frozen(path: Path) -> Frozen:
         return Frozen.of_tensors(described["quantize"], int(described["bits"]), tensors)
     except FileNotFoundError:
         raise Refusal(f"{path} is missing: the run was quantized, and without its scales it is another model") from None
-    except Exception as error:  # whatever a damaged file holds
+    except Exception as error:  # a damaged file may cause any error
         raise Refusal(f"{path} cannot be read ({' '.join(str(error).split())[:200]})") from None
 
 
 def quantization_of(pruner: Pruner, model: nn.Module) -> dict[str, Any]:
-    """What a record says of the quantization; empty where there is none."""
+    """The quantization in a record; empty without quantization."""
     quantizer, frozen = pruner.quantizer, pruner.frozen
     if quantizer is None or frozen is None:
         return {}
@@ -66,7 +66,7 @@ def quantization_of(pruner: Pruner, model: nn.Module) -> dict[str, Any]:
 
 
 def said_of(quantizer: Quantizer) -> str:
-    """What is quantized and from when on, in one sentence."""
+    """One sentence on what is quantized, and from when on."""
     options = quantizer.options
     unit = "step" if quantizer.by_step else "epoch"
     activations = f", {len(quantizer.activations)} activations in {options.activation_bits}" * bool(

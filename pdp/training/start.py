@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pdp.config.schema import Config
 from pdp.config.start import Start, open_start
-from pdp.layers import is_weighted
+from pdp.layers import weighted_sites
 from pdp.pruner.pruner import Pruner
 from pdp.runs.checkpoint import read_tensors
 from pdp.tasks.image_weights import load_weights
@@ -41,7 +41,8 @@ def _weights(start: Start) -> dict[str, Tensor]:
 
 def _described(start: Start, config: Config) -> str:
     record = start.record
-    held = "its zeros are held" if config.start.mask == "hold" else "its zeros are free"
+    fates = {"hold": "its zeros are held", "free": "its zeros are free", "first": "its zeros are the first mask"}
+    held = fates[config.start.mask]
     return (
         f"begins with run {record.run_id} ({record.model}, {record.method}, sparsity {record.sparsity:.4f}, "
         f"{record.metric_name} {record.metric:.4f}), {held}"
@@ -70,11 +71,7 @@ def note_zeros(config: Config, model: nn.Module, pruner: Pruner) -> list[str]:
     if config.model.pretrained == "false" and config.start.run is None:
         return []
     held = set(pruner.prunable_weights) if pruner.method.locked else set()
-    weights = {
-        name: module.weight
-        for name, module in model.named_modules()
-        if is_weighted(module) and isinstance(getattr(module, "weight", None), Tensor)
-    }
+    weights = {name: site.stored for name, _, site in weighted_sites(model)}
     zeros = {name: int((weight == 0).sum()) for name, weight in weights.items() if name not in held}
     pruned = {name: count for name, count in zeros.items() if count >= max(2, _SOME * weights[name].numel())}
     if not pruned:

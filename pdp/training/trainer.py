@@ -20,9 +20,10 @@ from pdp.errors import SavedForRestart
 from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
-from pdp.runs.checkpoint import random_state, save_weights
+from pdp.runs.checkpoint import random_state
 from pdp.runs.directory import RunDirectory
 from pdp.schedule.time import Time
+from pdp.spoken import config_words
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
 from pdp.training.display import Display
@@ -33,10 +34,11 @@ from pdp.training.measuring import measure_and_file
 from pdp.training.nonfinite import SkipGuard, check_in_a_row
 from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
 from pdp.training.progress import LOOK_SECONDS, Progress
+from pdp.training.sharding import check_layers, follow, save_model_weights, shard, shards
 from pdp.training.signals import StopSignals
 from pdp.training.step_history import StepHistory
 from pdp.training.together import share_buffers
-from pdp.training.trainer_state import load_state, newest_state, state_of
+from pdp.training.trainer_state import load_state, newest_state, state_of, with_change
 from pdp.training.writer import CheckpointWriter
 
 
@@ -69,15 +71,32 @@ class Trainer:
         self.tracker, self.revived = tracker or Tracker(), Revived()
         self.objective = objective or Objective(task, recipe.label_smoothing)
         self.signals = signals or StopSignals()
+        self.sharded = shards(config)
+        # Whether this process has a part in what the main one leaves: the whole of a sharded weight is in no process.
+        self.takes_part = accelerator.is_main_process or self.sharded
+        under = {"sharding": "fsdp" if self.sharded else "none", "processes": accelerator.num_processes}
+        self.ran_under = with_change([], under, 0)
+        if self.sharded:
+            check_layers(pruner)
+            shard(model, accelerator)
+            follow(pruner, accelerator.device)
         self.writer = CheckpointWriter(directory.checkpoints, recipe.checkpoint_minutes, directory.check_held)
-        optimizer = make_optimizer(model, recipe)
+        if recipe.adapter != "none":
+            targets, heads = recipe.adapter_targets, task.heads(model)
+            with config_words():
+                pruner.add_adapters(recipe.adapter_rank, recipe.adapter_alpha, targets, heads)
+        optimizer = make_optimizer(model, recipe, pruner.adapter_parameters)
         pruner.attach(optimizer)
         loader = task.train_loader(
             recipe.batch_size // recipe.accumulation, config.seed, recipe.augmentation, config.data.workers
         )
         self.sampler: Any = loader.batch_sampler
         trained = torch.compile(model) if recipe.compile is True else model
-        self.trained, self.optimizer, self.loader = accelerator.prepare(trained, optimizer, loader)
+        if self.sharded:  # precision alone is left to do
+            self.trained = accelerator.prepare_model(trained, device_placement=False, evaluation_mode=True)
+            self.optimizer, self.loader = accelerator.prepare(optimizer, loader)
+        else:
+            self.trained, self.optimizer, self.loader = accelerator.prepare(trained, optimizer, loader)
         self.validation = accelerator.prepare(
             task.evaluation_loader(
                 "validation", task.evaluation_batch(recipe.batch_size, accelerator.device.type), config.data.workers
@@ -139,11 +158,13 @@ class Trainer:
     def _note_pruning(self, before: float) -> None:
         """Keeps the weights as they were when pruning began, and histograms at the start and the middle of the ramp."""
         now = self.pruner.fraction
-        if not self.accelerator.is_main_process or before == now:
+        if not self.takes_part or before == now:
             return
         if before == 0:
-            self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
-            save_weights(self.model, self.directory.before_pruning)
+            main = self.accelerator.is_main_process
+            if main:
+                self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
+            save_model_weights(self.model, self.directory.before_pruning, main)
             self.keep_histograms("start")
         if before < 0.5 <= now:
             self.keep_histograms("middle")
@@ -215,7 +236,8 @@ class Trainer:
         if taken:
             self.pruner.after_backward()
             if self.recipe.clip is not None:
-                clipped = [*self.model.parameters(), *self.pruner.method.clipped()]
+                pruner = self.pruner
+                clipped = [*self.model.parameters(), *pruner.method.clipped(), *pruner.adapter_parameters]
                 torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
         if taken or self.accelerator.scaler:  # a scaler leaves the step out itself, and scales less from then on
             self.optimizer.step()
@@ -287,9 +309,11 @@ class Trainer:
 
     def _measure_untrained(self) -> None:
         """The one line of the history of a run that trains nothing: the hard model on the validation part."""
-        if self.pruner.method.prunes and not self.pruner.fraction and self.accelerator.is_main_process:
-            self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
-            save_weights(self.model, self.directory.before_pruning)
+        if self.pruner.method.prunes and not self.pruner.fraction and self.takes_part:
+            main = self.accelerator.is_main_process
+            if main:
+                self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
+            save_model_weights(self.model, self.directory.before_pruning, main)
             self.keep_histograms("start")
         self.pruner.at_once()
         self._measure()
@@ -312,8 +336,10 @@ class Trainer:
         if self.saved == (self.step, self.measured):
             return
         states = gather_object([random_state()]) if self.accelerator.num_processes > 1 else [random_state()]
-        if self.accelerator.is_main_process:
-            self.writer.save(self.state_dict(states), self.step)
+        if self.takes_part:
+            state = self.state_dict(states)
+            if self.accelerator.is_main_process:
+                self.writer.save(state, self.step)
         self.saved = (self.step, self.measured)
 
     def state_dict(self, random_states: list[dict[str, Any]]) -> dict[str, Any]:

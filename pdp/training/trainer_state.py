@@ -14,13 +14,15 @@ from accelerate import Accelerator
 
 from pdp.errors import Refusal
 from pdp.runs.checkpoint import find_newest, read_checkpoint, restore_random_state
+from pdp.training.sharding import parted_optimizer, take_weights, whole_optimizer, whole_weights
 from pdp.training.together import decided_by_main, wait_until_visible
 
 _OWN = ("epoch", "batch", "step", "seconds", "metric", "best")
 
 
 def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any]:
-    """The state as tensors and plain values only; `random_states` are those of all processes."""
+    """The state as plain values and whole tensors, with the `random_states` of all processes. Collective if sharded."""
+    main = trainer.accelerator.is_main_process
     return {
         **{key: getattr(trainer, key) for key in _OWN},
         "measured": trainer.measured,
@@ -29,21 +31,25 @@ def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any
         "mask_ms": list(trainer.mask_ms),
         "histograms": {key: torch.from_numpy(value) for key, value in trainer.histograms.items()},
         "random": random_states,
-        "model": trainer.model.state_dict(),
+        "model": whole_weights(trainer.model, main) if trainer.sharded else trainer.model.state_dict(),
         "average": trainer.average.module.state_dict() if trainer.average else None,
-        "optimizer": trainer.optimizer.state_dict(),
+        "optimizer": (whole_optimizer(trainer.optimizer, main) if trainer.sharded else trainer.optimizer.state_dict()),
         "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else None,
         "pruner": trainer.pruner.state_dict(),
         "revived": trainer.revived.state_dict(),
         "objective": trainer.objective.state_dict(),
         "tracker": trainer.tracker.state_dict(),
+        "ran_under": trainer.ran_under,
     }
 
 
 def load_state(trainer: Any, state: dict[str, Any]) -> None:
     """Restores `state_of`, also of earlier versions; raises `Refusal` if it is of another model, method or teacher."""
     try:
-        trainer.model.load_state_dict(state["model"])
+        if trainer.sharded:
+            take_weights(trainer.model, state["model"])
+        else:
+            trainer.model.load_state_dict(state["model"])
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise Refusal(
@@ -51,7 +57,8 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
         ) from None
     if trainer.average:
         trainer.average.module.load_state_dict(state["average"])
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    optimizer = state["optimizer"]
+    trainer.optimizer.load_state_dict(parted_optimizer(trainer.optimizer, optimizer) if trainer.sharded else optimizer)
     if trainer.accelerator.scaler and state["scaler"]:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.pruner.load_state_dict(state["pruner"])
@@ -60,6 +67,7 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
     trainer.objective.load_state_dict(state.get("objective", {}))
     for key in _OWN:
         setattr(trainer, key, state[key])
+    trainer.ran_under = with_change([*state.get("ran_under", [])], trainer.ran_under[-1], trainer.step)
     trainer.losses.load_state_dict(state)
     if "measured" not in state and state["batch"] == 0:
         trainer.losses.forget()  # such a checkpoint was saved after an evaluation, with the losses from before it
@@ -70,6 +78,13 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
     trainer.histograms = {key: value.numpy() for key, value in state["histograms"].items()}
     states = state["random"]
     restore_random_state(states[trainer.accelerator.process_index % len(states)])
+
+
+def with_change(before: list[dict[str, Any]], now: dict[str, Any], step: int) -> list[dict[str, Any]]:
+    """What a run ran under, with what it goes on under from `step` on where that is another."""
+    if before and all(before[-1][key] == now[key] for key in ("sharding", "processes")):
+        return before
+    return [*before, {**now, "from_step": step}]
 
 
 def newest_state(folder: Path, accelerator: Accelerator, report: Callable[[str], None]) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "cached"), [("llama", True), ("gpt2", True), ("llama", False)])
+@pytest.mark.parametrize(("kind", "cached"), [("llama", True), ("gpt2", False)])
 def test_a_folder_generates_as_its_checkpoint_did(tmp_path, monkeypatch, kind, cached):
     monkeypatch.chdir(tmp_path)
     tokenizer = train_byte_pairs(["words of some text, over and over"] * 9, 300)
@@ -33,12 +33,14 @@ def test_a_folder_generates_as_its_checkpoint_did(tmp_path, monkeypatch, kind, c
     model.generation_config.max_new_tokens = 5
     model.save_pretrained("checkpoint")
     tokenizer.save_pretrained("checkpoint")
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.txt").write_text("words of some text, over and over\n" * 40)
     made = run(
-        ["model=huggingface", "model.name=x", "model.pretrained=checkpoint", "data=docstrings", "data.context=32",
-         "data.limit=8", "method=oneshot", "sparsity=0.5", "recipe.epochs=0"]
+        ["model=huggingface", "model.name=x", "model.pretrained=checkpoint", "data=text", "data.root=.",
+         "data.context=32", "method=oneshot", "sparsity=0.5", "recipe.epochs=0"]
     )  # fmt: skip
     (path,) = (tmp_path / "results" / "runs").glob("*/seed0")
-    assert made.metrics["bits_per_byte"] if "bits_per_byte" in made.metrics else True
+    assert made.metrics["bits_per_byte"] > 0
     told = dict(export(ExportedRun(path), "safetensors", tmp_path / "out"))
     assert told["generates with a cache as without"] == "yes"
     written = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -9,12 +9,8 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertModel,
     GPT2Config,
     GPT2LMHeadModel,
-    GPTBigCodeConfig,
-    GPTBigCodeForCausalLM,
 )
 from transformers.pytorch_utils import Conv1D
 
@@ -25,7 +21,6 @@ from pdp.export.program import save_program
 from pdp.export.slim import slim
 from pdp.export.slim_folder import save_slim
 from pdp.export.slim_loader import load_slim
-from pdp.patterns.attention import find_attentions
 from pdp.patterns.find import find_couplings
 
 pytestmark = pytest.mark.language
@@ -198,24 +193,6 @@ def test_the_slim_model_loads_into_no_other_and_leaves_missing_biases_alone(tmp_
     with pytest.raises(ValueError, match="another model: 0.bias"):
         load_slim(other, tmp_path)
     assert other[0].out_features == 4 and other[0].bias is None
-
-
-def test_heads_of_an_attention_that_is_not_known_stay():
-    torch.manual_seed(0)
-    model = DistilBertModel(DistilBertConfig(vocab_size=50, dim=24, n_heads=4, n_layers=1, hidden_dim=96))
-    pruner = make(model)
-    assert [layer.name for layer in pruner.layers] == ["transformer.layer.0.ffn.lin1"]
-    assert "parts of heads" in pruner.skipped["transformer.layer.0.attention.q_lin"]
-
-
-def test_what_only_looks_like_gpt2s_attention_is_not_taken_for_it():
-    # Query, key and value of each head lie together.
-    config = GPTBigCodeConfig(vocab_size=50, n_embd=24, n_head=4, n_layer=1, n_inner=96, multi_query=False)
-    model = GPTBigCodeForCausalLM(config)
-    assert not list(find_attentions(model))
-    pruner = make(model)
-    assert [layer.name for layer in pruner.layers] == ["transformer.h.0.mlp.c_fc"]
-    assert "GPTBigCodeAttention" in pruner.skipped["transformer.h.0.attn.c_attn"]
 
 
 def test_cross_attention_is_followed():

@@ -1,6 +1,9 @@
 """Folders as people have them: no tokenizer, odd ones, heads in another order, few positions, encoder-decoders."""
 
 import json
+import shutil
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +39,16 @@ SIZES |= dict.fromkeys(("roberta", "mpnet", "electra", "xlm-roberta"), SIZES["be
     }
 }
 PIECES = train_word_pieces(WORDS, 400)
+TEXTS = Path(tempfile.mkdtemp(prefix="pdp-texts-"))
 WIDE = 60  # tokens embedded beyond the tokenizer's
+
+
+@pytest.fixture(scope="module", autouse=True)
+def texts():
+    for part in ("train", "test"):
+        (TEXTS / f"{part}.txt").write_text("every dog is an animal\n" * 40, encoding="utf-8")
+    yield
+    shutil.rmtree(TEXTS)
 
 
 def folder_of(place, kind, tokenizer=PIECES, causal=False, **values):
@@ -51,7 +63,7 @@ def folder_of(place, kind, tokenizer=PIECES, causal=False, **values):
 
 
 def words_of(place, *more, data="grammar_nli"):
-    named = {"grammar_nli": ["data.max_length=16"], "docstrings": ["data.context=16"]}[data]
+    named = {"grammar_nli": ["data.max_length=16"], "text": [f"data.root={TEXTS}", "data.context=16"]}[data]
     return ["model=huggingface", "model.name=x", f"model.pretrained={place}", f"data={data}", "data.limit=12",
             "data.validation=0", *named, "method=dense", *more]  # fmt: skip
 
@@ -74,7 +86,7 @@ def test_a_folder_without_a_tokenizer_is_refused_and_takes_one_that_is_named(tmp
     with pytest.raises(Refusal, match=r"holds no tokenizer.*give data\.tokenizer="):
         opened(place)
     with pytest.raises(Refusal, match="holds no tokenizer"):
-        opened(folder_of(tmp_path / "g", "gpt2", tokenizer=None, causal=True), data="docstrings")
+        opened(folder_of(tmp_path / "g", "gpt2", tokenizer=None, causal=True), data="text")
     PIECES.save_pretrained(tmp_path / "t")
     task, model = opened(place, f"data.tokenizer={tmp_path / 't'}", "model.head=new")
     assert logits(task, model).isfinite().all()
@@ -114,7 +126,7 @@ def bare_tokenizer():
 def test_without_pad_eos_and_unk_running_text_works_and_texts_of_several_lengths_are_refused(tmp_path):
     bare = bare_tokenizer()
     assert (bare.pad_token, bare.eos_token, bare.unk_token) == (None, None, None)
-    task, model = opened(folder_of(tmp_path / "g", "gpt2", bare, causal=True, pad_token_id=None), data="docstrings")
+    task, model = opened(folder_of(tmp_path / "g", "gpt2", bare, causal=True, pad_token_id=None), data="text")
     assert logits(task, model).isfinite().all()
     with pytest.raises(Refusal, match="no token to pad with"):
         opened(folder_of(tmp_path / "m", "gpt2", bare, num_labels=3))
@@ -226,7 +238,7 @@ def test_the_longest_text_fits_and_a_token_more_is_refused(tmp_path, kind, longe
         tokenizer = transformers.BertTokenizerFast(vocab={token: number for number, token in enumerate(ordered)})
     more = {} if causal else {"num_labels": 3}
     place = folder_of(tmp_path / kind, kind, tokenizer, causal, **size, **values, **more)
-    key, data = ("data.context", "docstrings") if causal else ("data.max_length", "grammar_nli")
+    key, data = ("data.context", "text") if causal else ("data.max_length", "grammar_nli")
     task, model = opened(place, f"{key}={longest}", data=data)
     tokens = torch.full((2, longest), 7)
     if kind == "bart":

@@ -22,7 +22,17 @@ parameters at the same ratio, where its result runs. It takes channels before a 
 model is another function: a zero changes the mean and the variance of all channels, so no mask can be exact there, and
 here they stay.
 
-"""  # noqa: E501
+""",  # noqa: E501
+    "language": """Hugging Face's transformers, one of each architecture with small random weights, by
+`python scripts/check_models.py --language`. Single weights (60 %) and 2:4: outputs and gradients against the paper's
+formula in the parameters, `hard()`, `finalize()`, and the folder of `save_pretrained` opened again. Channels: half of
+each coupling's heads and hidden units; `hard()`, `finalize()` and `pdp.slim` must be one function, and what opens from
+the slim folder too, by the loader in it and, where a configuration of transformers can say the sizes, by
+`from_pretrained`. What decoders write must be the same from all of these, with a cache of past keys and without.
+Multiply-adds are held against PyTorch's counter and, layer by layer, against outputs times inputs; with experts the
+second number is of all of them.
+
+""",
 }
 
 
@@ -31,7 +41,7 @@ def write_table(parts: Mapping[str, Mapping[str, dict[str, Any]]], page: Path) -
     text = _HEAD
     for part, lines in parts.items():
         if lines:
-            table = channel_rows(lines) if part == "channel" else rows(part, lines)
+            table = _TABLES[part](lines) if part in _TABLES else rows(part, lines)
             text += f"\n## {part}\n\n{_INTRODUCED.get(part, '')}{summary(lines)}\n\n{table}\n"
     page.write_text(text, encoding="utf-8")
 
@@ -77,3 +87,32 @@ def channel_rows(lines: Mapping[str, dict[str, Any]]) -> str:
         cells = (name, size, line["status"], own, peer, left[:300], f"{line.get('cpu', 0):.1f}")
         table.append("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(table)
+
+
+def language_rows(lines: Mapping[str, dict[str, Any]]) -> str:
+    """One row an architecture."""
+    table = [
+        "| architecture | kind | status | prunable, random | 2:4 | heads | parameters left | slim opens with | MACs "
+        "| generate | left dense and why, random | and in channels |"
+    ]
+    table.append("|" + "---|" * 12)
+    for name in sorted(lines):
+        line = lines[name]
+        weights, groups, channel = (line.get(pattern, {}) for pattern in ("random", "2:4", "channel"))
+        shares = [
+            f"{one['prunable']:.1%}" if "prunable" in one else one.get("refused", "")[:80] for one in (weights, groups)
+        ]
+        left = f"{channel['parameters']:.2f}" if "parameters" in channel else "refused"
+        opens = "" if "parameters" not in channel else "from_pretrained" if channel["opens"] else "its own loader"
+        macs = f"{line.get('macs', 0):,}"
+        if line.get("macs_all_experts") not in (None, line.get("macs")):
+            macs += f" of {line['macs_all_experts']:,}"
+        why = ["; ".join(f"{count} x {reason}" for reason, count in one.get("left", [])) for one in (weights, channel)]
+        why[1] = "; ".join(line.get("wrong") or []) or channel.get("refused", why[1])
+        cells = (name, line.get("kind", ""), line["status"], *shares, channel.get("heads", 0), left, opens, macs)
+        cells += (line.get("generate", ""), why[0][:300], why[1][:400])
+        table.append("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(table)
+
+
+_TABLES = {"channel": channel_rows, "language": language_rows}

@@ -1,0 +1,103 @@
+"""Low-rank recovery (LoRA, Hu et al. 2022): W + alpha/r B A under the mask, of which A and B alone are trained.
+
+The mask acts on the sum, so that the trained model and the merged one are the same and its zeros are exact. Adapters
+that wrap modules, as peft's do, add B A beside the masked weight and under other names.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pdp.errors import Refusal
+from pdp.layers import Layer, is_conv1d
+from pdp.methods.method import Method
+
+
+class Adapter:
+    """A (r, inputs) and B (outputs, r) of a linear layer, B zero at first."""
+
+    def __init__(self, layer: Layer, rank: int, alpha: float, seed: int):
+        self.transposed = is_conv1d(layer.sites[0].module)
+        weight = layer.weight
+        outputs, inputs = weight.shape[::-1] if self.transposed else weight.shape
+        # One stream for each layer, the same on every process.
+        generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + zlib.crc32(layer.name.encode()))
+        bound = 1 / math.sqrt(inputs)  # Kaiming's uniform with a = sqrt(5), as the authors and peft have it
+        first = (2 * torch.rand(rank, inputs, generator=generator) - 1) * bound
+        self.a = nn.Parameter(first.to(weight.device, weight.dtype))
+        self.b = nn.Parameter(torch.zeros(outputs, rank, dtype=weight.dtype, device=weight.device))
+        self.scale = alpha / rank
+
+    def added(self, weight: Tensor) -> Tensor:
+        """`weight` + alpha/r B A; differentiable in A and B."""
+        product = self.b.to(weight.device) @ self.a.to(weight.device)
+        return weight + self.scale * (product.t() if self.transposed else product)
+
+
+def adapt(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    method: Method,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str],
+    trained: Sequence[str],
+    seed: int,
+) -> list[Adapter]:
+    """Puts adapters on the linear layers whose names `targets` match (all, where there are none), and freezes the rest.
+
+    `trained` are modules that stay trainable, such as a head that starts random. Raises `Refusal`.
+    """
+    if not (method.locked or method.calibrates):
+        raise Refusal(
+            f"recipe.adapter=lora trains under zeros that stay, and method={method.options.name} moves them: prune "
+            "first, then give from=<that run> (method=held), or method=wanda or sparsegpt with recipe.epochs"
+        )
+    linear = [one for one in layers if isinstance(one.sites[0].module, nn.Linear) or is_conv1d(one.sites[0].module)]
+    unknown = [one for one in targets if not any(fnmatch(layer.name, one) for layer in linear)]
+    if unknown or not linear:
+        names = ", ".join(layer.name for layer in linear[:4]) or "none"
+        raise Refusal(
+            f"recipe.adapter_targets={','.join(unknown) or '[]'} matches no pruned linear layer ({names}, ...): "
+            "give recipe.adapter_targets=[<names or fnmatch patterns of layers>]"
+        )
+    chosen = [layer for layer in linear if not targets or any(fnmatch(layer.name, one) for one in targets)]
+    smallest = min(min(layer.weight.shape) for layer in chosen)
+    if rank > smallest:
+        raise Refusal(f"recipe.adapter_rank={rank} is more than {smallest}, the smallest side of a layer: lower it")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(name.startswith(f"{one}.") for one in trained))
+    for layer in chosen:
+        layer.adapter = Adapter(layer, rank, alpha, seed)
+    return [layer.adapter for layer in chosen]
+
+
+@torch.no_grad()
+def merge(layers: Sequence[Layer]) -> None:
+    """Adds every adapter to its stored weight; the masks follow."""
+    for layer in layers:
+        if layer.adapter is not None:
+            layer.weight.copy_(layer.adapter.added(layer.weight))
+            layer.adapter = None
+
+
+def state_of(layers: Sequence[Layer]) -> dict[str, dict[str, Tensor]]:
+    """A and B by layer."""
+    held = {layer.name: layer.adapter for layer in layers if layer.adapter is not None}
+    return {name: {"a": one.a.detach(), "b": one.b.detach()} for name, one in held.items()}
+
+
+@torch.no_grad()
+def load_state(layers: Sequence[Layer], state: dict[str, Any]) -> None:
+    """Takes back `state_of`; the optimizer goes on with the same parameters."""
+    for layer in layers:
+        if layer.adapter is not None:
+            layer.adapter.a.copy_(state[layer.name]["a"])
+            layer.adapter.b.copy_(state[layer.name]["b"])

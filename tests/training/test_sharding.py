@@ -1,0 +1,176 @@
+"""recipe.sharding=fsdp: masks, counts and weights of parts on two processes are those of one process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import sharding_worker
+import torch
+
+import pdp
+from pdp.config.compose import compose
+from pdp.config.identity import config_hash
+from pdp.errors import Refusal
+from pdp.runs.checkpoint import read_tensors
+from pdp.runs.record import read_record
+from pdp.training.export_run import ExportedRun, export
+
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+
+def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
+    command = [sys.executable, *(LAUNCHER if processes > 1 else []), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fsdp")
+    done = launch("tests/sharding_worker.py", str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def equal(one, two) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == two.keys() and all(equal(value, two[key]) for key, value in one.items())
+    return torch.equal(one, two) if torch.is_tensor(one) else one == two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", sharding_worker.CASES, ids=" ".join)
+def test_parts_on_two_processes_are_one_process(case, two_processes):
+    one, two = (left[" ".join(case)] for left in two_processes)
+    assert equal(one, two)
+    alone = sharding_worker.what_is_left(*sharding_worker.train(0, 1, False, *case))
+    for key in ("keep", "final", "pruned", "nonzero"):
+        assert equal(one[key], alone[key])
+    assert any(one["pruned"][name] > 0 for name in one["pruned"])
+    # AdamW divides the gradient of a pruned channel, which is next to nothing, by its own size.
+    near = 1e-7 if case[2] == "channel" else 1e-9
+    for key in ("soft", "hard"):
+        for name, value in alone[key].items():
+            assert torch.allclose(one[key][name], value, rtol=1e-6, atol=near), name
+            assert torch.equal(one[key][name] == 0, value == 0), name
+
+
+TINY = [
+    "model=gpt2_tiny",
+    "model.sizes={n_embd: 16, n_layer: 2, n_head: 2, n_positions: 16, resid_pdrop: 0, embd_pdrop: 0, attn_pdrop: 0}",
+    "data=text",
+    "data.context=16",
+    "data.vocabulary=300",
+    "data.validation=0.1",
+    "recipe.epochs=4",
+    "recipe.batch_size=4",
+    "recipe.lr=1e-3",
+    "schedule.warmup=0.1",
+    "schedule.ramp=0.4",
+    "sparsity=0.6",
+    "device=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    lines = [f"the {name} number {number} sat on mat {number % 7}" for number in range(60) for name in ("cat", "dog")]
+    (folder / "train.txt").write_text("\n".join(lines))
+    (folder / "test.txt").write_text("\n".join(lines[5:38]))  # windows that do not divide by two
+    return folder
+
+
+def killed_after_an_epoch(arguments, processes):
+    command = [sys.executable, *(LAUNCHER if processes > 1 else []), "train.py", *arguments]
+    output = Path(next(one for one in arguments if one.startswith("output_dir=")).partition("=")[2])
+    first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.PIPE)
+    while not any(output.glob("*/seed0/checkpoint/step-*.pt")):
+        assert first.poll() is None, first.communicate()[1][-3000:]
+        time.sleep(0.02)
+    time.sleep(0.3)
+    # torchrun's processes have sessions of their own.
+    children = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
+    for one in [first.pid, *map(int, children)]:
+        os.kill(one, signal.SIGKILL)
+    first.communicate()
+
+
+def left_by(output):
+    (run,) = output.glob("*/seed0")
+    return read_record(run), read_tensors(run / "model.safetensors"), run
+
+
+def alike(one, two):
+    record, weights, _ = one
+    other, expected, _ = two
+    assert (record.config_hash, record.sparsity, record.steps) == (other.config_hash, other.sparsity, other.steps)
+    assert record.metric == pytest.approx(other.metric, rel=1e-4)
+    assert record.metric_before_pruning == pytest.approx(other.metric_before_pruning, rel=1e-4)
+    assert record.metric_best == pytest.approx(other.metric_best, rel=1e-4)
+    assert (record.params_nonzero, record.macs_sparse) == (other.params_nonzero, other.macs_sparse)
+    assert weights.keys() == expected.keys()
+    assert all(torch.allclose(weights[name], expected[name], atol=2e-4) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(text, tmp_path_factory):
+    output = tmp_path_factory.mktemp("alone")
+    pdp.run([*TINY, f"data.root={text}", f"output_dir={output}"])
+    return left_by(output)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_two_sharded_processes_to_one(text, tmp_path, uninterrupted):
+    arguments = [*TINY, f"data.root={text}", f"output_dir={tmp_path}", "recipe.epochs=4"]
+    killed_after_an_epoch([*arguments, "recipe.sharding=fsdp"], 2)
+    pdp.run(arguments)
+    left = left_by(tmp_path)
+    alike(left, uninterrupted)
+    assert [(one["sharding"], one["processes"]) for one in left[0].ran_under] == [("fsdp", 2), ("none", 1)]
+    assert left[0].ran_under[1]["from_step"] > 0
+    assert uninterrupted[0].ran_under == [{"sharding": "none", "processes": 1, "from_step": 0}]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_one_process_to_two_sharded_and_from_pretrained_opens_it(text, tmp_path, uninterrupted):
+    from transformers import AutoModelForCausalLM
+
+    arguments = [*TINY, f"data.root={text}", f"output_dir={tmp_path}"]
+    killed_after_an_epoch(arguments, 1)
+    done = launch("train.py", *arguments, "recipe.sharding=fsdp")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "going on from epoch" in done.stdout
+    left = left_by(tmp_path)
+    alike(left, uninterrupted)
+    assert [(one["sharding"], one["processes"]) for one in left[0].ran_under] == [("none", 1), ("fsdp", 2)]
+    (tmp_path / "folder").mkdir()
+    export(ExportedRun(left[2]), "safetensors", tmp_path / "folder")
+    opened = AutoModelForCausalLM.from_pretrained(tmp_path / "folder")
+    weight = opened.transformer.h[0].mlp.c_fc.weight
+    assert torch.equal(weight, left[1]["transformer.h.0.mlp.c_fc.weight"]) and (weight == 0).any()
+
+
+def test_it_moves_no_identity_and_what_it_cannot_do_is_refused_in_a_line():
+    plain = ["model=gpt2_tiny", "sparsity=0.5"]
+    config = compose([*plain, "recipe.sharding=fsdp"])
+    assert config_hash(config, "x") == config_hash(compose(plain), "x")
+    for more, said in (
+        (["method=str"], "method=str reads gradients"),
+        (["recipe.ema=0.9"], "give recipe.ema=null"),
+        (["recipe.compile=true"], "give recipe.compile=false"),
+        (["recipe.on_nonfinite=skip"], "give recipe.on_nonfinite=stop"),
+        (["recipe.precision=fp16"], "give recipe.precision=bf16"),
+        (["recipe.sharding=zero"], "recipe.sharding=zero"),
+        (["method.temperature_mode=learned"], "method.temperature_mode=relative"),
+    ):
+        with pytest.raises(Refusal) as caught:
+            compose([*plain, "recipe.sharding=fsdp", *more])
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(Refusal, match="for language models"):
+        compose(["model=resnet20", "sparsity=0.5", "recipe.sharding=fsdp"])
