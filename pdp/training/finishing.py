@@ -51,6 +51,8 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     pruner.finalize()
     with shipped(model, pruner.frozen):
         notes += recalibrated(config, task, trainer)
+    if pruner.quantizer is not None and config.recipe.recalibrate_bn:
+        pruner.frozen = pruner.quantizer.freeze(model)  # the norms that biases hold have changed
     notes += rounded(config, pruner)
     # Every process evaluates the weights on the disk, which the main process has written.
     if trainer.takes_part:
