@@ -16,6 +16,7 @@ CASES = [
     and {"2:4": "nm"}.get(pattern, pattern) in PATTERNS_OF.get(method, ("random", "nm", "channel"))
 ]
 # So that three steps an epoch see an update, or scores learn anything in a few of them.
+CALIBRATED = ("wanda", "sparsegpt")  # methods that prune at once, from samples
 SHORT_OPTIONS = {
     "rigl": {"update_every": "2it"},
     "optg": {"update_every": "2it"},
@@ -61,6 +62,8 @@ def case_pruner(model: nn.Module, method: str, pattern: str, epochs: int, **valu
     """The pruner of a case, in a run of three steps an epoch."""
     name, options = VARIANTS.get(method, (method, SHORT_OPTIONS.get(method, {})))
     values = {"sparsity": PATTERNS[pattern], "schedule": {"warmup": "1ep", "ramp": "2ep"}} | options | values
+    if name in CALIBRATED:
+        values.setdefault("calibration", [batch(1, dtype=next(model.parameters()).dtype)[0]])
     return Pruner(
         model,
         name,

@@ -12,6 +12,7 @@ from pdp import Pruner, Refusal, count_macs
 from pdp.experts import expert_stacks
 from pdp.layers import weighted_sites
 from pdp.training.optimizers import decay_groups
+from pdp.training.sharding import check_layers
 
 pytestmark = pytest.mark.language
 
@@ -266,3 +267,9 @@ def test_the_tied_table_can_be_asked_for():
     assert model.lm_head.weight is model.model.embed_tokens.weight and int(kept.sum()) == 512
     assert float(plain.lm_head.weight.abs()[~kept].max()) <= float(plain.lm_head.weight.abs()[kept].min())
     assert F.embedding(TOKENS, model.lm_head.weight).shape == (2, 6, 16)
+
+
+def test_shards_of_experts_are_refused():
+    with pytest.raises(Refusal, match=r"recipe.sharding=fsdp: model.layers.0.mlp.experts.gate_up_proj holds all"):
+        check_layers(pruned(build("Mixtral"), sparsity=0.5))
+    check_layers(pruned(build("Mixtral"), sparsity=0.5, exclude=["*.experts.*"]))

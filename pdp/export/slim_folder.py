@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pdp.export import slim_loader
 from pdp.export.slim import Slimmed, slim
+from pdp.export.transformer_folder import write_transformer
 
 
 def save_slim(model: nn.Module, example_input: Tensor, folder: Path, origin: dict[str, Any]) -> nn.Module:
@@ -21,18 +22,19 @@ def save_slim(model: nn.Module, example_input: Tensor, folder: Path, origin: dic
     return slimmed.model.eval()
 
 
-def write_slim(slimmed: Slimmed, folder: Path, origin: dict[str, Any]) -> None:
+def write_slim(slimmed: Slimmed, folder: Path, origin: dict[str, Any], tokenizer: Any = None) -> None:
     """Writes slim.json, model.safetensors, and load_slim.py, which loads them into the dense model's own class.
 
     The loaded model can be trained. `origin` is stored in slim.json and describes the dense model. If a Hugging Face
-    model's configuration says the slim sizes, it is written too, so that `from_pretrained` opens the folder.
+    model's configuration says the slim sizes, it is written too, with its `tokenizer`, so that `from_pretrained` opens
+    the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     removed = {name: {"removed": gone, "of": units} for name, (gone, units) in slimmed.removed.items()}
     described = {"model": origin, "modules": slimmed.modules, "channels": removed}
     (folder / "slim.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     if slimmed.opens:
-        slimmed.model.save_pretrained(folder, save_original_format=False)  # type: ignore[operator]
+        write_transformer(slimmed.model, tokenizer, folder, save_original_format=False)
     else:
         save_model(slimmed.model, str(folder / "model.safetensors"))
     shutil.copyfile(slim_loader.__file__, folder / "load_slim.py")

@@ -23,10 +23,7 @@ def save_transformer(model: Any, tokenizer: Any, inputs: Tensor, folder: Path) -
     saved with the tokenizer, generation options with the model. Raises `Stopped` if the opened model gives other
     outputs.
     """
-    with _as_it_was(model, tokenizer):
-        model.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+    write_transformer(model, tokenizer, folder)
     again = type(model).from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     with torch.no_grad():
         off = float((again(inputs).logits - model(inputs).logits).abs().max())
@@ -36,6 +33,14 @@ def save_transformer(model: Any, tokenizer: Any, inputs: Tensor, folder: Path) -
     if hasattr(again, "lm_head") and again.can_generate():
         written.append(("generates with a cache as without", "yes" if _same_with_cache(again, inputs) else "NO"))
     return written
+
+
+def write_transformer(model: Any, tokenizer: Any, folder: Path, **options: Any) -> None:
+    """Writes both, with `use_cache` and the tokenizer's longest text as they were; `options` of `save_pretrained`."""
+    with _as_it_was(model, tokenizer):
+        model.save_pretrained(folder, **options)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
 
 
 @contextmanager

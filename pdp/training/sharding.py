@@ -51,6 +51,16 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
         buffer.data = buffer.data.to(accelerator.device)
 
 
+def check_layers(pruner: Pruner) -> None:
+    """Raises `Refusal` for layers whose weight is one matrix of a parameter, as experts' may be: a shard has a part."""
+    stacked = next((layer for layer in pruner.layers if layer.stacked), None)
+    if stacked is not None:
+        raise Refusal(
+            f"recipe.sharding=fsdp: {stacked.parameter} holds all experts, whose masks on parts of it have not been "
+            f"shown equal: give recipe.sharding=none, or leave them out with prune.exclude=['*.experts.*']"
+        )
+
+
 def follow(pruner: Pruner, device: torch.device) -> None:
     """Brings what the pruner holds to where the shards lie."""
     for layer in pruner.layers:

@@ -1,5 +1,7 @@
 """Heads of any attention: which rows belong to which, by hand for each layout, and what is left without some."""
 
+import copy
+
 import pytest
 import torch
 import transformers
@@ -81,6 +83,38 @@ def test_slopes_made_from_the_number_of_heads_keep_them():
     model, example = zoo.build("bloom")
     (one, _) = [one for one in find_couplings(model, example) if one.heads]
     assert "made anew from their number" in one.refused
+
+
+def test_a_key_that_all_heads_share_weighs_for_none_of_them():
+    model, example = zoo.build("gpt_bigcode")
+    plain = copy.deepcopy(model)
+    pruner = Pruner(
+        model, pattern="channel", sparsity=0.5, epochs=1, schedule=NOW, allocation="uniform", example_input=example
+    )
+    pruner.start_epoch(0)
+    with torch.no_grad():
+        for layer in pruner.layers:
+            made, read = plain.get_submodule(layer.name), None
+            if layer.name.endswith("c_attn"):
+                size, read = SIZE, plain.get_submodule(layer.name.replace("c_attn", "c_proj"))
+            else:
+                size = 1
+            rows = made.weight[: layer.units * size].double().reshape(layer.units, -1)
+            squares = rows.square().mean(1)
+            ordered = squares.sqrt().sort().values
+            cut = (ordered[layer.pruned - 1] + ordered[layer.pruned]) / 2
+            assert float(layer.state["cut"]) == pytest.approx(float(cut), rel=1e-6)
+            mask = torch.sigmoid((squares - cut**2) / float(pruner.method.temperature_of(layer)))
+            torch.testing.assert_close(layer.state["mask"].double(), mask, rtol=1e-4, atol=1e-6)
+            of_rows = mask.repeat_interleave(size).float()
+            made.weight[: len(of_rows)] *= of_rows[:, None]
+            made.bias[: len(of_rows)] *= of_rows
+            if read is not None:  # a head without queries would give the mean of all values
+                read.weight *= of_rows
+    torch.testing.assert_close(outputs(model, example), outputs(plain, example), rtol=1e-4, atol=1e-5)
+    outputs(model, example).square().mean().backward()
+    gradient = model.transformer.h[0].attn.c_attn.weight.grad
+    assert bool(gradient.isfinite().all()) and bool(gradient[4 * SIZE :].any())
 
 
 class Own(nn.Module):
