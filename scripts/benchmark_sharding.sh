@@ -8,7 +8,7 @@
 # main process's device and the metric, which must agree. With PROFILE=1 each sharded run is made under Nsight Systems where nsys is installed; the
 # share of NCCL kernels that run beside others is the overlap. Exit codes: those of the first run that fails.
 #
-# NOT TESTED on a GPU: none was at hand when it was written. Only its commands were made on a CPU (DEVICE=cpu).
+# NOT TESTED: no GPU was at hand when it was written, and it has been run nowhere; its syntax alone was checked. DEVICE=cpu tries it.
 set -eu
 cd "$(dirname "$0")/.."
 gpus=${1:-2}
