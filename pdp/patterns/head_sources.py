@@ -16,23 +16,23 @@ from pdp.layers import is_conv1d
 
 @dataclass
 class Called:
-    """What a module was called with."""
+    """The arguments with which a module was called."""
 
     args: tuple
     kwargs: dict[str, Any]
 
     @property
     def form(self) -> tuple:
-        """Which of the arguments were there."""
+        """Which of the arguments were given."""
         return tuple(map(_form, self.args)), tuple((key, _form(value)) for key, value in self.kwargs.items())
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors, in order."""
+        """All tensors among the arguments, in order."""
         return [one for one in tree_leaves((self.args, self.kwargs)) if isinstance(one, Tensor)]
 
     def fresh(self) -> Called:
-        """The same without a cache of past keys, and with tensors that no graph leads to."""
+        """The same without a cache of past keys, and with detached tensors."""
 
         def one(value: Any) -> Any:
             return value.detach().clone() if isinstance(value, Tensor) else value
@@ -52,7 +52,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 class Core:
-    """One call of an attention, with noise where its layers have made something, and zeros in rows that are `gone`."""
+    """One call of an attention, with noise in place of its layers' outputs, and zeros in the rows that are `gone`."""
 
     def __init__(self, module: nn.Module, called: Called, gone: set[tuple[str, int]] | None = None):
         self.leaves: dict[str, Tensor] = {}
@@ -75,7 +75,7 @@ class Core:
                 noise = torch.randn(output.shape, generator=generator).to(output)
                 noise[..., [row for one, row in gone or () if one == name]] = 0
                 self.leaves[name], self.reads[name] = noise.requires_grad_(), inputs[0]
-                return self.leaves[name].clone()  # which it may write to
+                return self.leaves[name].clone()  # a clone, because the module may write to it
 
             return hook
 
@@ -94,9 +94,9 @@ class Core:
                 module(*own.args, **own.kwargs)
 
     def sources(self, values: Tensor) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
-        """Gradients of the sum of these, with random weights: by layer that made something, by whatever else acts.
+        """Gradients of the randomly weighted sum of `values`, first by layer, second by anything else they depend on.
 
-        That is another parameter, by the name of its module and its own, or an argument, by its place.
+        Something else is another parameter, by its module's and its own name, or an argument, by its position.
         """
         weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1)).to(values)
         wanted: list[tuple[Any, Tensor]] = [*self.leaves.items(), *self.parameters.items(), *self.given.items()]
@@ -110,7 +110,7 @@ class Core:
         )
 
     def rows(self, values: Tensor) -> set[tuple[str, int]]:
-        """The rows of layers that these depend on."""
+        """The rows of layers on which these values depend."""
         made, _ = self.sources(values)
         return {(name, row) for name, slope in made.items() for row in along_axis(slope, slope.dim() - 1)}
 
@@ -125,7 +125,7 @@ def along_axis(slope: Tensor, axis: int) -> list[int]:
 
 
 def own_axis(slopes: list[Tensor], unit_of: list[int]) -> tuple[int, list[int]] | None:
-    """The axis of a parameter along which each place belongs to one unit, and these units."""
+    """The axis of a parameter along which each index belongs to one unit, and these units; None if there is none."""
     for axis in range(slopes[0].dim()):
         owner = [-1] * slopes[0].shape[axis]
         apart = True

@@ -1,10 +1,10 @@
-"""Heads of attentions of any kind, found by asking what each input of the output projection depends on.
+"""Finds the heads of attentions of any kind, from what each input of the output projection depends on.
 
-An attention is called once by itself, with noise in place of what its linear layers make. The gradient of one input of
-its last layer then says by which rows of which layers it is made: all queries and keys of its head, and its own value.
-So layouts need no list: separate or fused projections, heads one after the other or query, key and value of each
-together, several queries to a key, rotary pairs, projections through a latent space. `pdp.patterns.proof` has the last
-word.
+Each attention is called once by itself, with noise in place of what its linear layers compute. The gradient of one
+input of its last layer then shows which rows of which layers it depends on: all queries and keys of its head, and its
+own value. So no list of layouts is needed: projections may be separate or fused, with heads one after the other or
+query, key and value of each head together, with several queries per key, rotary pairs, or a latent space.
+`pdp.patterns.proof` verifies the result.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ UNCOUNTED = "its heads cannot go: no count of heads in {} could be changed so th
 
 @dataclass
 class Heads:
-    """The heads of one attention, with the units that can only go together."""
+    """The heads of one attention, as units that can only be removed together."""
 
     name: str
     units: int
     heads: int
-    rows: dict[str, list[int]]  # by the layers that make heads, relative to the attention: the unit of each row
+    rows: dict[str, list[int]]  # the unit of each row, by layer (relative to the attention)
     reader: str
     columns: list[int]
     vectors: list[tuple[str, str, int, list[int]]] = field(default_factory=list)  # module, parameter, axis, units
-    settings: list[tuple[str, str, int]] = field(default_factory=list)  # module, attribute, its value for each unit
-    silent: bool = True  # whether a head makes zeros where its rows are zero
-    # Of the tensors that it is called with those with a part for each head: the place, the axis, each part's unit.
+    settings: list[tuple[str, str, int]] = field(default_factory=list)  # module, attribute, its value per unit
+    silent: bool = True  # whether a head's output is zero if its rows are
+    # Arguments of the call with a part for each head: (position, axis, unit of each part).
     given: list[tuple[int, int, list[int]]] = field(default_factory=list)
     refused: str | None = None
 
 
 def find_heads(model: nn.Module, call: Call, example: Any, known: set[str]) -> list[Heads]:
-    """The heads of every attention that is called, but for those in the modules `known`; the model in evaluation mode.
+    """The heads of every attention that is called, except in the modules `known`; the model must be in evaluation mode.
 
-    Attentions alike are tried once.
+    Of several attentions of the same kind only one is tried.
     """
     places = _candidates(model, known)
     if not places:
@@ -71,7 +71,7 @@ def find_heads(model: nn.Module, call: Call, example: Any, known: set[str]) -> l
 
 
 def coupling_of(model: Any, heads: Heads) -> Coupling:
-    """What goes with each of these heads."""
+    """The coupling of these heads with all that belongs to them."""
 
     def part(inner: str, units: list[int]) -> Part:
         name = f"{heads.name}.{inner}"
@@ -89,7 +89,7 @@ def coupling_of(model: Any, heads: Heads) -> Coupling:
 
 
 def _candidates(model: nn.Module, known: set[str]) -> list[str]:
-    """Modules called an attention that hold layers enough, and nothing that is known."""
+    """The names of modules whose class is called an attention, with enough layers, and without known ones inside."""
     found = []
     for name, module in model.named_modules():
         if name and "att" in type(module).__name__.lower() and not isinstance(module, nn.MultiheadAttention):
@@ -100,7 +100,7 @@ def _candidates(model: nn.Module, known: set[str]) -> list[str]:
 
 
 def _calls(model: nn.Module, call: Call, example: Any, names: list[str]) -> dict[str, Called]:
-    """What each of these modules was called with first."""
+    """The arguments of the first call of each of these modules."""
     calls: dict[str, Called] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -118,7 +118,7 @@ def _calls(model: nn.Module, call: Call, example: Any, names: list[str]) -> dict
 
 
 def _kind(module: nn.Module) -> Any:
-    """What tells attentions apart whose heads may lie otherwise: classes, sizes and plain attributes."""
+    """What distinguishes attentions whose heads may be laid out differently: classes, sizes and plain attributes."""
     parts = []
     for name, one in module.named_modules():
         shapes = tuple((key, tuple(value.shape)) for key, value in one._parameters.items() if value is not None)
@@ -129,7 +129,7 @@ def _kind(module: nn.Module) -> Any:
 
 
 def _probe(module: nn.Module, called: Called) -> Heads | None:
-    """The heads of an attention; None where it is none that is understood."""
+    """The heads of an attention; None if its structure is not understood."""
     try:
         core = Core(module, called)
         reader = next(
@@ -141,7 +141,7 @@ def _probe(module: nn.Module, called: Called) -> Heads | None:
         with torch.enable_grad():
             size = _head_size(core, values)
             heads = None if size is None else _assemble(module, called, core, reader, size)
-    except Exception:  # whatever a stranger's module raises when it is called by itself
+    except Exception:  # an unknown module may raise anything when it is called by itself
         return None
     if heads is None:
         return None
@@ -170,18 +170,18 @@ def _probe(module: nn.Module, called: Called) -> Heads | None:
 
 
 class _Inside:
-    """An attention as if it were a model that has itself under the empty name."""
+    """Presents an attention as a model that contains it under the empty name."""
 
     def __init__(self, module: nn.Module):
         self.module = module
 
     def get_submodule(self, name: str) -> nn.Module:
-        """By a name that begins with a dot."""
+        """The submodule with this name, which begins with a dot."""
         return self.module.get_submodule(name.strip("."))
 
 
 def _head_size(core: Core, values: Tensor) -> int | None:
-    """How many inputs of the last layer a head makes: neighbours share its queries and keys."""
+    """The number of inputs of the last layer per head: neighbours within a head share queries and keys."""
     width = values.shape[-1]
     if width < 2:
         return None
@@ -189,7 +189,7 @@ def _head_size(core: Core, values: Tensor) -> int | None:
     shared = len(first & core.rows(values[..., 1]))
     if not shared:
         return None
-    low, high = 1, width  # alike, not alike
+    low, high = 1, width  # bounds of the search: still the same head, no longer the same
     while high - low > 1:
         middle = (low + high) // 2
         alike = len(first & core.rows(values[..., middle])) >= shared
@@ -198,7 +198,7 @@ def _head_size(core: Core, values: Tensor) -> int | None:
 
 
 def _assemble(module: nn.Module, called: Called, core: Core, reader: str, size: int) -> Heads | None:
-    """Units: heads that share a row of a layer, unless all heads share it."""
+    """Makes the units: heads that share a row of a layer form one unit, unless all heads share that row."""
     values = core.reads[reader]
     count = values.shape[-1] // size
     touched: dict[tuple[str, int], set[int]] = {}
