@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from pdp.layers import is_weighted
 from pdp.patterns.coupling import Coupling, Vector
-from pdp.patterns.heads import Called, Heads, coupling_of, own_axis
+from pdp.patterns.head_sources import Called, own_axis
+from pdp.patterns.heads import Heads, coupling_of
 
 SLOPES = "its heads have biases that are no parameter's, made anew from their number"
 APART = "its heads share biases with those of {}, which lie otherwise"

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pdp.layers import is_conv1d
 from pdp.patterns.coupling import Coupling, Part, Vector
 from pdp.patterns.head_counts import find_settings
+from pdp.patterns.head_sources import Called, Core, along_axis, is_linear, own_axis
 
 Call = Callable[[nn.Module, Any], Any]
 
@@ -43,38 +43,6 @@ class Heads:
     # Arguments of the call with a part for each head: (position, axis, unit of each part).
     given: list[tuple[int, int, list[int]]] = field(default_factory=list)
     refused: str | None = None
-
-
-@dataclass
-class Called:
-    """The arguments with which a module was called."""
-
-    args: tuple
-    kwargs: dict[str, Any]
-
-    @property
-    def form(self) -> tuple:
-        """Which of the arguments were given."""
-        return tuple(map(_form, self.args)), tuple((key, _form(value)) for key, value in self.kwargs.items())
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments, in order."""
-        return [one for one in tree_leaves((self.args, self.kwargs)) if isinstance(one, Tensor)]
-
-    def fresh(self) -> Called:
-        """The same without a cache of past keys, and with detached tensors."""
-
-        def one(value: Any) -> Any:
-            return value.detach().clone() if isinstance(value, Tensor) else value
-
-        rest = {key: None if "Cache" in type(value).__name__ else value for key, value in self.kwargs.items()}
-        args = tuple(None if "Cache" in type(value).__name__ else value for value in self.args)
-        return Called(tree_map(one, args), tree_map(one, rest))
-
-
-def _form(value: Any) -> Any:
-    return value.dim() if isinstance(value, Tensor) else type(value).__name__
 
 
 def find_heads(model: nn.Module, call: Call, example: Any, known: set[str]) -> list[Heads]:
@@ -120,17 +88,13 @@ def coupling_of(model: Any, heads: Heads) -> Coupling:
     return one
 
 
-def _linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or is_conv1d(module)
-
-
 def _candidates(model: nn.Module, known: set[str]) -> list[str]:
     """The names of modules whose class is called an attention, with enough layers, and without known ones inside."""
     found = []
     for name, module in model.named_modules():
         if name and "att" in type(module).__name__.lower() and not isinstance(module, nn.MultiheadAttention):
             taken = any(one == name or one.startswith(f"{name}.") or name.startswith(f"{one}.") for one in known)
-            if not taken and sum(_linear(one) for one in module.modules()) > 1:
+            if not taken and sum(is_linear(one) for one in module.modules()) > 1:
                 found.append(name)
     return found
 
@@ -164,82 +128,10 @@ def _kind(module: nn.Module) -> Any:
     return tuple(parts)
 
 
-class _Core:
-    """One call of an attention, with noise in place of its layers' outputs, and zeros in the rows that are `gone`."""
-
-    def __init__(self, module: nn.Module, called: Called, gone: set[tuple[str, int]] | None = None):
-        self.leaves: dict[str, Tensor] = {}
-        self.reads: dict[str, Tensor] = {}
-        self.twice: set[str] = set()
-        self.parameters = {
-            (name, key): value
-            for name, one in module.named_modules()
-            if not _linear(one)
-            for key, value in one._parameters.items()
-            if value is not None and value.is_floating_point()
-        }
-        frozen = [one for one in self.parameters.values() if not one.requires_grad]
-        generator = torch.Generator().manual_seed(0)
-
-        def made(name: str) -> Callable[..., Tensor]:
-            def hook(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-                if name in self.leaves:
-                    self.twice.add(name)
-                noise = torch.randn(output.shape, generator=generator).to(output)
-                noise[..., [row for one, row in gone or () if one == name]] = 0
-                self.leaves[name], self.reads[name] = noise.requires_grad_(), inputs[0]
-                return self.leaves[name].clone()  # a clone, because the module may write to it
-
-            return hook
-
-        with ExitStack() as stack:
-            for one in frozen:
-                one.requires_grad_(True)
-                stack.callback(one.requires_grad_, False)
-            for name, one in module.named_modules():
-                if _linear(one):
-                    stack.callback(one.register_forward_hook(made(name)).remove)
-            own = called.fresh()
-            self.given = {index: one for index, one in enumerate(own.tensors) if one.is_floating_point()}
-            for one in self.given.values():
-                one.requires_grad_()
-            with torch.enable_grad():
-                module(*own.args, **own.kwargs)
-
-    def sources(self, values: Tensor) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
-        """Gradients of the randomly weighted sum of `values`, first by layer, second by anything else they depend on.
-
-        Something else is another parameter, by its module's and its own name, or an argument, by its position.
-        """
-        weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1)).to(values)
-        wanted: list[tuple[Any, Tensor]] = [*self.leaves.items(), *self.parameters.items(), *self.given.items()]
-        with torch.enable_grad():
-            total = (values * weights).sum()
-        slopes = torch.autograd.grad(total, [one for _, one in wanted], retain_graph=True, allow_unused=True)
-        some = [(key, slope) for (key, _), slope in zip(wanted, slopes, strict=True) if slope is not None]
-        return (
-            {key: one for key, one in some if isinstance(key, str)},
-            {key: one for key, one in some if not isinstance(key, str)},
-        )
-
-    def rows(self, values: Tensor) -> set[tuple[str, int]]:
-        """The rows of layers on which these values depend."""
-        made, _ = self.sources(values)
-        return {(name, row) for name, slope in made.items() for row in _along(slope, slope.dim() - 1)}
-
-
-def _along(slope: Tensor, axis: int) -> list[int]:
-    return (
-        (slope.movedim(axis, 0).flatten(1) != 0).any(1).nonzero().flatten().tolist()
-        if slope.dim() > 1
-        else ((slope != 0).nonzero().flatten().tolist())
-    )
-
-
 def _probe(module: nn.Module, called: Called) -> Heads | None:
     """The heads of an attention; None if its structure is not understood."""
     try:
-        core = _Core(module, called)
+        core = Core(module, called)
         reader = next(
             (name for name in reversed(core.reads) if core.reads[name].requires_grad and name not in core.twice), None
         )
@@ -288,7 +180,7 @@ class _Inside:
         return self.module.get_submodule(name.strip("."))
 
 
-def _head_size(core: _Core, values: Tensor) -> int | None:
+def _head_size(core: Core, values: Tensor) -> int | None:
     """The number of inputs of the last layer per head: neighbours within a head share queries and keys."""
     width = values.shape[-1]
     if width < 2:
@@ -305,7 +197,7 @@ def _head_size(core: _Core, values: Tensor) -> int | None:
     return high if high < width and width % high == 0 else None
 
 
-def _assemble(module: nn.Module, called: Called, core: _Core, reader: str, size: int) -> Heads | None:
+def _assemble(module: nn.Module, called: Called, core: Core, reader: str, size: int) -> Heads | None:
     """Makes the units: heads that share a row of a layer form one unit, unless all heads share that row."""
     values = core.reads[reader]
     count = values.shape[-1] // size
@@ -314,7 +206,7 @@ def _assemble(module: nn.Module, called: Called, core: _Core, reader: str, size:
     for head in range(count):
         made, more = core.sources(values[..., head * size : (head + 1) * size])
         for name, slope in made.items():
-            for row in _along(slope, slope.dim() - 1):
+            for row in along_axis(slope, slope.dim() - 1):
                 touched.setdefault((name, row), set()).add(head)
         for key, slope in more.items():
             others.setdefault(key, [torch.zeros_like(slope)] * count)[head] = slope
@@ -335,7 +227,7 @@ def _assemble(module: nn.Module, called: Called, core: _Core, reader: str, size:
         if apart is not None:
             one.given.append((key, *apart)) if isinstance(key, int) else one.vectors.append((*key, *apart))
     gone = {(name, row) for name, held in rows.items() for row, unit in enumerate(held) if unit == 0}
-    silenced = _Core(module, called, gone).reads[reader]
+    silenced = Core(module, called, gone).reads[reader]
     one.silent = not bool(silenced[..., [index for index, unit in enumerate(columns) if unit == 0]].any())
     return one
 
@@ -355,17 +247,3 @@ def _joined(count: int, sets: list[set[int]]) -> list[int]:
             first = root(first)
     numbers: dict[int, int] = {}
     return [numbers.setdefault(root(one), len(numbers)) for one in range(count)]
-
-
-def own_axis(slopes: list[Tensor], unit_of: list[int]) -> tuple[int, list[int]] | None:
-    """The axis of a parameter along which each index belongs to one unit, and these units; None if there is none."""
-    for axis in range(slopes[0].dim()):
-        owner = [-1] * slopes[0].shape[axis]
-        apart = True
-        for head, slope in enumerate(slopes):
-            for place in _along(slope, axis):
-                apart = apart and owner[place] in (-1, unit_of[head])
-                owner[place] = unit_of[head]
-        if apart and len(set(owner) - {-1}) == max(unit_of) + 1:
-            return axis, owner
-    return None
