@@ -58,7 +58,7 @@ def main() -> int:
         ]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     done = run(part, models, path, given.limit, given.workers, print)
-    bad = [name for name in models if done[name]["status"] not in ("works", "refused")]
+    bad = [name for name in models if done[name]["status"] not in ("works", "refused", "too large")]
     print(
         f"{len(models) - len(bad)} of {len(models)} work or are refused" + (f"; not: {', '.join(bad)}" if bad else "")
     )

@@ -34,15 +34,16 @@ class Choices:
 
     def note(self, base: str, args: Any, kwargs: Any, out: Any, place: str, known: Any) -> Any:
         """The operation's result, or another number in its place; `known` are ids of the model's own tensors."""
-        if base in _NUMBERS or base in _SHAPES or base == "index" and _by_booleans(args):
-            if any(self._of_data(one, known) for one in tree_leaves((args, kwargs))):
-                self.places.add(place)
-                return self._answered(out, place) if base in _NUMBERS else out
-        for one in tree_leaves(out):
-            if isinstance(one, Tensor) and not one.is_floating_point():
-                if any(self._of_data(other, known) for other in tree_leaves((args, kwargs))):
-                    self._from_data[one] = True
-        return out
+        chooses = base in _NUMBERS or base in _SHAPES or base == "index" and _by_booleans(args)
+        exact = [one for one in tree_leaves(out) if isinstance(one, Tensor) and not one.is_floating_point()]
+        if not (chooses or exact) or not any(self._of_data(one, known) for one in tree_leaves((args, kwargs))):
+            return out
+        for one in exact:
+            self._from_data[one] = True
+        if not chooses:
+            return out
+        self.places.add(place)
+        return self._answered(out, place) if base in _NUMBERS else out
 
     def _of_data(self, value: Any, known: Any) -> bool:
         if not isinstance(value, Tensor) or id(value) in known:

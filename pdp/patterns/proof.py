@@ -27,6 +27,7 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 2e-3}  # of the largest output
 _SHAPE_TRIALS, _TRIALS = 64, 12
 _LAYER_TRIALS = 8000, 2000  # the same in layers: trials are fewer where a forward has more of them
 _HEAVY = 20e9, 40e6  # multiply-adds of a forward, and parameters, above which float32 comes first
+_SAMPLES, _LIGHT = 4, 1e9  # samples in place of one, for models of fewer multiply-adds
 _HUGE = 400e6  # parameters above which float64 would take too much memory
 _UNSETTLED = "whether the model stays the same function without its channels could not be settled"
 
@@ -38,12 +39,12 @@ def prove(model: nn.Module, couplings: Sequence[Coupling], call: Call, example: 
         return
     numbers = sum(one.numel() for one in model.parameters())
     heavy = macs > _HEAVY[0] or numbers > _HEAVY[1]
-    trial = _Trial(model, wanted, call, example, torch.float32 if heavy else torch.float64)
+    trial = _Trial(model, wanted, call, example, torch.float32 if heavy else torch.float64, macs)
     if trial.differs(wanted) is None:
         return
     if heavy and numbers < _HUGE:
         # A deep model amplifies rounding: whether it is that is seen in doubles.
-        trial = _Trial(model, wanted, call, example, torch.float64)
+        trial = _Trial(model, wanted, call, example, torch.float64, macs)
         if trial.differs(wanted) is None:
             return
     layers = sum(is_weighted(module) for module in model.modules())
@@ -79,33 +80,44 @@ def _together(wanted: list[Coupling], wrong: Callable[[list[Coupling]], str | No
 class _Trial:
     """A random copy of the model, its inputs, and the units to remove from each coupling."""
 
-    def __init__(self, model: nn.Module, couplings: Sequence[Coupling], call: Call, example: Any, dtype: torch.dtype):
+    def __init__(
+        self, model: nn.Module, couplings: Sequence[Coupling], call: Call, example: Any, dtype: torch.dtype, macs: int
+    ):
         self.call, self.example = call, example
         self.generator = torch.Generator().manual_seed(0)
         self.model = copied(model).eval()
         self.gone = {one.name: leaving_some(one, self._some(one.units)) for one in couplings}
         self._randomize(couplings)
-        self.dtype = torch.float32
+        self.dtype, self.copies = torch.float32, 1
         self.inputs = tree_map(self._noise, example)
         if dtype == torch.float64:
-            self._in_doubles()
+            self._in_doubles(_SAMPLES if macs < _LIGHT and self._in_batches() else 1)
 
     def _some(self, units: int) -> set[int]:
         count = min(max(1, round(0.4 * units)), units - 1)
         return set(torch.randperm(units, generator=self.generator)[:count].tolist())
 
-    def _in_doubles(self) -> None:
-        """Switches to float64 if the model supports it."""
+    def _in_doubles(self, many: int) -> None:
+        """Switches to float64 if the model supports it, and to so many samples for one if it takes them."""
         single = self.inputs
         self.dtype = torch.float64
         self.model.double()
-        self.inputs = tree_map(self._noise, self.example)
-        if self._error(self.model, self.inputs) is not None:
-            self.dtype = torch.float32
-            self.model.float()
-            self.inputs = single
+        for self.copies in (many, 1) if many > 1 else (1,):
+            self.inputs = tree_map(self._noise, self.example)
+            if self._error(self.model, self.inputs) is None:
+                return
+        self.dtype = torch.float32
+        self.model.float()
+        self.inputs = single
+
+    def _in_batches(self) -> bool:
+        """Whether the inputs look like a batch: a single sample may leave a small layer's units without a signal."""
+        sizes = {one.shape[0] for one in tree_leaves(self.example) if isinstance(one, Tensor) and one.dim()}
+        return len(sizes) == 1
 
     def _noise(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and self.copies > 1 and value.dim():
+            value = value.repeat(self.copies, *(1,) * (value.dim() - 1))
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return value
         noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
@@ -146,7 +158,7 @@ class _Trial:
         return None
 
     def _shapes(self, couplings: Sequence[Coupling]) -> str | None:
-        """What the model without these channels says to tensors without contents."""
+        """The error of the model without these channels on meta tensors (shapes without values); None if it runs."""
         model = copied(self.model, lambda tensor: torch.empty_like(tensor, device="meta"))
         inputs = tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, self.inputs)
         try:
@@ -165,7 +177,7 @@ class _Trial:
 
     @torch.no_grad()
     def differs(self, couplings: list[Coupling]) -> str | None:
-        """What is wrong without some units of these; None where nothing is."""
+        """What is wrong with the model without some units of these couplings; None if nothing is."""
         model = copied(self.model, lambda tensor: tensor)
         written: set[tuple[str, str]] = set()
         try:

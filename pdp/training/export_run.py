@@ -1,4 +1,4 @@
-"""A finished run's model in forms that need nothing of this project: slim, 2:4, ONNX, safetensors, torch.export."""
+"""Exports a finished run's model in forms that do not need this project: slim, 2:4, ONNX, safetensors, torch.export."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FORMATS = ("slim", "nm", "onnx", "safetensors", "torch")
 
 
 class ExportedRun:
-    """A finished run: its record, configuration, task and hard model in evaluation mode."""
+    """A finished run: its record, configuration, task, and hard model in evaluation mode."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -59,7 +59,7 @@ class ExportedRun:
         self.frozen = read_frozen(path / SCALES) if self.record.quantize != "none" else None
 
     def _real_inputs(self, size: int = 16) -> tuple[Batch, str]:
-        """A batch of the test set, or noise where the data is not at hand."""
+        """A batch of the test set, or noise if the data is not available; and which of them it is."""
         try:
             self.task.open_data()
             batch = next(iter(self.task.evaluation_loader("test", size, 0)))
@@ -75,12 +75,12 @@ class ExportedRun:
 
 
 def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
-    """Writes `folder` and gives what was measured on the way, as lines of two texts; raises `Refusal`."""
+    """Writes `folder` and returns what was measured, as lines of two texts; raises `Refusal`."""
     if form not in FORMATS:
         raise Refusal(f"format={form}: no such format; known: {', '.join(FORMATS)}")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside what lies there, so that it is replaced by a whole export or not at all.
+    # A temporary folder beside existing files, so that they are replaced by a complete export or not at all.
     begun = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
         makers = {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors, "torch": _torch}
@@ -129,7 +129,7 @@ def _slim(run: ExportedRun, folder: Path) -> Written:
 
 
 def _verified(run: ExportedRun) -> tuple[Slimmed, float]:
-    """The slim model and how far it is from the masked one on the run's inputs; raises `Stopped` where it is far."""
+    """The slim model and its difference from the masked one on the run's inputs; raises `Stopped` if that is large."""
     slimmed = slim(run.model, run.task.example_input())
     slimmed.model.eval()
     masked, named = _by_place(run, run.model)
@@ -170,10 +170,10 @@ def _nm(run: ExportedRun, folder: Path) -> Written:
 
 
 def _by_place(run: ExportedRun, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model as one that takes its inputs by place and gives a tensor, and a batch of them by name."""
+    """The model wrapped to take positional inputs and return a tensor, and a batch of its inputs by name."""
     if not isinstance(run.task, TextTask):
         return model, {"input": run.inputs}
-    # What the task gives the model, so that what is measured with it is what the record says.
+    # The inputs are those of the task, so that the exported model gives the metric in the record.
     named = run.task.inputs_of(model, {"attention_mask": torch.ones_like(run.inputs)} | run.batch)
     return Logits(model, tuple(named)), named
 
@@ -260,7 +260,7 @@ def _torch(run: ExportedRun, folder: Path) -> Written:
 
 
 def _tokenizer(task: Task) -> Any:
-    """The tokenizer of a task on texts; where the data is not at hand, from where it was named, None where nowhere."""
+    """The tokenizer of a task on texts; without its data, from where it was named; None if it was not."""
     found = getattr(task, "tokenizer", None)
     if found is not None or not isinstance(task, TextTask):
         return found

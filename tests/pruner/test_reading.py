@@ -298,3 +298,39 @@ def test_a_weight_that_is_no_number_is_an_error(call):
     pruner.remove()
     with pytest.raises(Stopped, match=r"encoder\.weight holds 1 NaN"):
         Pruner(model, sparsity=0.5, epochs=4, schedule=NOW)
+
+
+def multiplied(layer, x):
+    return torch.nn.functional.linear(x, layer.weight)
+
+
+class Told(nn.Module):
+    """Runs a function that it was given, which reads weights outside of their modules."""
+
+    def __init__(self, run):
+        super().__init__()
+        self.first, self.second, self.run = nn.Linear(16, 16, bias=False), nn.Linear(16, 4, bias=False), run
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda own, x: x @ own.first.weight.T @ own.second.weight.T,
+        lambda own, x: multiplied(own.second, multiplied(own.first, x)),
+        lambda own, x: multiplied(own.second, x @ getattr(own, "fir" + "st").weight.T),
+    ],
+)
+def test_compiled_before_any_other_forward_and_only_measured(run):
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, x = Told(run), torch.randn(3, 16)
+    pruner = Pruner(model, sparsity=0.5, epochs=1, schedule="constant")
+    pruner.start_epoch(0)
+    forward = torch.compile(model, backend="eager")
+    with torch.no_grad(), pruner.hard():
+        compiled = forward(x)
+    pruner.finalize()
+    torch.testing.assert_close(compiled, model(x))

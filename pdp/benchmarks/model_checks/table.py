@@ -15,6 +15,9 @@ counter. Written by `python scripts/check_models.py --table`; the lines are in `
 """
 
 
+_LEAST_SALIENT = (
+    "half of the units of every coupling are gone, as asked, but its least salient ones are in fewer layers than others"
+)
 _INTRODUCED = {
     "channel": """Half of the channels of every coupling go, the stem's too. `hard()`, `finalize()` and `pdp.slim` must be
 one function to 1e-3 of the largest output (float32). Beside it stands what torch-pruning's own pruner leaves of the
@@ -42,7 +45,8 @@ def write_table(parts: Mapping[str, Mapping[str, dict[str, Any]]], page: Path) -
     for part, lines in parts.items():
         if lines:
             table = _TABLES[part](lines) if part in _TABLES else rows(part, lines)
-            text += f"\n## {part}\n\n{_INTRODUCED.get(part, '')}{summary(lines)}\n\n{table}\n"
+            said = f"{summary(lines)} {reach(lines)}" if part == "channel" else summary(lines)
+            text += f"\n## {part}\n\n{_INTRODUCED.get(part, '')}{said}\n\n{table}\n"
     page.write_text(text, encoding="utf-8")
 
 
@@ -67,10 +71,28 @@ def rows(part: str, lines: Mapping[str, dict[str, Any]]) -> str:
             left += f"; not used at this input: {', '.join(kinds[0]['unused'][:3])}"
         if line.get("wrong"):
             left = "; ".join(line["wrong"])
+        left = line.get("why", left) + ("; held in float64" if "dtype" in line else "")
         size = "x".join(map(str, line.get("input", [])))
         cells = (name, size, line["status"], *shares, left, f"{line['seconds']:.0f}")
         table.append("| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(table)
+
+
+def less(line: Mapping[str, Any]) -> bool:
+    """Whether it removes less than 0.9 of what torch-pruning removes."""
+    return "left" in line and 1 - line["left"] < 0.9 * (1 - line.get("peer_left", 1))
+
+
+def reach(lines: Mapping[str, dict[str, Any]]) -> str:
+    """What the rows say together: of torchvision how many prune, and beside torch-pruning."""
+    own = [line for name, line in lines.items() if name.startswith("torchvision/")]
+    beside = [line for line in lines.values() if "peer_left" in line and "left" in line]
+    short = sum(map(less, beside))
+    return (
+        f"{sum(line.get('left', 1) < 0.95 for line in own)} of torchvision's {len(own)} lose channels. torch-pruning's "
+        f"result runs for {len(beside)}: {len(beside) - short} of them lose at least 0.9 of what it removes here too, "
+        f"and {short} say why not."
+    )
 
 
 def channel_rows(lines: Mapping[str, dict[str, Any]]) -> str:
@@ -81,6 +103,8 @@ def channel_rows(lines: Mapping[str, dict[str, Any]]) -> str:
         line = lines[name]
         left = "; ".join(f"{count} x {reason}" for reason, count in line.get("left_dense", []))
         left = "; ".join(line.get("wrong") or []) or line.get("why", left)
+        if less(line):
+            left = f"**less than torch-pruning**: {left if len(line['left_dense']) > 1 else _LEAST_SALIENT}"
         own = f"{line['left']:.2f}" if "left" in line else ""
         peer = f"{line['peer_left']:.2f}" if "peer_left" in line else line.get("peer_why", "")[:60]
         size = "x".join(map(str, line.get("input", [])))
