@@ -42,8 +42,9 @@ class ActivationPoint:
 
 @dataclass(eq=False)
 class Product:
-    """A convolution in the model's graph, the norm that alone reads its result, and whether quantized layers alone
-    read what comes of both."""
+    """A convolution in the model's graph, the norm that alone reads its output, and whether only quantized layers
+    read the output of both.
+    """
 
     module: nn.Module
     norm: nn.Module | None
@@ -105,8 +106,9 @@ def find_activations(
 ) -> list[ActivationPoint]:
     """The inputs of all modules with quantized weights, and the outputs of convolutions that nothing else quantizes.
 
-    An integer convolution gives integers: where its result, behind its norm, is read by anything but a quantized layer
-    (a residual sum, a pool), it has a range of its own. `products` are `find_products`' and show where that is.
+    An integer convolution produces integers. Where its output (behind its norm) is read by anything other than a
+    quantized layer, such as a residual sum or a pool, it has a range of its own. `products`, what `find_products`
+    returns, show where that is.
     """
     names = {id(module): name for name, module in model.named_modules()}
     found: dict[str, ActivationPoint] = {}

@@ -105,7 +105,7 @@ def _slim(run: ExportedRun, folder: Path) -> Written:
     plain = slimmed.model
     smaller, named = _by_place(run, plain)
     values = tuple(named.values())
-    write_slim(slimmed, folder, _origin(run))
+    write_slim(slimmed, folder, _origin(run), _tokenizer(run.task) if slimmed.opens else None)
     if run.frozen is not None:
         save_frozen(_frozen_of(run, plain), folder / SCALES)
     save_program(smaller, values, folder / "model.pt2")
@@ -123,6 +123,7 @@ def _slim(run: ExportedRun, folder: Path) -> Written:
         ("MACs", f"{dense:,} -> {slim_macs:,} ({slim_macs / dense:.1%})"),
         ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(plain)[0]:,}"),
         ("loads with", "load_slim.py (torch and safetensors), or torch.export.load('model.pt2').module()"),
+        *opens,
         *([("scales", f"{SCALES}; the model itself is of floats")] if run.frozen is not None else []),
     ], runner_of(smaller)
 
