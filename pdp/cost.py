@@ -1,6 +1,6 @@
-"""Parameters and multiply-adds, per layer: convolution and linear layers, attention products on their own.
+"""Parameters and multiply-adds per layer: convolution and linear layers, and attention products separately.
 
-It needs only `pdp.layers`; patterns whose target is a share of the MACs use it.
+It imports only `pdp.layers` and `pdp.products`; patterns whose target is a share of the MACs use it.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def count_macs(model: nn.Module, example_input: Any) -> pd.DataFrame:
 
 
 def uncounted(model: nn.Module) -> pd.DataFrame:
-    """`count_macs` of a model that cannot be run: its multiply-adds are empty."""
+    """`count_macs` for a model that cannot be run: the columns of MACs are empty."""
     frame = _table(_sites(model), None)
     frame.attrs |= {"macs_all_experts": None, "macs_attention": None, "macs_other": {}, "uncounted": []}
     return frame
@@ -96,33 +96,33 @@ def _table(sites: list[tuple[str, str, Site]], macs: dict[str, int] | None) -> p
 
 
 def parameter_name(model: nn.Module, site: Site) -> str:
-    """What the model's state dict calls the weight at `site`."""
+    """The name in the model's state dict of the weight at `site`."""
     prefix = next(name for name, module in model.named_modules() if module is site.module)
     return f"{prefix}.{site.parameter}".lstrip(".")
 
 
 def _counted(model: nn.Module, example_input: Any, products: Products) -> None:
-    """Runs the model once; a forward that fails only because it is watched is told and counted up to there."""
+    """Runs the model once; if it fails only because it is watched, notes that, and keeps what was counted so far."""
     try:
         with products:
             _call(model, example_input)
-    except Exception as error:  # whatever the watched model raises: the model itself decides
+    except Exception as error:  # a watched model may raise anything; whether it runs unwatched decides
         _call(model, example_input)
         reason = next(iter(str(error).splitlines()), "")
         products.uncounted[f"all from {type(error).__name__} on ({reason[:100]})"] = None
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """All parameters, and those that are not exactly zero."""
+    """The number of all parameters, and of those that are not exactly zero."""
     parameters = list(model.parameters())
     return sum(p.numel() for p in parameters), sum(int(torch.count_nonzero(p)) for p in parameters)
 
 
 def count_bytes(model: nn.Module, bytes_per_weight: int = 4) -> pd.DataFrame:
-    """What each weight takes to store: name, type, dense, bitmask, csr in bytes, indices included.
+    """The storage of each weight: name, type, and the bytes of the forms dense, bitmask and csr, indices included.
 
-    bitmask: the numbers that are not zero and one bit for each weight. csr: these numbers, a column index for each (2
-    bytes up to 65,536 columns, else 4) and a 4-byte offset for each row and one more; rows are outputs.
+    bitmask: the nonzero numbers and one bit for each weight. csr: the nonzero numbers, a column index for each (2 bytes
+    up to 65,536 columns, else 4) and a 4-byte offset for each row and one more; rows are outputs.
     """
     rows = []
     for name, kind, site in _sites(model):
@@ -148,7 +148,7 @@ def _call(model: nn.Module, example_input: Any) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while: the count must not move BatchNorm's statistics."""
+    """Inside this context the model is in evaluation mode, so that counting does not change BatchNorm's statistics."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -160,7 +160,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _products_in_the_open() -> Iterator[None]:
-    """Inside, attention is computed step by step: the fused one skips forwards, and some versions do not count it."""
+    """Inside this context attention is computed in single operations: fused ones skip forwards or are not counted."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

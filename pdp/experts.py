@@ -1,8 +1,8 @@
 """Mixtures of experts: which parameters are stacks of experts' matrices, and which layers choose among experts.
 
-Models of today keep the weights of all experts in one parameter (experts, out, in), some of them (experts, in, out).
-Told by what a module holds, whatever its class is called: a stranger's block is taken where its sizes say which
-dimension is which, and is left dense with a reason where they do not.
+Recent models keep the weights of all experts in one parameter, (experts, out, in) or (experts, in, out). They are
+recognised by what a module contains, whatever its class is called. An unknown block is accepted if its sizes tell which
+dimension is which; otherwise it stays dense, with a reason.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _GATES = ("gate", "router", "shared_expert_gate", "gating", "router_proj")
 
 
 def expert_stacks(module: nn.Module) -> dict[str, bool | None]:
-    """The module's parameters of shape (experts, out, in), by name; True where it is (experts, in, out) instead.
+    """The module's parameters of shape (experts, out, in) by name, with True for those of shape (experts, in, out).
 
-    None where which is which cannot be told.
+    The value is False for (experts, out, in), and None if the two cannot be distinguished.
     """
     found = {
         key: (int(one.shape[0]), int(one.shape[1]), int(one.shape[2]))
@@ -62,7 +62,7 @@ def _holds_experts(module: nn.Module, counts: set[int]) -> bool:
 
 
 def _by_sizes(module: nn.Module, shapes: dict[str, tuple[int, int]]) -> bool | None:
-    """Whether the matrices are (in, out), by sizes that only one reading gives a meaning; None where both would do."""
+    """Whether the matrices are (in, out), if only one reading of the sizes makes sense; None if both do."""
     inputs, outputs = (_sizes(module, keys) for keys in (_INPUTS, _OUTPUTS))
     if len(shapes) == 1:
         ((first, second),) = shapes.values()
@@ -77,7 +77,7 @@ def _by_sizes(module: nn.Module, shapes: dict[str, tuple[int, int]]) -> bool | N
         if key == down:
             continue
         low, high = shapes[down]
-        # (k x intermediate, hidden) with (hidden, intermediate), or both the other way.
+        # (k * intermediate, hidden) with (hidden, intermediate), or both transposed.
         straight = second == low and first in (high, 2 * high)
         turned = first == high and second in (low, 2 * low)
         if straight and turned:
@@ -93,7 +93,7 @@ def _sizes(module: nn.Module, keys: tuple[str, ...]) -> set[int]:
 
 
 def router_weights(model: nn.Module) -> dict[tuple[int, str], str]:
-    """By module and parameter the name of each weight that chooses among experts or says how much of one to take."""
+    """The weights that choose among experts, or weight their outputs, as (module, parameter) -> name."""
     found: dict[tuple[int, str], str] = {}
     routing: list[str] = []
     for name, module in model.named_modules():
@@ -107,7 +107,7 @@ def router_weights(model: nn.Module) -> dict[tuple[int, str], str]:
 
 
 def _is_gate(model: nn.Module, name: str) -> bool:
-    """Whether it is the linear layer, or what stands for one, beside experts that it chooses among."""
+    """Whether it is the linear layer (or its equivalent) that chooses among the experts beside it."""
     parent, _, key = name.rpartition(".")
     if key not in _GATES:
         return False
@@ -117,9 +117,9 @@ def _is_gate(model: nn.Module, name: str) -> bool:
 
 @contextmanager
 def experts_one_by_one(model: nn.Module) -> Iterator[None]:
-    """Inside, transformers multiplies by each expert's matrix in turn: fused products cannot be followed.
+    """Inside this context, transformers multiplies by each expert's matrix in turn: fused products cannot be followed.
 
-    It says in a model's configuration how experts are computed.
+    The model's configuration says how experts are computed.
     """
     key = "_experts_implementation_internal"
     before: dict[int, tuple[Any, Any]] = {}
@@ -137,7 +137,7 @@ def experts_one_by_one(model: nn.Module) -> Iterator[None]:
 
 
 class ExpertTokens:
-    """Counts, inside, the tokens that reach each block of experts, whether or not one of them computes."""
+    """Counts, in this context, the tokens that reach each block of experts, whether or not a given expert computes."""
 
     def __init__(self, model: nn.Module):
         self._model = model
@@ -166,5 +166,5 @@ class ExpertTokens:
             self._counts[id(block)] += first.numel() // first.shape[-1]
 
     def of(self, module: nn.Module) -> int:
-        """Tokens that reached the block of this module of experts."""
+        """The number of tokens that reached the block of this module of experts."""
         return self._counts.get(self._blocks.get(id(module), 0), 0)

@@ -1,4 +1,4 @@
-"""What a prunable layer is: a convolution's or linear layer's weight, and the places that use it."""
+"""What a prunable layer is: the weight of a convolution or linear layer, and the modules that use it."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Site:
 
 @dataclass(eq=False)
 class Member:
-    """A tensor that a layer's mask acts on: its weight, or whatever else belongs to its units."""
+    """A tensor that a layer's mask applies to: its weight, or anything else that belongs to its units."""
 
     parameter: str  # its name in the model's state dict
     sites: list[Site]
-    weighs: bool = True  # a convolution's or linear layer's weight, which counts as prunable
-    units: Tensor | None = None  # the unit of each of its `rows`; None: the mask has the tensor's own shape
-    in_order: bool = False  # whether the units are 0, 1, 2, ...: then a mask over units fits as it is
-    axis: int = 0  # the dimension along which the units lie: 1 for the outputs of Hugging Face's `Conv1D`
+    weighs: bool = True  # whether it is a convolution or linear weight, which counts as prunable
+    units: Tensor | None = None  # the unit of each of its `rows`; None: the mask has the tensor's shape
+    in_order: bool = False  # whether the units are 0, 1, 2, ..., so that a mask over units fits as it is
+    axis: int = 0  # the dimension that indexes units; 1 for outputs of Hugging Face's `Conv1D`
     whole: bool = True  # whether each of its slices has a unit
 
     @property
@@ -65,18 +65,18 @@ class Member:
         return whole(self.stored)
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """`tensor`, of this one's shape, with its units along dimension 0; applied again, it is as it was."""
+        """`tensor`, shaped like this one, with its units along dimension 0; applying it twice restores the tensor."""
         return tensor.transpose(0, self.axis) if self.axis else tensor
 
     def compute_dtype(self, weight: Tensor) -> torch.dtype:
-        """The type in which every site computes with the weight; its own where they differ."""
+        """The dtype in which every use computes with the weight; the weight's own if they differ."""
         first = compute_dtype(self.sites[0], weight)
         return first if all(compute_dtype(site, weight) == first for site in self.sites[1:]) else weight.dtype
 
 
 @dataclass(eq=False)
 class Layer:
-    """A prunable weight, its state under pruning, and the places that use it; or several that share one mask."""
+    """A prunable weight with its pruning state and its uses, or several weights that share one mask."""
 
     name: str
     kind: str
@@ -84,16 +84,16 @@ class Layer:
     sites: list[Site]
     members: list[Member] = field(default_factory=list)
     units: int = 0
-    least: int = 1  # units that stay whatever the budget
-    final: int = 0  # units pruned at the target, fixed with the budget
-    pruned: int = 0  # units pruned now
+    least: int = 1  # units that always stay, whatever the budget
+    final: int = 0  # units pruned at the target, set with the budget
+    pruned: int = 0  # units pruned at present
     active: bool = False  # whether the effective weight differs from the stored one
-    state: dict[str, Tensor] = field(default_factory=dict)  # the method's own: a cut, a mask, ...
+    state: dict[str, Tensor] = field(default_factory=dict)  # of the method: a cut, a mask, ...
     hard_keep: Tensor | None = None  # set while the hard model is evaluated
     adapter: Any = None  # of low rank, added to the weight before the mask
-    trail: Trail = field(default_factory=Trail)  # where its cuts lay
-    was_read: bool = False  # whether the model has computed with its effective weight since the last step
-    last_gradient: tuple[int, int] | None = None  # which one the stored weight had then, and its version
+    trail: Trail = field(default_factory=Trail)  # where its last cuts were
+    was_read: bool = False  # whether its effective weight has been read since the last step
+    last_gradient: tuple[int, int] | None = None  # id and version of the stored weight's gradient at the last step
 
     def __post_init__(self) -> None:
         if not self.members:
@@ -120,7 +120,7 @@ class Layer:
         return is_sharded(self.stored)
 
     def beside(self, weight: Tensor) -> Layer:
-        """The layer with its state on the device of `weight`: the model, or a replica of it, may have moved."""
+        """The layer with its state on the device of `weight` (the model, or a replica of it, may have moved)."""
         device = weight.device
         if all(value.device == device for value in self.state.values()):
             return self
@@ -142,19 +142,19 @@ def input_axis(site: Site) -> int:
 
 
 def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is Hugging Face's `Conv1D`, a linear layer whose weight is (in, out)."""
+    """Whether this is Hugging Face's `Conv1D`, a linear layer whose weight is (inputs, outputs)."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
 def is_weighted(module: nn.Module) -> bool:
-    """Whether the module's `weight` is a convolution's or a linear layer's."""
+    """Whether the module's `weight` is that of a convolution or linear layer."""
     return isinstance(module, (_ConvNd, nn.Linear)) or is_conv1d(module)
 
 
 def compute_dtype(site: Site, weight: Tensor) -> torch.dtype:
-    """The type in which the layer at `site` multiplies `weight`: autocast's where it would cast it, else its own.
+    """The dtype in which the layer at `site` multiplies `weight`: autocast's if that would cast it, else its own.
 
-    An effective weight written in that type saves autocast's own pass over memory.
+    Writing the effective weight in this dtype saves autocast a pass over memory.
     """
     device = weight.device.type
     if torch.compiler.is_compiling() or weight.dtype != torch.float32 or not torch.is_autocast_enabled(device):
@@ -177,12 +177,12 @@ _PLAIN = (
 
 
 def _casts_by_autocast(module: nn.Module) -> bool:
-    """Whether the module's forward uses its weight in the one operation of its kind and nowhere else."""
+    """Whether the module's forward uses its weight only in the standard operation of its type."""
     return "forward" not in module.__dict__ and _is_plain(type(module))  # type: ignore[arg-type]
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the module's class multiplies by its weight as it is."""
+    """Whether the module's class multiplies by its weight unchanged."""
     return _is_plain(type(module))  # type: ignore[arg-type]
 
 
@@ -196,7 +196,7 @@ def _is_plain(module: type) -> bool:
 
 
 def first_convolution(model: nn.Module) -> nn.Module | None:
-    """The stem: the model's first weighted layer, where that is a convolution."""
+    """The stem: the model's first weighted layer, if it is a convolution; else None."""
     first = next((module for module in model.modules() if is_weighted(module)), None)
     return first if isinstance(first, _ConvNd) else None
 

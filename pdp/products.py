@@ -1,4 +1,4 @@
-"""The multiply-adds of a forward, counted where they happen and told by the weight that takes part in each."""
+"""Counts the multiply-adds of a forward where they are computed, by the weight that takes part in each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 
-# Multiply-adds of what PyTorch's counter has no formula for: the operands of each product, and how many.
+# Operations for which PyTorch's counter has no formula: the operands of each product, and its multiply-adds.
 _MORE: dict[Any, Callable[..., list[tuple[list[Tensor], int]]]] = {
     aten.mv: lambda matrix, vector: [([matrix, vector], matrix.numel())],
     aten.addmv: lambda _, matrix, vector: [([matrix, vector], matrix.numel())],
@@ -30,10 +30,10 @@ _MORE: dict[Any, Callable[..., list[tuple[list[Tensor], int]]]] = {
 
 
 class Products(TorchDispatchMode):
-    """Counts every product inside; `by_name` holds those with a parameter or buffer, `rest` those of two activations.
+    """Counts every product in this context: `by_name` with a parameter or buffer, `rest` of two activations.
 
-    What is computed from weights alone, a standardised weight or a cast, counts as the weight. `uncounted` are the
-    operations for which there is no formula, or one that failed. Where modules share a weight the one that runs counts.
+    What is computed from weights alone (a standardised weight or a cast) counts as the weight. `uncounted` are the
+    operations without a formula, or whose formula failed. If modules share a weight, the one that is running counts.
     """
 
     def __init__(self, model: nn.Module, first: list[str]):
@@ -42,8 +42,8 @@ class Products(TorchDispatchMode):
         self._first = set(first)
         self.rest = 0
         self.uncounted: dict[str, None] = {}
-        self._running: list[str] = []  # modules that share a weight, while their forward runs
-        self._places: dict[int, list[tuple[int, int, str]]] = {}  # of a storage: from, to, name
+        self._running: list[str] = []  # modules that share a weight and are in their forward
+        self._places: dict[int, list[tuple[int, int, str]]] = {}  # by storage: (from, to, name)
         self._derived: dict[int, tuple[Tensor, tuple[str, ...]]] = {}
         tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
             model.named_buffers(remove_duplicate=False)
@@ -56,11 +56,11 @@ class Products(TorchDispatchMode):
             self._places.setdefault(_storage(tensor), []).append((start, start + length, name))
 
     def runs(self, name: str) -> Callable[..., None]:
-        """A forward pre-hook of the module whose weight has that name."""
+        """A forward pre-hook for the module whose weight has that name."""
         return lambda *_: self._running.append(name)
 
     def ran(self, name: str) -> Callable[..., None]:
-        """The forward hook that belongs to it."""
+        """The corresponding forward hook."""
         return lambda *_: self._running.remove(name) if name in self._running else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,7 +84,7 @@ class Products(TorchDispatchMode):
                 one.dim() > 1 and self._names(one) for one in operands
             ):
                 self.uncounted[str(packet)] = None
-        except Exception:  # a formula for shapes that it does not know: whatever it raises, the rest is counted
+        except Exception:  # a formula may fail on unknown shapes in any way; the rest is counted
             self.uncounted[str(packet)] = None
         self._follow(operands, out)
         return out
@@ -100,7 +100,7 @@ class Products(TorchDispatchMode):
         self.by_name[name] = self.by_name.get(name, 0) + macs
 
     def _names(self, tensor: Tensor) -> tuple[str, ...]:
-        """The parameters and buffers that a tensor is, is a view of or was computed from."""
+        """The parameters and buffers that a tensor is, is a view of, or was computed from."""
         storage = _storage(tensor)
         if storage in self._derived:
             return self._derived[storage][1]
@@ -108,7 +108,7 @@ class Products(TorchDispatchMode):
         return tuple(name for start, end, name in self._places.get(storage, ()) if start <= at < end)
 
     def _follow(self, operands: list[Tensor], out: Any) -> None:
-        """What was computed from weights and nothing else is a weight."""
+        """Notes a result computed only from weights as a weight."""
         if not operands:
             return
         found: dict[str, None] = {}
@@ -119,13 +119,13 @@ class Products(TorchDispatchMode):
             found |= dict.fromkeys(names)
         for result in tree_leaves(out):
             if isinstance(result, Tensor) and not self._names(result):
-                self._derived[_storage(result)] = (result, tuple(found))  # kept, so that its memory stays its own
+                self._derived[_storage(result)] = (result, tuple(found))  # kept, so that its memory is not reused
 
 
 def _storage(tensor: Tensor) -> int:
     try:
         return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a subclass that holds its numbers elsewhere
+    except (NotImplementedError, RuntimeError):  # a subclass that stores its numbers elsewhere
         return id(tensor)
 
 
@@ -138,7 +138,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def shared_weights(sites: list[tuple[str, nn.Module, Tensor]]) -> Iterator[tuple[str, nn.Module]]:
-    """Of named weights those that are one tensor with another, with the modules that read them."""
+    """The named weights that are the same tensor as another one, with the modules that read them."""
     count: dict[int, int] = {}
     for _, _, weight in sites:
         count[id(weight)] = count.get(id(weight), 0) + 1

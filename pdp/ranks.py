@@ -1,4 +1,4 @@
-"""The processes of a run inside a job: which one this is, and how each ended. Needs no torch."""
+"""The processes of a run inside a job: the rank of this one, and how each one ended. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from pdp.errors import Refusal
 
 FIRST_PORT, PORTS = 20000, 20000
-# Whether this process is train.py's own, which a signal may end, and not somebody's program that calls pdp.run.
+# Whether this process is train.py's own, which a signal may end, and not another program that calls pdp.run.
 OWN_PROCESS: ContextVar[bool] = ContextVar("own_process", default=False)
 
 
-_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # one of them is set by every launcher
+_RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # every launcher sets one of these
 _OF_A_LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
 def process_count(environment: MutableMapping[str, str] = os.environ) -> int:
-    """Processes of this run, as WORLD_SIZE says; one where it says nothing that is a number."""
+    """The number of processes of this run from WORLD_SIZE; one if it is not a number."""
     text = environment.get("WORLD_SIZE", "").strip()
     return max(1, int(text)) if text.isdecimal() else 1
 
@@ -31,9 +31,9 @@ def is_main_process(environment: MutableMapping[str, str] = os.environ) -> bool:
 
 
 def settle_processes(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Takes away what a platform set of a launcher's variables where no launcher started this process; a note, or ''.
+    """Removes a launcher's variables that a platform has set although no launcher started this process.
 
-    Raises `Refusal` where they ask for several processes and do not say where these meet.
+    Returns a note, or ''. Raises `Refusal` if they ask for several processes but do not say where these meet.
     """
     size = environment.get("WORLD_SIZE", "").strip()
     rank = next((environment[name].strip() for name in _RANKS if environment.get(name, "").strip()), "")
@@ -55,7 +55,7 @@ def settle_processes(environment: MutableMapping[str, str] = os.environ) -> str:
 
 
 def take_rank(environment: MutableMapping[str, str] = os.environ) -> int:
-    """The rank of this process; where srun and not torchrun started it, set as torch.distributed reads it."""
+    """The rank of this process; if srun started it and not torchrun, sets it for torch.distributed."""
     if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         nodes = int(environment.get("SLURM_STEP_NUM_NODES", "1"))
         tasks = int(environment["SLURM_STEP_NUM_TASKS"])
@@ -69,11 +69,11 @@ def take_rank(environment: MutableMapping[str, str] = os.environ) -> int:
 
 
 def first_host(environment: MutableMapping[str, str] = os.environ) -> str:
-    """Where Slurm reaches the first node of the job; the machine itself where the job has no other."""
+    """The address of the job's first node for Slurm; this machine if the job has no other."""
     if int(environment.get("SLURM_JOB_NUM_NODES", "1")) == 1:
         return "127.0.0.1"
     name = _scontrol("show", "hostnames", environment["SLURM_JOB_NODELIST"]).split()[0]
-    # The address that Slurm knows: the other nodes may not be able to look up the name.
+    # The address known to Slurm, because other nodes may be unable to resolve the name.
     shown = dict(word.partition("=")[::2] for word in _scontrol("--oneliner", "show", "node", name).split())
     return shown.get("NodeAddr", name)
 
@@ -95,5 +95,5 @@ def note_code(folder: Path, rank: int, code: int) -> None:
 
 
 def codes(folder: Path) -> dict[int, int]:
-    """The exit codes written down, by rank; a rank that was killed has none."""
+    """The exit codes that were written down, by rank; a rank that was killed has none."""
     return {int(path.name): int(path.read_text()) for path in folder.glob("[0-9]*")}

@@ -1,4 +1,4 @@
-"""Every weight of a model: what can be pruned, and of all others why they stay as they are."""
+"""Goes through every weight of a model: which can be pruned, and why the others stay as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pdp.transformer_parts import around_the_blocks
 from pdp.zeros import why_zeros_are_lost
 
 _TYPES = (Tensor, nn.Parameter)
-_COMPUTED = ("_orig", "_g", "_v", "_bar")  # what pruning, weight and spectral norms of old call the weight they replace
+_COMPUTED = ("_orig", "_g", "_v", "_bar")  # names of weights replaced by older pruning, weight norm and spectral norm
 
 
 def survey(
@@ -68,7 +68,7 @@ def survey(
 
 
 def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequence[str] = ()) -> list[Layer]:
-    """The prunable layers of `survey`; raises `Refusal` where there is none."""
+    """The prunable layers of `survey`; raises `Refusal` if there are none."""
     layers, reasons = survey(model, exclude, own_exclude)
     if not layers:
         raise Refusal(nothing_to_prune("the model", reasons))
@@ -76,7 +76,7 @@ def find_layers(model: nn.Module, exclude: Sequence[str] = (), own_exclude: Sequ
 
 
 def nothing_to_prune(who: str, reasons: dict[str, str]) -> str:
-    """One sentence that says why each weight stays, the first few by name."""
+    """A sentence that gives the reason why each weight stays, for the first few by name."""
     if not reasons:
         return f"{who} has no layer to prune: it has no weight of two or more dimensions"
     said = "; ".join(f"{name or 'its own weight'} ({reason})" for name, reason in list(reasons.items())[:3])
@@ -86,14 +86,14 @@ def nothing_to_prune(who: str, reasons: dict[str, str]) -> str:
 
 
 def count_weights(model: nn.Module) -> int:
-    """How many numbers all parameters of two or more dimensions hold, each once."""
+    """The number of elements in all parameters of two or more dimensions, without duplicates."""
     return sum(one.numel() for one in model.parameters() if _is_weight(one) and not _empty(one))
 
 
 def _refused(site: Site, weight: nn.Parameter) -> str | None:
     if _empty(weight):
         return "not initialised: run a forward before Pruner(model)"
-    if type(weight) not in _TYPES and type(weight).__name__ != "DTensor":  # which a sharded model has
+    if type(weight) not in _TYPES and type(weight).__name__ != "DTensor":  # a sharded model has DTensors
         return f"another type of weight, {type(weight).__name__}"
     if not weight.dtype.is_floating_point:
         return f"its weights are {str(weight.dtype).removeprefix('torch.')}, no floating-point numbers"
@@ -127,7 +127,7 @@ def _embeddings(model: nn.Module) -> Iterator[tuple[str, str, Site]]:
 
 
 def _others(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    """Every other parameter of two or more dimensions, each once, and modules that hide theirs."""
+    """Every other parameter of two or more dimensions, without duplicates, and modules that hide theirs."""
     places = {(id(site.module), site.parameter) for _, _, site in weighted_sites(model)}
     known: set[int] = set()
     for prefix, module in model.named_modules():

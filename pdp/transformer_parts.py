@@ -1,4 +1,4 @@
-"""What of a Hugging Face transformer stays dense unless somebody asks for it; needs no transformers."""
+"""The parts of a Hugging Face transformer that stay dense unless the user asks for them; needs no transformers."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _AROUND = "around the blocks of {}, as embeddings, poolers and heads are"
 
 
 def is_transformer(module: nn.Module) -> bool:
-    """Whether it is a model of Hugging Face's."""
+    """Whether it is a model of the transformers library."""
     return any(
         one.__name__ == "PreTrainedModel" and one.__module__.startswith("transformers.") for one in type(module).__mro__
     )
 
 
 def around_the_blocks(model: nn.Module) -> dict[str, str]:
-    """By name the layers of the transformers in `model` that are in no stack of blocks, with the reason to stay dense.
+    """The layers of the transformers in `model` outside of any stack of blocks, with the reason why they stay dense.
 
-    A stack is an `nn.ModuleList`; of a transformer without any only its output head stays.
+    A stack is an `nn.ModuleList`; in a transformer without one only the output head stays dense.
     """
     found: dict[str, str] = {}
     for prefix, own in _transformers(model):
@@ -40,7 +40,7 @@ def around_the_blocks(model: nn.Module) -> dict[str, str]:
 
 
 def _transformers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The outermost ones."""
+    """The outermost transformers in `model`."""
     known: list[str] = []
     for name, module in model.named_modules():
         if any(name.startswith(f"{one}.") or not one for one in known):

@@ -4,6 +4,10 @@
     python scripts/export.py run=... format=onnx output=exported               # any pattern, checked with onnxruntime
     python scripts/export.py run=... format=nm                                 # 2:4 in torch's semi-structured format
     python scripts/export.py run=... format=safetensors                        # hard weights under their dense names
+    python scripts/export.py run=... format=torch                              # a torch.export program
+
+Of a quantized run (quantize=int8, int4w) the ONNX file is in QDQ form, the others hold integers and scales. Each prints
+what it takes on the disk and a forward of one sample beside the dense float32 model's, in turn.
 
 Without output= the files are written to <run>/export/<format>. Exit codes: 0 done, 2 refused, 3 the exported model did
 not compute the same.

@@ -14,7 +14,7 @@ from pdp.errors import Refusal
 from pdp.wording import did_you_mean
 
 _WIDTH = 110
-_SHOWN = 18  # if a group has more choices, the first screen gives only their number
+_SHOWN = 26  # if a group has more choices, the first screen gives only their number
 _OF_MODELS = ("model", "data", "recipe", "experiment", "debug")  # the groups that evaluate.py has
 _TRAIN = """\
 Trains a network while pruning it; leaves a folder with history, hard weights, tables, pictures and a record.

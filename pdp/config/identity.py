@@ -1,4 +1,4 @@
-"""A run's identity: what decides its result, as a hash that a new option with a default does not move."""
+"""A run's identity: a hash of what decides its result; a new option with a default does not change it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pdp.methods.revisions import conditions, revision_of
 from pdp.quantize.options import QuantizeOptions
 from pdp.schedule.time import Time
 
-LONGEST_NAME = 255  # bytes of a file's name, in every common file system
+LONGEST_NAME = 255  # bytes of a file name, in all common file systems
 
-# What does not decide the result, a dotted key or a whole group.
+# What does not affect the result: a dotted key or a whole group.
 EXCLUDED = (
     "seed",
     "resume",
@@ -41,7 +41,7 @@ EXCLUDED = (
     "data.root",
     "data.unasked",
     "distill.cache",
-    # The tokens are in the fingerprint, whatever files they came from.
+    # The fingerprint contains the tokens, whatever files they came from.
     "data.tokenizer",
     "data.train",
     "data.validation_file",
@@ -65,7 +65,7 @@ _LISTS_OF_TIMES = ("schedule.phases",)
 def run_directory(config: Config, data_fingerprint: str) -> Path:
     """`<output_dir>/<model>-<data>-<method>-<pattern>-<sparsity>-<hash8>/seed<k>`; raises `Refusal` like the hash.
 
-    Where numbers are quantized, -int8 or -int4w stands before the hash.
+    If numbers are quantized, -int8 or -int4w comes before the hash.
     """
     names = [_slug(part) for part in (config.model.name, data_label(config.data), config.method.name)]
     quantized = [] if config.quantize.name == "none" else [config.quantize.name]
@@ -78,9 +78,9 @@ def run_directory(config: Config, data_fingerprint: str) -> Path:
 
 
 def config_hash(config: Config, data_fingerprint: str) -> str:
-    """16 hex digits over the changed values, data and files by their content.
+    """16 hex digits from the values that differ from defaults, with data and files by their content.
 
-    Raises `Refusal` where a file that enters cannot be read.
+    Raises `Refusal` if a file that counts cannot be read.
     """
     values = changed_values(config)
     values["data.fingerprint"] = data_fingerprint
@@ -101,7 +101,7 @@ def config_hash(config: Config, data_fingerprint: str) -> str:
 
 
 def dense_cell(config: Config) -> Config:
-    """The dense run of the same cell and seed: same model, data and recipe, no pruning, floats and no teacher."""
+    """The dense run of the same cell and seed: same model, data and recipe, unpruned, in floats, without teacher."""
     dense = copy.deepcopy(config)
     dense.method, dense.distill, dense.start = DenseOptions(), DistillConfig(), StartConfig()
     dense.quantize = QuantizeOptions()
@@ -110,7 +110,7 @@ def dense_cell(config: Config) -> Config:
 
 
 def changed_values(config: Config) -> dict[str, Any]:
-    """What decides the result and differs from the schema's defaults, by dotted key; the method's name always."""
+    """The values that affect the result and differ from defaults, by dotted key; always the method's name."""
     values: dict[str, Any] = {}
     _collect(config, "", values)
     values["method.name"] = config.method.name
@@ -122,7 +122,7 @@ def changed_values(config: Config) -> dict[str, Any]:
 
 
 def method_revision(config: Config) -> int:
-    """The revision of the method as this run has it."""
+    """The revision of the method in this run."""
     allocation = config.allocation
     pattern = config.prune.pattern
     holding = conditions(allocation.least_density, allocation.ends, config.recipe.clip, config.model.name, pattern)
@@ -133,7 +133,7 @@ def _collect(node: Any, path: str, values: dict[str, Any]) -> None:
     for field in dataclasses.fields(node):
         key, value = path + field.name, getattr(node, field.name)
         if key in EXCLUDED or (key == "recipe.compile" and value == "graphs"):
-            continue  # graphs replay the same kernels on the same numbers
+            continue  # graphs run the same kernels on the same numbers
         if dataclasses.is_dataclass(value):
             _collect(value, f"{key}.", values)
             continue
@@ -149,7 +149,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _canonical(value: Any, key: str) -> Any:
-    """The value in its one spelling: 1.0 as 1, a time by number and unit, a set of patterns in order."""
+    """The value in a unique spelling: 1.0 as 1, a time by number and unit, a set of patterns sorted."""
     if key in _LISTS_OF_TIMES:
         return [_canonical(one, _TIMES[0]) for one in value]
     if key in _TIMES and value not in (None, "auto", "???"):
@@ -181,7 +181,7 @@ def _sparsity_slug(config: Config) -> str:
 
 
 def _cut(name: str, longest: int) -> str:
-    """The name in at most so many bytes; what tells runs apart is the hash."""
+    """The name, truncated to at most `longest` bytes; the hash is what distinguishes runs."""
     return name.encode()[:longest].decode(errors="ignore")
 
 
@@ -197,7 +197,7 @@ def _budget_content(path: Path) -> str:
 
 
 def _start_content(path: Path) -> str:
-    """The run to go on from, by its hash and seed."""
+    """The run to continue from, by its hash and seed."""
     content = _run_content(path)
     if content is None:
         raise Refusal(f"from={path}: its record cannot be read, which says what run it is: give another run")
@@ -207,7 +207,7 @@ def _start_content(path: Path) -> str:
 def _teacher_content(config: Config, teacher: str | None, data_fingerprint: str) -> str:
     """A run by its hash and seed, weights by their bytes; the cell's dense run by its hash, its seed being the run's.
 
-    So the seeds of a cell with such a teacher lie in one directory, like those of any other.
+    So the seeds of a cell with such a teacher are in one directory, as for any other cell.
     """
     if teacher is None:
         return f"dense:{config_hash(dense_cell(config), data_fingerprint)}"
@@ -224,7 +224,7 @@ def _teacher_content(config: Config, teacher: str | None, data_fingerprint: str)
 
 
 def _run_content(path: Path) -> str | None:
-    """A run's hash and seed; None where it has no readable record."""
+    """A run's hash and seed; None if it has no readable record."""
     try:
         record = json.loads((path / "record.json").read_text(encoding="utf-8"))
         return f"run:{record['config_hash']}:seed{int(record['seed'])}"
@@ -233,7 +233,7 @@ def _run_content(path: Path) -> str | None:
 
 
 def _weights_content(path: Path) -> str:
-    """A file by its bytes, a checkpoint's folder by those of its configuration and weights."""
+    """A file by its bytes, a checkpoint's folder by the bytes of its configuration and weights."""
     if not path.is_dir():
         return f"sha256:{_sha256(path, 'model.pretrained')}"
     files = sorted({*path.glob("config.json"), *path.glob("*.safetensors"), *path.glob("pytorch_model*.bin")})
@@ -242,7 +242,7 @@ def _weights_content(path: Path) -> str:
 
 
 def pretrained_label(config: Config) -> str:
-    """What records call the weights that a model began with: false, true, or a name and content, wherever it lay."""
+    """The name of the initial weights in records: false, true, or a name and content, independent of their path."""
     if config.start.run is not None:
         _, digest, seed = _start_content(Path(config.start.run)).split(":")
         return f"run {digest[:8]}-{seed.removeprefix('seed')}"

@@ -1,4 +1,4 @@
-"""Which options each group of conf/ has: the dataclasses of the schema by group and choice. Needs no torch."""
+"""Which options each group of conf/ has: the schema's dataclasses by group and choice. Needs no torch."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ _OF_CHOICE: dict[str, dict[str, Any]] = {
 
 
 def of_the_run() -> list[Meaning]:
-    """The keys that stand in no group: sparsity, seed, ..., start.run, start.mask."""
+    """The keys that belong to no group: sparsity, seed, ..., start.run, start.mask."""
     start = [dataclasses.replace(one, name=f"start.{one.name}") for one in meanings(schema.StartConfig)]
     return [one for one in meanings(schema.Config) if one.name not in {*GROUPS, "start"}] + start
 
 
 def of_group(group: str) -> list[tuple[str, list[Meaning]]]:
-    """The options of a group by which of its choices have them, those of all first."""
+    """The options of a group by the choices that have them; those of all choices come first."""
     seen: set[str] = {"name"} if group == "method" else set()
     parts = []
     for label, options in NODES.get(group, []):
@@ -66,11 +66,11 @@ def of_group(group: str) -> list[tuple[str, list[Meaning]]]:
 
 
 def of_choice(group: str, choice: str) -> list[Meaning]:
-    """The options that one choice has, its name among them."""
+    """The options of one choice, including its name."""
     if group in _OF_CHOICE:
         return meanings(_OF_CHOICE[group][choice])
     if group == "data":
-        # The file says which of the schemas its node has.
+        # The file names the schemas of its node.
         text = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
         kind = next((one for name, one in schema.DATA_SCHEMAS.items() if f"/schema/data/{name}@" in text), None)
         return meanings(kind or schema.DataConfig)

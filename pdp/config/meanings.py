@@ -1,4 +1,4 @@
-"""What the fields of an options dataclass mean: their comments in the source, which is the only place that says it."""
+"""The meanings of an options dataclass's fields, from their comments in the source, the only place where they are."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from omegaconf import MISSING
 
 @dataclasses.dataclass(frozen=True)
 class Meaning:
-    """A field as people read it."""
+    """A field as it is shown to people."""
 
     name: str
-    kind: str  # the annotation, as it is written
-    default: str  # as it is typed on a command line; empty where it must be given
+    kind: str  # the annotation as written
+    default: str  # as typed on a command line; empty if the field is required
     text: str
-    whose: str  # of the default, where the comment ends in brackets
+    whose: str  # the source of the default, where the comment ends in brackets
 
 
 def meanings(options: type) -> list[Meaning]:
@@ -38,7 +38,7 @@ def meanings(options: type) -> list[Meaning]:
 
 
 def _comments(owner: type) -> dict[str, tuple[str, str, str]]:
-    """By field its annotation, meaning and whose value it is, of the fields that this class itself writes down."""
+    """Annotation, meaning and source of the default, by name, of the fields that this class itself defines."""
     source = textwrap.dedent(inspect.getsource(owner))
     lines = source.splitlines()
     found = {}

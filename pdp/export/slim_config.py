@@ -1,6 +1,6 @@
-"""A slim transformer's configuration: the one from which transformers builds a model of just these sizes, if any.
+"""A slim transformer's configuration: the one from which transformers builds a model of exactly these sizes, if any.
 
-Where every layer has lost as many heads and as many hidden units, a few numbers of the configuration say so.
+If every layer has lost the same number of heads and of hidden units, a few numbers of the configuration suffice.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _NO_HEADS = re.compile(r"dim|size|group|scale|drop|type|d_head|window|layer", re
 
 
 def fit_configuration(model: Any, removed: Mapping[str, tuple[int, int]], heads: set[str]) -> bool:
-    """Changes the numbers of `model.config` so that they describe the slim `model`; whether any do.
+    """Changes the numbers in `model.config` so that they describe the slim `model`; returns whether that is possible.
 
-    `removed` has units gone and units in all of each coupling, `heads` names those whose units are heads.
+    `removed` gives (units removed, units in total) by coupling; `heads` are the couplings whose units are heads.
     """
     if not is_transformer(model):
         return False
@@ -35,7 +35,7 @@ def fit_configuration(model: Any, removed: Mapping[str, tuple[int, int]], heads:
         try:
             with torch.device("meta"):
                 built = type(model)(config)
-        except Exception:  # whatever transformers says of sizes that do not fit together
+        except Exception:  # transformers may raise anything for sizes that do not fit together
             continue
         if _shapes(built) == shapes:
             for key, value in changes.items():
@@ -71,7 +71,7 @@ def _counts_heads(key: str) -> bool:
 
 
 def _head_size(config: Any) -> dict[str, int]:
-    """The size of a head, where it would follow from their number otherwise."""
+    """The size of a head, to be set where it would otherwise be computed from the number of heads."""
     width, count = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
     if getattr(config, "head_dim", None) is None and isinstance(width, int) and isinstance(count, int):
         return {"head_dim": width // count}

@@ -1,4 +1,4 @@
-"""One-shot magnitude pruning: train dense, cut once, fine-tune under the mask (channels: Li et al. 2017)."""
+"""One-shot magnitude pruning: dense training, one cut, fine-tuning under the mask (channels: Li et al. 2017)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pdp.methods.options import OneshotOptions
 
 
 class Method(MaskedMethod):
-    """The whole target in one cut after the schedule's warm-up; pruned weights are zero from then on."""
+    """Prunes the whole target in one cut after the schedule's warm-up; pruned weights are zero from then on."""
 
     schedule = "oneshot"
     allocation = "global"

@@ -207,7 +207,7 @@ def _add_reader(coupling: Coupling, walk: Walk, identity: int, units: np.ndarray
     name, module, _ = _site(walk, identity)
     groups = getattr(module, "groups", 1)
     if groups > 1 and len(units) == 1:
-        return  # a depthwise convolution, whose rows say the same
+        return  # a depthwise convolution: its rows say the same
     masked = bool((kept & (units >= 0)).any())
     coupling.inputs.append(Part(name, module, np.tile(units, groups).tolist(), masked))
 

@@ -53,9 +53,9 @@ class Count:
 
 @dataclass
 class Coupling:
-    """Channels that share a mask: `outputs` make them, `norms` and `vectors` carry them on, `inputs` read them.
+    """Channels that share a mask: `outputs` make them, `norms` and `vectors` pass them on, `inputs` read them.
 
-    `counts` are numbers of them that modules keep.
+    `counts` are numbers in modules that depend on how many there are.
     """
 
     units: int
@@ -64,8 +64,8 @@ class Coupling:
     inputs: list[Part] = field(default_factory=list)
     vectors: list[Vector] = field(default_factory=list)
     counts: list[Count] = field(default_factory=list)
-    heads: str | None = None  # the attention whose heads are the units, the module that counts them
-    refused: str | None = None  # why they must stay
+    heads: str | None = None  # if the units are an attention's heads: the module that holds their number
+    refused: str | None = None  # why the channels must stay, if they must
     # Whole numbers of modules that follow the units: the module, what it calls one, its value for each unit.
     settings: list[tuple[str, str, int]] = field(default_factory=list)
 

@@ -1,8 +1,8 @@
-"""Biases for positions that several attentions share: a parameter of their own has a part for each head of all.
+"""Position biases that several attentions share: a separate parameter with a part for each head.
 
-T5's first layer of a stack makes the bias of all its layers, MPNet's encoder that of its own. Where an attention is
-handed numbers with a part for each head, the parameter that they were computed from says which attentions go together,
-or the attention that gave them on.
+In T5 the first layer of a stack computes the bias for all its layers, in MPNet the encoder does. If an attention is
+called with a tensor that has a part for each head, the parameter from which that tensor was computed, or the attention
+that passed it on, tells which attentions belong together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pdp.patterns.heads import Called, Heads, coupling_of, own_axis
 SLOPES = "its heads have biases that are no parameter's, made anew from their number"
 APART = "its heads share biases with those of {}, which lie otherwise"
 
-_Key = tuple[str, str]  # a module and what it calls a parameter
+_Key = tuple[str, str]  # a module's name and the name of a parameter in it
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Group:
 
 
 def joined(model: nn.Module, found: list[Heads], call: Callable[[nn.Module, Any], Any], example: Any) -> list[Coupling]:
-    """A coupling for the heads of each attention, or of all that share a bias."""
+    """A coupling for the heads of each attention, or of all attentions that share a bias."""
     handed = [one for one in found if one.given and one.refused is None]
     if not handed:
         return [coupling_of(model, one) for one in found]
@@ -87,7 +87,7 @@ def _coupling(model: nn.Module, key: _Key, heads: list[Heads]) -> Coupling:
 def _sources(
     model: nn.Module, found: list[Heads], handed: list[Heads], call: Callable[[nn.Module, Any], Any], example: Any
 ) -> dict[str, _Key]:
-    """By attention the one parameter whose parts, head by head, make what it is handed, or the attention that does."""
+    """By attention: the parameter whose parts, head by head, make its input, or the attention that passed it on."""
     wanted: dict[_Key, nn.Parameter] = {
         (name, key): value
         for name, module in model.named_modules()
@@ -96,7 +96,7 @@ def _sources(
         if value is not None and value.dim() == 2 and value.is_floating_point()
     }
     biases: dict[str, list[tuple[Tensor, int, list[int]]]] = {}
-    made: list[tuple[Tensor, str]] = []  # by which attention
+    made: list[tuple[Tensor, str]] = []  # with the attention that made it
 
     def note(one: Heads) -> Callable[..., None]:
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:

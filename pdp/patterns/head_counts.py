@@ -1,7 +1,7 @@
-"""Which numbers of an attention say how many heads it has: tried out, as no two libraries call them alike.
+"""Finds by trial the numbers of an attention that depend on its number of heads, as libraries name them differently.
 
-Without some of its heads an attention must compute what it computed with zeros in their place. Sets of its whole
-numbers are changed, the smallest first, until it does.
+Without some of its heads an attention must compute the same as with zeros in their place. Sets of its integer
+attributes are changed, the smallest sets first, until it does.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ _NO_COUNT = re.compile(r"dim|size|width|d_head|d_kv|group|rep|drop|scale|idx|ind
 _GROUPS = re.compile(r"group|n_rep|rep$", re.I)
 _HEAD_SIZE = re.compile(r"^(attention_|attn_)?head_?(dim|size)$", re.I)
 _MODEL_SIZE = re.compile(r"embed|hidden|model|^dim$", re.I)
-_NEAR = 1e-4  # of the largest output, in float32
+_NEAR = 1e-4  # relative to the largest output, in float32
 
 
 def find_settings(
     module: nn.Module, coupling: Coupling, run: Callable[[nn.Module, set[int]], Any]
 ) -> list[Setting] | None:
-    """The numbers that must follow the units, each with its value for one of them; None where no set does.
+    """The numbers that must change with the units, each with its value per unit; None if no set of numbers works.
 
-    `coupling` has the attention under the empty name, `run` calls it without some units.
+    `coupling` has the attention under the empty name; `run` calls it without some units.
     """
     from pdp.patterns.shrink import remove, set_size
 
     gone = set(range(1, coupling.units, 2))
     try:
         with torch.no_grad():
-            drawn = _drawn(module)  # where heads are zero already nothing would be told apart
+            drawn = _drawn(module)  # heads that are zero already would show no difference
             masked = copy.deepcopy(drawn)
             _zero(masked, coupling, gone)
             wanted = _numbers(run(masked, set()))
@@ -54,7 +54,7 @@ def find_settings(
         try:
             with torch.no_grad():
                 found = _numbers(run(trial, gone))
-        except Exception:  # sizes that do not fit together
+        except Exception:  # sizes may not fit together
             continue
         if _alike(wanted, found):
             return settings
@@ -74,7 +74,7 @@ def _drawn(module: nn.Module) -> nn.Module:
 
 
 def _renamed(coupling: Coupling) -> Coupling:
-    """The same with names relative to the attention."""
+    """The same coupling with names relative to the attention."""
     one = copy.copy(coupling)
     for side in ("outputs", "inputs", "vectors"):
         parts = [copy.copy(part) for part in getattr(coupling, side)]

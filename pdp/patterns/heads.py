@@ -1,10 +1,10 @@
-"""Heads of attentions of any kind, found by asking what each input of the output projection depends on.
+"""Finds the heads of attentions of any kind, from what each input of the output projection depends on.
 
-An attention is called once by itself, with noise in place of what its linear layers make. The gradient of one input of
-its last layer then says by which rows of which layers it is made: all queries and keys of its head, and its own value.
-So layouts need no list: separate or fused projections, heads one after the other or query, key and value of each
-together, several queries to a key, rotary pairs, projections through a latent space. `pdp.patterns.proof` has the last
-word.
+Each attention is called once by itself, with noise in place of what its linear layers compute. The gradient of one
+input of its last layer then shows which rows of which layers it depends on: all queries and keys of its head, and its
+own value. So no list of layouts is needed: projections may be separate or fused, with heads one after the other or
+query, key and value of each head together, with several queries per key, rotary pairs, or a latent space.
+`pdp.patterns.proof` verifies the result.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ UNCOUNTED = "its heads cannot go: no count of heads in {} could be changed so th
 
 @dataclass
 class Heads:
-    """The heads of one attention, with the units that can only go together."""
+    """The heads of one attention, as units that can only be removed together."""
 
     name: str
     units: int
     heads: int
-    rows: dict[str, list[int]]  # by the layers that make heads, relative to the attention: the unit of each row
+    rows: dict[str, list[int]]  # the unit of each row, by layer (relative to the attention)
     reader: str
     columns: list[int]
     vectors: list[tuple[str, str, int, list[int]]] = field(default_factory=list)  # module, parameter, axis, units
-    settings: list[tuple[str, str, int]] = field(default_factory=list)  # module, attribute, its value for each unit
-    silent: bool = True  # whether a head makes zeros where its rows are zero
-    # Of the tensors that it is called with those with a part for each head: the place, the axis, each part's unit.
+    settings: list[tuple[str, str, int]] = field(default_factory=list)  # module, attribute, its value per unit
+    silent: bool = True  # whether a head's output is zero if its rows are
+    # Arguments of the call with a part for each head: (position, axis, unit of each part).
     given: list[tuple[int, int, list[int]]] = field(default_factory=list)
     refused: str | None = None
 
 
 @dataclass
 class Called:
-    """What a module was called with."""
+    """The arguments with which a module was called."""
 
     args: tuple
     kwargs: dict[str, Any]
 
     @property
     def form(self) -> tuple:
-        """Which of the arguments were there."""
+        """Which of the arguments were given."""
         return tuple(map(_form, self.args)), tuple((key, _form(value)) for key, value in self.kwargs.items())
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors, in order."""
+        """All tensors among the arguments, in order."""
         return [one for one in tree_leaves((self.args, self.kwargs)) if isinstance(one, Tensor)]
 
     def fresh(self) -> Called:
-        """The same without a cache of past keys, and with tensors that no graph leads to."""
+        """The same without a cache of past keys, and with detached tensors."""
 
         def one(value: Any) -> Any:
             return value.detach().clone() if isinstance(value, Tensor) else value
@@ -78,9 +78,9 @@ def _form(value: Any) -> Any:
 
 
 def find_heads(model: nn.Module, call: Call, example: Any, known: set[str]) -> list[Heads]:
-    """The heads of every attention that is called, but for those in the modules `known`; the model in evaluation mode.
+    """The heads of every attention that is called, except in the modules `known`; the model must be in evaluation mode.
 
-    Attentions alike are tried once.
+    Of several attentions of the same kind only one is tried.
     """
     places = _candidates(model, known)
     if not places:
@@ -103,7 +103,7 @@ def find_heads(model: nn.Module, call: Call, example: Any, known: set[str]) -> l
 
 
 def coupling_of(model: Any, heads: Heads) -> Coupling:
-    """What goes with each of these heads."""
+    """The coupling of these heads with all that belongs to them."""
 
     def part(inner: str, units: list[int]) -> Part:
         name = f"{heads.name}.{inner}"
@@ -125,7 +125,7 @@ def _linear(module: nn.Module) -> bool:
 
 
 def _candidates(model: nn.Module, known: set[str]) -> list[str]:
-    """Modules called an attention that hold layers enough, and nothing that is known."""
+    """The names of modules whose class is called an attention, with enough layers, and without known ones inside."""
     found = []
     for name, module in model.named_modules():
         if name and "att" in type(module).__name__.lower() and not isinstance(module, nn.MultiheadAttention):
@@ -136,7 +136,7 @@ def _candidates(model: nn.Module, known: set[str]) -> list[str]:
 
 
 def _calls(model: nn.Module, call: Call, example: Any, names: list[str]) -> dict[str, Called]:
-    """What each of these modules was called with first."""
+    """The arguments of the first call of each of these modules."""
     calls: dict[str, Called] = {}
 
     def note(name: str) -> Callable[..., None]:
@@ -154,7 +154,7 @@ def _calls(model: nn.Module, call: Call, example: Any, names: list[str]) -> dict
 
 
 def _kind(module: nn.Module) -> Any:
-    """What tells attentions apart whose heads may lie otherwise: classes, sizes and plain attributes."""
+    """What distinguishes attentions whose heads may be laid out differently: classes, sizes and plain attributes."""
     parts = []
     for name, one in module.named_modules():
         shapes = tuple((key, tuple(value.shape)) for key, value in one._parameters.items() if value is not None)
@@ -165,7 +165,7 @@ def _kind(module: nn.Module) -> Any:
 
 
 class _Core:
-    """One call of an attention, with noise where its layers have made something, and zeros in rows that are `gone`."""
+    """One call of an attention, with noise in place of its layers' outputs, and zeros in the rows that are `gone`."""
 
     def __init__(self, module: nn.Module, called: Called, gone: set[tuple[str, int]] | None = None):
         self.leaves: dict[str, Tensor] = {}
@@ -188,7 +188,7 @@ class _Core:
                 noise = torch.randn(output.shape, generator=generator).to(output)
                 noise[..., [row for one, row in gone or () if one == name]] = 0
                 self.leaves[name], self.reads[name] = noise.requires_grad_(), inputs[0]
-                return self.leaves[name].clone()  # which it may write to
+                return self.leaves[name].clone()  # a clone, because the module may write to it
 
             return hook
 
@@ -207,9 +207,9 @@ class _Core:
                 module(*own.args, **own.kwargs)
 
     def sources(self, values: Tensor) -> tuple[dict[str, Tensor], dict[Any, Tensor]]:
-        """Gradients of the sum of these, with random weights: by layer that made something, by whatever else acts.
+        """Gradients of the randomly weighted sum of `values`, first by layer, second by anything else they depend on.
 
-        That is another parameter, by the name of its module and its own, or an argument, by its place.
+        Something else is another parameter, by its module's and its own name, or an argument, by its position.
         """
         weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1)).to(values)
         wanted: list[tuple[Any, Tensor]] = [*self.leaves.items(), *self.parameters.items(), *self.given.items()]
@@ -223,7 +223,7 @@ class _Core:
         )
 
     def rows(self, values: Tensor) -> set[tuple[str, int]]:
-        """The rows of layers that these depend on."""
+        """The rows of layers on which these values depend."""
         made, _ = self.sources(values)
         return {(name, row) for name, slope in made.items() for row in _along(slope, slope.dim() - 1)}
 
@@ -237,7 +237,7 @@ def _along(slope: Tensor, axis: int) -> list[int]:
 
 
 def _probe(module: nn.Module, called: Called) -> Heads | None:
-    """The heads of an attention; None where it is none that is understood."""
+    """The heads of an attention; None if its structure is not understood."""
     try:
         core = _Core(module, called)
         reader = next(
@@ -249,7 +249,7 @@ def _probe(module: nn.Module, called: Called) -> Heads | None:
         with torch.enable_grad():
             size = _head_size(core, values)
             heads = None if size is None else _assemble(module, called, core, reader, size)
-    except Exception:  # whatever a stranger's module raises when it is called by itself
+    except Exception:  # an unknown module may raise anything when it is called by itself
         return None
     if heads is None:
         return None
@@ -278,18 +278,18 @@ def _probe(module: nn.Module, called: Called) -> Heads | None:
 
 
 class _Inside:
-    """An attention as if it were a model that has itself under the empty name."""
+    """Presents an attention as a model that contains it under the empty name."""
 
     def __init__(self, module: nn.Module):
         self.module = module
 
     def get_submodule(self, name: str) -> nn.Module:
-        """By a name that begins with a dot."""
+        """The submodule with this name, which begins with a dot."""
         return self.module.get_submodule(name.strip("."))
 
 
 def _head_size(core: _Core, values: Tensor) -> int | None:
-    """How many inputs of the last layer a head makes: neighbours share its queries and keys."""
+    """The number of inputs of the last layer per head: neighbours within a head share queries and keys."""
     width = values.shape[-1]
     if width < 2:
         return None
@@ -297,7 +297,7 @@ def _head_size(core: _Core, values: Tensor) -> int | None:
     shared = len(first & core.rows(values[..., 1]))
     if not shared:
         return None
-    low, high = 1, width  # alike, not alike
+    low, high = 1, width  # bounds of the search: still the same head, no longer the same
     while high - low > 1:
         middle = (low + high) // 2
         alike = len(first & core.rows(values[..., middle])) >= shared
@@ -306,7 +306,7 @@ def _head_size(core: _Core, values: Tensor) -> int | None:
 
 
 def _assemble(module: nn.Module, called: Called, core: _Core, reader: str, size: int) -> Heads | None:
-    """Units: heads that share a row of a layer, unless all heads share it."""
+    """Makes the units: heads that share a row of a layer form one unit, unless all heads share that row."""
     values = core.reads[reader]
     count = values.shape[-1] // size
     touched: dict[tuple[str, int], set[int]] = {}
@@ -358,7 +358,7 @@ def _joined(count: int, sets: list[set[int]]) -> list[int]:
 
 
 def own_axis(slopes: list[Tensor], unit_of: list[int]) -> tuple[int, list[int]] | None:
-    """The axis of a parameter along which each place belongs to one unit, and these units."""
+    """The axis of a parameter along which each index belongs to one unit, and these units; None if there is none."""
     for axis in range(slopes[0].dim()):
         owner = [-1] * slopes[0].shape[axis]
         apart = True

@@ -170,7 +170,7 @@ class _Trial:
         return None
 
     def _shapes(self, couplings: Sequence[Coupling]) -> str | None:
-        """What the model without these channels says to tensors without contents."""
+        """The error of the model without these channels on meta tensors (shapes without values); None if it runs."""
         model = copied(self.model, lambda tensor: torch.empty_like(tensor, device="meta"))
         inputs = tree_map(lambda one: one.to("meta") if isinstance(one, Tensor) else one, self.inputs)
         try:
@@ -189,7 +189,7 @@ class _Trial:
 
     @torch.no_grad()
     def differs(self, couplings: list[Coupling]) -> str | None:
-        """What is wrong without some units of these; None where nothing is."""
+        """What is wrong with the model without some units of these couplings; None if nothing is."""
         model = copied(self.model, lambda tensor: tensor)
         written: set[tuple[str, str]] = set()
         try:

@@ -41,7 +41,7 @@ _BATCH_NORMS += ("cudnn_batch_norm", "_batch_norm_with_update", "_batch_norm_no_
 
 
 def follow(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
-    """Marks `out`, and notes on `walk` what the operation ties together or makes stay."""
+    """Labels `out`, and notes in `walk` which atoms the operation ties together or pins."""
     name = title(func)
     base = name[:-1] if name.endswith("_") and not name.endswith("__") else name
     if base == "copy":

@@ -41,7 +41,7 @@ OWN_CONFIG = "_own_config"  # marks a module whose configuration is shared with 
 
 
 def sizes_of(model: nn.Module, couplings: Sequence[Coupling] = ()) -> dict[str, dict[str, Any]]:
-    """By module what it says of its sizes, and the constant of a norm that depends on them."""
+    """The sizes that each module states, and the constant of a norm that depends on them, by module name."""
     named: dict[str, dict[str, Any]] = {}
     for count in (count for one in couplings for count in one.counts):
         value = getattr(model.get_submodule(count.name), count.key)

@@ -169,7 +169,7 @@ class Walk(TorchDispatchMode):
         before = self._written(func, args)
         try:
             self.follow(self, func, args, kwargs, out)
-        except Exception as error:  # an operation with arguments that its rule does not know
+        except Exception as error:  # the operation has arguments that its rule does not handle
             self.pin_all((args, kwargs), f"its channels pass through {title(func)} ({self.where}): {error}")
             for one in tree_leaves(out):
                 if isinstance(one, Tensor) and id(one) not in self.owners:

@@ -21,13 +21,15 @@ from pdp.quantize.hooks import ActivationHook
 class Frozen:
     """The scale of each weight by its name, shaped to multiply it; a scale and a zero point for each activation.
 
-    An activation is named after its module, followed by .input or .output.
+    An activation is called after its module, with .input or .output behind it. `biases` are those, of layers and of the
+    norms behind them, that products of integers add in their own steps.
     """
 
     name: str
     bits: int
     weights: dict[str, Tensor]
     activations: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
 
     def integers(self, name: str, weight: Tensor) -> Tensor:
         """A weight's integers, as int8 whatever its number of bits."""
@@ -44,12 +46,14 @@ class Frozen:
         """While this context is open, the plain `model` computes with quantized weights and activations."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         self.check(model)
-        stored = {name: parameters[name].detach().clone() for name in self.weights}
+        stored = {name: parameters[name].detach().clone() for name in (*self.weights, *self.biases)}
         handles = self._hook(model)
         try:
             with torch.no_grad():
-                for name, weight in stored.items():
-                    parameters[name].copy_(self.weight(name, weight))
+                for name in self.weights:
+                    parameters[name].copy_(self.weight(name, stored[name]))
+                for name, bias in self.biases.items():
+                    parameters[name].copy_(bias)
             yield model
         finally:
             for handle in handles:
@@ -70,13 +74,16 @@ class Frozen:
             for name, scale in self.weights.items():
                 weight = parameters[name]
                 weight.copy_(torch.where(weight != 0, scale.to(weight), torch.zeros_like(weight)))
+            for name, bias in self.biases.items():
+                parameters[name].copy_(bias)
         of_scales = dict(slimmed(holding).named_parameters(remove_duplicate=False))
         weights = {}
         for name, scale in self.weights.items():
             others = [place for place, size in enumerate(scale.shape) if size == 1]
             found = of_scales[name].detach().amax(others, keepdim=True) if others else of_scales[name].detach()
             weights[name] = torch.where(found > 0, found, torch.ones_like(found)).to(scale.dtype)
-        frozen = Frozen(self.name, self.bits, weights, dict(self.activations))
+        biases = {name: of_scales[name].detach().clone() for name in self.biases}
+        frozen = Frozen(self.name, self.bits, weights, dict(self.activations), biases)
         frozen.check(smaller)
         return frozen
 
@@ -91,6 +98,7 @@ class Frozen:
             or any(one not in (1, size) for one, size in zip(scale.shape, parameters[name].shape, strict=False))
             or scale.dim() != parameters[name].dim()
         ]
+        strange += [name for name in self.biases if name not in parameters]
         strange += [name for name in self.activations if name.rpartition(".")[0] not in modules]
         if strange:
             raise Refusal(f"the scales are of another model, which has {strange[0]}")
@@ -105,11 +113,13 @@ class Frozen:
         return handles
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything as named tensors: <weight>.scale, <module>.input.scale, <module>.input.zero_point, ..."""
+        """All of it as named tensors: <weight>.scale, <module>.input.scale, <module>.input.zero_point,
+        <bias>.shipped."""
         found = {f"{name}.scale": scale.contiguous().cpu() for name, scale in self.weights.items()}
         for name, (scale, zero_point) in self.activations.items():
             found[f"{name}.scale"] = scale.reshape(()).cpu()
             found[f"{name}.zero_point"] = zero_point.reshape(()).cpu()
+        found |= {f"{name}.shipped": bias.contiguous().cpu() for name, bias in self.biases.items()}
         return found
 
     @classmethod
@@ -125,7 +135,8 @@ class Frozen:
             for key, value in tensors.items()
             if key.endswith(".scale") and key.removesuffix(".scale") not in activations
         }
-        return cls(name, bits, weights, activations)
+        biases = {key.removesuffix(".shipped"): one for key, one in tensors.items() if key.endswith(".shipped")}
+        return cls(name, bits, weights, activations, biases)
 
 
 def _on_grid(scale: Tensor, zero_point: Tensor, values: Tensor, training: bool) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -38,6 +38,16 @@ class ActivationPoint:
     name: str
     module: nn.Module
     outputs: bool = False
+
+
+@dataclass(eq=False)
+class Product:
+    """A convolution in the model's graph, the norm that alone reads its result, and whether quantized layers alone
+    read what comes of both."""
+
+    module: nn.Module
+    norm: nn.Module | None
+    read_quantized: bool
 
 
 def find_weights(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[list[WeightPoint], dict[str, str]]:
@@ -91,13 +101,12 @@ def output_axis(module: nn.Module) -> int:
 
 
 def find_activations(
-    model: nn.Module, weights: Sequence[WeightPoint], example_input: Any = None
+    model: nn.Module, weights: Sequence[WeightPoint], products: Sequence[Product] = ()
 ) -> list[ActivationPoint]:
     """The inputs of all modules with quantized weights, and the outputs of convolutions that nothing else quantizes.
 
-    An integer convolution produces integers. Where its output (behind its norm) is read by anything other than a
-    quantized layer, such as a residual sum or a pool, it has a range of its own. This can only be found in a model that
-    can be traced with `example_input`.
+    An integer convolution gives integers: where its result, behind its norm, is read by anything but a quantized layer
+    (a residual sum, a pool), it has a range of its own. `products` are `find_products`' and show where that is.
     """
     names = {id(module): name for name, module in model.named_modules()}
     found: dict[str, ActivationPoint] = {}
@@ -107,9 +116,10 @@ def find_activations(
             if site.caller is site.module and site.parameter == "weight":
                 name = f"{names[id(site.module)]}.input".lstrip(".")
                 found.setdefault(name, ActivationPoint(name, site.module))
-    if example_input is not None and any(isinstance(weight.sites[0].module, _ConvNd) for weight in weights):
-        for module in _unquantized_results(model, weights, example_input):
-            name = f"{names[id(module)]}.output".lstrip(".")
+    for product in products:
+        module = product.norm or product.module
+        name = f"{names[id(module)]}.output".lstrip(".")
+        if not product.read_quantized:
             found.setdefault(name, ActivationPoint(name, module, outputs=True))
     return list(found.values())
 
@@ -120,20 +130,22 @@ _PASSING = frozenset(
 )
 
 
-def _unquantized_results(model: nn.Module, weights: Sequence[WeightPoint], example_input: Any) -> Iterator[nn.Module]:
+def find_products(model: nn.Module, weights: Sequence[WeightPoint], example_input: Any) -> list[Product]:
+    """Every call of a quantized convolution, in order; none of a model that cannot be followed."""
+    if example_input is None or not any(isinstance(weight.sites[0].module, _ConvNd) for weight in weights):
+        return []
     program = exported(model, example_input)
     if program is None:
-        return
+        return []
     by_name = dict(model.named_modules())
     parameters = program.graph_signature.inputs_to_parameters
-    quantized = {site.module for weight in weights for site in weight.sites}
-    modules = {
-        id(parameter): module
-        for module in quantized
-        for key, parameter in module._parameters.items()
-        if key == "weight" and parameter is not None
-    }
     known = dict(model.named_parameters(remove_duplicate=False))
+    modules = {
+        id(site.module._parameters["weight"]): site.module
+        for weight in weights
+        for site in weight.sites
+        if site.parameter == "weight"
+    }
 
     def layer_of(node: Any) -> nn.Module | None:
         """The quantized module whose weight a product uses; None for other products."""
@@ -141,22 +153,23 @@ def _unquantized_results(model: nn.Module, weights: Sequence[WeightPoint], examp
         name = next((parameters[one] for one in operands if one in parameters), None)
         return modules.get(id(known.get(name))) if name else None
 
+    found = []
     for node in program.graph.nodes:
         module = layer_of(node) if node.op == "call_function" and "conv" in str(node.target) else None
         if not isinstance(module, _ConvNd):
             continue
-        end, last = node, module
-        norm = next(iter(node.users), None)
-        if len(node.users) == 1 and "batch_norm" in str(norm.target):  # type: ignore[union-attr]
-            named = [parameters.get(getattr(one, "name", "")) for one in norm.args[1:3]]  # type: ignore[union-attr]
-            holder = by_name.get(named[0].rpartition(".")[0]) if named[0] else None
-            if holder is not None:
-                end, last = norm, holder
+        end, norm = node, None
+        reader = next(iter(node.users), None)
+        if reader is not None and len(node.users) == 1 and "batch_norm" in str(reader.target):
+            name = parameters.get(getattr(reader.args[1], "name", ""))
+            norm = by_name.get(name.rpartition(".")[0]) if name else None
+            end = reader if norm is not None else node
         while len(end.users) == 1 and _passes(next(iter(end.users))):
             end = next(iter(end.users))
         readers = list(end.users)
-        if not readers or not all(layer_of(one) is not None and one.args[0] is end for one in readers):
-            yield last
+        quantized = bool(readers) and all(layer_of(one) is not None and one.args[0] is end for one in readers)
+        found.append(Product(module, norm, quantized))
+    return found
 
 
 def _passes(node: Any) -> bool:

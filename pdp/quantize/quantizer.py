@@ -14,11 +14,12 @@ from torch.utils.hooks import RemovableHandle
 
 from pdp.errors import Refusal
 from pdp.layers import Site
+from pdp.quantize.bias import foldable, shipped_biases
 from pdp.quantize.fake import ACTIVATION_LEVELS, fake_quantize, weight_bound, weight_scale, widened
 from pdp.quantize.frozen import Frozen
 from pdp.quantize.hooks import ActivationHook
 from pdp.quantize.options import Int4wOptions
-from pdp.quantize.points import ActivationPoint, WeightPoint, find_activations, find_weights
+from pdp.quantize.points import ActivationPoint, WeightPoint, find_activations, find_products, find_weights
 from pdp.schedule.time import Time
 
 LEAD = 10  # steps in which ranges are observed before quantization begins; one epoch if steps are unknown
@@ -56,8 +57,12 @@ class Quantizer:
             )
         self.weights, self.skipped = find_weights(model, options.exclude)
         self.activations: list[ActivationPoint] = []
+        self.norms: dict[str, str] = {}  # the norm that is folded into a convolution, both by name
         if options.activation_bits < 32:
-            self.activations = find_activations(model, self.weights, example_input)
+            products = find_products(model, self.weights, example_input)
+            self.activations = find_activations(model, self.weights, products)
+            names = {id(module): name for name, module in model.named_modules()}
+            self.norms = {names[key]: names[id(norm)] for key, norm in foldable(products).items()}
         count = len(self.activations)
         device = self.weights[0].tensor.device
         self.ranges = torch.stack([torch.full((count,), math.inf), torch.full((count,), -math.inf)]).to(device)
@@ -302,4 +307,6 @@ class Quantizer:
             for number, one in enumerate(self.activations):
                 if known[number]:
                     activations[one.name] = scales[number].clone(), zero_points[number].clone()
-        return Frozen(self.options.name, self.bits, weights, activations)
+        return Frozen(
+            self.options.name, self.bits, weights, activations, shipped_biases(model, self.norms, weights, activations)
+        )

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from pdp.reports import drawings
+from pdp.reports import bytes_figure, drawings
+from pdp.reports.bytes_figure import together
 from pdp.reports.cells import KEY, cells
 from pdp.reports.look import as_svg, style
 from pdp.reports.masks import mask_values, read_distributions, weight_values
@@ -48,7 +49,8 @@ def draw_all(runs: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
     left_out: list[str] = []
     for kind in KINDS:
         mine: list[Drawn] = []
-        for key, group in runs.groupby(_STUDY, sort=True):
+        of_kind = together(runs) if kind.draw is _bytes else runs
+        for key, group in of_kind.groupby(_STUDY, sort=True):
             where = f"{kind.name}-{key[0]}-{key[1]}-{key[2]}"
             new = list(kind.draw(where, group.reset_index(drop=True)))
             for one in new:
@@ -97,7 +99,7 @@ def _against(x: str) -> Callable[[str, pd.DataFrame], Iterator[Drawn]]:
         first = runs.iloc[0]
         frame = cells(runs)
         dense = frame[frame.method == "dense"]
-        for pattern, group in frame[frame.method != "dense"].groupby("pattern"):
+        for pattern, group in frame[~frame.method.str.match(r"dense\b")].groupby("pattern"):
             several = group.target_sparsity.nunique() > 1
             if x == "sparsity" and not several and group.label.nunique() < 2:
                 continue
@@ -203,6 +205,11 @@ def _masks(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
             yield Drawn(f"{name}-{_slug(pattern, share)}", caption, drawings.masks(lines))
 
 
+def _bytes(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
+    for figure, caption in bytes_figure.draw(runs):
+        yield Drawn(name, caption, figure)
+
+
 def _temperature(row: pd.Series) -> str:
     options: dict[str, Any] = row.method_options
     mode = options.get("temperature_mode", "absolute")
@@ -213,8 +220,8 @@ def _temperature(row: pd.Series) -> str:
 
 
 def _middle_targets(runs: pd.DataFrame) -> Iterator[tuple[tuple[str, float], pd.DataFrame]]:
-    """The runs of the middle target of each pattern (of two, the higher), which represents the study's targets."""
-    for pattern, group in runs[runs.method != "dense"].groupby("pattern"):
+    """The runs of the middle target of each pattern, the higher of two: one figure stands for a study's targets."""
+    for pattern, group in runs[runs.base_method != "dense"].groupby("pattern"):
         targets = sorted(set(group.target_sparsity))
         share = targets[len(targets) // 2]
         yield (str(pattern), share), group[group.target_sparsity == share]
@@ -243,5 +250,6 @@ KINDS = (
     Kind("epochs", "sparsity and metric over epochs", "records of pruned runs with history.jsonl", _epochs),
     Kind("revived", "weights that come back", "records of PDP with `revived` in history.jsonl", _revived),
     Kind("weights", "weight distributions", "records of PDP with distributions.npz (kept whole)", _weights),
+    Kind("bytes", "accuracy against bytes", "records of quantized runs", _bytes),
     Kind("masks", "mask values by temperature", "records of PDP with distributions.npz (kept whole)", _masks),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The record: the one JSON file a finished run leaves, and all that tables and figures are made from."""
+"""The record: the single JSON file of a finished run from which all tables and figures are made."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 from pdp.errors import Refusal
 
 RECORD = "record.json"
-SCALES = "quantization.safetensors"  # beside the weights of a quantized run
+SCALES = "quantization.safetensors"  # stored beside the weights of a quantized run
 
 
 @dataclass
 class Record:
-    """What a finished run was and what came out; accuracies and shares are fractions, counts are whole numbers."""
+    """What a finished run was and its results; accuracies and shares are fractions, counts are integers."""
 
     run_id: str
     status: str
@@ -29,11 +29,11 @@ class Record:
     recipe: dict[str, Any]
     schedule: dict[str, Any]
     metric_name: str
-    metric: float  # of what ships: hard, quantized where asked; last epoch, on the test set
+    metric: float  # of the final model: hard, and quantized if asked for; last epoch, test set
     metrics: dict[str, float]
-    metric_soft: float  # of the soft mask and floats
+    metric_soft: float  # with the soft mask, in floats
     metric_before_pruning: float
-    metric_best: float  # test metric of the epoch at target sparsity that did best on the validation part
+    metric_best: float  # test metric of the epoch at target sparsity with the best validation metric
     epoch_best: int
     method: str
     pattern: str
@@ -45,7 +45,7 @@ class Record:
     params: int
     params_nonzero: int
     extra_parameters: int
-    macs: int | None  # None: they could not be counted, `notes` says why
+    macs: int | None  # None: could not be counted, see `notes`
     macs_sparse: int | None
     macs_attention: int | None
     input_shape: list[int]
@@ -54,7 +54,7 @@ class Record:
     steps: int
     train_seconds: float
     step_ms_median: float
-    mask_ms_median: float  # the pruner's calls between two steps: cuts, not the masks inside forward and backward
+    mask_ms_median: float  # the pruner's calls between two steps: cuts, but not the masks in forward and backward
     peak_memory_mb: float
     device: str
     world_size: int
@@ -63,24 +63,24 @@ class Record:
     versions: dict[str, str]
     finished_at: str
     method_options: dict[str, Any] = field(default_factory=dict)
-    distillation: dict[str, Any] = field(default_factory=dict)  # empty: no teacher
-    validation: str = "held out"  # or "test": the data's labelled set served every choice too
-    model_source: str = ""  # of a model of the user's own: the sha256 of its source file
-    start: dict[str, Any] = field(default_factory=dict)  # the run it went on from, empty: none
+    distillation: dict[str, Any] = field(default_factory=dict)  # empty without a teacher
+    validation: str = "held out"  # or "test": the test set was also used for validation
+    model_source: str = ""  # of the user's own model: the sha256 of its source file
+    start: dict[str, Any] = field(default_factory=dict)  # the run that it continued from; empty without one
     notes: list[str] = field(default_factory=list)
-    step_best: int | None = None  # the optimizer step after which that epoch's best measurement was made
-    skipped_steps: int = 0  # with recipe.on_nonfinite=skip: those whose loss or gradients were not finite
-    classes: list[str] = field(default_factory=list)  # of own data, by their numbers
-    method_revision: int = 1  # how often the method's behaviour had changed (pdp.methods.revisions)
-    least_density: float = 0.0  # the least share of its units that each layer had to keep
-    prunable_share: float | None = None  # of all weights (parameters of two or more dimensions) those pruning reaches
+    step_best: int | None = None  # the optimizer step of that epoch's best evaluation
+    skipped_steps: int = 0  # with recipe.on_nonfinite=skip: steps with a non-finite loss or gradient
+    classes: list[str] = field(default_factory=list)  # names of the user's own classes, by number
+    method_revision: int = 1  # of the method's behaviour (pdp.methods.revisions)
+    least_density: float = 0.0  # least share of its units that each layer keeps
+    prunable_share: float | None = None  # share of prunable weights among all parameters of two or more dimensions
     allocation_ends: str = "pruned"  # whether the first and last layer had to stay dense
     macs_all_experts: int | None = None  # `macs` if every token went through all experts; None: there are none
     ran_under: list[dict[str, Any]] = field(default_factory=list)  # sharding, processes, from_step: one for each change
     quantize: str = "none"  # none, int8 or int4w
-    metric_hard: float | None = None  # of the hard model in floats; None: nothing was quantized, `metric` is it
+    metric_hard: float | None = None  # of the hard model in floats; None: not quantized, see `metric`
     quantization: dict[str, Any] = field(default_factory=dict)  # bits, ranges, start, zeros of the integers, ...
-    bytes_on_disk: dict[str, int] = field(default_factory=dict)  # of the whole model by form (pdp.quantize.sizes)
+    bytes_on_disk: dict[str, int] = field(default_factory=dict)  # of the whole model, by form (pdp.quantize.sizes)
 
     @property
     def hard(self) -> float:
@@ -89,12 +89,12 @@ class Record:
 
     @property
     def directory(self) -> Path | None:
-        """Where the run lies that this was read from; None of a record that was not read."""
+        """The folder of the run from which this record was read; None if it was not read from one."""
         return self.__dict__.get("_directory")
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes JSON beside its place and renames it there."""
+    """Writes JSON atomically."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with beside.open("w", encoding="utf-8") as file:
         json.dump(values, file, indent=1)
@@ -112,7 +112,7 @@ def write_record(record: Record, directory: Path) -> Path:
 
 
 def read_record(directory: Path) -> Record:
-    """Reads a run's record; raises `Refusal` where there is none or it cannot be read."""
+    """Reads a run's record; raises `Refusal` if there is none or it cannot be read."""
     path = directory / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -30,7 +30,11 @@ def study_table(
         own = kept.get(study.name, []) + kept.get(f"{study.name}_tuning", [])
         others = [one for kept_runs in kept.values() for one in kept_runs] if not own else []
         cells = [cell for method in study.methods for cell in study.cells(method)]
-        model, data, epochs = _what(cells[0])
+        try:
+            model, data, epochs = _what(cells[0])
+        except Refusal as refusal:  # it begins with a run that is not here
+            rows.append(_unknown(study, len(cells), len(own), str(refusal)))
+            continue
         near = own or [one for one in others if (one.model, one.data, one.epochs) == (model, data, epochs)]
         cost = _cost_of(near) if near or measure is None else _measured(measure)
         hours = sum(cost(cell) for cell in cells) / 3600
@@ -46,6 +50,18 @@ def study_table(
             }
         )
     return pd.DataFrame(rows)
+
+
+def _unknown(study: Study, runs: int, kept: int, reason: str) -> dict[str, object]:
+    """The row of a study whose cost cannot be estimated."""
+    return {
+        "study": study.name,
+        "command": f"python scripts/compare.py conf/study/{study.name}.yaml",
+        "runs": runs,
+        "kept": kept,
+        "cpu_hours": math.nan,
+        "seconds_from": reason,
+    }
 
 
 def _what(cell: Cell) -> tuple[str, str, int]:

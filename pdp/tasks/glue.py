@@ -1,4 +1,4 @@
-"""GLUE in its original files, as JSONL or parquet, or from the hub; and three-way inference as TSV files."""
+"""GLUE from its original files, as JSONL or parquet, or from the hub; and three-way inference from TSV files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _SUFFIXES = (".tsv", ".txt", ".jsonl", ".json", ".parquet")
 
 @dataclass(frozen=True)
 class GlueTask:
-    """Where a task's columns are, what its labels are called, what measures it, and how many samples there are."""
+    """Where a task's columns are, the names of its labels, its metric, and the number of its samples."""
 
-    folder: str  # in the original archive
-    first: tuple[str, ...]  # column names, the first that a file has
+    folder: str  # name in the original archive
+    first: tuple[str, ...]  # column names; the first that a file has is used
     second: tuple[str, ...]
     label: tuple[str, ...]
-    labels: tuple[str, ...]  # in the order of their numbers; none: a score
+    labels: tuple[str, ...]  # in the order of their numbers; empty for a score
     metric: str
     train: int
     test: tuple[int, ...]
-    parts: tuple[tuple[str, ...], ...] = (("dev", "validation"),)  # names of the measured files, each with others
-    header: tuple[str, ...] = field(default=())  # of TSV files that have none
+    parts: tuple[tuple[str, ...], ...] = (("dev", "validation"),)  # the evaluated files, each with alternative names
+    header: tuple[str, ...] = field(default=())  # of TSV files without a header line
 
 
 _PAIR = (("sentence1", "premise"), ("sentence2", "hypothesis"))
@@ -68,7 +68,7 @@ GLUE = {
 
 
 def read_glue(name: str, root: str | None) -> tuple[Examples | None, list[Examples]]:
-    """Train (None where the folder has none) and the measured parts of a GLUE task; raises `Refusal`."""
+    """Train (None if the folder has none) and the evaluated parts of a GLUE task; raises `Refusal`."""
     task = GLUE[name]
     if root is None:
         return _from_hub(name, task)
@@ -87,7 +87,7 @@ def read_glue(name: str, root: str | None) -> tuple[Examples | None, list[Exampl
 
 
 def read_tsv_folder(root: str) -> tuple[Examples | None, Examples | None, Examples]:
-    """Train, dev and test of a folder of three-way inference; dev is the test where there is no other."""
+    """Train, dev and test of a folder of three-way inference; dev is also the test if there is no other."""
     task = GlueTask("", *_PAIR, ("gold_label", "label"), NLI_LABELS, "accuracy", 0, (0,))
     folder = _folder(Path(root).expanduser(), (), root)
     parts = [
@@ -109,7 +109,7 @@ def _folder(path: Path, names: Iterable[str], root: str) -> Path:
 
 
 def _find(folder: Path, names: tuple[str, ...]) -> list[Path]:
-    """The files of one part: the first name that is there, parquet also in numbered shards."""
+    """The files of one part: the first of `names` that exists; parquet also in numbered shards."""
     for name in names:
         for suffix in _SUFFIXES:
             if (folder / f"{name}{suffix}").is_file():
@@ -126,7 +126,7 @@ def _read(paths: list[Path], task: GlueTask) -> Examples:
 
 
 def _examples(table: Table, task: GlueTask, place: str) -> Examples:
-    # MNLI and SNLI mark pairs on which annotators did not agree with "-"; the hub's unlabelled ones are -1.
+    # MNLI and SNLI mark pairs without agreement among annotators by "-"; the hub's unlabelled ones have -1.
     labels = [_label(value, task.labels) for value in table.column(task.label, place, "data.root")]
     texts = [table.column(names, place, "data.root") for names in (task.first, task.second) if names]
     if labels and all(label is None for label in labels):
@@ -137,7 +137,7 @@ def _examples(table: Table, task: GlueTask, place: str) -> Examples:
 
 
 def _label(value: Any, names: tuple[str, ...]) -> float | None:
-    """The number of a class that a file names or numbers, or a score; None for anything else."""
+    """The number of a class, from its name or number in the file, or a score; None for anything else."""
     if names and str(value) in names:
         return names.index(str(value))
     try:
@@ -158,7 +158,7 @@ def _from_hub(name: str, task: GlueTask) -> tuple[Examples, list[Examples]]:
 
 
 def load_from_hub(path: str, name: str, part: str, asked: str) -> Any:
-    """A part of a data set through `datasets`, from its cache where the hub is silent; raises `Refusal`."""
+    """A part of a data set through `datasets`, from its cache if the hub does not answer; raises `Refusal`."""
     offline = not reachable()
     try:
         import datasets
@@ -170,7 +170,7 @@ def load_from_hub(path: str, name: str, part: str, asked: str) -> Any:
                 return datasets.load_dataset(path, name, split=part)
         finally:
             datasets.config.HF_HUB_OFFLINE = before
-    except Exception as error:  # the client raises many kinds where there is no network
+    except Exception as error:  # the client raises many types of exceptions without a network
         raise Refusal(
             f"{asked}: {path} could not be had from the hub ({type(error).__name__}: {one_line(error)[:120]}); without "
             "network give data.root=<a folder with the files in their original layout>, or data=grammar_nli or "

@@ -1,10 +1,10 @@
-"""The metrics by which GLUE measures its tasks, over all samples at once."""
+"""GLUE's metrics, computed over all samples at once."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# The first is the task's own; QQP and MRPC have F1 beside it, STS-B Spearman's correlation.
+# The first one is the task's main metric; QQP and MRPC also have F1, STS-B Spearman's correlation.
 METRICS: dict[str | None, tuple[str, ...]] = {
     "qqp": ("accuracy", "f1"),
     "mrpc": ("accuracy", "f1"),
@@ -14,12 +14,12 @@ METRICS: dict[str | None, tuple[str, ...]] = {
 
 
 def names_of(task: str | None) -> tuple[str, ...]:
-    """The metrics of a task; accuracy where nothing else is said."""
+    """The names of a task's metrics; accuracy by default."""
     return METRICS.get(task, ("accuracy",))
 
 
 def measure(name: str, labels: np.ndarray, predictions: np.ndarray) -> float:
-    """One metric in float64: of classes, F1 that of class 1; of scores, a correlation, 0 where one side is constant."""
+    """One metric in float64. F1 is that of class 1; a correlation of scores is 0 if one side is constant."""
     from scipy import stats
     from sklearn import metrics
 

@@ -1,4 +1,4 @@
-"""What a transformer must have for a task on texts: a head whose classes are the data's, positions, ends of texts."""
+"""What a transformer needs for a task on texts: a head for the data's classes, positions, and an end-of-text token."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from pdp.errors import Refusal
 from pdp.wording import one_line
 
 _TABLES = ("position_embeddings", "embed_positions", "wpe", "position_embedding", "positions_embed")
-_SHOWN = 5  # names of classes in a refusal
+_SHOWN = 5  # most class names in a refusal
 
 
 def align_head(
     model: Any, theirs: Mapping[int, str], ours: tuple[str, ...], new: set[str], checkpoint: str, head: str
 ) -> list[str]:
-    """Brings the rows of a checkpoint's head into the order of the data's classes, by their names; returns notes.
+    """Reorders the rows of a checkpoint's head to the order of the data's classes, by their names; returns notes.
 
-    `theirs` is the checkpoint's id2label, `new` the names of its missing weights, `head` model.head. A head that starts
-    random, has no names for its classes, or meets data with numbers for them, is left as it is. Raises `Refusal` where
-    the names are others.
+    `theirs` is the checkpoint's id2label, `new` the names of the weights that it lacks, `head` the option model.head.
+    The head is left as it is if it starts random, if its classes have no names, or if the data's classes are numbers.
+    Raises `Refusal` if the names differ.
     """
     layers = _head(model, len(ours))
     if not layers or any(f"{name}.weight" in new for name in layers):
@@ -53,7 +53,7 @@ def align_head(
 
 
 def _head(model: Any, classes: int) -> list[str]:
-    """The layers outside of the body that give a number for each class."""
+    """The layers outside of the transformer's body with one output per class."""
     body = f"{model.base_model_prefix}."
     return [
         name
@@ -84,9 +84,10 @@ def _listed(names: Any) -> str:
 
 
 def complete_encoder_decoder(shape: Any, tokenizer: Any) -> None:
-    """What a classifier of an encoder and a decoder needs of its configuration; raises `Refusal`.
+    """Completes the configuration of an encoder-decoder classifier; raises `Refusal`.
 
-    It reads its class where a text ends: every text must have the end's token, as the tokenizer adds it.
+    Such a model reads the class at the end of a text, so every text must contain the end-of-text token, as the
+    tokenizer adds it.
     """
     if getattr(shape, "decoder_start_token_id", None) is None:
         shape.decoder_start_token_id = shape.pad_token_id if shape.pad_token_id is not None else 0
@@ -98,14 +99,14 @@ def complete_encoder_decoder(shape: Any, tokenizer: Any) -> None:
             f"a classifier of an encoder and a decoder ({shape.model_type}) reads its class at the end of a text, and "
             "the tokenizer adds no token there: give data.tokenizer=<one that ends texts with eos>"
         )
-    shape.eos_token_id = ending[-1]  # [SEP] of a WordPiece tokenizer, for one
+    shape.eos_token_id = ending[-1]  # for example [SEP] of a WordPiece tokenizer
 
 
 def positions(model: Any) -> int | None:
-    """The longest text that the model has positions for; None where nothing bounds it.
+    """The longest text that the model has positions for; None if there is no limit.
 
-    Tables that keep rows for padding (RoBERTa, MPNet: positions begin after the padding's) or an offset (BART, OPT)
-    have fewer than their size.
+    This is less than the size of the table if some rows are used for padding (RoBERTa and MPNet count positions from
+    after the padding index) or as an offset (BART, OPT).
     """
     value = getattr(model.config, "max_position_embeddings", None)
     bounds = [value] if isinstance(value, int) and value > 0 else []

@@ -30,12 +30,12 @@ _UNASKED = (
     "No text was named (data=wikitext, or data=text data.root=...), so this trains on the docstrings of Python's own"
     " standard library."
 )
-_TRAIN_TOKENS = {"docstrings": 500_000, "wikitext-2": 2_400_000, "wikitext-103": 118_000_000}  # roughly, for dry runs
+_TRAIN_TOKENS = {"docstrings": 500_000, "wikitext-2": 2_400_000, "wikitext-103": 118_000_000}  # estimates for dry runs
 _LOOKED_AT = 1_000_000  # tokens of the test text, for whether the tokenizer knows it
 
 
 class LanguageModellingTask(TextTask):
-    """The next token of running text; the metric is perplexity per token, the lower the better."""
+    """Prediction of the next token of running text; the metric is perplexity per token (lower is better)."""
 
     metric_name = "perplexity"
     higher_is_better = False
@@ -52,12 +52,12 @@ class LanguageModellingTask(TextTask):
 
     @property
     def length(self) -> int:
-        """data.context."""
+        """The option data.context."""
         return int(self.data.context)
 
     @property
     def test_is_validation(self) -> bool:
-        """Whether the test text monitored the training."""
+        """Whether the test text also serves as validation text."""
         return "validation" not in self._parts if self._parts else self.data.validation == 0
 
     @property
@@ -90,7 +90,7 @@ class LanguageModellingTask(TextTask):
         return "blank lines left out"
 
     def _encode(self, lines: Any) -> Tokens:
-        """The text as one row of tokens, int32; with the guide's protocol as one text, special tokens once."""
+        """The text as one array of tokens, int32; under the guide's protocol one text, with special tokens once."""
         if isinstance(lines, StreamedText):
             return mapped(self.config, lines, self.tokenizer)
         if self.guide:
@@ -141,7 +141,7 @@ class LanguageModellingTask(TextTask):
         return tokens.words if isinstance(tokens, MappedTokens) else corpora.words(text)
 
     def _size(self, tokens: Tokens, text: Any) -> int:
-        """Bytes of the text that is measured, UTF-8."""
+        """The size of the evaluated text in bytes, as UTF-8."""
         if isinstance(tokens, MappedTokens):
             return tokens.size
         return len((corpora.joined(text) if self.guide else "".join(corpora.written(text))).encode())
@@ -174,7 +174,7 @@ class LanguageModellingTask(TextTask):
         return train.chosen(np.sort(order[held:])), train.chosen(np.sort(order[:held]))
 
     def sizes(self) -> dict[str, int]:
-        """Windows in each part; before `open_data` an estimate from what is known of the text."""
+        """The number of windows in each part; before `open_data` an estimate from what is known about the text."""
         if self._parts:
             return {name: len(self._parts.get(name, ())) for name in ("train", "validation", "test")}
         train = max(2, self._expected_tokens() // self.length)
@@ -204,11 +204,11 @@ class LanguageModellingTask(TextTask):
         return loading.train_loader(self._part("train"), batch_size, seed, workers, None)
 
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
-        """Every window of "validation" (the test text where none is held out) or "test" once, in order."""
+        """Every window of "validation" (the test text if none is held out) or "test", once and in order."""
         return evaluation_loader(self._part(part), batch_size, workers)
 
     def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
-        """Logits (tokens that the loss counts, vocabulary), float32; hidden states and attentions on demand."""
+        """Logits (counted tokens, vocabulary), float32; hidden states and attentions on request."""
         given = self.forward(model, batch, detailed)
         hidden, attentions = (given.hidden_states, given.attentions) if detailed else (None, None)
         logits, counted = given.logits[:, :-1], _counted(batch)
@@ -216,7 +216,7 @@ class LanguageModellingTask(TextTask):
         return Outputs(rows.float(), hidden, attentions)
 
     def loss_of(self, outputs: Outputs, batch: Batch, label_smoothing: float) -> Tensor:
-        """Cross entropy of the next token, the mean over the counted tokens."""
+        """Cross entropy of the next token, averaged over the counted tokens."""
         return functional.cross_entropy(outputs.logits, _targets(batch), label_smoothing=label_smoothing)
 
     @torch.no_grad()
@@ -226,7 +226,7 @@ class LanguageModellingTask(TextTask):
         counted = _counted(batch)
         if counted is None:
             counted = torch.ones_like(batch["input_ids"][:, 1:], dtype=torch.bool)
-        # Not float64 on the device, which not every one has.
+        # float32, because not every device supports float64.
         spread = torch.zeros(counted.shape, dtype=torch.float32, device=counted.device)
         spread[counted] = losses
         return {
@@ -238,10 +238,10 @@ class LanguageModellingTask(TextTask):
         }
 
     def metrics(self, observations: dict[str, np.ndarray]) -> dict[str, float]:
-        """perplexity = exp(loss), loss being the mean over tokens; perplexity_per_word = exp(sum / words of the text).
+        """perplexity = exp(loss), loss the mean over tokens; perplexity_per_word = exp(sum / words of the text).
 
-        Words are separated by white space, and line ends are none; bits_per_byte is sum / (ln 2 x bytes of the text in
-        UTF-8). Both are known where a whole text was measured.
+        Words are separated by white space, and line ends do not count. bits_per_byte is sum / (ln 2 * bytes of the text
+        in UTF-8). The latter two are only known if a whole text was evaluated.
         """
         total, tokens = float(observations["loss"].sum()), int(observations["tokens"].sum())
         words = int(observations["words"].sum())
@@ -252,12 +252,12 @@ class LanguageModellingTask(TextTask):
 
 
 def _counted(batch: Batch) -> Tensor | None:
-    """Which positions' next tokens count, bool (windows, tokens - 1); None for all."""
+    """At which positions the next token counts, bool (windows, tokens - 1); None means all."""
     return batch["labels"][:, 1:] != -100 if "labels" in batch else None
 
 
 def _targets(batch: Batch) -> Tensor:
-    """The tokens that count, int64 (tokens,)."""
+    """The counted tokens, int64 (tokens,)."""
     counted = _counted(batch)
     return batch["input_ids"][:, 1:].flatten() if counted is None else batch["labels"][:, 1:][counted]
 

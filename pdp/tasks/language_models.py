@@ -1,4 +1,4 @@
-"""Transformers by architecture, by the hub's name or from a folder: random or pretrained, and what of them to prune."""
+"""Transformers by architecture, by their name on the hub or from a folder, random or pretrained; and what to prune."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RESERVED = ("num_labels", "id2label", "label2id", "vocab_size", "problem_type")
 
 
 def checkpoint_of(config: Config) -> str | None:
-    """Where the pretrained weights lie, a folder or a name on the hub; None for a random model."""
+    """The source of the pretrained weights, a folder or a name on the hub; None for a random model."""
     pretrained = config.model.pretrained
     if pretrained.lower() == "false":
         return None
@@ -37,9 +37,9 @@ def build_transformer(
     regression: bool = False,
     weights: bool = True,
 ) -> tuple[Any, list[str]]:
-    """The model, fp32 on the CPU, and notes; `labels` of a classifier, None for a causal language model.
+    """The model, fp32 on the CPU, and notes; `labels` are a classifier's classes, None for a causal language model.
 
-    `checkpoint` gives the sizes and, with `weights`, the weights; without one the sizes are the configuration's.
+    `checkpoint` determines the sizes and, with `weights`, the weights; without it the sizes are the configuration's.
     Raises `Refusal`.
     """
     import transformers
@@ -60,7 +60,7 @@ def build_transformer(
             shape.problem_type = "regression" if regression else "single_label_classification"
         own_use_cache = getattr(shape, "use_cache", None)
         if labels is None:
-            shape.use_cache = False  # an export has its own again
+            shape.use_cache = False  # exports restore it
         if tokenizer is not None and tokenizer.pad_token_id is not None:
             shape.pad_token_id = tokenizer.pad_token_id
         notes: list[str] = []
@@ -108,7 +108,7 @@ def _configuration(config: Config, checkpoint: str | None, values: dict[str, Any
 
 
 def _load(kind: Any, checkpoint: str, shape: Any) -> tuple[Any, list[str]]:
-    """The model and the names of the weights that the checkpoint lacks."""
+    """The model, and the names of the weights that the checkpoint lacks."""
     offline = not reachable()
     with limited_patience(), cache_alone(offline):
         model, told = kind.from_pretrained(
@@ -133,19 +133,19 @@ def _load(kind: Any, checkpoint: str, shape: Any) -> tuple[Any, list[str]]:
 
 
 def _take_generation_options(model: Any, checkpoint: str) -> None:
-    """The checkpoint's generation options on a model whose weights come from elsewhere; its own where it has none."""
+    """Gives a model with other weights the checkpoint's generation options; it keeps its own if there are none."""
     from transformers import GenerationConfig
 
     offline = not reachable()
     if model.can_generate():
-        # Absent, or of a form that this version does not know: the model's own, then.
+        # If they are missing or in an unknown format, the model keeps its own.
         with suppress(OSError, ValueError, TypeError), limited_patience(), cache_alone(offline):
             model.generation_config = GenerationConfig.from_pretrained(checkpoint, local_files_only=offline)
 
 
 @contextmanager
 def _refusals(config: Config, checkpoint: str | None) -> Iterator[None]:
-    """Turns what transformers says of files and arguments into a `Refusal`."""
+    """Inside this context, errors of transformers about files and arguments become a `Refusal`."""
     try:
         yield
     except Refusal:
@@ -165,7 +165,7 @@ def _refusals(config: Config, checkpoint: str | None) -> Iterator[None]:
 
 
 def outside_the_blocks(model: nn.Module) -> tuple[str, ...]:
-    """The weighted layers that are not in a stack of blocks: head, pooler, projections of embeddings."""
+    """The weighted layers outside of the stack of blocks: head, pooler, projections of embeddings."""
     stacks = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     return tuple(
         name
@@ -180,7 +180,7 @@ def takes(model: Any, name: str) -> bool:
 
 
 def bare(model: Any) -> Any:
-    """The transformer itself inside whatever wraps it for training."""
+    """The transformer itself, without anything that wraps it for training."""
     while True:
         if hasattr(model, "_orig_mod"):
             model = model._orig_mod
@@ -192,7 +192,7 @@ def bare(model: Any) -> Any:
 
 @contextmanager
 def showing_attention(model: Any) -> Iterator[None]:
-    """Attention in the form that gives its weights, for the time of the block."""
+    """Inside this context, attention uses the implementation that returns its weights."""
     shape = bare(model).config
     before = shape._attn_implementation
     shape._attn_implementation = "eager"

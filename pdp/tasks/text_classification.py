@@ -1,4 +1,4 @@
-"""Classification of sentences and of pairs: GLUE, three-way inference from TSV files, or made from a grammar."""
+"""Classification of sentences and of pairs: GLUE, three-way inference from TSV files, own tables, or a grammar."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from pdp.tasks.text_task import TextTask
 from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of, train_word_pieces
 from pdp.wording import one_line
 
-_SHOWN = 10  # names of classes in the banner
-_GROUPS, _TEST_GROUPS = 2600, 200  # of the grammar: hypotheses with three premises each
+_SHOWN = 10  # most class names in the banner
+_GROUPS, _TEST_GROUPS = 2600, 200  # hypotheses of the grammar in train and in test, each with three premises
 _UNASKED = (
     "No data was named (data=glue data.task=... for GLUE), so this trains on natural-language inference made from a"
     " grammar: quantifiers, negation, hypernyms; three labels."
@@ -45,7 +45,7 @@ _MADE = "Natural-language inference made from a grammar: quantifiers, negation, 
 
 
 class TextClassificationTask(TextTask):
-    """Texts with one label each, or a score; the metric is GLUE's."""
+    """Texts with one label each, or a score; the metric is GLUE's for the task."""
 
     higher_is_better = True
     upper_bound = 1.0
@@ -58,7 +58,7 @@ class TextClassificationTask(TextTask):
         self.metric_name = self.metric_names[0]
         self._parts: dict[str, loading.Texts] = {}
         self._reasons: Counter[str] = Counter()
-        self._own: tuple[str, ...] = ("0", "1")  # of a table: known when it is open
+        self._own: tuple[str, ...] = ("0", "1")  # of a table; known when it is open
         self._own_notes: list[str] = []
         self._tokenizer_note = ""
         if self.regression and config.recipe.label_smoothing:
@@ -66,7 +66,7 @@ class TextClassificationTask(TextTask):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The classes by their numbers: entailment, neutral, contradiction for inference; none for a score."""
+        """The class names by their numbers (for inference entailment, neutral, contradiction); empty for a score."""
         if self.data.source == "table":
             return () if self.data.score else self._own
         if self.data.source == "glue":
@@ -80,27 +80,27 @@ class TextClassificationTask(TextTask):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes of an own table, as it names them."""
+        """The class names of a user's own table."""
         return self.labels if self.data.source == "table" else ()
 
     def recall(self, class_names: Sequence[str]) -> None:
-        """Takes the classes of a finished run, until its table is open."""
+        """Sets the classes from a finished run's record, until the table is opened."""
         if self.data.source == "table" and class_names:
             self._own = tuple(class_names)
 
     @property
     def length(self) -> int:
-        """data.max_length."""
+        """The option data.max_length."""
         return int(self.data.max_length)
 
     @property
     def test_is_validation(self) -> bool:
-        """Whether the measured set monitored the training: without a validation split, as GLUE's are read."""
+        """Whether the evaluated set also served as validation: without a validation split, as for GLUE's."""
         return self.data.validation == 0
 
     @property
     def data_note(self) -> str:
-        """A sentence for the banner; sizes and tokenizer are in it once the data is open."""
+        """A sentence for the banner; it gives sizes and tokenizer once the data is open."""
         if self.data.unasked and self.data.source == "grammar":
             note = _UNASKED
         elif self._made:
@@ -128,7 +128,7 @@ class TextClassificationTask(TextTask):
         return f"{note} {sizes['train']:,} train, {held}{sizes['test']:,} test; {'; '.join(filter(None, said))}."
 
     def open_data(self) -> None:
-        """Reads and tokenizes the data; raises `Refusal`. A folder without a train part can be measured."""
+        """Reads and tokenizes the data; raises `Refusal`. A folder without a train part can still be evaluated."""
         source = self.data.source
         train, validation, measured = self._read()
         everything = [part for part in (train, validation, *measured) if part is not None]
@@ -199,7 +199,7 @@ class TextClassificationTask(TextTask):
         return outside_the_body(model)
 
     def sizes(self) -> dict[str, int]:
-        """Texts in each part; before `open_data` the published numbers (1,000 of a folder)."""
+        """The number of texts in each part; before `open_data` the published numbers (1,000 for a folder)."""
         if self._parts:
             return {name: len(self._parts.get(name, ())) for name in ("train", "validation", "test")}
         train = _GROUPS * 3
@@ -225,25 +225,25 @@ class TextClassificationTask(TextTask):
         return self._parts[name]
 
     def train_loader(self, batch_size: int, seed: int, augmentation: str, workers: int) -> DataLoader[Any]:
-        """Shuffled batches, padded to their longest text; grouped by length with data.length_grouping."""
+        """Shuffled batches, padded to their longest text; grouped by length if data.length_grouping is on."""
         dataset = self._part("train")
         lengths = dataset.lengths if self.data.length_grouping else None
         return loading.train_loader(dataset, batch_size, seed, workers, lengths)
 
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
-        """Every text of "validation" (the test set where none is held out) or "test" once, in order."""
+        """Every text of "validation" (the test set if none is held out) or "test", once and in order."""
         return evaluation_loader(self._part(part), batch_size, workers)
 
     def outputs(self, model: nn.Module, batch: Batch, detailed: bool = False) -> Outputs:
-        """Logits (N, classes), (N, 1) for a score, float32.
+        """Logits, float32: (N, classes), or (N, 1) for a score.
 
-        On demand hidden states (tokens, width), embeddings first, and attentions (pairs of tokens, heads), both of the
-        texts' own tokens alone.
+        On request also hidden states (tokens, width), beginning with the embeddings, and attentions (pairs of tokens,
+        heads), both without padding.
         """
         given = self.forward(model, batch, detailed)
         if not detailed:
             return Outputs(given.logits.float())
-        # What lies at padding means nothing and depends on the other texts of the batch.
+        # Values at padding have no meaning and depend on the other texts of the batch.
         real = batch["attention_mask"].bool()
         pairs = real[:, :, None] & real[:, None, :]
         hidden = tuple(one[real] for one in given.hidden_states)
@@ -251,7 +251,7 @@ class TextClassificationTask(TextTask):
         return Outputs(given.logits.float(), hidden, attentions)
 
     def loss_of(self, outputs: Outputs, batch: Batch, label_smoothing: float) -> Tensor:
-        """Cross entropy, or squared error for a score: the mean over the micro-batch."""
+        """Cross entropy, or squared error for a score; the mean over the micro-batch."""
         if self.regression:
             return functional.mse_loss(outputs.logits[:, 0], batch["label"].float())
         return functional.cross_entropy(outputs.logits, batch["label"], label_smoothing=label_smoothing)
@@ -276,7 +276,7 @@ class TextClassificationTask(TextTask):
         }
 
     def metrics(self, observations: dict[str, np.ndarray]) -> dict[str, float]:
-        """The task's metrics and loss; of MNLI's mismatched part under names of their own."""
+        """The task's metrics and loss; those of MNLI's mismatched part have names of their own."""
         result: dict[str, float] = {}
         for part, ending in ((0, ""), (1, "_mismatched")):
             chosen = observations["part"] == part
@@ -289,7 +289,7 @@ class TextClassificationTask(TextTask):
 
 
 def _grammar(classes: int) -> tuple[Examples, None, list[Examples]]:
-    """The grammar's pairs, train and test; a hypothesis with its three premises is never divided between them."""
+    """The grammar's pairs for train and test; a hypothesis and its three premises always stay together."""
     groups = generate(SPLIT_SEED, _GROUPS + _TEST_GROUPS)
 
     def examples(chosen: list[Any]) -> Examples:

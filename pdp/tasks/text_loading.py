@@ -1,4 +1,4 @@
-"""Tokens in memory and the batches cut out of them: padded to the longest of a batch, or grouped by length."""
+"""Tokens in memory, and batches made from them: padded to the longest text of a batch, or grouped by length."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Texts(Dataset[dict[str, Tensor]]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each text, int64 (N,)."""
+        """The number of tokens of each text, int64 (N,)."""
         return np.diff(self.starts)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
@@ -85,12 +85,12 @@ class Windows(Dataset[dict[str, Tensor]]):
         return len(self.starts)
 
     def chosen(self, positions: np.ndarray) -> Windows:
-        """Some of the windows, of an unknown number of words; shares all storage."""
+        """Some of the windows, with an unknown number of words; shares all storage."""
         return Windows(self.ids, self.starts[positions], self.ends[positions], self.counted[positions], self.padding)
 
     @property
     def predicted(self) -> int:
-        """Tokens that are predicted and counted: the first of a window never is."""
+        """The number of tokens that are predicted and counted; the first of a window never is."""
         return int((self.ends - np.maximum(self.counted, self.starts + 1)).sum())
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
@@ -114,15 +114,15 @@ class Windows(Dataset[dict[str, Tensor]]):
 
 
 def training_windows(ids: Any, context: int, padding: int) -> Windows:
-    """Windows of exactly `context` tokens, one after the other; what is left at the end is dropped."""
+    """Consecutive windows of exactly `context` tokens; the rest at the end is dropped."""
     starts = np.arange(len(ids) // context, dtype=np.int64) * context
     return Windows(ids, starts, starts + context, starts + 1, padding)
 
 
 def measured_windows(ids: Any, context: int, stride: int, padding: int, words: int, size: int = 0) -> Windows:
-    """Windows that begin `stride` tokens apart and end with the text; each token but the first is counted once.
+    """Windows that begin `stride` tokens apart, up to the end of the text; each token but the first is counted once.
 
-    With a stride of `context` the first of each window is not predicted.
+    With `stride` equal to `context`, the first token of each window is not predicted.
     """
     starts = np.arange(max(1, -(-max(0, len(ids) - context) // stride) + 1), dtype=np.int64) * stride
     ends = np.minimum(starts + context, len(ids))
@@ -130,10 +130,10 @@ def measured_windows(ids: Any, context: int, stride: int, padding: int, words: i
 
 
 class LengthGroupedSampler(EpochBatchSampler):
-    """An `EpochBatchSampler` whose batches hold samples of about the same length, in an order drawn anew each epoch.
+    """An `EpochBatchSampler` whose batches hold samples of about the same length, in a new order each epoch.
 
-    The epoch's permutation is cut into pools of 50 batches; each pool is sorted by length, cut into batches, and all
-    batches are shuffled, from (seed, epoch) alone. The short batch, where it counts, stays the last.
+    The epoch's permutation is divided into pools of 50 batches; each pool is sorted by length and divided into batches,
+    and all batches are shuffled. This depends only on (seed, epoch). A short last batch, if it is used, stays last.
     """
 
     def __init__(self, lengths: np.ndarray, batch_size: int, seed: int):
@@ -152,7 +152,7 @@ class LengthGroupedSampler(EpochBatchSampler):
 
 
 def train_loader(dataset: Any, batch_size: int, seed: int, workers: int, lengths: np.ndarray | None) -> DataLoader[Any]:
-    """Shuffled batches, grouped by `lengths` where they are given; raises `Refusal` where there are too few samples."""
+    """Shuffled batches, grouped by `lengths` if they are given; raises `Refusal` if there are too few samples."""
     if lengths is None:
         return training_loader(dataset, EpochBatchSampler(len(dataset), batch_size, seed), workers)
     return training_loader(dataset, LengthGroupedSampler(lengths, batch_size, seed), workers)

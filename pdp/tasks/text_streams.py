@@ -86,7 +86,7 @@ class FileText(StreamedText):
             if not read:
                 break
             left -= len(read)
-            yield from cutter.feed(decoder.decode(read, final=not left))  # type: ignore[arg-type]
+            yield from cutter.feed(decoder.decode(read, final=not left))
         yield from cutter.end()
 
 

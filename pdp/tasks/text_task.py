@@ -1,4 +1,4 @@
-"""What tasks on texts share: the transformer, its tokenizer, notes for the banner, and how batches reach the model."""
+"""Shared by tasks on texts: the transformer, its tokenizer, notes for the banner, and the model's inputs."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from pdp.tasks.text_tokenizer import load_tokenizer
 
 
 class TextTask(Task):
-    """A transformer from the hub, a folder or a random start, and a tokenizer that suits it."""
+    """A transformer from the hub, from a folder or with random weights, and a tokenizer that fits it."""
 
-    length_key: str  # the option that bounds a text's tokens
+    length_key: str  # the option that limits a text's tokens
 
     def __init__(self, config: Config):
         self.config = config
         self.data: Any = config.data
-        # Kept, as a finished run is measured without loading its pretrained weights again.
+        # Kept because a finished run is evaluated without loading its pretrained weights again.
         self.checkpoint = checkpoint_of(config)
         self.data_name = config.data.name
         self.notes: list[str] = []
         self.tokenizer: Any = None
         self._fingerprint: str | None = None
-        self._end: int | None = None  # the token at which an encoder-decoder reads a text's class
-        self._made = False  # noise, as the data is not at hand
+        self._end: int | None = None  # the token at which an encoder-decoder reads the class
+        self._made = False  # the data is random, as the real data is missing
 
     @property
     def data_fingerprint(self) -> str:
@@ -51,7 +51,7 @@ class TextTask(Task):
         return self._fingerprint
 
     def identify(self, *arrays: np.ndarray) -> None:
-        """Fixes the fingerprint: what the model sees, whatever files and tokenizer it came from."""
+        """Sets the fingerprint from what the model sees, whatever files and tokenizer it came from."""
         digest = hashlib.sha256(self.fingerprint_start.encode())
         for array in arrays:
             add_to_digest(digest, array)
@@ -64,7 +64,7 @@ class TextTask(Task):
 
     @property
     def tokenizer_named(self) -> str:
-        """How a refusal names where the tokenizer comes from."""
+        """The source of the tokenizer, as refusals name it."""
         if self.data.tokenizer is not None:
             return f"data.tokenizer={self.data.tokenizer}"
         return f"model.pretrained={self.checkpoint}" if self.checkpoint else "the tokenizer made of the training text"
@@ -72,12 +72,12 @@ class TextTask(Task):
     @property
     @abstractmethod
     def labels(self) -> tuple[str, ...] | None:
-        """The names of the classes; None where the model writes text."""
+        """The class names; None for a language model."""
 
     @property
     @abstractmethod
     def length(self) -> int:
-        """Tokens of the longest text."""
+        """The number of tokens in the longest text."""
 
     @property
     def regression(self) -> bool:
@@ -85,8 +85,8 @@ class TextTask(Task):
         return False
 
     def build_model(self) -> nn.Module:
-        """The transformer, its prunable layers the linear ones of its blocks; raises `Refusal`."""
-        wanted = self.config.model.pretrained.lower() != "false"  # a finished run's own weights follow
+        """The transformer, whose prunable layers are the linear ones of its blocks; raises `Refusal`."""
+        wanted = self.config.model.pretrained.lower() != "false"  # false: a finished run's own weights are loaded later
         if self.tokenizer is None and self.data.tokenizer is not None:
             self.tokenizer = load_tokenizer(self.data.tokenizer, "data.tokenizer")
         try:
@@ -94,7 +94,7 @@ class TextTask(Task):
                 self.config, self.checkpoint, self.tokenizer, self.labels, self.regression, wanted
             )
         except Refusal as refusal:
-            # A look at the layers, or a debug run, does with random weights.
+            # To show the layers, or for a debug run, random weights are enough.
             if self.checkpoint is None or not self.config.model.architecture or not self._needs_no_weights:
                 raise
             model, _ = build_transformer(self.config, None, self.tokenizer, self.labels, self.regression)
@@ -116,14 +116,14 @@ class TextTask(Task):
         return self.config.dry_run or self.data.noise_if_absent
 
     def example_input(self) -> Tensor:
-        """Token 0 over and over, int64 (1, the longest text); it ends as texts do where the model looks for the end."""
+        """Token 0 repeated, int64 (1, longest text); ends like a text if the model looks for the end."""
         tokens = torch.zeros(1, self.length, dtype=torch.int64)
         if self._end is not None:
             tokens[:, -1] = self._end
         return tokens
 
     def forward(self, model: nn.Module, batch: Batch, detailed: bool) -> Any:
-        """What the transformer gives for a batch; `detailed` adds hidden states and attentions."""
+        """The transformer's output for a batch; `detailed` adds hidden states and attentions."""
         inputs = self.inputs_of(model, batch)
         if not detailed:
             return model(**inputs)
@@ -131,9 +131,9 @@ class TextTask(Task):
             return model(**inputs, output_hidden_states=True, output_attentions=True)
 
     def inputs_of(self, model: nn.Module, batch: Batch) -> Batch:
-        """What of a batch the transformer is given, int64 (N, tokens) each.
+        """The part of a batch that the transformer takes, int64 (N, tokens) each.
 
-        Token types only where the tokenizer is of a model with such: GPT-2 would take them for words.
+        Token types only if the tokenizer is of a model with such: GPT-2 would read them as tokens.
         """
         inner = bare(model)
         known = getattr(self.tokenizer, "model_input_names", ())
@@ -145,5 +145,5 @@ class TextTask(Task):
 
     @property
     def noise_allowed(self) -> bool:
-        """Whether a debug run may make up the data that it cannot have."""
+        """Whether a debug run may use random data in place of missing data."""
         return bool(self.data.noise_if_absent)

@@ -1,4 +1,4 @@
-"""Tokenizers: from a folder, a vocabulary or the hub, a checkpoint's own, or trained on the training text."""
+"""Tokenizers: from a folder, a vocabulary file or the hub, a checkpoint's own, or trained on the training text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pdp.wording import one_line
 
 END_OF_TEXT = "<|endoftext|>"
 _CHUNK = 10_000  # texts encoded at a time
-_SHOWN = 100_000  # texts from which on progress is shown
+_SHOWN = 100_000  # with at least this many texts, progress is shown
 _OFFLINE = {
     "data.tokenizer": "without network give data.tokenizer=<a folder with tokenizer.json, vocab.txt, or vocab.json and "
     "merges.txt>",
@@ -30,11 +30,11 @@ _WITHOUT = {
     "model.pretrained": "give data.tokenizer=<the folder or hub's name of the tokenizer that it was trained with>",
 }
 _VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "vocab.bpe", "tekken.json", "bpe.codes")
-_VOCABULARY_ENDINGS = (".model", ".spm", ".tiktoken")  # sentencepiece's and tiktoken's
-# What pads where nothing says so, the first that the vocabulary has.
+_VOCABULARY_ENDINGS = (".model", ".spm", ".tiktoken")  # of sentencepiece and tiktoken
+# Tokens to pad with if the tokenizer names none; the first that the vocabulary has.
 _PADDING = ("[PAD]", "<pad>", "<|pad|>", "<PAD>", "<|endoftext|>", "</s>", "<eos>", "[SEP]", "[UNK]", "<unk>")
-_BELONGS = 0.5  # share of a vocabulary that must be numbered as in the checkpoint's own
-_UNKNOWN = 0.9  # share of a text's tokens that are unknown, from which on the tokenizer is another text's
+_BELONGS = 0.5  # least share of a vocabulary that must have the same numbers as in the checkpoint's own
+_UNKNOWN = 0.9  # share of unknown tokens in a text from which on the tokenizer is not the right one
 
 
 def _holds_vocabulary(name: str) -> bool:
@@ -42,7 +42,7 @@ def _holds_vocabulary(name: str) -> bool:
 
 
 def load_tokenizer(source: str, key: str) -> Any:
-    """A fast tokenizer of transformers from a folder, a vocab.txt or a hub's name; raises `Refusal` naming `key`."""
+    """A fast tokenizer of transformers from a folder, a vocab.txt or the hub; raises `Refusal` naming `key`."""
     from transformers import AutoTokenizer, BertTokenizerFast, GPT2TokenizerFast
 
     path = Path(source).expanduser()
@@ -54,7 +54,7 @@ def load_tokenizer(source: str, key: str) -> Any:
         if path.is_dir():
             names = {entry.name for entry in path.iterdir()}
             if not any(_holds_vocabulary(name) for name in names):
-                # transformers would make one of a few special tokens, to which every word is unknown.
+                # transformers would make one with only special tokens, for which every word is unknown.
                 raise Refusal(
                     f"{key}={source} holds no tokenizer: it must have tokenizer.json, vocab.txt, vocab.json with "
                     f"merges.txt, or a sentencepiece model; {_WITHOUT[key]}"
@@ -71,7 +71,7 @@ def load_tokenizer(source: str, key: str) -> Any:
             return _ready(AutoTokenizer.from_pretrained(source, local_files_only=offline))
     except Refusal:
         raise
-    except Exception as error:  # the clients raise many kinds for absent, damaged and foreign files
+    except Exception as error:  # the clients raise many types of exceptions for missing, damaged and foreign files
         raise Refusal(
             f"{key}={source}: no tokenizer could be had ({type(error).__name__}: {one_line(error)[:120]}); "
             f"{_OFFLINE[key]}"
@@ -81,8 +81,8 @@ def load_tokenizer(source: str, key: str) -> Any:
 def _ready(tokenizer: Any) -> Any:
     if not tokenizer.is_fast:
         raise Refusal(f"{type(tokenizer).__name__} has no fast form: give another data.tokenizer")
-    tokenizer.own_max_length = tokenizer.model_max_length  # which an export says again
-    tokenizer.model_max_length = int(1e30)  # the lengths are data.max_length's and data.context's business
+    tokenizer.own_max_length = tokenizer.model_max_length  # exports restore it
+    tokenizer.model_max_length = int(1e30)  # lengths are limited by data.max_length and data.context
     if tokenizer.pad_token is None:
         known = tokenizer.get_vocab()
         found = tokenizer.eos_token or tokenizer.unk_token or next((one for one in _PADDING if one in known), None)
@@ -92,12 +92,12 @@ def _ready(tokenizer: Any) -> Any:
 
 
 def size_of(tokenizer: Any) -> int:
-    """Rows that an embedding needs for every number the tokenizer gives; numbers may leave gaps."""
+    """The number of rows that an embedding needs for every token number; numbers may have gaps."""
     return max(len(tokenizer), max(tokenizer.get_vocab().values(), default=0) + 1)
 
 
 def padding_of(tokenizer: Any, needed: str | None = None) -> int:
-    """The number that pads, 0 where the tokenizer has none; `needed`, a key, raises `Refusal` there."""
+    """The number of the padding token; 0 if there is none, or `Refusal` if `needed`, a key, is given."""
     number = tokenizer.pad_token_id
     if number is None and needed is not None:
         raise Refusal(
@@ -108,7 +108,7 @@ def padding_of(tokenizer: Any, needed: str | None = None) -> int:
 
 
 def check_known(tokenizer: Any, ids: np.ndarray, named: str) -> None:
-    """Raises `Refusal` where a text's tokens are mostly unknown to the tokenizer: it is not that of such texts."""
+    """Raises `Refusal` if most tokens of a text are unknown to the tokenizer, so that it is not one for such texts."""
     size, unknown = len(tokenizer), tokenizer.unk_token_id
     special = set(tokenizer.all_special_ids)
     counted = ids[~np.isin(ids, [one for one in special if one != unknown])]
@@ -123,7 +123,7 @@ def check_known(tokenizer: Any, ids: np.ndarray, named: str) -> None:
 
 
 def check_belongs(tokenizer: Any, named: str, checkpoint: str) -> None:
-    """Raises `Refusal` where the checkpoint's folder has a tokenizer that numbers the same tokens otherwise."""
+    """Raises `Refusal` if the checkpoint's folder has a tokenizer with other numbers for the same tokens."""
     folder = Path(checkpoint).expanduser()
     if not folder.is_dir() or not any(_holds_vocabulary(entry.name) for entry in folder.iterdir()):
         return
@@ -137,9 +137,10 @@ def check_belongs(tokenizer: Any, named: str, checkpoint: str) -> None:
 
 
 def train_word_pieces(texts: Iterable[str], vocabulary: int) -> Any:
-    """A lower-case WordPiece tokenizer as BERT's: the most frequent words whole, and letters for all others.
+    """A lower-case WordPiece tokenizer like BERT's: whole words for the most frequent ones, letters for all others.
 
-    The library's own trainer numbers pieces in another order in every process, with which no run could be found again.
+    The library's own trainer numbers the pieces in a different order in every process, so that no run could be found
+    again.
     """
     from tokenizers import normalizers, pre_tokenizers
     from transformers import BertTokenizerFast
@@ -154,7 +155,7 @@ def train_word_pieces(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer as GPT-2's, of at most so many entries."""
+    """A byte-level BPE tokenizer like GPT-2's, with at most `vocabulary` entries."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2TokenizerFast
 
@@ -168,7 +169,7 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Any:
 
 
 def find_tokenizer(named: str | None, checkpoint: str | None, train: Callable[[], Any]) -> tuple[Any, str]:
-    """The tokenizer that was named, else the checkpoint's, else one trained now; and a word on where it is from."""
+    """The named tokenizer, else the checkpoint's, else one that is trained now; and a word on its source."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if named is not None:
         shown = Path(named).name if Path(named).exists() else named
@@ -185,7 +186,7 @@ def find_tokenizer(named: str | None, checkpoint: str | None, train: Callable[[]
 def encode(
     tokenizer: Any, first: list[str], second: list[str] | None, limit: int | None, special: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All texts, or pairs, as one row of tokens: ids int32, token types int8, int64 starts (one more than texts)."""
+    """All texts, or pairs, as one array of tokens: ids int32, token types int8, starts int64 (one more than texts)."""
     ids: list[np.ndarray] = []
     types: list[np.ndarray] = []
     lengths: list[int] = []

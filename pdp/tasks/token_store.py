@@ -155,17 +155,14 @@ class TokenStore:
                     counts = [one + more for one, more in zip(counts, here, strict=True)]
                 file.flush()
                 os.fsync(file.fileno())
-            if (
-                beside.stat().st_size != counts[0] * np.dtype(self.stored).itemsize
-            ):  # a block was cut short by the machine
+            # A block may have been cut short where a machine lost its power.
+            if beside.stat().st_size != counts[0] * np.dtype(self.stored).itemsize:
                 shutil.rmtree(self.blocks, ignore_errors=True)
                 beside.unlink()
                 return
             beside.replace(path)
-            _write(
-                self.folder / "tokens.json",
-                dict(zip(("count", "words", "size"), counts, strict=True)) | {"stored": self.stored},
-            )
+            told: dict[str, Any] = dict(zip(("count", "words", "size"), counts, strict=True))
+            _write(self.folder / "tokens.json", told | {"stored": self.stored})
             shutil.rmtree(self.blocks, ignore_errors=True)
 
     @contextlib.contextmanager

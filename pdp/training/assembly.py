@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: device and processes, model, pruner."""
+"""Makes the parts of a run from its configuration: device and processes, model, pruner."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from pdp.tasks.task import Task
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Device, processes and precision; the global batch is split over processes, and no batch is padded."""
+    """Sets up device, processes and precision; the global batch is split over processes, and no batch is padded."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("device=cuda: no CUDA device is at hand; give device=cpu or device=auto")
-    # A sweep makes one after another in one process, each with its own device and precision.
+    # A sweep makes several in one process, each with its own device and precision.
     AcceleratorState._reset_state(reset_partial_state=process_count() == 1)
     GradientState._reset_state()
     accelerator = Accelerator(
-        # Left to itself, accelerate starts no process group where there is nothing but a CPU.
+        # By default accelerate starts no process group on a machine with only a CPU.
         cpu=config.device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision={"fp32": "no"}.get(config.recipe.precision, config.recipe.precision),
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=config.recipe.accumulation, sync_with_dataloader=False
         ),
-        # The host goes on while a batch is copied: waiting for the copy would wait for the step before it too.
+        # The host does not wait while a batch is copied: that would mean waiting for the step before it too.
         dataloader_config=DataLoaderConfiguration(split_batches=True, even_batches=False, non_blocking=True),
         step_scheduler_with_optimizer=False,
     )
@@ -52,7 +52,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def make_model(config: Config, task: Task) -> nn.Module:
-    """The task's model, its random weights a function of the seed."""
+    """The task's model; its random weights depend only on the seed."""
     set_seed(config.seed)
     model = task.build_model()
     return model.to(memory_format=torch.channels_last) if config.recipe.channels_last else model
@@ -96,11 +96,11 @@ def make_pruner(config: Config, task: Task, model: nn.Module, steps_per_epoch: i
 
 
 def _check_times(config: Config, steps_per_epoch: int) -> None:
-    """Raises `Refusal`, with a command that would do, where times in optimizer steps do not fit into the run."""
+    """Raises `Refusal` with a command that fits, if times in optimizer steps do not fit into the run."""
     if misfits(config, steps_per_epoch):
         check_schedule(config, shlex.split(command_of(config))[2:], steps_per_epoch)
 
 
 def steps_in_epoch(config: Config, task: Task) -> int:
-    """Optimizer steps of one epoch: whole batches, at least one."""
+    """The number of optimizer steps in an epoch: whole batches, at least one."""
     return max(1, task.sizes()["train"] // config.recipe.batch_size)

@@ -1,4 +1,4 @@
-"""A finished run's model in forms that need nothing of this project: slim, 2:4, ONNX, safetensors."""
+"""Exports a finished run's model in forms that do not need this project: slim, 2:4, ONNX, safetensors, torch.export."""
 
 from __future__ import annotations
 
@@ -17,26 +17,31 @@ from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
 from pdp.export.compare import TOLERANCE, difference
 from pdp.export.inputs import Logits
-from pdp.export.onnx import save_onnx
+from pdp.export.integers import with_integers
+from pdp.export.onnx import STEPS, onnx_runner, operators, refuse_without_onnx, save_onnx, save_onnx_integers
 from pdp.export.program import save_program
+from pdp.export.quantized_folder import save_quantized
 from pdp.export.semi_structured import check_nm, refuse_without_semi_structured, save_semi_structured
 from pdp.export.slim import Slimmed, slim
 from pdp.export.slim_folder import write_slim
 from pdp.export.transformer_folder import save_transformer
+from pdp.quantize.frozen import Frozen
 from pdp.runs.checkpoint import load_weights
-from pdp.runs.record import Record, read_record, write_json
+from pdp.runs.record import SCALES, Record, read_record, write_json
 from pdp.tasks import build_task
 from pdp.tasks.image_data import model_input
 from pdp.tasks.task import Batch, Task
 from pdp.tasks.text_task import TextTask
 from pdp.tasks.text_tokenizer import load_tokenizer
 from pdp.training.assembly import make_model, make_pruner
+from pdp.training.export_measures import Runner, measured, runner_of
+from pdp.training.shipping import read_frozen, save_frozen
 
-FORMATS = ("slim", "nm", "onnx", "safetensors")
+FORMATS = ("slim", "nm", "onnx", "safetensors", "torch")
 
 
 class ExportedRun:
-    """A finished run: its record, configuration, task and hard model in evaluation mode."""
+    """A finished run: its record, configuration, task, and hard model in evaluation mode."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -50,9 +55,11 @@ class ExportedRun:
         self.model: nn.Module = make_model(self.config, self.task).to(memory_format=torch.contiguous_format)
         load_weights(self.model, path / "model.safetensors")
         self.model.eval()
+        # Of a quantized run the scales, without which its weights are another model's.
+        self.frozen = read_frozen(path / SCALES) if self.record.quantize != "none" else None
 
     def _real_inputs(self, size: int = 16) -> tuple[Batch, str]:
-        """A batch of the test set, or noise where the data is not at hand."""
+        """A batch of the test set, or noise if the data is not available; and which of them it is."""
         try:
             self.task.open_data()
             batch = next(iter(self.task.evaluation_loader("test", size, 0)))
@@ -68,15 +75,18 @@ class ExportedRun:
 
 
 def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
-    """Writes `folder` and gives what was measured on the way, as lines of two texts; raises `Refusal`."""
+    """Writes `folder` and returns what was measured, as lines of two texts; raises `Refusal`."""
     if form not in FORMATS:
         raise Refusal(f"format={form}: no such format; known: {', '.join(FORMATS)}")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    # Beside what lies there, so that it is replaced by a whole export or not at all.
+    # A temporary folder beside existing files, so that they are replaced by a complete export or not at all.
     begun = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        written = {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors}[form](run, begun)
+        makers = {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors, "torch": _torch}
+        written, runner = makers[form](run, begun)
+        plain, named = _by_place(run, run.model)
+        written += measured(run.model, run.frozen, plain, named, begun, runner)
         for one in sorted(begun.iterdir()):
             one.replace(folder / one.name)
         return [(label, value.replace(str(begun), str(folder))) for label, value in written]
@@ -86,13 +96,18 @@ def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
             folder.rmdir()
 
 
-def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
+Written = tuple[list[tuple[str, str]], Runner | None]
+
+
+def _slim(run: ExportedRun, folder: Path) -> Written:
     example = run.task.example_input()
     slimmed, off = _verified(run)
     plain = slimmed.model
     smaller, named = _by_place(run, plain)
     values = tuple(named.values())
-    write_slim(slimmed, folder, _origin(run), _tokenizer(run.task) if slimmed.opens else None)
+    write_slim(slimmed, folder, _origin(run))
+    if run.frozen is not None:
+        save_frozen(_frozen_of(run, plain), folder / SCALES)
     save_program(smaller, values, folder / "model.pt2")
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
@@ -108,12 +123,12 @@ def _slim(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
         ("MACs", f"{dense:,} -> {slim_macs:,} ({slim_macs / dense:.1%})"),
         ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(plain)[0]:,}"),
         ("loads with", "load_slim.py (torch and safetensors), or torch.export.load('model.pt2').module()"),
-        *opens,
-    ]
+        *([("scales", f"{SCALES}; the model itself is of floats")] if run.frozen is not None else []),
+    ], runner_of(smaller)
 
 
 def _verified(run: ExportedRun) -> tuple[Slimmed, float]:
-    """The slim model and how far it is from the masked one on the run's inputs; raises `Stopped` where it is far."""
+    """The slim model and its difference from the masked one on the run's inputs; raises `Stopped` if that is large."""
     slimmed = slim(run.model, run.task.example_input())
     slimmed.model.eval()
     masked, named = _by_place(run, run.model)
@@ -134,7 +149,7 @@ def _origin(run: ExportedRun) -> dict[str, Any]:
     }
 
 
-def _nm(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
+def _nm(run: ExportedRun, folder: Path) -> Written:
     prune = run.config.prune
     n, m = getattr(prune, "n", None), getattr(prune, "m", None)
     if n is None or m is None:
@@ -150,34 +165,101 @@ def _nm(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
             f"every group obeys {n}:{m}, but hardware knows 2:4 alone: give format=onnx or format=safetensors"
         )
     refuse_without_semi_structured()
-    return save_semi_structured(run.model, names, folder)
+    return save_semi_structured(run.model, names, folder), None
 
 
 def _by_place(run: ExportedRun, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model as one that takes its inputs by place and gives a tensor, and a batch of them by name."""
+    """The model wrapped to take positional inputs and return a tensor, and a batch of its inputs by name."""
     if not isinstance(run.task, TextTask):
         return model, {"input": run.inputs}
-    # What the task gives the model, so that what is measured with it is what the record says.
+    # The inputs are those of the task, so that the exported model gives the metric in the record.
     named = run.task.inputs_of(model, {"attention_mask": torch.ones_like(run.inputs)} | run.batch)
     return Logits(model, tuple(named)), named
 
 
-def _onnx(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
-    model, of = run.model, "the hard model"
-    if run.config.prune.pattern == "channel" and run.record.method != "dense":
-        slimmed, off = _verified(run)
-        model, of = slimmed.model, f"the slim model, {off:.2g} of the largest output from the masked one"
-    off = save_onnx(*_by_place(run, model), folder / "model.onnx")
-    return [
+def _shipped(run: ExportedRun) -> tuple[nn.Module, str]:
+    """The hard model, slim where channels went, and what is said of it."""
+    if run.config.prune.pattern != "channel" or run.record.method == "dense":
+        return run.model, "the hard model"
+    slimmed, off = _verified(run)
+    return slimmed.model, f"the slim model, {off:.2g} of the largest output from the masked one"
+
+
+def _frozen_of(run: ExportedRun, model: nn.Module) -> Frozen:
+    """The scales for `model`, the run's own or its slim one."""
+    assert run.frozen is not None
+    if model is run.model:
+        return run.frozen
+    example = run.task.example_input()
+    return run.frozen.of_slim(run.model, model, lambda one: slim(one, example).model)
+
+
+def _quantized_outputs(run: ExportedRun, model: nn.Module, frozen: Frozen) -> Tensor:
+    """What fake quantization makes of the run's inputs: of the masked model, and of its slim one as well."""
+    found = []
+    for one, scales in ((run.model, run.frozen), (model, frozen)):
+        assert scales is not None
+        with torch.no_grad(), scales.applied(one):
+            plain, named = _by_place(run, one)
+            found.append(plain(*named.values()))
+    step = (found[0].max() - found[0].min()).clamp(min=1e-30) / STEPS
+    if not float((found[0] - found[1]).abs().max() / step) <= 1:
+        raise Stopped("the slim model in integers differs from the masked one by over a step: not exported")
+    return found[0]
+
+
+def _onnx(run: ExportedRun, folder: Path) -> Written:
+    refuse_without_onnx()
+    model, of = _shipped(run)
+    path = folder / "model.onnx"
+    lines = [
         ("compared on", run.inputs_note),
         ("holds", of),
         ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(model)[0]:,}"),
-        ("difference to torch", f"{off:.2g} of the largest output"),
     ]
+    if run.frozen is None:
+        off = save_onnx(*_by_place(run, model), path)
+        lines.append(("difference to torch", f"{off:.2g} of the largest output"))
+    else:
+        frozen = _frozen_of(run, model)
+        expected = _quantized_outputs(run, model, frozen)
+        integers = with_integers(model, frozen, run.task.example_input(), onnx=True)
+        plain, named = _by_place(run, integers)
+        off = save_onnx_integers(plain, named, expected, path, frozen.bits)
+        lines.append(("difference to the fake-quantized model", f"{off:.2g} steps of its outputs' range over 255"))
+        kinds = operators(path)
+        lines.append(("onnxruntime runs", ", ".join(f"{count} {kind}" for kind, count in kinds.items())))
+    return lines, lambda named: onnx_runner(path, named)
+
+
+def _torch(run: ExportedRun, folder: Path) -> Written:
+    model, of = _shipped(run)
+    if run.frozen is not None:
+        frozen = _frozen_of(run, model)
+        expected = _quantized_outputs(run, model, frozen)
+        plain, named = _by_place(run, with_integers(model, frozen, run.task.example_input(), onnx=False))
+        of += f", weights of {frozen.bits} bits and their scales"
+    else:
+        plain, named = _by_place(run, model)
+        with torch.no_grad():
+            expected = plain(*named.values())
+    save_program(plain, tuple(named.values()), folder / "model.pt2")
+    program: Any = torch.export.load(folder / "model.pt2").module()
+    with torch.no_grad():
+        step = (expected.max() - expected.min()).clamp(min=1e-30) / STEPS
+        off = float((program(*named.values()) - expected).abs().max() / step)
+    if not off <= 1:
+        raise Stopped(f"model.pt2 differs from the model by {off:.2g} steps of the outputs: not exported")
+    return [
+        ("compared on", run.inputs_note),
+        ("holds", of),
+        ("difference of model.pt2", f"{off:.2g} steps of the outputs' range over 255"),
+        ("loads with", "torch.export.load('model.pt2').module()"),
+    ], runner_of(program)
 
 
 def _tokenizer(task: Task) -> Any:
-    """The tokenizer of a task on texts; where the data is not at hand, from where it was named, None where nowhere."""
+    """The tokenizer of a task on texts; without its data, from where it was named; None if it was not."""
     found = getattr(task, "tokenizer", None)
     if found is not None or not isinstance(task, TextTask):
         return found
@@ -188,11 +270,15 @@ def _tokenizer(task: Task) -> Any:
         return None
 
 
-def _safetensors(run: ExportedRun, folder: Path) -> list[tuple[str, str]]:
+def _safetensors(run: ExportedRun, folder: Path) -> Written:
     model: Any = run.model
+    params, nonzero = count_parameters(run.model)
+    counted = ("parameters", f"{params:,}, not zero {nonzero:,}")
+    if run.frozen is not None:
+        save_quantized(run.model, run.frozen, folder, _origin(run))
+        return [counted, ("loads with", f"load_quantized.py into the plain {run.config.model.name}")], None
     if hasattr(model, "save_pretrained"):
-        return save_transformer(model, _tokenizer(run.task), run.inputs, folder)
+        return save_transformer(model, _tokenizer(run.task), run.inputs, folder), None
     save_model(run.model, str(folder / "model.safetensors"))
     write_json(folder / "model.json", _origin(run))
-    params, nonzero = count_parameters(run.model)
-    return [("parameters", f"{params:,}, not zero {nonzero:,}"), ("loads into", f"the plain {run.config.model.name}")]
+    return [counted, ("loads into", f"the plain {run.config.model.name}")], None

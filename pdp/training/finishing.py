@@ -1,4 +1,4 @@
-"""What follows the last step of a run: the hard model, the test set read once, and what the run leaves."""
+"""What follows the last step of a run: the hard model, the test set read once, and the files that the run leaves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pdp.wording import of_unit, percent
 
 
 def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory, display: Display) -> None:
-    """Hardens the model, reads the test set once, and leaves weights, tables and the record."""
+    """Makes the model hard, evaluates the test set once, and writes weights, tables and the record."""
     accelerator, pruner, model = trainer.accelerator, trainer.pruner, trainer.model
     name = task.metric_name
     batch = task.evaluation_batch(config.recipe.batch_size, accelerator.device.type)
@@ -37,7 +37,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     if trainer.takes_part:
         attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
     soft: dict[str, float] = {}
-    if trainer.total:  # what is not trained is hard already
+    if trainer.total:  # without training it is hard already
         with pruner.unquantized():
             soft = trainer.measure(test)
     if trainer.average:
@@ -51,8 +51,10 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     pruner.finalize()
     with shipped(model, pruner.frozen):
         notes += recalibrated(config, task, trainer)
+    if pruner.quantizer is not None and config.recipe.recalibrate_bn:
+        pruner.frozen = pruner.quantizer.freeze(model)  # the norms that biases hold have changed
     notes += rounded(config, pruner)
-    # Every process measures what lies on the disk, which the main process wrote.
+    # Every process evaluates the weights on the disk, which the main process has written.
     if trainer.takes_part:
         save_model_weights(model, directory.weights, accelerator.is_main_process)
     if accelerator.is_main_process and pruner.frozen is not None:
@@ -111,23 +113,23 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
 
 
 def _draw(directory: RunDirectory, display: Display) -> None:
-    """The run's two pictures; whatever goes wrong with them, the run is whole."""
-    from pdp.reports.run_figures import draw_run  # matplotlib is needed nowhere before
+    """Draws the run's two pictures; a failure here does not make the run incomplete."""
+    from pdp.reports.run_figures import draw_run  # imports matplotlib, which nothing before needs
 
     try:
         draw_run(directory.path)
-    except Exception as error:  # a drawing library's failures share no class
+    except Exception as error:  # a drawing library's exceptions have no common class
         display.say(f"curves.png and layers.png could not be drawn: {' '.join(str(error).split())[:200]}")
 
 
 def load_written(model: nn.Module, path: Path) -> None:
-    """Loads weights that the main process has written, as soon as they show on this machine."""
+    """Loads weights that the main process has written, as soon as they are visible on this machine."""
     wait_until_visible(path)
     load_model_weights(model, path)
 
 
 def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
-    """recipe.recalibrate_bn: new BatchNorm statistics for the hard model, and a note of what they changed."""
+    """For recipe.recalibrate_bn: new BatchNorm statistics for the hard model, and a note on their effect."""
     if not config.recipe.recalibrate_bn:
         return []
     name = task.metric_name
@@ -141,7 +143,7 @@ def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
 
 
 def rounded(config: Config, pruner: Pruner) -> list[str]:
-    """A note of how far prune.round_to moved the share that is gone from what was asked."""
+    """A note on how far prune.round_to moved the pruned share from the requested one."""
     round_to = getattr(config.prune, "round_to", 1)
     if round_to == 1 or not pruner.method.prunes or pruner.target is None:
         return []
@@ -150,9 +152,9 @@ def rounded(config: Config, pruner: Pruner) -> list[str]:
 
 
 def attempt(notes: list[str], what: str, compute: Callable[[], Any]) -> Any:
-    """What `compute` gives; None and a note where it fails: a trained model is not lost to what is said of it."""
+    """The result of `compute`; None and a note if it fails, because a trained model must not be lost for it."""
     try:
         return compute()
-    except Exception as error:  # of whatever kind: it comes after the training
+    except Exception as error:  # any failure, because it comes after training
         notes.append(f"{what} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
         return None

@@ -1,6 +1,6 @@
-"""A measurement while training: metrics of the validation part, the line in history.jsonl, and the best weights so far.
+"""Evaluation during training: metrics of the validation part, the line in history.jsonl, and the best weights so far.
 
-The trainer imports this, and is known here by what it holds.
+The trainer imports this module, so this module does not import the trainer and takes it as `Any`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pdp.training.shipping import save_frozen
 
 
 def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
-    """Measures the hard model, and the soft one where it is due; returns the line of the history.
+    """Evaluates the hard model, and the soft one if it is due; returns the line of the history.
 
-    Raises `AskedToStop` as soon as `stop` says so, before anything is filed.
+    Raises `AskedToStop` as soon as `stop` returns True, before anything is written.
     """
     name, pruner = trainer.task.metric_name, trainer.pruner
     soft_every, done = trainer.recipe.soft_every, trainer.step / trainer.steps_per_epoch
@@ -48,7 +48,7 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
         "mask_ms": median(trainer.mask_ms) if trainer.mask_ms else None,
         "seconds": trainer.seconds,
     }
-    if pruner.pattern.target_unit == "mac":  # sparsity is of channels
+    if pruner.pattern.target_unit == "mac":  # sparsity is that of channels
         line["macs_gone"] = pruner.pattern.reached(pruner.layers)
     if trainer.evaluate_every is not None:
         line["epochs_done"] = done
@@ -65,7 +65,7 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
 
 
 def note_best(trainer: Any, epoch: int) -> None:
-    """Keeps the weights of the best measurement; it counts only at the target sparsity."""
+    """Keeps the weights of the best evaluation, which counts only at the target sparsity."""
     if not trainer.total or (not trainer.pruner.at_target and trainer.step < trainer.total):
         return
     sign = 1 if trainer.task.higher_is_better else -1

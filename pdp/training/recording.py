@@ -24,11 +24,11 @@ from pdp.training.trainer import Trainer
 
 
 def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> pd.DataFrame:
-    """layers.csv, a row per convolution and linear layer.
+    """The table layers.csv, a row per convolution and linear layer.
 
-    The columns are name, type, weights, nonzero, sparsity, macs, sparse_macs, prunable, share: the last is the share of
-    the units that went, for a layer that names them, such as the first of coupled ones. Without an input the
-    multiply-adds are left empty.
+    The columns are name, type, weights, nonzero, sparsity, macs, sparse_macs, prunable, share. share is the fraction of
+    units removed, given for the layer that names them, such as the first of several coupled ones. Without an input the
+    columns of MACs are empty.
     """
     frame = count_macs(model, example_input) if example_input is not None else uncounted(model)
     attributes = dict(frame.attrs)
@@ -52,7 +52,7 @@ def _all_experts(frame: pd.DataFrame) -> int | None:
 
 
 def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFrame, metrics: dict[str, float]) -> Record:
-    """The record of a finished run, but for the metrics measured elsewhere."""
+    """The record of a finished run, without the metrics that are measured elsewhere."""
     pruner, accelerator = trainer.pruner, trainer.accelerator
     params, nonzero = count_parameters(trainer.model)
     weights = pruner.prunable_weights.values()

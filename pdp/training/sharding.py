@@ -142,7 +142,7 @@ def made_whole(config: Config, task: Task, pruner: Pruner, model: nn.Module, pat
     load_weights(made, path)
     names = {id(module): name for name, module in model.named_modules()}
     for layer in pruner.layers:
-        for site in (site for member in (layer, *layer.members) for site in member.sites):
+        for site in [*layer.sites, *(site for member in layer.members for site in member.sites)]:
             if id(site.module) in names:
                 site.caller = made.get_submodule(names[id(site.caller)])
                 site.module = made.get_submodule(names[id(site.module)])

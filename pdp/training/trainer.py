@@ -1,4 +1,4 @@
-"""The training loop, one for every task, method and pattern: it asks task and pruner and knows nothing of either."""
+"""The training loop for every task, method and pattern; it calls task and pruner and knows no details of either."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from pdp.training.writer import CheckpointWriter
 
 
 class Trainer:
-    """Trains `model` for the configured epochs; every decision about the future lies in `state_dict`."""
+    """Trains `model` for the configured epochs; everything that decides how it continues is in `state_dict`."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class Trainer:
         recipe = config.recipe
         self.config, self.recipe, self.task, self.pruner = config, recipe, task, pruner
         self.accelerator, self.directory, self.display = accelerator, directory, display
-        self.model = model  # the plain model; evaluation and checkpoints use it
+        self.model = model  # the unwrapped model, for evaluation and checkpoints
         self.steps_per_epoch, self.total = steps_per_epoch, recipe.epochs * steps_per_epoch
-        self.evaluate_every: int | None = None  # steps; None: the ends of epochs
+        self.evaluate_every: int | None = None  # in steps; None: at the ends of epochs
         if recipe.evaluate_every is not None:
             every = Time.parse(recipe.evaluate_every, "recipe.evaluate_every")
             self.evaluate_every = max(1, every.steps(recipe.epochs, steps_per_epoch))
@@ -111,10 +111,10 @@ class Trainer:
         self.average = make_average(model, recipe)
         self.guard = SkipGuard(model, accelerator) if recipe.on_nonfinite == "skip" else None
         self.epoch, self.batch, self.step = 0, 0, 0
-        self.measured = 0  # the step of the last measurement
+        self.measured = 0  # the step of the last evaluation
         self.saved: tuple[int, int] | None = None  # step and measured of the last checkpoint
         self.seconds = 0.0
-        self.metric: float | None = None  # the last validation's
+        self.metric: float | None = None  # of the last validation
         self.best: dict[str, float | int] | None = None
         self.losses = Losses(accelerator.device)
         self.step_history = StepHistory(directory, recipe.history_steps, self.total)
@@ -126,11 +126,11 @@ class Trainer:
     # ---------------------------------------------------------------- the loop
 
     def fit(self) -> None:
-        """Trains from wherever the state is to the last epoch; raises `Stopped` and `SavedForRestart`."""
+        """Trains from the present state to the last epoch; raises `Stopped` and `SavedForRestart`."""
         try:
             with self.signals.noting(), self.display:
                 self.progress.start(self.step, self.total)
-                if self._to_measure:  # a run that was stopped before, or in, a measurement
+                if self._to_measure:  # the run was stopped before or during an evaluation
                     self._measure()
                 for epoch in range(self.epoch, self.recipe.epochs):
                     if self.batch == 0:
@@ -150,13 +150,13 @@ class Trainer:
     def _start_epoch(self, epoch: int) -> None:
         before = self.pruner.fraction
         started = time.perf_counter()
-        # Where epochs and measurements are parted, the pruner is told of each when it is made.
+        # If evaluations do not coincide with epochs, the pruner is told each metric when it is measured.
         self.pruner.start_epoch(epoch, metric=self.metric if self.evaluate_every is None else None)
         self.mask_ms.append(1000 * (time.perf_counter() - started))
         self._note_pruning(before)
 
     def _note_pruning(self, before: float) -> None:
-        """Keeps the weights as they were when pruning began, and histograms at the start and the middle of the ramp."""
+        """Keeps the weights from when pruning began, and histograms at the start and the middle of the ramp."""
         now = self.pruner.fraction
         if not self.takes_part or before == now:
             return
@@ -170,7 +170,7 @@ class Trainer:
             self.keep_histograms("middle")
 
     def keep_histograms(self, moment: str) -> None:
-        """Files the weights' and masks' histograms under `moment`."""
+        """Keeps the histograms of weights and masks under the name `moment`."""
         self.histograms |= {f"{moment}/{key}": value for key, value in histograms(self.pruner).items()}
 
     def _train_epoch(self, epoch: int) -> None:
@@ -180,7 +180,7 @@ class Trainer:
         looked = started = time.perf_counter()
         for batch in self.loader:
             if self.batch >= micro_batches:
-                continue  # too few are left for one more optimizer step; leaving early would leave the loader open
+                continue  # too few for another optimizer step; leaving early would leave the loader open
             with self.accelerator.accumulate(self.trained):
                 if self.guard and self.batch % self.recipe.accumulation == 0:
                     self.guard.begin()
@@ -206,18 +206,18 @@ class Trainer:
                     started = time.perf_counter()
                 self._between_steps(epoch)
         self._look(epoch)
-        self.seconds += time.perf_counter() - started  # the steps that the device still had before it
+        self.seconds += time.perf_counter() - started  # includes steps that the device still had to finish
         self.batch = 0
         self.epoch = epoch + 1
 
     def _backward(self, batch: Any) -> torch.Tensor:
-        """The loss of a micro-batch, without its penalty; its gradients are in the parameters."""
+        """Returns the loss of a micro-batch without penalty; leaves its gradients in the parameters."""
         if self.graphs is not None:
             try:
                 return self.graphs.backward(batch)
             except torch.OutOfMemoryError:
                 raise
-            except RuntimeError as error:  # an operation that waits for the device, say
+            except RuntimeError as error:  # for example an operation that waits for the device
                 self.graphs = None
                 self.optimizer.zero_grad()
                 reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -239,7 +239,7 @@ class Trainer:
                 pruner = self.pruner
                 clipped = [*self.model.parameters(), *pruner.method.clipped(), *pruner.adapter_parameters]
                 torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
-        if taken or self.accelerator.scaler:  # a scaler leaves the step out itself, and scales less from then on
+        if taken or self.accelerator.scaler:  # a scaler skips the step itself, and lowers its scale
             self.optimizer.step()
         started = time.perf_counter()
         self.pruner.step()
@@ -251,7 +251,7 @@ class Trainer:
         self._note_pruning(before)
 
     def _is_finite(self) -> bool:
-        """Whether the optimizer step is to be taken; with recipe.on_nonfinite=stop `_look` finds out later."""
+        """Whether the optimizer step is to be taken; with recipe.on_nonfinite=stop `_look` checks later."""
         if self.guard is None:
             return True
         if self.guard.is_finite(self.optimizer):
@@ -265,18 +265,18 @@ class Trainer:
         return False
 
     def _between_steps(self, epoch: int) -> None:
-        """Leaves where a signal came; begins a checkpoint where one is due by the clock."""
+        """Stops the run if a signal came; begins a checkpoint if one is due by the clock."""
         self.writer.check()
         self.signals.wanted = self.writer.due
         if self.signals.seen(self.accelerator, self.step):
             self._look(epoch)
             self._leave()
         if self.signals.save_now:
-            self._look(epoch)  # no checkpoint of weights that are lost
+            self._look(epoch)  # no checkpoint of non-finite weights
             self.save()
 
     def _note_steps(self) -> None:
-        """A line of the history by steps; waits for the device."""
+        """Writes a line of the history by steps; waits for the device."""
         recent = list(self.step_ms)[-self.step_history.every :]
         line = {
             "step": self.step,
@@ -296,7 +296,7 @@ class Trainer:
 
     @property
     def _to_measure(self) -> bool:
-        """Whether the model as it is now is to be measured and has not been."""
+        """Whether the model is to be evaluated in its present state and has not been yet."""
         every = self.evaluate_every or self.steps_per_epoch
         return self.measured < self.step and (self.step % every == 0 or self.step == self.total)
 
@@ -308,7 +308,7 @@ class Trainer:
         self.progress.show(self, line["loss"], line["epoch"], ends=self.step == self.total)
 
     def _measure_untrained(self) -> None:
-        """The one line of the history of a run that trains nothing: the hard model on the validation part."""
+        """Writes the only line of the history of a run without training: the hard model on the validation part."""
         if self.pruner.method.prunes and not self.pruner.fraction and self.takes_part:
             main = self.accelerator.is_main_process
             if main:
@@ -319,7 +319,7 @@ class Trainer:
         self._measure()
 
     def measure(self, loader: Any, stop: Callable[[], bool] | None = None) -> dict[str, float]:
-        """Metrics of the model, or of its running average where there is one."""
+        """Metrics of the model, or of its running average if there is one."""
         model = self.average.module if self.average else self.model
         share_buffers(self.accelerator, model)
         return measure(self.task, model, loader, self.accelerator, stop)
@@ -332,7 +332,7 @@ class Trainer:
         raise SavedForRestart(f"{self.signals.name}: saved at step {self.step}; the same command goes on from there")
 
     def save(self) -> None:
-        """Begins a checkpoint of the state as it is, unless there is one; the main process alone writes."""
+        """Begins a checkpoint of the present state, unless there is one; only the main process writes."""
         if self.saved == (self.step, self.measured):
             return
         states = gather_object([random_state()]) if self.accelerator.num_processes > 1 else [random_state()]
@@ -343,11 +343,11 @@ class Trainer:
         self.saved = (self.step, self.measured)
 
     def state_dict(self, random_states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Everything that decides how the run goes on."""
+        """Everything that decides how the run continues."""
         return state_of(self, random_states)
 
     def resume(self) -> bool:
-        """Goes on from the newest whole checkpoint; False where there is none."""
+        """Restores the newest complete checkpoint; False if there is none."""
         state = newest_state(self.directory.checkpoints, self.accelerator, self.display.say)
         if state is None:
             return False

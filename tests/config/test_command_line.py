@@ -79,14 +79,14 @@ def entered(monkeypatch):
     class Run:
         ending: BaseException | None = None
 
-        def train(self, config):
+        def train(self, config, lm_eval=None):
             reached.append(config)
             if self.ending and config.seed == 1:
                 raise self.ending
 
         evaluate = train
 
-        def evaluate_run(self, path, overrides):
+        def evaluate_run(self, path, overrides, lm_eval=None):
             reached.append((path, overrides))
 
     stand_in = Run()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from by_hand import sgd, train_step, two_layers, zeros_in
-from small_models import CASES, case_net, case_pruner, train_epoch
+from small_models import CALIBRATED, CASES, case_net, case_pruner, train_epoch
 
 from pdp import Pruner
 
@@ -20,7 +20,7 @@ def test_every_layer_keeps_its_least_share(method):
     model = case_net()
     with torch.no_grad():
         model[3].weight.mul_(0.01)
-    options = {} if method in ("cs", "str", "granet") else {"allocation": "global"}
+    options = {} if method in ("cs", "str", "granet", *CALIBRATED) else {"allocation": "global"}
     values = {"lr": 0.3} if method in ("str", "cs") else {}
     if method in ("str", "cs"):
         options["controller"] = "cubic"

@@ -31,6 +31,8 @@ def times(method):
 
 def train(model, pruner, batches, objective, epochs=EPOCHS):
     optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, weight_decay=1e-3)
+    if pruner.method.calibrates:
+        pruner.calibrate([batches(0)[0]])
     pruner.attach(optimizer)
     for epoch in epochs if isinstance(epochs, range) else range(epochs):
         pruner.start_epoch(epoch)

@@ -1,6 +1,6 @@
 """Checks of whole models, one at a time: a file per kind of check, with `names()` and `check(name)`, and a runner."""
 
-# What scripts/check_models.py can check, by the name of its option: the module that does.
+# The checks of scripts/check_models.py: the option's value and its module.
 PARTS = {
     "weights": "pdp.benchmarks.model_checks.weights",
     "channel": "pdp.benchmarks.model_checks.channel",

@@ -1,4 +1,4 @@
-"""Transformers of many architectures: single weights, 2:4 and channels, written, opened again and asked to write on."""
+"""Checks transformers of many architectures: single weights, 2:4 and channels, saved, opened again, generating text."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from pdp.pruner.pruner import Pruner
 names = zoo.names
 _NOW = {"name": "constant"}
 _TEMPERATURE = 1e-4
-_NEAR = 2e-4  # of the largest number, in float32
+_NEAR = 2e-4  # tolerance relative to the largest number, in float32
 _NEW_TOKENS = 5
 
 Example = dict[str, Tensor]
 
 
 def check(name: str) -> dict[str, Any]:
-    """Status works, wrong or refused; by pattern what was pruned, what stays dense and why, and what was compared."""
+    """Status "works", "wrong" or "refused"; by pattern what was pruned, what stays dense, and what was compared."""
     logging.getLogger("transformers").setLevel(logging.ERROR)
     model, example = zoo.build(name)
     return check_model(model, example, zoo.kind_of(name))
 
 
 def check_model(model: Any, example: Example, kind: str) -> dict[str, Any]:
-    """`check` of a model that is there, in evaluation mode; it is left as it was."""
+    """`check` of a given model in evaluation mode; leaves it unchanged."""
     found: dict[str, Any] = {"kind": kind, "class": type(model).__name__}
     found["weights"] = sum(one.numel() for one in model.parameters())
     wrong = _macs(model, example, found)
@@ -64,7 +64,7 @@ def check_model(model: Any, example: Example, kind: str) -> dict[str, Any]:
 
 
 def _macs(model: Any, example: Example, found: dict[str, Any]) -> list[str]:
-    """Multiply-adds against two other counts: of PyTorch's counter in all, of each linear layer by its outputs."""
+    """Compares MACs with two other counts: the total of PyTorch's counter, and each linear layer's by its outputs."""
     frame = count_macs(model, example)
     found |= {"macs": int(frame.macs.sum()), "macs_all_experts": frame.attrs["macs_all_experts"]}
     mine = int(frame.macs.sum()) + frame.attrs["macs_attention"] + sum(frame.attrs["macs_other"].values())
@@ -76,7 +76,7 @@ def _macs(model: Any, example: Example, found: dict[str, Any]) -> list[str]:
 
         return hook
 
-    # A router may be a linear layer that gives more than its product.
+    # A router may be a linear layer whose output is more than its product.
     linear = [(name, one) for name, one in model.named_modules() if isinstance(one, nn.Linear) and is_plain(one)]
     handles = [one.register_forward_hook(count(name)) for name, one in linear]
     try:
@@ -147,7 +147,7 @@ def _channel(model: Any, example: Example, pattern: str, kind: str, writes: bool
     wrong += [
         f"{gone.get(layer.name, 0)} units of {layer.name} are gone, {layer.pruned} were pruned"
         for layer in pruner.layers
-        # What an expert lost stays where no token of the finished model chooses it, so that none reads it.
+        # If no token of the finished model chooses an expert, it is not read, and what it lost remains in place.
         if layer.pruned != gone.get(layer.name, 0) and not (".experts." in layer.name and layer.name not in gone)
     ]
     wrong += _opened(slimmed, dense, small, example, kind, writes)
@@ -163,7 +163,7 @@ def _channel(model: Any, example: Example, pattern: str, kind: str, writes: bool
 
 
 def _opened(slimmed: Slimmed, dense: Any, small: Tensor, example: Example, kind: str, writes: bool) -> list[str]:
-    """A slim model from its folder: by the loader in it, by transformers where the configuration says its sizes."""
+    """Opens a slim model from its folder by its loader, and by transformers if its configuration gives the sizes."""
     model: Any = slimmed.model
     with tempfile.TemporaryDirectory() as folder:
         write_slim(slimmed, Path(folder), {})
@@ -187,29 +187,29 @@ def _same(wanted: Tensor, again: Any, model: Any, example: Example, kind: str, w
 
 
 def _writes(model: Any, example: Example, kind: str) -> bool:
-    """Whether the dense model itself writes the same with a cache and without."""
+    """Whether the dense model itself generates the same with a cache and without."""
     try:
         return torch.equal(written(model, example, kind), written(model, example, kind, False))
-    except Exception:  # of whatever kind: not every architecture can
+    except Exception:  # not every architecture can generate; any error means it cannot
         return False
 
 
 @torch.no_grad()
 def written(model: Any, example: Example, kind: str, cache: bool = True) -> Tensor:
-    """The tokens that the model adds, the likeliest each time; (texts, tokens)."""
+    """The tokens that the model generates greedily; (texts, tokens)."""
     settings = {"max_new_tokens": _NEW_TOKENS, "min_new_tokens": _NEW_TOKENS, "do_sample": False, "use_cache": cache}
     inputs = example["input_ids"]
     return model.generate(input_ids=inputs, attention_mask=torch.ones_like(inputs), **settings)
 
 
 def outputs(model: Any, example: Example) -> Tensor:
-    """The first tensor of the model's answer."""
+    """The first tensor of the model's output."""
     found = model(**example)
     return found.logits if getattr(found, "logits", None) is not None else found[0]
 
 
 def _against_formula(pruner: Pruner, model: Any, plain: Any, example: Example) -> list[str]:
-    """The model with the masked weights in its parameters must compute the same, and every mask must pass its slope."""
+    """A model with the masked weights as its parameters must compute the same; gradients must follow the formula."""
     slopes: dict[str, Tensor] = {}
     with torch.no_grad():
         for layer in pruner.layers:
@@ -245,12 +245,12 @@ def _obeys(layer: Layer) -> bool:
 
 
 def _kind(reason: str) -> str:
-    """A reason without the place."""
+    """A refusal's reason without the names of layers, so that equal reasons can be counted."""
     return reason.partition(" (")[0]
 
 
 def far(one: Tensor, other: Tensor) -> float:
-    """The largest difference over the largest number of the first."""
+    """The largest difference relative to the largest number of the first tensor."""
     if one.shape != other.shape:
         return float("inf")
     return float((one.double() - other.double()).abs().max() / one.double().abs().max().clamp(min=1e-12))

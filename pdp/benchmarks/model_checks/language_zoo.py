@@ -1,4 +1,4 @@
-"""Small transformers with random weights, one of each architecture, built from configurations without network."""
+"""Small transformers with random weights, one of each architecture, built from configurations without a network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXPERTS = _GROUPED | {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _IMAGE = {"image_size": 16, "patch_size": 4, "num_channels": 3}
 _LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
 
-# By architecture: the kind of model, and sizes beside the common ones.
+# By architecture: the kind of model, and sizes that differ from the common ones.
 DECODERS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4},
@@ -121,7 +121,7 @@ IMAGES: dict[str, dict[str, Any]] = {
     "clip_vision_model": _IMAGE,
     "siglip_vision_model": _IMAGE,
 }
-PAIRS: dict[str, dict[str, Any]] = {  # encoder and decoder
+PAIRS: dict[str, dict[str, Any]] = {  # encoder-decoders
     "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
     "mt5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0},
     "switch_transformers": {
@@ -148,7 +148,7 @@ SOUNDS: dict[str, dict[str, Any]] = {
         **{"max_target_positions": 16, "decoder_start_token_id": 1, "suppress_tokens": None},
     },
 }
-_LACKS = {  # common sizes that a configuration does not take
+_LACKS = {  # common sizes that a configuration does not accept
     "funnel": ("num_hidden_layers",),
     "xlnet": ("max_position_embeddings",),
     "swin": ("num_hidden_layers", "hidden_size", "num_attention_heads"),
@@ -162,13 +162,13 @@ def names() -> list[str]:
 
 
 def kind_of(name: str) -> str:
-    """decoder, encoder, images, pair or sounds."""
+    """The kind: decoder, encoder, images, pair or sounds."""
     words = ("decoder", "encoder", "images", "pair", "sounds")
     return next(word for word, kind in zip(words, _KINDS, strict=True) if name in kind)
 
 
 def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model in evaluation mode, its weights of a size that lets nothing die, and two examples as keywords."""
+    """The model in evaluation mode, with weights that let no signal vanish, and two examples as keyword arguments."""
     transformers.logging.set_verbosity_error()
     kind = kind_of(name)
     own = next(table[name] for table in _KINDS if name in table)
@@ -187,17 +187,17 @@ def build(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     except ValueError:
         if kind != "encoder":
             raise
-        model = transformers.AutoModel.from_config(config).float().eval()  # it has no classifier
+        model = transformers.AutoModel.from_config(config).float().eval()  # this architecture has no classifier
     _draw(model)
     return model, examples(model, kind, config)
 
 
 @torch.no_grad()
 def _draw(model: nn.Module) -> None:
-    """Other numbers than zeros and ones, so that no norm, bias or router hides a mistake."""
+    """Replaces zeros and ones by random numbers, so that no norm, bias or router hides a mistake."""
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:  # positions that are computed, which a folder does not hold
+        if not parameter.requires_grad:  # computed positions, which a saved folder does not contain
             continue
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.dim() > 1:
@@ -207,7 +207,7 @@ def _draw(model: nn.Module) -> None:
 
 
 def examples(model: Any, kind: str, config: Any) -> dict[str, Tensor]:
-    """Two inputs of a kind."""
+    """Two inputs for a kind of model."""
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(3, _VOCABULARY, (2, 12), generator=generator)
     if kind == "images":

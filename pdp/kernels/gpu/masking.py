@@ -35,7 +35,7 @@ def masked(weight, offset, inverse):
 
 @triton.jit
 def sloped(weight, gradient, offset, inverse):
-    """The gradient times m + (2 w^2 / tau) m (1 - m)."""
+    """Writes the gradient times m + (2 w^2 / tau) m (1 - m)."""
     z = offset + weight * weight * inverse
     z = tl.minimum(tl.maximum(z, -_SATURATED), _SATURATED)
     mask = tl.sigmoid(z)

@@ -1,0 +1,148 @@
+"""Quantized models in other forms: integers in the file, zeros exact, and the function that was measured."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pdp import Pruner
+from pdp.config.command_line import main
+from pdp.errors import Stopped
+from pdp.export.integers import with_integers
+from pdp.export.latency import in_turn
+from pdp.export.onnx import onnx_outputs, operators, save_onnx_integers
+from pdp.export.quantized_folder import save_quantized
+from pdp.tasks.resnet20 import ResNet20
+from pdp.training.export_run import ExportedRun, export
+
+pytestmark = pytest.mark.slow
+
+
+def quantized(quantize, model=None, **values):
+    torch.manual_seed(0)
+    model = ResNet20() if model is None else model
+    images, labels = torch.randn(8, 3, 16, 16), torch.randint(0, 10, (8,))
+    options = {
+        "sparsity": 0.7,
+        "epochs": 2,
+        "steps_per_epoch": 3,
+        "schedule": {"warmup": "1it", "ramp": "2it", "unit": "step"},
+    }
+    pruner = Pruner(
+        model, "pdp", example_input=images[:1], quantize=quantize, quantize_options={"start": "0.5"}, **options | values
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    for epoch in range(2):
+        pruner.start_epoch(epoch)
+        for _ in range(3):
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step(), pruner.step(), optimizer.zero_grad()
+    pruner.finalize()
+    # A norm with a negative factor, and one that lets nothing through, as training may leave them.
+    with torch.no_grad():
+        model.layer1[0].bn1.weight[0], model.layer1[0].bn1.weight[1] = -0.5, 0.0
+    frozen = pruner.quantizer.freeze(model)
+    images = torch.randn(4, 3, 16, 16)
+    with torch.no_grad(), frozen.applied(model.eval()):
+        return model, frozen, images, model(images)
+
+
+@pytest.mark.parametrize(("quantize", "bits"), [("int8", 8), ("int4w", 4)])
+def test_onnxruntime_computes_what_was_measured_from_integers(quantize, bits, tmp_path):
+    import onnx
+
+    model, frozen, images, expected = quantized(quantize)
+    path = tmp_path / "model.onnx"
+    integers = with_integers(model, frozen, images[:1], onnx=True)
+    assert save_onnx_integers(integers, {"input": images}, expected, path, bits) < {8: 0.05, 4: 1}[bits]
+    again = onnx_outputs(path, {"input": images[:1]})  # another batch size
+    assert torch.allclose(again, expected[:1], atol=float(expected.max() - expected.min()) / 255)
+    with pytest.raises(Stopped, match="steps of the outputs"):
+        save_onnx_integers(integers, {"input": images}, expected + 1, tmp_path / "other.onnx", bits)
+    if bits == 8:
+        kinds = operators(path)
+        assert kinds["QLinearConv"] == 21 and kinds["QGemm"] == 1 and "Conv" not in kinds
+    kind = {8: onnx.TensorProto.INT8, 4: onnx.TensorProto.INT4}[bits]
+    stored = [one for one in onnx.load(path).graph.initializer if one.data_type == kind and len(one.dims) > 1]
+    counts = sorted(int((onnx.numpy_helper.to_array(one).astype(np.int8) == 0).sum()) for one in stored)
+    gone = model.layer1[0].conv1.weight[1].numel()  # the output that its norm lets nothing through of
+    mine = {name: int((frozen.integers(name, model.get_parameter(name)) == 0).sum()) for name in frozen.weights}
+    there = int((frozen.integers("layer1.0.conv1.weight", model.layer1[0].conv1.weight)[1] == 0).sum())
+    mine["layer1.0.conv1.weight"] += gone - there
+    assert counts == sorted(mine.values())
+    assert path.stat().st_size < {8: 500_000, 4: 330_000}[bits]
+
+
+def test_a_program_of_torch_computes_it_too():
+    for quantize in ("int8", "int4w"):
+        model, frozen, images, expected = quantized(quantize)
+        plain = with_integers(model, frozen, images[:1], onnx=False)
+        with torch.no_grad():
+            off = (plain(images) - expected).abs().max() / (expected.max() - expected.min()) * 255
+        assert off < 0.05
+        assert {one.dtype for name, one in plain.named_buffers() if name.endswith("weight.integers")} == {torch.int8}
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4w"])
+def test_integers_and_scales_load_into_the_plain_model_without_this_project(quantize, tmp_path):
+    model, frozen, images, expected = quantized(quantize)
+    save_quantized(model, frozen, tmp_path, {"name": "resnet20"})
+    spec = importlib.util.spec_from_file_location("load_quantized", tmp_path / "load_quantized.py")
+    loader = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loader)
+    loaded = loader.load_quantized(ResNet20(), tmp_path)
+    with torch.no_grad():
+        assert torch.allclose(loaded(images), expected, rtol=1e-5, atol=1e-5)
+    for name in frozen.weights:
+        hard = model.get_parameter(name)
+        assert (loaded.get_parameter(name)[hard == 0] == 0).all() and (hard == 0).any()
+    stored = load_file(tmp_path / "model.safetensors")["layer3.0.conv1.weight"]
+    assert (stored.dtype, stored.numel()) == ((torch.int8, 18432) if quantize == "int8" else (torch.uint8, 9216))
+    assert "pdp" not in (tmp_path / "load_quantized.py").read_text()
+
+
+RUNS = {
+    "channel int8": ["model=resnet20", "prune=channel", "sparsity=0.5", "quantize=int8", "recipe.epochs=2"],
+    "bert int8": ["model=bert_tiny", "sparsity=0.5", "quantize=int8", "recipe.epochs=1", "data.max_length=16"],
+}
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def run(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    words = [*RUNS[request.param], "data.limit=160", "quantize.start=0.5", "recipe.lr_warmup=0", "device=cpu"]
+    if "bert" in request.param:
+        words += ["model.sizes.hidden_size=16", "model.sizes.intermediate_size=32", "model.sizes.num_hidden_layers=1"]
+        words += ["model.sizes.num_attention_heads=2", "schedule.warmup=0", "schedule.ramp=0.4", "schedule.unit=step"]
+    assert main("train", [*words, f"output_dir={folder}"]) == 0
+    return next(folder.glob("*/seed0"))
+
+
+def test_a_run_s_exports_say_bytes_and_time_beside_the_dense_model(run, tmp_path):
+    exported = ExportedRun(run)
+    channels = "channel" in run.parent.name
+    for form in ("onnx", "torch") if channels else ("onnx", "safetensors"):
+        said = dict(export(exported, form, tmp_path / form))
+        assert "dense float32" in said["bytes"] and "int8 bitmask" in said["bytes in other forms"]
+        if form == "safetensors":
+            assert not [key for key in said if key.startswith("difference")]
+            continue
+        assert float(next(value for key, value in said.items() if key.startswith("difference")).split()[0]) <= 1
+        timed = next(value for key, value in said.items() if key.startswith("latency"))
+        assert "ms exported" in timed and "ms dense float32" in timed
+        if form == "onnx" and channels:
+            before, after = (int(one.replace(",", "")) for one in said["parameters"].split(" -> "))
+            assert after < before and "QLinearConv" in said["onnxruntime runs"]
+        elif form == "onnx":
+            assert "MatMulIntegerToFloat" in said["onnxruntime runs"]
+
+
+def test_contenders_are_called_in_turn():
+    calls = []
+    times = in_turn({"one": lambda: calls.append(1), "two": lambda: calls.append(2)}, rounds=4)
+    assert set(times) == {"one", "two"} and min(times.values()) >= 0
+    changes = sum(one != two for one, two in zip(calls, calls[1:], strict=False))
+    assert changes == 1 + 2 * 4
