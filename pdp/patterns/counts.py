@@ -54,7 +54,8 @@ def _named(module: nn.Module | None, value: int | list[int]) -> str | None:
     """The only attribute with this value that the module's forward names; None if there is not exactly one."""
     if module is None:
         return None
-    found = [key for key in _asked(type(module)) if _equal(getattr(module, key, None), value)]
+    names = _asked(type(module))  # type: ignore[arg-type]
+    found = [key for key in names if _equal(getattr(module, key, None), value)]
     return found[0] if len(found) == 1 else None
 
 

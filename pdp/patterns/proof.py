@@ -28,6 +28,7 @@ _SHAPE_TRIALS, _TRIALS = 64, 12
 _LAYER_TRIALS = 8000, 2000  # the same in layers: trials are fewer where a forward has more of them
 _HEAVY = 20e9, 40e6  # multiply-adds of a forward, and parameters, above which float32 comes first
 _SAMPLES, _LIGHT = 4, 1e9  # samples in place of one, for models of fewer multiply-adds
+_DEEP = 100, 400  # layers between which rounding may be all that differs, and another trial is affordable
 _HUGE = 400e6  # parameters above which float64 would take too much memory
 _UNSETTLED = "whether the model stays the same function without its channels could not be settled"
 
@@ -42,12 +43,12 @@ def prove(model: nn.Module, couplings: Sequence[Coupling], call: Call, example: 
     trial = _Trial(model, wanted, call, example, torch.float32 if heavy else torch.float64, macs)
     if trial.differs(wanted) is None:
         return
-    if heavy and numbers < _HUGE:
-        # A deep model amplifies rounding: whether it is that is seen in doubles.
-        trial = _Trial(model, wanted, call, example, torch.float64, macs)
+    layers = sum(is_weighted(module) for module in model.modules())
+    if numbers < _HUGE and (heavy or _DEEP[0] < layers <= _DEEP[1]):
+        # A deep model may amplify rounding without bound: in doubles, with smaller numbers, it is seen if it is that.
+        trial = _Trial(model, wanted, call, example, torch.float64, macs, 0.5)
         if trial.differs(wanted) is None:
             return
-    layers = sum(is_weighted(module) for module in model.modules())
     if trial.takes_shapes():
         wanted = _together(wanted, trial.does_not_run, min(_SHAPE_TRIALS, max(2, _LAYER_TRIALS[0] // layers)))
     _together(wanted, trial.differs, min(_TRIALS, max(1, _LAYER_TRIALS[1] // layers)))
@@ -81,9 +82,16 @@ class _Trial:
     """A random copy of the model, its inputs, and the units to remove from each coupling."""
 
     def __init__(
-        self, model: nn.Module, couplings: Sequence[Coupling], call: Call, example: Any, dtype: torch.dtype, macs: int
+        self,
+        model: nn.Module,
+        couplings: Sequence[Coupling],
+        call: Call,
+        example: Any,
+        dtype: torch.dtype,
+        macs: int,
+        gain: float = 2.0,
     ):
-        self.call, self.example = call, example
+        self.call, self.example, self.gain = call, example, gain
         self.generator = torch.Generator().manual_seed(0)
         self.model = copied(model).eval()
         self.gone = {one.name: leaving_some(one, self._some(one.units)) for one in couplings}
@@ -144,7 +152,11 @@ class _Trial:
                         else tensor.shape[-1:]
                     )
                     size = (
-                        0.3 if tensor.dim() <= 1 else math.sqrt(2 / fan) if isinstance(fan, float) else fan[0] ** -0.5
+                        0.3
+                        if tensor.dim() <= 1
+                        else math.sqrt(self.gain / fan)
+                        if isinstance(fan, float)
+                        else fan[0] ** -0.5
                     )
                     numbers = (numbers - 0.5) * math.sqrt(12) * size
                 tensor.data.copy_(numbers)

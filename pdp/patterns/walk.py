@@ -45,7 +45,9 @@ class Walk(TorchDispatchMode):
         self.owners: dict[int, list[Owner]] = {}
         self.held: dict[int, Tensor] = {}
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.counts: list[tuple[str, nn.Module, str, int | None, np.ndarray]] = []  # modules' numbers of channels
+        self.counts: list[
+            tuple[str, nn.Module | None, str, int | None, np.ndarray]
+        ] = []  # modules' numbers of channels
         for name, module in self.modules.items():
             for table in (module._parameters, module._buffers):
                 for key, tensor in table.items():

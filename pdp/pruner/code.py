@@ -19,7 +19,7 @@ _DEPTH = 5  # depth of nested calls that are followed
 def may_read(module: nn.Module, key: str) -> bool:
     """Whether its forward may read the `weight` of a submodule called `key`, as a parent does to multiply by it."""
     own = {name: one for name, value in vars(module).items() for one in _functions(value)}
-    names, weighs = _read_by(type(module)) if not own else _follow(type(module), own)
+    names, weighs = _read_by(type(module)) if not own else _follow(type(module), own)  # type: ignore[arg-type]
     return weighs and (key.isdigit() or key in names or bool(names & _ANY_CHILD))
 
 
