@@ -18,6 +18,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,12 @@ def openvino_runners(path: Path, samples: Tensor, sparsity: float) -> dict[str, 
         request = core.compile_model(
             model, "CPU", {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": rate}
         ).create_infer_request()
-        found[name] = lambda request=request: request.infer([array]).values()
+        found[name] = partial(_infer, request, array)
     return found
+
+
+def _infer(request: Any, array: Any) -> Any:
+    return request.infer([array]).values()
 
 
 def show(row: dict[str, Any]) -> None:

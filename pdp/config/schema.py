@@ -265,8 +265,7 @@ class StartConfig:
     """A finished run that this one goes on from."""
 
     run: str | None = None  # its directory, results/runs/<run>/seed<k>; `from=` is the short way to give it
-    # hold: its zeros stay (method=held); free: its weights alone, and whatever method is chosen; first: its zeros are
-    # the first mask of the method that is chosen (pdp, say), which goes on at the target at once
+    # hold: its zeros stay (method=held); free: its weights alone; first: its zeros are the first mask of the method
     mask: str = "hold"
 
 

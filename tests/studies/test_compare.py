@@ -49,7 +49,12 @@ def test_every_cell_of_every_study_composes(path):
         for cell in study.cells(method):
             if (cell.method, cell.setting, cell.sparsity) not in seen:
                 seen.add((cell.method, cell.setting, cell.sparsity))
-                config = compose([*cell.overrides, "dry_run=true"])  # some need data that is nowhere here
+                words = [*cell.overrides, "dry_run=true"]  # some need data that is not here
+                if any(word.startswith("from=") for word in words):  # a run of another study
+                    with pytest.raises(Refusal, match="is no directory"):
+                        compose(words)
+                    continue
+                config = compose(words)
                 assert config.method.name == method and config.seed == cell.seed
 
 
