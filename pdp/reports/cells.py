@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
+from pdp.config.identity import EXCLUDED
+from pdp.config.schema import RecipeConfig, ScheduleConfig
 from pdp.methods.options import OPTIONS
 from pdp.reports.runs import revised
 from pdp.reports.statistics import interval, mean, paired, with_dense
@@ -17,6 +20,10 @@ KEY = ["study", "cell"]
 _NAMED = ("method_options", "schedule", "allocation", "recipe", "pretrained", "distillation", "quantization")
 # Values measured by quantization, which are results and not settings.
 _FOUND = ("zeros", "weights", "activations", "floats", "never_seen")
+_DEFAULTS = {
+    name: {one.name: one.default for one in dataclasses.fields(kind) if one.default is not dataclasses.MISSING}
+    for name, kind in (("recipe", RecipeConfig), ("schedule", ScheduleConfig))
+}
 _FOLLOWS = "schedule.start"  # follows from the warm-up, which is named
 
 
@@ -94,6 +101,9 @@ def labels(runs: pd.DataFrame, frame: pd.DataFrame) -> list[str]:
         for name in sorted({name for one in mine for name in one}):
             value, times = Counter(one.get(name) for one in mine).most_common(1)[0]
             usual[name] = value if 2 * times > len(mine) else None
+        newest = [values for key, values in zip(keys, mine, strict=True) if not older[key]]
+        if len(newest) == 1 and len(mine) > 1:  # runs of earlier revisions are told from those of the code's own
+            usual = dict.fromkeys(usual) | newest[0]
         bare = 0
         for key, values in zip(keys, mine, strict=True):
             words = [f"{_short(name)}={value}" for name, value in values.items() if value != usual[name]]
@@ -120,8 +130,11 @@ def _flat(row: pd.Series) -> dict[str, str]:
     values: dict[str, str] = {}
     for name in _NAMED:
         inner = row[name] if isinstance(row[name], dict) else {name: row[name]}
+        # An option that was added after the run was made had the default's effect.
+        inner = _DEFAULTS.get(name, {}) | inner
         values |= {f"{name}.{key}": str(value) for key, value in inner.items() if value is not None}
     for key in _FOUND:
         values.pop(f"quantization.{key}", None)
-    values.pop(_FOLLOWS, None)
+    for key in (_FOLLOWS, *EXCLUDED):
+        values.pop(key, None)
     return values
