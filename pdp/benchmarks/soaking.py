@@ -53,8 +53,10 @@ CASES: dict[str, list[str]] = {
     "rigl": ["method=rigl", *RANDOM, "method.update_every=2it"],
     "sfp": ["method=sfp", *CHANNEL],
     "slimming": ["method=slimming", *CHANNEL],
+    "sparsegpt": ["method=sparsegpt", *RANDOM],
     "srste": ["method=srste", *NM],
     "str": ["method=str", *RANDOM],
+    "wanda": ["method=wanda", *RANDOM],
 }
 TIMES = ("step_ms", "mask_ms", "seconds")  # keys that differ between any two runs
 LAST = -signal.SIGKILL

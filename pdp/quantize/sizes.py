@@ -31,7 +31,9 @@ def bytes_on_disk(model: nn.Module, frozen: Frozen | None = None) -> dict[str, i
     forms = {"fp32": rest, "fp32_bitmask": rest, "fp32_runs": rest}
     kind = f"int{frozen.bits}" if frozen is not None else ""
     if frozen is not None:
-        scales = b"".join(_raw(tensor) for tensor in frozen.tensors().values())
+        # The biases that ship take the place of the stored ones, and as many bytes.
+        kept = {name: tensor for name, tensor in frozen.tensors().items() if not name.endswith(".shipped")}
+        scales = b"".join(_raw(tensor) for tensor in kept.values())
         forms |= {kind: rest + scales, f"{kind}_bitmask": rest + scales, f"{kind}_runs": rest + scales}
     for name in weights:
         floats = tensors[name].detach().float().cpu().numpy().reshape(-1)

@@ -163,7 +163,7 @@ def test_a_teacher_of_another_size_reads_with_the_tokenizer_that_both_are_given(
     export(ExportedRun(the_run(dense, "dense")), "safetensors", teacher)
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dogs", "cats", "all", "no"]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "dogs", "cats", "all", "no", "some", "can", "not", "every"]
     (tokenizer / "vocab.txt").write_text("\n".join(words) + "\n")
     small = [
         *BERT,

@@ -140,7 +140,7 @@ def test_a_dry_run_lists_what_stays_dense(overrides, capsys, tmp_path):
         ([], "format=slim"),
         (["run=x"], "format must be given"),
         (["run=/no/such", "format=slim"], "no directory"),
-        (["run=x", "format=torch"], "no such format"),
+        (["run=x", "format=tflite"], "no such format"),
         (["run=x", "form=slim"], "form=slim"),
     ],
 )

@@ -53,7 +53,7 @@ def test_parts_on_two_processes_are_one_process(case, two_processes):
         assert equal(one[key], alone[key])
     assert any(one["pruned"][name] > 0 for name in one["pruned"])
     # AdamW divides the gradient of a pruned channel, which is next to nothing, by its own size.
-    near = 1e-7 if case[2] == "channel" else 1e-9
+    near = 1e-6 if case[2] == "channel" else 1e-9
     for key in ("soft", "hard"):
         for name, value in alone[key].items():
             assert torch.allclose(one[key][name], value, rtol=1e-6, atol=near), name
@@ -92,8 +92,7 @@ def killed_after_an_epoch(arguments, processes):
     first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.PIPE)
     while not any(output.glob("*/seed0/checkpoint/step-*.pt")):
         assert first.poll() is None, first.communicate()[1][-3000:]
-        time.sleep(0.02)
-    time.sleep(0.3)
+        time.sleep(0.002)
     # torchrun's processes have sessions of their own.
     children = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
     for one in [first.pid, *map(int, children)]:
