@@ -258,6 +258,7 @@ def test_a_state_of_another_quantization_is_refused():
 
 
 def test_a_compiled_model_computes_the_same():
+    torch._dynamo.reset()
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
     now = {"warmup": "0it", "ramp": "1it"}
