@@ -57,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--one-line", action="store_true", help="no line end in all of the training text")
     parser.add_argument("--kill", type=int, default=0, help="so many times while tokens are made (0)")
     parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--text", type=Path, help="a folder with train.txt and test.txt instead of a made text")
     parser.add_argument("--folder", type=Path, help="for the text and its tokens (a temporary one)")
     parser.add_argument("--to", type=Path, default=ROOT / "results" / "benchmarks" / "large_text.json")
     arguments = parser.parse_args(argv)
@@ -67,22 +68,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         folder = Path(place)
-        make_text(folder / "train.txt", arguments.megabytes, arguments.one_line, 1)
-        make_text(folder / "test.txt", 1, False, 2)
-        words = ["model=gpt2_tiny", "prune=none", "data=text", f"data.root={folder}", "data.context=512",
+        text = arguments.text or folder
+        if not arguments.text:
+            make_text(folder / "train.txt", arguments.megabytes, arguments.one_line, 1)
+            make_text(folder / "test.txt", 1, False, 2)
+        words = ["model=gpt2_tiny", "prune=none", "data=text", f"data.root={text}", "data.context=512",
                  f"data.vocabulary={arguments.vocabulary}",
                  "model.sizes={n_embd: 16, n_layer: 1, n_head: 2, n_positions: 512}"]  # fmt: skip
         shared = [*words, f"data.workers={arguments.workers}"]
         killed_at = []
         killed = Opening(shared, folder / "cache")
-        blocks = sum(-(-path.stat().st_size // 2**23) for path in folder.glob("*.txt"))
+        blocks = sum(-(-path.stat().st_size // 2**23) for path in text.glob("*.txt"))
         for number in range(arguments.kill):
             killed_at.append(killed.until(blocks * (number + 1) // (arguments.kill + 1)))
             killed.again()
         first = killed.end()
         second = Opening(shared, folder / "cache").end()
         row = {
-            "megabytes": arguments.megabytes,
+            "megabytes": (text / "train.txt").stat().st_size // 10**6,
             "one_line": arguments.one_line,
             "workers": arguments.workers,
             "vocabulary": arguments.vocabulary,
