@@ -26,6 +26,7 @@ NODES: dict[str, list[tuple[str, type]]] = {
         ("", schema.PruneConfig),
         ("prune=nm", schema.NmPruneConfig),
         ("prune=channel", schema.ChannelPruneConfig),
+        ("prune=block", schema.BlockPruneConfig),
     ],
     "quantize": [("", QuantizeOptions), ("quantize=int8 and int4w", Int4wOptions)],
     "allocation": [("", schema.AllocationConfig)],

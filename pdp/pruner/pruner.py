@@ -47,8 +47,9 @@ class Pruner:
     (a `ValueError`) for arguments that do not fit together.
 
     - `method`: a name, whose options are given as further keywords, or its options.
-    - `pattern`: random, "2:4" (which implies the target) or channel; options in `pattern_options`. The channel pattern
-      follows the model through `example_input` (a tensor, a tuple of arguments or a dict of keyword arguments).
+    - `pattern`: random, "2:4" (which implies the target), "4x1" (blocks) or channel; options in `pattern_options`. The
+      channel pattern follows the model through `example_input` (a tensor, a tuple of arguments or a dict of keyword
+      arguments).
     - `sparsity`: the share of units to prune.
     - `schedule`: a `Schedule`, a name, or a dict of `make_schedule`'s arguments. The default is the paper's relative to
       the run, in the method's own shape: of 100 epochs 16 dense, then 0.015 of the target per epoch; by steps if
@@ -503,10 +504,10 @@ class Pruner:
             for layer, keep in keeps:
                 for member in layer.members:
                     write(member.stored, self.method.hard_weight(layer, member.tensor, keep, member))
-            if more := more_zeros(self.layers):
-                warnings.warn(more, stacklevel=2)
             for layer, keep in keeps:
                 self.pattern.finish(self.model, layer, keep)
+            if more := more_zeros(self.layers):
+                warnings.warn(more, stacklevel=2)
         self._unhook()
         self.frozen = self.quantizer.freeze(self.model) if self.quantizer is not None else None
         self.finished = True
