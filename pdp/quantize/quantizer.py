@@ -18,7 +18,7 @@ from pdp.quantize.bias import foldable, shipped_biases
 from pdp.quantize.fake import ACTIVATION_LEVELS, fake_quantize, weight_bound, weight_scale, widened
 from pdp.quantize.frozen import Frozen
 from pdp.quantize.hooks import ActivationHook
-from pdp.quantize.options import Int4wOptions
+from pdp.quantize.options import Int4wOptions, QuantizeOptions
 from pdp.quantize.points import ActivationPoint, WeightPoint, find_activations, find_products, find_weights
 from pdp.schedule.time import Time
 
@@ -310,3 +310,12 @@ class Quantizer:
         return Frozen(
             self.options.name, self.bits, weights, activations, shipped_biases(model, self.norms, weights, activations)
         )
+
+
+def make_quantizer(
+    model: nn.Module, options: QuantizeOptions, epochs: int, steps_per_epoch: int | None, example_input: Any
+) -> Quantizer | None:
+    """The quantizer of these options; None for quantize=none."""
+    if not isinstance(options, Int4wOptions):
+        return None
+    return Quantizer(model, options, epochs, steps_per_epoch, example_input)
