@@ -10,8 +10,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from pdp.config.prune import PRUNE as PRUNE
+from pdp.config.prune import BlockPruneConfig as BlockPruneConfig
+from pdp.config.prune import ChannelPruneConfig as ChannelPruneConfig
+from pdp.config.prune import NmPruneConfig as NmPruneConfig
+from pdp.config.prune import PruneConfig as PruneConfig
+from pdp.config.prune import pattern_options as pattern_options
 from pdp.methods.options import MethodOptions
-from pdp.patterns.options import ChannelOptions, NmOptions
 from pdp.quantize.options import QuantizeOptions
 
 
@@ -171,37 +176,6 @@ class AllocationConfig:
     path: str | None = None  # allocation=file: a CSV of layer,share or a run's directory
     least_density: float = 0.0  # the least share of its units that each layer keeps, the same for every method
     ends: str = "pruned"  # pruned, dense (the first and the last layer stay dense) or first_dense
-
-
-@dataclass
-class PruneConfig:
-    """What one prunable unit is, and which layers stay out."""
-
-    pattern: str = MISSING  # random, nm, channel or none
-    exclude: list[str] = field(default_factory=list)  # fnmatch patterns on module names
-
-
-@dataclass
-class NmPruneConfig(PruneConfig, NmOptions):
-    """N weights kept of each M consecutive inputs."""
-
-
-@dataclass
-class ChannelPruneConfig(PruneConfig, ChannelOptions):
-    """Whole output channels, in attention heads, with all that is coupled to them."""
-
-
-PRUNE: dict[str, type[PruneConfig]] = {
-    "none": PruneConfig,
-    "random": PruneConfig,
-    "nm": NmPruneConfig,
-    "channel": ChannelPruneConfig,
-}
-
-
-def pattern_options(prune: PruneConfig) -> dict[str, Any]:
-    """What the pattern itself is told."""
-    return {key: value for key, value in vars(prune).items() if key not in ("pattern", "exclude")}
 
 
 @dataclass

@@ -30,7 +30,7 @@ class PdpOptions(MethodOptions):
     """PDP (arXiv 2305.11203): tau of the soft mask, the paper's 1e-4 (as third parties quote it).
 
     In relative mode tau = kappa * t^2 for each layer, so that the mask does not depend on the scale of the weights.
-    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature and channels have a
+    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature, channels and blocks a
     relative one: the mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of a
     ResNet-18 soft.
     """
@@ -40,7 +40,7 @@ class PdpOptions(MethodOptions):
     temperature: float = PAPERS_TEMPERATURE
     # absolute: temperature holds; relative: kappa does; learned: log tau is trained; auto: the pattern's own [ours]
     temperature_mode: str = "auto"
-    # tau / t^2 in relative mode; null: the pattern's own, 0.02 for single weights, 0.002 for channels [ours]
+    # tau / t^2 in relative mode; null: the pattern's own: 0.02, channels 0.002, blocks of n 0.02 / sqrt(n) [ours]
     kappa: float | None = None
     # optimizer steps between two new cuts [the paper's, as a third party quotes it]
     refresh: int = 1
