@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from channel_models import NOW, make
 from small_models import batch
-from test_channel import NOW, make
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
