@@ -7,8 +7,8 @@ from experiment_cells import DISTINCT, EXPERIMENTS, needed
 
 from pdp.config.check_values import DATA, LANGUAGE_MODELS, MODELS, TEXT_DATA
 from pdp.config.compose import compose
+from pdp.config.data_schema import ImagesDataConfig
 from pdp.config.groups import CONF, GROUPS, choices
-from pdp.config.schema import ImagesDataConfig
 from pdp.config.stored import from_yaml, to_yaml
 from pdp.errors import Refusal
 from pdp.methods.checks import PATTERNS_OF
