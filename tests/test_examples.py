@@ -41,7 +41,9 @@ def test_the_notebook_runs_from_top_to_end(tmp_path, monkeypatch):
     assert table.count("finished") == 4
 
 
-@pytest.mark.parametrize(("pattern", "sparsity"), [("2:4", "50.0%"), ("4x1", "80.0%"), ("channel", "50.0%")])  # random: from a wheel
+@pytest.mark.parametrize(
+    ("pattern", "sparsity"), [("2:4", "50.0%"), ("4x1", "80.0%"), ("channel", "50.0%")]
+)  # random: from a wheel
 def test_the_loop_of_ones_own_prunes_by_each_pattern(pattern, sparsity, capsys):
     spec = importlib.util.spec_from_file_location("own_loop", EXAMPLES / "own_loop.py")
     module = importlib.util.module_from_spec(spec)

@@ -30,9 +30,9 @@ class PdpOptions(MethodOptions):
     """PDP (arXiv 2305.11203): tau of the soft mask, the paper's 1e-4 (as third parties quote it).
 
     In relative mode tau = kappa * t^2 for each layer, so that the mask does not depend on the scale of the weights.
-    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature, channels and blocks a
-    relative one: the mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of a
-    ResNet-18 soft.
+    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature; channels and blocks
+    have a relative one: the mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of
+    a ResNet-18 soft.
     """
 
     name: str = "pdp"
