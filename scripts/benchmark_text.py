@@ -1,29 +1,37 @@
-"""What it takes to open a text that is larger than memory: seconds and the largest resident size of a fresh process.
+"""What it takes to open a text that is larger than memory: seconds and the largest resident size of every process.
 
-    python scripts/benchmark_text.py --megabytes 540 --workers 2          # as large as WikiText-103
+    python scripts/benchmark_text.py --megabytes 540 --workers 2 --kill 2     # as large as WikiText-103
     python scripts/benchmark_text.py --megabytes 50 --one-line
 
-Makes a text of words by Zipf's law, opens it as `data=text` in a process of its own, twice (the tokens are there the
-second time), and draws an epoch's first thousand windows. Writes a row to results/benchmarks/large_text.json.
-Exit codes: 0.
+Makes a text of words by Zipf's law, opens it as `data=text` in processes of their own, twice (the tokens are there the
+second time), and draws an epoch's first thousand windows. With `--kill N` all processes of the first opening are killed
+(SIGKILL) N times while tokens are made, and the same command goes on; an undisturbed opening by one process in a cache
+of its own must then have the same tokens. The largest resident size (VmHWM) is that of the largest process of all these
+openings. Adds a row to results/benchmarks/large_text.json. Exit codes: 0; 1 where tokens differ.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from pdp.errors import Stopped
 from pdp.scripting import Parser, guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 _WORDS = 270_000  # different ones, as in WikiText-103
+_LOOK = 0.05  # seconds between two looks at the processes
 _OPEN = """
 import json, resource, sys, time
 from pdp.config.compose import compose
@@ -36,11 +44,8 @@ opened = time.perf_counter() - begun
 for number, batch in enumerate(task.train_loader(8, 0, "none", 0)):
     if number == 125:
         break
-own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-helper = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(json.dumps({"seconds": round(opened, 1), "imports_mb": bare // 1024, "peak_mb": own // 1024,
-                  "peak_of_a_helper_mb": helper // 1024, "tokens": len(task._parts["train"].ids),
-                  "fingerprint": task.data_fingerprint}))
+print(json.dumps({"seconds": round(opened, 1), "imports_mb": bare // 1024,
+                  "tokens": len(task._parts["train"].ids), "fingerprint": task.data_fingerprint}))
 """
 
 
@@ -50,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--megabytes", type=int, default=200)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--one-line", action="store_true", help="no line end in all of the training text")
+    parser.add_argument("--kill", type=int, default=0, help="so many times while tokens are made (0)")
     parser.add_argument("--vocabulary", type=int, default=32_000)
+    parser.add_argument("--text", type=Path, help="a folder with train.txt and test.txt instead of a made text")
     parser.add_argument("--folder", type=Path, help="for the text and its tokens (a temporary one)")
     parser.add_argument("--to", type=Path, default=ROOT / "results" / "benchmarks" / "large_text.json")
     arguments = parser.parse_args(argv)
@@ -61,36 +68,106 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     with tempfile.TemporaryDirectory(dir=arguments.folder) as place:
         folder = Path(place)
-        make_text(folder / "train.txt", arguments.megabytes, arguments.one_line, 1)
-        make_text(folder / "test.txt", 1, False, 2)
-        overrides = ["model=gpt2_tiny", "prune=none", "data=text", f"data.root={folder}", "data.context=512",
-                     f"data.vocabulary={arguments.vocabulary}", f"data.workers={arguments.workers}",
-                     "model.sizes={n_embd: 16, n_layer: 1, n_head: 2, n_positions: 512}"]  # fmt: skip
-        environment = os.environ | {"PDP_CACHE_DIR": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
-        runs = []
-        for _ in range(2):
-            command = [sys.executable, "-c", _OPEN, *overrides]
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            runs.append(json.loads(done.stdout))
-    first, second = runs
-    row = {
-        "megabytes": arguments.megabytes,
-        "one_line": arguments.one_line,
-        "workers": arguments.workers,
-        "vocabulary": arguments.vocabulary,
-        **first,
-        "seconds_again": second["seconds"],
-        "peak_again_mb": second["peak_mb"],
-        "same_fingerprint": first["fingerprint"] == second["fingerprint"],
-        "load_average": round(os.getloadavg()[0], 1),
-        "machine": machine(torch.device("cpu")),
-    }
+        text = arguments.text or folder
+        if not arguments.text:
+            make_text(folder / "train.txt", arguments.megabytes, arguments.one_line, 1)
+            make_text(folder / "test.txt", 1, False, 2)
+        words = ["model=gpt2_tiny", "prune=none", "data=text", f"data.root={text}", "data.context=512",
+                 f"data.vocabulary={arguments.vocabulary}",
+                 "model.sizes={n_embd: 16, n_layer: 1, n_head: 2, n_positions: 512}"]  # fmt: skip
+        shared = [*words, f"data.workers={arguments.workers}"]
+        killed_at = []
+        killed = Opening(shared, folder / "cache")
+        blocks = sum(-(-path.stat().st_size // 2**23) for path in text.glob("*.txt"))
+        for number in range(arguments.kill):
+            killed_at.append(killed.until(blocks * (number + 1) // (arguments.kill + 1)))
+            killed.again()
+        first = killed.end()
+        second = Opening(shared, folder / "cache").end()
+        row = {
+            "megabytes": (text / "train.txt").stat().st_size // 10**6,
+            "one_line": arguments.one_line,
+            "workers": arguments.workers,
+            "vocabulary": arguments.vocabulary,
+            **first,
+            "processes_mb": killed.sizes(),
+            "seconds_again": second["seconds"],
+            "peak_again_mb": second["peak_mb"],
+            "same_fingerprint": first["fingerprint"] == second["fingerprint"],
+        }
+        if arguments.kill:
+            alone = Opening([*words, "data.workers=0"], folder / "alone").end()
+            row |= {
+                "blocks": blocks,
+                "killed_after_blocks": killed_at,
+                "seconds_undisturbed_in_one_process": alone["seconds"],
+                "peak_undisturbed_mb": alone["peak_mb"],
+                "same_as_undisturbed": alone["fingerprint"] == first["fingerprint"],
+            }
+    row |= {"load_average": round(os.getloadavg()[0], 1), "machine": machine(torch.device("cpu"))}
     rows = json.loads(arguments.to.read_text()) if arguments.to.is_file() else []
     arguments.to.parent.mkdir(parents=True, exist_ok=True)
     arguments.to.write_text(json.dumps([*rows, row], indent=1) + "\n")
     for key, value in row.items():
         print(f"{key}: {value}")
-    return 0
+    return int(not (row["same_fingerprint"] and row.get("same_as_undisturbed", True)))
+
+
+@dataclass
+class Opening:
+    """A text opened by processes of a session of their own, whose largest resident sizes are watched."""
+
+    words: list[str]
+    cache: Path
+    largest: dict[int, int] = field(default_factory=dict)  # kB of each process, by its id
+
+    def __post_init__(self) -> None:
+        self.again()
+
+    def again(self) -> None:
+        """Gives the command, anew where it was killed."""
+        environment = os.environ | {"PDP_CACHE_DIR": str(self.cache), "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", _OPEN, *self.words]
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+
+    def until(self, blocks: int) -> int:
+        """Kills all processes when so many blocks of tokens are there; returns how many there were."""
+        while (made := len(list(self.cache.glob("tokens/*/blocks/*.tokens")))) < blocks:
+            self.look()
+            if self.process.poll() is not None:
+                raise Stopped("the text was open before it could be killed: give more megabytes, or fewer kills")
+            time.sleep(_LOOK)
+        self.look()
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+        return made
+
+    def end(self) -> dict[str, Any]:
+        """Waits for the end; what was opened, and the size in MB of the largest process."""
+        while self.process.poll() is None:
+            self.look()
+            time.sleep(_LOOK)
+        said = self.process.communicate()[0]
+        if self.process.returncode:
+            raise Stopped("the text could not be opened, see above")
+        return json.loads(said) | {"peak_mb": self.sizes()[0]}
+
+    def look(self) -> None:
+        """Notes the largest resident size of every process of the session."""
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    if os.getsid(int(entry.name)) == self.process.pid:
+                        told = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
+                        self.largest[int(entry.name)] = int(told["VmHWM"].split()[0])
+                except (OSError, KeyError):  # it has just ended
+                    continue
+
+    def sizes(self) -> list[int]:
+        """Of every process in MB, the largest first."""
+        return sorted((size // 1024 for size in self.largest.values()), reverse=True)
 
 
 def make_text(path: Path, megabytes: int, one_line: bool, seed: int) -> None:

@@ -17,8 +17,10 @@ CASES = [
     ("gpt2", "pdp", "2:4"),
     ("gpt2", "gmp", "random"),
     ("llama", "oneshot", "random"),
+    ("llama", "acdc", "4x3"),
     ("llama", "pdp", "channel"),
     ("gpt2", "pdp", "channel"),
+    ("gpt2", "pdp", "4x3"),
 ]
 
 
@@ -84,15 +86,15 @@ def what_is_left(model: nn.Module, pruner: Pruner) -> dict:
     return left
 
 
-def main(folder: str) -> None:
-    """Trains as one rank and saves what it has."""
+def main(folder: str, method: str = "") -> None:
+    """Trains as one rank and saves what it has; only the cases of `method` where one is given."""
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    left = {" ".join(case): what_is_left(*train(rank, world, True, *case)) for case in CASES}
+    left = {" ".join(case): what_is_left(*train(rank, world, True, *case)) for case in CASES if method in ("", case[1])}
     torch.save(left, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(sys.argv[1])
+    main(*sys.argv[1:])

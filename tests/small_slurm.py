@@ -1,5 +1,7 @@
 """A Slurm of three nodes on this machine, as root and without systemd: python tests/small_slurm.py start|stop FOLDER.
 
+`start FOLDER 1001` allows arrays of a thousand tasks, as Slurm does by default, instead of five.
+
 Every node is a separate daemon. Two, each with a fake GPU, form the partition `main`; the third is in two partitions,
 `low` and `high`, of which `high` preempts `low`. All files are in FOLDER and none in /etc, so that a Slurm to which the
 machine belongs is neither read nor changed. `start` prints what to export.
@@ -40,7 +42,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
 GresTypes=gpu
-MaxArraySize=6
+MaxArraySize={array}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
@@ -91,14 +93,14 @@ def environment(folder: Path) -> dict[str, str]:
     return {"SLURM_CONF": str(folder / "slurm.conf")}
 
 
-def start(folder: Path) -> None:
+def start(folder: Path, array: int = 6) -> None:
     """Starts the daemons and waits until all nodes take jobs; raises `RuntimeError` with the end of the logs."""
     for name in ("run", "log", "state", "munge", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     host = socket.gethostname().split(".")[0]
     port, *ports = _free_ports(1 + len(NODES))
-    lines = [CONFIG.format(host=host, port=port, folder=folder, main=",".join(MAIN), spare=SPARE).strip()]
+    lines = [CONFIG.format(host=host, port=port, folder=folder, array=array, main=",".join(MAIN), spare=SPARE).strip()]
     for node, port in zip(NODES, ports, strict=True):
         gpu = " Gres=gpu:1" if node in MAIN else ""
         lines.append(NODE.format(node=node, host=host, port=port, cpus=CPUS, gpu=gpu))
@@ -178,7 +180,7 @@ def logs(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("start", "stop"):
+    if len(sys.argv) not in (3, 4) or sys.argv[1] not in ("start", "stop"):
         raise SystemExit(__doc__)
     where = Path(sys.argv[2]).resolve()
     if sys.argv[1] == "stop":
@@ -186,5 +188,5 @@ if __name__ == "__main__":
     elif reason := unavailable():
         raise SystemExit(reason)
     else:
-        start(where)
+        start(where, *map(int, sys.argv[3:]))
         print(f"export SLURM_CONF={where}/slurm.conf")

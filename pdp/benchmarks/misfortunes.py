@@ -20,8 +20,7 @@ def killed(soak: Soak, case: str, place: Path) -> None:
     for _ in range(soak.chance.randint(1, 3)):
         (start,) = soak.start(case, place)
         soak.sleep(soak.whole(case))
-        send = soak.chance.choice([start.send, start.to_group])
-        send(signal.SIGKILL)
+        soak.kill(start, soak.chance.choice([start.send, start.to_group]))
         held(start.wait() in (LAST, 0), f"exit {start.code} of a killed start", place)
     soak.goes_on(case, place)
 
@@ -61,6 +60,7 @@ def worker_killed(soak: Soak, case: str, place: Path) -> None:
     if workers := start.workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(soak.chance.choice(workers), signal.SIGKILL)
+            soak.kills += 1
     code = start.wait()
     # After the record is written, torch may report the lost worker while the interpreter exits.
     whole = any(place.glob("*/seed0/record.json"))
@@ -88,7 +88,7 @@ def files_damaged(soak: Soak, case: str, place: Path) -> None:
     """Kills the run and then damages some of its files."""
     (start,) = soak.start(case, place)
     soak.sleep(soak.whole(case))
-    start.to_group(signal.SIGKILL)
+    soak.kill(start)
     start.wait()
     run = next(place.glob("*/seed0"), None)
     checkpoints = sorted(run.glob("checkpoint/step-*.pt")) if run else []
@@ -111,7 +111,7 @@ def rank_lost(soak: Soak, case: str, place: Path) -> None:
     soak.sleep(soak.whole(case, 2))
     lost = soak.chance.randrange(2)
     begun = "on digits" in starts[0].output
-    starts[lost].send(signal.SIGKILL)
+    soak.kill(starts[lost], starts[lost].send)
     if not begun:  # they have not connected yet, and the other one would wait for half an hour
         starts[1 - lost].send(signal.SIGKILL)
     codes = [start.wait() for start in starts]

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,12 @@ class Soak:
     chance: random.Random
     wholes: dict[tuple[str, int], Whole] = field(default_factory=dict)
     number: int = 0
+    kills: int = 0  # SIGKILLs that met a process at work
+
+    def kill(self, start: Start, send: Callable[[int], None] | None = None) -> None:
+        """Sends SIGKILL, to the process group where nothing else is given, and counts it where the process lives."""
+        self.kills += start.code is None
+        (send or start.to_group)(signal.SIGKILL)
 
     def words(self, case: str, place: Path) -> list[str]:
         """The command line of a case."""

@@ -26,6 +26,7 @@ NODES: dict[str, list[tuple[str, type]]] = {
         ("", schema.PruneConfig),
         ("prune=nm", schema.NmPruneConfig),
         ("prune=channel", schema.ChannelPruneConfig),
+        ("prune=block", schema.BlockPruneConfig),
     ],
     "quantize": [("", QuantizeOptions), ("quantize=int8 and int4w", Int4wOptions)],
     "allocation": [("", schema.AllocationConfig)],
@@ -55,13 +56,16 @@ def of_the_run() -> list[Meaning]:
 
 def of_group(group: str) -> list[tuple[str, list[Meaning]]]:
     """The options of a group by the choices that have them; those of all choices come first."""
-    seen: set[str] = {"name"} if group == "method" else set()
     parts = []
+    before: list[type] = []
     for label, options in NODES.get(group, []):
-        own = [one for one in meanings(options) if one.name not in seen]
-        if group != "method":
-            seen |= {one.name for one in own}
-        parts.append((label, own))
+        # What it has from an earlier one is listed there; channels and blocks may have options of the same name.
+        seen = {one.name for earlier in before if issubclass(options, earlier) for one in meanings(earlier)}
+        if group == "method":
+            seen = {"name"}
+        else:
+            before.append(options)
+        parts.append((label, [one for one in meanings(options) if one.name not in seen]))
     return parts
 
 

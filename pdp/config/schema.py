@@ -11,8 +11,13 @@ from typing import Any
 from omegaconf import MISSING
 
 from pdp.config.data_schema import DataConfig
+from pdp.config.prune import PRUNE as PRUNE
+from pdp.config.prune import BlockPruneConfig as BlockPruneConfig
+from pdp.config.prune import ChannelPruneConfig as ChannelPruneConfig
+from pdp.config.prune import NmPruneConfig as NmPruneConfig
+from pdp.config.prune import PruneConfig as PruneConfig
+from pdp.config.prune import pattern_options as pattern_options
 from pdp.methods.options import MethodOptions
-from pdp.patterns.options import ChannelOptions, NmOptions
 from pdp.quantize.options import QuantizeOptions
 
 
@@ -126,37 +131,6 @@ class AllocationConfig:
     least_density: float = 0.0  # least share of its units that each layer keeps, from 0 to 1, whatever the method
     # pruned: every layer is; dense: the first and the last layer stay dense; first_dense: the first layer does
     ends: str = "pruned"
-
-
-@dataclass
-class PruneConfig:
-    """What one prunable unit is, and which layers stay dense."""
-
-    pattern: str = MISSING  # random, nm, channel or none
-    exclude: list[str] = field(default_factory=list)  # fnmatch patterns of names of modules that stay dense
-
-
-@dataclass
-class NmPruneConfig(PruneConfig, NmOptions):
-    """N weights kept of each M consecutive inputs."""
-
-
-@dataclass
-class ChannelPruneConfig(PruneConfig, ChannelOptions):
-    """Whole output channels, in attention heads, with all that is coupled to them."""
-
-
-PRUNE: dict[str, type[PruneConfig]] = {
-    "none": PruneConfig,
-    "random": PruneConfig,
-    "nm": NmPruneConfig,
-    "channel": ChannelPruneConfig,
-}
-
-
-def pattern_options(prune: PruneConfig) -> dict[str, Any]:
-    """What the pattern itself is told."""
-    return {key: value for key, value in vars(prune).items() if key not in ("pattern", "exclude")}
 
 
 @dataclass

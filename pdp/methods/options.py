@@ -30,8 +30,8 @@ class PdpOptions(MethodOptions):
     """PDP (arXiv 2305.11203): tau of the soft mask, the paper's 1e-4 (as third parties quote it).
 
     In relative mode tau = kappa * t^2 for each layer, so that the mask does not depend on the scale of the weights.
-    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature and channels have a
-    relative one: the mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of a
+    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature, channels and blocks
+    a relative one: the mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of a
     ResNet-18 soft.
     """
 
@@ -40,7 +40,9 @@ class PdpOptions(MethodOptions):
     temperature: float = PAPERS_TEMPERATURE
     # absolute: tau is `temperature`; relative: kappa * t^2; learned: log tau is trained; auto: the pattern's own [ours]
     temperature_mode: str = "auto"
-    kappa: float | None = None  # tau / t^2 in relative mode; null: 0.02 for single weights, 0.002 for channels [ours]
+    # tau / t^2 in relative mode; null: 0.02 for single weights, 0.002 for channels, 0.02 / sqrt(n) for blocks of n
+    # weights [ours]
+    kappa: float | None = None
     refresh: int = 1  # optimizer steps between two searches for the cuts [the paper's, as a third party quotes it]
     # true: t is a constant for the gradient; false: the two weights around t get its gradient [ours; the paper's not
     # verified]

@@ -96,7 +96,7 @@ def _write_zeros(pruner: Parts) -> None:
     for layer, keep in keeps:
         for member in layer.members:
             write(member.stored, pruner.method.hard_weight(layer, member.tensor, keep, member))
-    if more := more_zeros(pruner.layers):
-        warnings.warn(more, stacklevel=4)
     for layer, keep in keeps:
         pruner.pattern.finish(pruner.model, layer, keep)
+    if more := more_zeros(pruner.layers):
+        warnings.warn(more, stacklevel=4)

@@ -41,8 +41,9 @@ class Pruner:
     (a `ValueError`) for arguments that do not fit together.
 
     - `method`: a name, whose options are given as further keywords, or its options.
-    - `pattern`: random, "2:4" (which implies the target) or channel; options in `pattern_options`. The channel pattern
-      follows the model through `example_input` (a tensor, a tuple of arguments or a dict of keyword arguments).
+    - `pattern`: random, "2:4" (which implies the target), "4x1" (blocks) or channel; options in `pattern_options`. The
+      channel pattern follows the model through `example_input` (a tensor, a tuple of arguments or a dict of keyword
+      arguments).
     - `sparsity`: the share of units to prune.
     - `schedule`: a `Schedule`, a name, or a dict of `make_schedule`'s arguments. The default is the paper's relative to
       the run, in the method's own shape: of 100 epochs 16 dense, then 0.015 of the target per epoch; by steps if

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def trained_tokenizer(config: Config, corpus: Corpus) -> Any:
     text = corpus.test if corpus.train is None or corpus.train == [] else corpus.train
     vocabulary = config.data.vocabulary  # type: ignore[attr-defined]
     if isinstance(text, StreamedText):
-        return trained_once(folder_of(config), text, vocabulary, train_byte_pairs)
+        return trained_once(folder_of(config), text, vocabulary, partial(train_byte_pairs, apart=True))
     return train_byte_pairs(written(text), vocabulary)
 
 

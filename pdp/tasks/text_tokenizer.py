@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -12,11 +11,11 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from pdp.errors import Refusal
+from pdp.errors import Refusal, Stopped
+from pdp.tasks import byte_pairs
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
 from pdp.wording import one_line
 
-END_OF_TEXT = "<|endoftext|>"
 _CHUNK = 10_000  # texts encoded at a time
 _SHOWN = 100_000  # with at least this many texts, progress is shown
 _OFFLINE = {
@@ -154,16 +153,18 @@ def train_word_pieces(texts: Iterable[str], vocabulary: int) -> Any:
     return _ready(BertTokenizerFast(vocab={piece: number for number, piece in enumerate(pieces)}))
 
 
-def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer like GPT-2's, with at most `vocabulary` entries."""
-    from tokenizers import ByteLevelBPETokenizer
+def train_byte_pairs(texts: Iterable[str], vocabulary: int, apart: bool = False) -> Any:
+    """A byte-level BPE tokenizer like GPT-2's, with at most `vocabulary` entries.
+
+    With `apart` a process of its own trains it, which keeps the memory of this one small. Raises `Stopped` where that
+    process was ended.
+    """
     from transformers import GPT2TokenizerFast
 
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(
-        texts, vocab_size=vocabulary, min_frequency=2, show_progress=False, special_tokens=[END_OF_TEXT]
-    )
-    model = json.loads(trained.to_str())["model"]
+    try:
+        model = (byte_pairs.train_apart if apart else byte_pairs.train)(texts, vocabulary)
+    except ChildProcessError as error:
+        raise Stopped(f"{error} (-9: killed, as where memory runs out): the same command starts it again") from None
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in model["merges"]]
     return _ready(GPT2TokenizerFast(vocab=model["vocab"], merges=merges))
 

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import small_slurm
 import torch
 from safetensors.torch import load_file
 from slurm_jobs import (
     LONGEST,
     STOPPED,
-    Releaser,
     ended,
     gathered,
     history,
@@ -58,26 +56,6 @@ LAUNCHES = {
     "nodes": ["--nodes", "2"],
     "nodes by torchrun": ["--nodes", "2", "--launch", "torchrun"],
 }
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory):
-    """A Slurm of our own; skipped, with the reason, where there can be none."""
-    reason = small_slurm.unavailable()
-    if reason:
-        pytest.skip(f"no Slurm here: {reason}")
-    folder = tmp_path_factory.mktemp("slurm")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in small_slurm.environment(folder).items():
-            patch.setenv(name, value)
-        releaser = Releaser()
-        try:
-            small_slurm.start(folder)
-            releaser.start()
-            yield folder
-        finally:
-            releaser.ended.set()
-            small_slurm.stop(folder)
 
 
 @pytest.fixture(scope="module")

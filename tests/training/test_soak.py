@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pdp.benchmarks.misfortunes import KINDS
 from pdp.benchmarks.soaking import CASES
 from pdp.methods.options import OPTIONS
 from scripts import soak
@@ -19,6 +20,9 @@ def test_misfortunes_at_random_change_nothing(tmp_path):
     everything, *rows = values["results"]
     assert everything["tried"] == everything["held"] > 0
     assert all(row["tried"] == row["held"] for row in rows)
+    of_kinds = [row for row in rows if row["trials"] in KINDS]
+    for column in ("tried", "kills"):
+        assert sum(row[column] for row in of_kinds) == everything[column]
 
 
 def test_every_method_is_among_the_cases():

@@ -1,0 +1,55 @@
+"""A sharded language model (recipe.sharding=fsdp) on two nodes of a real Slurm, killed and requeued, ends equal."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from slurm_jobs import ended, history, job_of, kill, log_of, processes_of, submit_sweep, trains, wait_until
+from tiny_language import TINY, write_text
+
+from pdp.runs.record import read_record
+
+pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARDED = [*TINY, "recipe.epochs=12", "recipe.sharding=fsdp", "recipe.checkpoint_minutes=0.01"]
+
+
+def test_a_sharded_run_on_two_nodes_killed_and_requeued_is_the_undisturbed_one(slurm, tmp_path):
+    words = [*SHARDED, f"data.root={write_text(tmp_path / 'text')}"]
+    folder = submit_sweep([*words, f"output_dir={tmp_path}/nodes"], "--nodes", "2", "--gpus", "0")
+    (run,) = folder.runs()
+    nodes = set()
+    for epoch, strike in ((2, "a rank is killed"), (6, "scontrol requeue")):
+        wait_until(lambda epoch=epoch: trains(folder, 0, "text") and len(history(run)) >= epoch, f"epoch {epoch}")
+        starts = log_of(folder, 0).count("job: run ")
+        if strike == "scontrol requeue":
+            subprocess.run(["scontrol", "requeue", job_of(folder, 0)], check=True)
+        else:
+            ranks = wait_until(lambda: len(found := processes_of(folder, 0)) == 2 and found, "two ranks")
+            nodes = {one.environ()["SLURMD_NODENAME"] for one in ranks}
+            assert kill(ranks[1:])
+        wait_until(lambda starts=starts: log_of(folder, 0).count("job: run ") > starts, f"the start after {strike}")
+    ended(folder)
+    log = log_of(folder, 0)
+    assert nodes == {"node0", "node1"}
+    assert log.count("job: run ") == 3 and log.count("going on from epoch") == 2, log
+    record = read_record(run.path)
+    assert [(one["sharding"], one["processes"]) for one in record.ran_under] == [("fsdp", 2)]
+
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    alone = [sys.executable, *launcher, "train.py", *words, f"output_dir={tmp_path}/alone"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(alone, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (other,) = (tmp_path / "alone").glob("*/seed0")
+    undisturbed = read_record(other)
+    for key in ("config_hash", "metric", "metric_best", "sparsity", "params_nonzero", "steps"):
+        assert getattr(record, key) == getattr(undisturbed, key), key
+    weights, expected = load_file(run.path / "model.safetensors"), load_file(other / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
