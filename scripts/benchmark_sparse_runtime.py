@@ -113,13 +113,13 @@ def in_blocks(
     dense: Tensor, bias: Tensor, samples: Tensor, sparsity: float, block: tuple[int, int]
 ) -> dict[str, Contender]:
     """torch's sparse products of the layer as prune=block leaves it."""
-    pruned = nn.Sequential(nn.Linear(dense.shape[1], dense.shape[0], bias=False))
-    pruned[0].weight.data.copy_(dense)
+    layer = nn.Linear(dense.shape[1], dense.shape[0], bias=False)
+    layer.weight.data.copy_(dense)
     options = {"block": list(block)}
-    pruner = Pruner(pruned, "oneshot", "block", sparsity, epochs=0, pattern_options=options)
+    pruner = Pruner(layer, "oneshot", "block", sparsity, epochs=0, pattern_options=options)
     pruner.at_once()
     pruner.finalize()
-    weight, turned, added = pruned[0].weight.detach(), samples.T.contiguous(), bias[:, None]
+    weight, turned, added = layer.weight.detach(), samples.T.contiguous(), bias[:, None]
     side, said = max(block), f"blocks {block[0]}x{block[1]}"
     csr, bsr = weight.to_sparse_csr(), weight.to_sparse_bsr((side, side))
     return {
