@@ -239,7 +239,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_the_last_checkpoint_survives(
 
 def test_a_run_on_a_full_disk_exits_with_3(small_disk):
     # resnet20 with its momentum takes 2.2 MB.
-    process = start(small_disk)
-    output = process.communicate()[0]
-    assert process.returncode == Stopped.exit_code, output
+    process = Start([*RUN, f"output_dir={small_disk}"], small_disk.parent / "log")
+    assert process.wait() == Stopped.exit_code, process.output
+    output = process.output
     assert "Traceback" not in output and "could not be written" in output.splitlines()[-1]
