@@ -41,9 +41,11 @@ _FAILURES = (HydraException, OmegaConfBaseException, ValueError, TypeError, Asse
 
 
 def register_schemas() -> None:
-    """Registers the dataclasses with Hydra under the names by which the files in conf/ include them."""
+    """Registers the dataclasses with Hydra under the names by which the files in conf/ include them; once is enough."""
     store = ConfigStore.instance()
-    store.store(group="schema", name="config", node=Config, package="_global_")
+    known = store.repo.get("schema", {}).get("config.yaml")
+    if known is not None and OmegaConf.get_type(known.node) is Config:
+        return
     for task, schema in DATA_SCHEMAS.items():
         store.store(group="schema/data", name=task, node=schema)
     for method, options in OPTIONS.items():
@@ -56,6 +58,7 @@ def register_schemas() -> None:
         store.store(group="schema/distill", name=distill, node=options_of_distill)
     for tracker, options_of_tracker in TRACKERS.items():
         store.store(group="schema/tracker", name=tracker, node=options_of_tracker)
+    store.store(group="schema", name="config", node=Config, package="_global_")  # last: it shows that all are there
 
 
 def compose(overrides: Sequence[str]) -> Config:
@@ -159,9 +162,9 @@ def _chosen(lines: tuple[str, ...]) -> tuple[bool, str]:
     with hydra_loader() as loader:
         # Hydra's defaults list shows whether the command line or any chosen file overrides the group.
         defaults = loader.compute_defaults_list("config", list(lines), RunMode.RUN)
-        if "data" in defaults.overrides.override_choices:
-            return True, ""
-        return False, _task_of_model(hydra_compose("config", list(lines)))
+    if "data" in defaults.overrides.override_choices:
+        return True, ""
+    return False, _task_of_model(_composed(lines))
 
 
 def _task_of_model(tree: DictConfig) -> str:

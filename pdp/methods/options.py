@@ -40,12 +40,10 @@ class PdpOptions(MethodOptions):
     temperature: float = PAPERS_TEMPERATURE
     # absolute: tau is `temperature`; relative: kappa * t^2; learned: log tau is trained; auto: the pattern's own [ours]
     temperature_mode: str = "auto"
-    # tau / t^2 in relative mode; null: 0.02 for single weights, 0.002 for channels, 0.02 / sqrt(n) for blocks of n
-    # weights [ours]
+    # tau / t^2 in relative mode; null: 0.02, for channels 0.002, for blocks of n weights 0.02 / sqrt(n) [ours]
     kappa: float | None = None
     refresh: int = 1  # optimizer steps between two searches for the cuts [the paper's, as a third party quotes it]
-    # true: t is a constant for the gradient; false: the two weights around t get its gradient [ours; the paper's not
-    # verified]
+    # true: t is a constant for the gradient; false: the two weights around t get it [ours; the paper's not verified]
     detach_cut: bool = True
     anneal: str = "none"  # how the temperature goes from soft to hard: none, geometric or linear [ours]
     kappa_end: float | None = None  # kappa at the end of annealing, in relative mode [ours]

@@ -60,8 +60,11 @@ class BlockOptions(RandomOptions):
     """Blocks of rows x columns of the weight matrix (outputs x everything that one output multiplies)."""
 
     block: list[int] = field(default_factory=lambda: [4, 1])  # rows (outputs) and columns (inputs) of a block
-    saliency: str = "rms"  # root mean square of the block's weights, l2: their norm, l1: the sum of |w|
-    relative_budget: bool = True  # layers are compared by saliency over the layer's mean, which fan-in does not move
+    # of a block, over all its weights: rms (root mean square), l2 (Euclidean norm) or l1 (sum of absolute values)
+    saliency: str = "rms"
+    # whether a global budget compares saliencies divided by their layer's mean, so that a layer's fan-in does not
+    # matter
+    relative_budget: bool = True
 
     def check(self) -> None:
         if isinstance(self.block, tuple):

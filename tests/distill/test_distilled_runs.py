@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pdp.benchmarks.forked_runs import Start
 from pdp.config.command_line import main
 from pdp.errors import Refusal, SavedForRestart
 from pdp.runs.checkpoint import load_newest
@@ -134,21 +135,14 @@ def test_a_stopped_run_goes_on_bit_for_bit(dense, distilled, tmp_path, monkeypat
 def test_a_killed_run_goes_on_bit_for_bit_from_the_logits_it_finds(dense, cached, tmp_path, capsys):
     shutil.copytree(dense, tmp_path, dirs_exist_ok=True)
     arguments = [*PRUNED, "distill.cache=disk", f"output_dir={tmp_path}"]
-    process = subprocess.Popen(
-        [sys.executable, "train.py", *arguments],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = Start(arguments, tmp_path / "log")
     history = None
     while not history or len(history.read_text().splitlines()) < 2:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.code is None, process.output
         history = next(tmp_path.glob("*-pdp-*/seed0/history.jsonl"), None)
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.send(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.output
     killed = the_run(tmp_path)
     assert not (killed / "record.json").exists()
     logits = np.load(killed / "checkpoint" / "teacher_logits-0.npy")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pdp.benchmarks.forked_runs import Start
 from pdp.config.command_line import main
 from pdp.config.compose import compose
 from pdp.config.identity import run_directory
@@ -27,11 +28,22 @@ RUN = ["model=resnet20", "sparsity=0.8", "recipe.epochs=8", "data.limit=320", "r
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen:
-    command = [sys.executable, "train.py", *RUN, *words, f"output_dir={folder}"]
+def start_script(folder: Path) -> subprocess.Popen:
+    """The command as typed. Most starts below are forked instead, because importing takes longer than such a run."""
+    command = [sys.executable, "train.py", *RUN, f"output_dir={folder}"]
     return subprocess.Popen(
         command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+
+
+def start(folder: Path, *words: str) -> Start:
+    folder.mkdir(exist_ok=True)
+    return Start([*RUN, *words, f"output_dir={folder}"], folder / "log")
+
+
+def kill(process: Start) -> None:
+    process.send(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.output
 
 
 def the_run(folder: Path) -> Path | None:
@@ -49,16 +61,16 @@ def writes_checkpoint(folder: Path) -> bool:
     return bool(run) and any((run / "checkpoint").glob(".step-*.pt.*"))
 
 
-def wait_for(process: subprocess.Popen, reached) -> None:
+def wait_for(running, reached) -> None:
     while not reached():
-        assert process.poll() is None, process.communicate()[0]
+        assert running()
         time.sleep(0.0002)
 
 
 @pytest.fixture(scope="module")
 def never_killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder)
+    process = start_script(folder)
     output = process.communicate()[0]
     assert process.returncode == 0, output
     return load_file(the_run(folder) / "model.safetensors")
@@ -74,19 +86,16 @@ def test_killed_five_times_and_the_same_bit_for_bit(tmp_path, never_killed):
     }
     for moment, reached in moments.items():
         process = start(tmp_path)
-        wait_for(process, reached)
+        wait_for(lambda process=process: process.code is None, reached)
         if moment != "a checkpoint's write":
             time.sleep(0.15)  # into the epoch, before its end
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
+        kill(process)
         assert not (the_run(tmp_path) / "record.json").exists()
         if moment == "a checkpoint's write":
             assert writes_checkpoint(tmp_path), "the kill came too late to be one during the write"
     process = start(tmp_path)
-    output = process.communicate()[0]
-    assert process.returncode == 0, output
-    assert "going on from epoch" in output
+    assert process.wait() == 0, process.output
+    assert "going on from epoch" in process.output
     assert not writes_checkpoint(tmp_path)  # what the kill left half-written is gone
     resumed = load_file(the_run(tmp_path) / "model.safetensors")
     assert resumed.keys() == never_killed.keys()
@@ -109,30 +118,29 @@ def test_killed_in_the_middle_of_another_method(words, tmp_path):
     for folder in (whole, killed):
         process = start(folder, *words)
         if folder == killed:
-            wait_for(process, lambda: epochs_done(killed) == 4)
+            wait_for(lambda process=process: process.code is None, lambda: epochs_done(killed) == 4)
             time.sleep(0.1)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            assert process.returncode == -signal.SIGKILL
+            kill(process)
             process = start(folder, *words)
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
-    assert "going on from epoch" in output
+        assert process.wait() == 0, process.output
+    assert "going on from epoch" in process.output
     resumed = load_file(the_run(killed) / "model.safetensors")
     for key, value in load_file(the_run(whole) / "model.safetensors").items():
         assert torch.equal(resumed[key], value), key
 
 
 def test_requests_to_stop_save_at_the_next_step_and_exit_with_75(tmp_path, never_killed):
-    for number, epochs in ((signal.SIGTERM, 2), (signal.SIGUSR1, 4)):
-        process = start(tmp_path)
-        wait_for(process, lambda epochs=epochs: epochs_done(tmp_path) == epochs)
-        process.send_signal(number)
-        output = process.communicate()[0]
-        assert process.returncode == SavedForRestart.exit_code, output
-        assert number.name in output
+    script = start_script(tmp_path)
+    wait_for(lambda: script.poll() is None, lambda: epochs_done(tmp_path) == 2)
+    script.send_signal(signal.SIGTERM)
+    output = script.communicate()[0]
+    assert script.returncode == SavedForRestart.exit_code and "SIGTERM" in output, output
     process = start(tmp_path)
-    assert process.communicate() and process.returncode == 0
+    wait_for(lambda: process.code is None, lambda: epochs_done(tmp_path) == 4)
+    process.send(signal.SIGUSR1)
+    assert process.wait() == SavedForRestart.exit_code and "SIGUSR1" in process.output, process.output
+    process = start(tmp_path)
+    assert process.wait() == 0, process.output
     resumed = load_file(the_run(tmp_path) / "model.safetensors")
     assert all(torch.equal(resumed[key], value) for key, value in never_killed.items())
 
@@ -231,7 +239,7 @@ def test_a_full_disk_stops_the_run_in_one_line_and_the_last_checkpoint_survives(
 
 def test_a_run_on_a_full_disk_exits_with_3(small_disk):
     # resnet20 with its momentum takes 2.2 MB.
-    process = start(small_disk)
-    output = process.communicate()[0]
-    assert process.returncode == Stopped.exit_code, output
+    process = Start([*RUN, f"output_dir={small_disk}"], small_disk.parent / "log")
+    assert process.wait() == Stopped.exit_code, process.output
+    output = process.output
     assert "Traceback" not in output and "could not be written" in output.splitlines()[-1]

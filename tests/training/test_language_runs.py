@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pdp.benchmarks.forked_runs import Start
 from pdp.config.command_line import main
 from pdp.training.evaluation import measure
 from pdp.training.export_run import ExportedRun, export
 from pdp.training.optimizers import make_optimizer
+from scripts import export as export_script
 
 pytestmark = pytest.mark.language
 
@@ -50,11 +52,8 @@ GPT2 = [
 ]
 
 
-def start(command: list[str], folder: Path) -> subprocess.Popen:
-    line = [sys.executable, "train.py", *command, f"output_dir={folder}"]
-    return subprocess.Popen(
-        line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+def start(command: list[str], folder: Path) -> Start:
+    return Start([*command, f"output_dir={folder}"], folder / "log")
 
 
 def the_run(folder: Path) -> Path | None:
@@ -74,9 +73,8 @@ def runs(tmp_path_factory):
     for name, command in (("bert", BERT), ("gpt2", GPT2)):
         folder = tmp_path_factory.mktemp(name)
         process = start(command, folder)
-        output = process.communicate()[0]
-        assert process.returncode == 0, output
-        found[name] = the_run(folder), output
+        assert process.wait() == 0, process.output
+        found[name] = the_run(folder), process.output
     return found
 
 
@@ -84,15 +82,13 @@ def runs(tmp_path_factory):
 def test_killed_in_the_ramp_and_the_same_bit_for_bit(runs, tmp_path, name, command):
     process = start(command, tmp_path)
     while epochs_done(tmp_path) < 2:
-        assert process.poll() is None, process.communicate()[0]
+        assert process.code is None, process.output
         time.sleep(0.001)
     time.sleep(0.05)  # into the next epoch
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    process.send(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.output
     process = start(command, tmp_path)
-    output = process.communicate()[0]
-    assert process.returncode == 0 and "going on from epoch" in output, output
+    assert process.wait() == 0 and "going on from epoch" in process.output, process.output
     whole, resumed = (load_file(run / "model.safetensors") for run in (runs[name][0], the_run(tmp_path)))
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
@@ -138,11 +134,10 @@ def test_what_is_exported_opens_in_plain_transformers(runs, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_onnx_takes_what_the_task_gives_and_measures_what_the_record_says(runs, tmp_path, name):
-    command = [sys.executable, "scripts/export.py", f"run={runs[name][0]}", "format=onnx", f"output={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "difference to torch" in done.stdout
+def test_onnx_takes_what_the_task_gives_and_measures_what_the_record_says(runs, tmp_path, name, capsys):
+    words = [f"run={runs[name][0]}", "format=onnx", f"output={tmp_path}"]
+    assert export_script.main(words) == 0
+    assert "difference to torch" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
     assert names == ["input_ids", "attention_mask", *(["token_type_ids"] if name == "bert" else [])]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_models import CASES, VARIANT_CASES
 
+from pdp.config.command_line import main
 from pdp.runs.record import read_record
 
 pytestmark = pytest.mark.slow
@@ -62,17 +63,33 @@ def test_masks_are_equal_on_both_and_weights_are_those_of_one_process(method, pa
     assert equal(one["keep"], alone["keep"])
 
 
-def test_a_run_in_two_processes_leaves_one_record(tmp_path):
+@pytest.fixture(scope="module")
+def run_of_two(tmp_path_factory):
+    """A run in two processes, and what it printed; 359 test images do not divide by two."""
+    folder = tmp_path_factory.mktemp("run")
     # Left to choose, a machine with nothing but a CPU must not train the same run twice over.
     device = "device=cpu" if torch.accelerator.is_available() else "device=auto"
-    arguments = ["model=resnet20", "sparsity=0.7", "debug=smoke", device, f"output_dir={tmp_path}"]
-    done = launch("train.py", *arguments)
+    words = ["model=resnet20", "sparsity=0.7", "recipe.epochs=3", "data.limit=360", device]
+    done = launch("train.py", *words, f"output_dir={folder}")
     assert done.returncode == 0, done.stderr
-    (run,) = tmp_path.glob("*/seed0")
+    (run,) = folder.glob("*/seed0")
+    return run, done.stdout
+
+
+def test_a_run_in_two_processes_leaves_one_record(run_of_two):
+    run, printed = run_of_two
     record = read_record(run)
     assert record.world_size == 2
     assert record.sparsity == pytest.approx(0.7, abs=1e-5)
-    assert done.stdout.count("run: ") == 1
+    assert printed.count("run: ") == 1
+
+
+def test_every_sample_is_measured_once_whatever_the_number_of_processes(run_of_two, capsys):
+    run, _ = run_of_two
+    top1 = read_record(run).metric
+    assert (top1 * 359) == pytest.approx(round(top1 * 359))  # a count of the test images
+    assert main("evaluate", [f"run={run}", "device=cpu"]) == 0
+    assert f"top1 {top1!r}" in capsys.readouterr().out
 
 
 def test_a_process_that_dies_takes_the_run_down_in_a_line_and_the_restart_goes_on(tmp_path):
@@ -109,28 +126,3 @@ def test_a_process_that_dies_takes_the_run_down_in_a_line_and_the_restart_goes_o
     (record,) = tmp_path.glob("*/seed0/record.json")
     assert read_record(record.parent).world_size == 2
     assert [line["epoch"] for line in map(json.loads, history.read_text().splitlines())] == list(range(6))
-
-
-def test_every_sample_is_measured_once_whatever_the_number_of_processes(tmp_path):
-    # 359 test images do not divide by two; the metric is a count over 359 either way.
-    done = launch(
-        "train.py",
-        "model=resnet20",
-        "prune=none",
-        "recipe.epochs=3",
-        "data.limit=360",
-        "device=cpu",
-        f"output_dir={tmp_path}",
-    )
-    assert done.returncode == 0, done.stderr
-    (run,) = tmp_path.glob("*/seed0")
-    top1 = read_record(run).metric
-    assert (top1 * 359) == pytest.approx(round(top1 * 359))
-    alone = subprocess.run(
-        [sys.executable, "evaluate.py", f"run={run}", "device=cpu"],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert f"top1 {top1!r}" in alone.stdout
