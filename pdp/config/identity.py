@@ -12,8 +12,9 @@ from typing import Any
 
 from pdp.config.check import normalise
 from pdp.config.check_prune import implied_sparsity, is_dense
+from pdp.config.data_schema import data_label
 from pdp.config.distill import HUB
-from pdp.config.schema import Config, DistillConfig, StartConfig, TeacherConfig, data_label
+from pdp.config.schema import Config, DistillConfig, StartConfig, TeacherConfig
 from pdp.config.source import source_digest
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions

@@ -1,4 +1,4 @@
-"""The configuration of each pattern: what one prunable unit is, and which layers stay out."""
+"""The configuration of each pattern: what one prunable unit is, and which layers stay dense."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pdp.patterns.options import BlockOptions, ChannelOptions, NmOptions
 
 @dataclass
 class PruneConfig:
-    """What one prunable unit is, and which layers stay out."""
+    """What one prunable unit is, and which layers stay dense."""
 
     pattern: str = MISSING  # random, nm, channel, block or none
-    exclude: list[str] = field(default_factory=list)  # fnmatch patterns on module names
+    exclude: list[str] = field(default_factory=list)  # fnmatch patterns of names of modules that stay dense
 
 
 @dataclass

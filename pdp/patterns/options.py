@@ -14,7 +14,7 @@ TARGETS = ("channels", "macs")
 
 @dataclass
 class RandomOptions:
-    """Any weight by itself."""
+    """Every weight is a unit of its own."""
 
     def check(self) -> None:
         """Raises `Refusal` for a value that the pattern cannot work with."""
@@ -24,8 +24,8 @@ class RandomOptions:
 class NmOptions(RandomOptions):
     """N weights kept of each M consecutive inputs."""
 
-    n: int = 2  # weights kept of each group
-    m: int = 4  # consecutive inputs of a group
+    n: int = 2  # weights kept in each group
+    m: int = 4  # weights in a group: consecutive inputs of one output
 
     def check(self) -> None:
         if not 0 < self.n < self.m:
@@ -36,12 +36,16 @@ class NmOptions(RandomOptions):
 class ChannelOptions(RandomOptions):
     """Whole output channels, in attention heads, with all that is coupled to them."""
 
-    saliency: str = "rms"  # root mean square of the channel's weights, l2: their norm, l1: the sum of |w|
-    target: str = "channels"  # what sparsity is a share of: channels, or the multiply-adds of the slimmed model (macs)
-    prune_stem: bool = False  # whether the first convolution may lose outputs
-    relative_budget: bool = True  # layers are compared by saliency over the layer's mean, which fan-in does not move
+    # of a channel, over all its weights: rms (root mean square), l2 (Euclidean norm) or l1 (sum of absolute values)
+    saliency: str = "rms"
+    target: str = "channels"  # what sparsity is a share of: channels, or macs (the multiply-adds of the dense model)
+    prune_stem: bool = False  # whether the first convolution may lose output channels
+    # whether a global budget compares saliencies divided by their layer's mean, so that a layer's fan-in does not
+    # matter
+    relative_budget: bool = True
 
-    round_to: int = 1  # what each coupling keeps is a multiple of this many channels; the total as near as can be
+    # number of channels of which every layer keeps a multiple; the total share stays as close to the target as it can
+    round_to: int = 1
 
     def check(self) -> None:
         if self.round_to < 1:

@@ -20,8 +20,9 @@ model, experiment, debug, command line. Shares and accuracies are fractions. A t
 (optimizer steps) or `0.16` (of the run). A key without a default is set by the choice in its group or must be given. A
 run's identity holds only what differs from these defaults.
 
-This page is written by `python scripts/cards.py` from the comments in `pdp/config/schema.py`,
-`pdp/methods/options.py` and `pdp/patterns/options.py`; a test holds it equal to them.
+This page is written by `python scripts/cards.py` from the comments in `pdp/config/schema.py` and
+`pdp/config/data_schema.py` and the `options.py` of `pdp/methods/`, `pdp/patterns/` and `pdp/quantize/`; a test holds it
+equal to them.
 """
 _COLUMNS = ("key", "type", "default", "meaning")
 

@@ -18,6 +18,7 @@ from pdp.tasks.task import Task
 from pdp.training.closing import close
 from pdp.training.display import Display
 from pdp.training.hardening import note_gap
+from pdp.training.pruning_notes import keep_histograms
 from pdp.training.recalibration import recalibrate
 from pdp.training.recording import layer_table, make_record
 from pdp.training.sharding import load_model_weights, made_whole, save_model_weights
@@ -35,7 +36,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
     notes: list[str] = []
     if trainer.takes_part:
-        attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
+        attempt(notes, "the histograms of the end", lambda: keep_histograms(trainer, "end"))
     soft: dict[str, float] = {}
     if trainer.total:  # without training it is hard already
         with pruner.unquantized():
