@@ -1,4 +1,4 @@
-"""PDP in a training loop of your own, for each of the three patterns: python examples/own_loop.py [random|2:4|channel]
+"""PDP in a training loop of your own, for each of the patterns: python examples/own_loop.py [random|2:4|4x1|channel]
 
 Needs torch, numpy and pandas.
 """
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import pdp
 
-EPOCHS, STEPS, SPARSITY = 10, 20, {"random": 0.9, "2:4": None, "channel": 0.5}  # 2:4 implies its sparsity
+EPOCHS, STEPS = 10, 20
+SPARSITY = {"random": 0.9, "2:4": None, "4x1": 0.8, "channel": 0.5}  # 2:4 implies its sparsity
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ _RULES = (
     (r"prune\.exclude", "exclude"),
     (rf"schedule\.({_NAME})=([^\s,;:]+)", r'schedule={"\1": "\2"}'),
     (rf"schedule\.({_NAME})", r'schedule["\1"]'),
-    (rf"prune\.({_NAME})=([^\s,;:]+)", r'pattern_options={"\1": \2}'),
+    (rf"prune\.({_NAME})=(\[[^\]]*\]|[^\s,;:]+)", r'pattern_options={"\1": \2}'),
     (rf"prune\.({_NAME})", r'pattern_options["\1"]'),
     (rf"prune=({_NAME}|\d+:\d+)", r'pattern="\1"'),
     (r"recipe\.epochs", "epochs"),

@@ -1,12 +1,15 @@
-"""Random zeros in a linear layer through runtimes that may use them, timed in turn on this processor.
+"""Zeros in a linear layer, single ones and blocks, through runtimes that may use them, timed in turn on this processor.
 
 python scripts/benchmark_sparse_runtime.py     1024 x 1024, zeros 80 to 95 %, batches 1 and 64
 python scripts/benchmark_sparse_runtime.py --sizes 768x3072 --sparsities 0.9 --batches 1 128 --json sparse.json
+python scripts/benchmark_sparse_runtime.py --blocks 4x1 8x1 32x32
 
-A row is a layer of (outputs)x(inputs) with that share of zeros, drawn at random, and a batch. Contenders: torch's dense
-product, its CSR and BSR products (BSR of blocks of 4x4, with zeros drawn in whole blocks);
-onnxruntime in float32 and in int8 (QDQ); OpenVINO in int8, its decompression of sparse weights off and on (pip
-install openvino; it is left out where it is missing). Times are milliseconds, medians of rounds in which each has its
+A row is a layer of (outputs)x(inputs) with that share of zeros and a batch. Contenders: torch's dense product; its CSR
+product of zeros drawn at random; and of a layer that prune=block has pruned, for each size in --blocks, its CSR and BSR
+products. On a CPU torch multiplies BSR of square blocks alone, so blocks of 4x1 are stored in tiles of 4x4 that hold
+them: a tile is left out where all of its blocks are gone. onnxruntime in float32 and in int8 (QDQ), and OpenVINO in
+int8 with its decompression of sparse weights off and on, have the zeros drawn at random (pip install openvino; it is
+left out where it is missing). Times are milliseconds, medians of rounds in which each has its
 turn. Nothing is hidden: where zeros cost time, the table says so. Run it on a quiet machine.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import tempfile
 import warnings
@@ -27,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch
 from torch import Tensor, nn
 
+from pdp import Pruner
 from pdp.export.integers import with_integers
 from pdp.export.latency import in_turn, processor
 from pdp.export.onnx import onnx_runner, save_onnx, save_onnx_integers
@@ -35,7 +40,7 @@ from pdp.quantize.frozen import Frozen
 from pdp.scripting import Parser, guarded
 
 _DENSE = "torch dense"
-_BLOCK = (4, 4)  # torch's products on a CPU take square ones alone
+Contender = tuple[Callable[[], Any], Tensor]  # a product, and the dense weight that it must equal
 
 
 def main(arguments: list[str]) -> int:
@@ -44,24 +49,31 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--sizes", nargs="+", default=["1024x1024"], help="outputs x inputs of a layer (1024x1024)")
     parser.add_argument("--sparsities", nargs="+", type=float, default=[0.8, 0.9, 0.95], help="shares of zeros")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 64], help="samples at once (1 64)")
+    parser.add_argument("--blocks", nargs="+", default=["4x1", "4x4", "32x32"], help="rows x columns (4x1 4x4 32x32)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of which the median counts (9)")
     parser.add_argument("--json", type=Path, help="writes the numbers there as well")
     values = parser.parse_args(arguments)
+    for key, given, example in (("sizes", values.sizes, "1024x1024"), ("blocks", values.blocks, "4x1")):
+        for one in given:
+            if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", one):
+                parser.error(f"--{key} {one}: give two numbers from 1 up, such as {example}")
+    blocks = [_pair(one) for one in values.blocks]
     for size in values.sizes:
-        if not all(one.isdigit() and int(one) % _BLOCK[0] == 0 for one in size.split("x")) or size.count("x") != 1:
-            parser.error(f"--sizes {size}: give outputs x inputs, multiples of {_BLOCK[0]}, such as 1024x1024")
+        for block in blocks:
+            if any(one % max(block) for one in _pair(size)):
+                parser.error(f"--sizes {size}: give multiples of {max(block)}, which --blocks has, or other --blocks")
     if not all(0 <= one < 1 for one in values.sparsities):
         parser.error(f"--sparsities {values.sparsities}: give shares from 0 to below 1")
     warnings.filterwarnings("ignore", message="Sparse")
     print(processor())
     rows = []
     for size in values.sizes:
-        outputs, inputs = map(int, size.split("x"))
+        outputs, inputs = _pair(size)
         for sparsity in values.sparsities:
             for batch in values.batches:
                 rows.append(
                     {"size": size, "sparsity": sparsity, "batch": batch}
-                    | timed(outputs, inputs, sparsity, batch, values.rounds)
+                    | timed(outputs, inputs, sparsity, batch, blocks, values.rounds)
                 )
                 show(rows[-1])
     if values.json:
@@ -69,38 +81,60 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def timed(outputs: int, inputs: int, sparsity: float, batch: int, rounds: int) -> dict[str, Any]:
+def _pair(size: str) -> tuple[int, int]:
+    first, _, second = size.partition("x")
+    return int(first), int(second)
+
+
+def timed(
+    outputs: int, inputs: int, sparsity: float, batch: int, blocks: list[tuple[int, int]], rounds: int
+) -> dict[str, Any]:
     """Milliseconds of each contender, and in `off` the largest difference of its product to the dense one, over it."""
     torch.manual_seed(0)
     layer = nn.Linear(inputs, outputs).requires_grad_(False)
-    blocks = layer.weight.clone()
+    dense = layer.weight.clone()
     layer.weight[torch.rand(outputs, inputs) < sparsity] = 0
-    gone = torch.rand(outputs // _BLOCK[0], inputs // _BLOCK[1]) < sparsity
-    blocks[gone.repeat_interleave(_BLOCK[0], 0).repeat_interleave(_BLOCK[1], 1)] = 0
     samples = torch.rand(batch, inputs)
     with tempfile.TemporaryDirectory() as folder:
-        contenders = made(layer, blocks, samples, sparsity, Path(folder))
-        expected = layer(samples)
+        contenders = {name: (call, layer.weight) for name, call in made(layer, samples, sparsity, Path(folder)).items()}
+        for block in blocks:
+            contenders |= in_blocks(dense, layer.bias, samples, sparsity, block)
         off = {}
-        for name, call in contenders.items():
+        for name, (call, weight) in contenders.items():
             found = call()
             found = found if isinstance(found, Tensor) else torch.as_tensor(next(iter(found)))
-            of = torch.nn.functional.linear(samples, blocks, layer.bias) if "BSR" in name else expected
+            of = nn.functional.linear(samples, weight, layer.bias)
             off[name] = float((found.reshape(of.shape) - of).abs().max() / of.abs().max())
-        times = in_turn(contenders, rounds)
+        times = in_turn({name: call for name, (call, _) in contenders.items()}, rounds)
     return {"milliseconds": times, "off": off}
 
 
-def made(
-    layer: nn.Linear, blocks: Tensor, samples: Tensor, sparsity: float, folder: Path
-) -> dict[str, Callable[[], Any]]:
-    """A call of each contender that is at hand."""
-    csr, bsr = layer.weight.to_sparse_csr(), blocks.to_sparse_bsr(_BLOCK)
+def in_blocks(
+    dense: Tensor, bias: Tensor, samples: Tensor, sparsity: float, block: tuple[int, int]
+) -> dict[str, Contender]:
+    """torch's sparse products of the layer as prune=block leaves it."""
+    layer = nn.Linear(dense.shape[1], dense.shape[0], bias=False)
+    layer.weight.data.copy_(dense)
+    options = {"block": list(block)}
+    pruner = Pruner(layer, "oneshot", "block", sparsity, epochs=0, pattern_options=options)
+    pruner.at_once()
+    pruner.finalize()
+    weight, turned, added = layer.weight.detach(), samples.T.contiguous(), bias[:, None]
+    side, said = max(block), f"blocks {block[0]}x{block[1]}"
+    csr, bsr = weight.to_sparse_csr(), weight.to_sparse_bsr((side, side))
+    return {
+        f"torch CSR, {said}": (lambda: (csr @ turned + added).T, weight),
+        f"torch BSR {side}x{side}, {said}": (lambda: (bsr @ turned + added).T, weight),
+    }
+
+
+def made(layer: nn.Linear, samples: Tensor, sparsity: float, folder: Path) -> dict[str, Callable[[], Any]]:
+    """A call of each contender that is at hand, with the layer's single zeros."""
+    csr = layer.weight.to_sparse_csr()
     turned, bias = samples.T.contiguous(), layer.bias[:, None]
     found: dict[str, Callable[[], Any]] = {
         _DENSE: lambda: layer(samples),
         "torch CSR": lambda: (csr @ turned + bias).T,
-        f"torch BSR {_BLOCK[0]}x{_BLOCK[1]}": lambda: (bsr @ turned + bias).T,
     }
     named = {"input": samples}
     model = nn.Sequential(layer)
@@ -144,7 +178,7 @@ def show(row: dict[str, Any]) -> None:
     print(f"\n{row['size']}, {row['sparsity']:.0%} zeros, batch {row['batch']}")
     dense = row["milliseconds"][_DENSE]
     for name, time in row["milliseconds"].items():
-        print(f"  {name:<24}{time:>10.4f} ms{dense / time:>8.2f} x   off {row['off'][name]:.1e}")
+        print(f"  {name:<30}{time:>10.4f} ms{dense / time:>8.2f} x   off {row['off'][name]:.1e}")
 
 
 if __name__ == "__main__":

@@ -174,7 +174,9 @@ def show(study, results: Path) -> None:
     console = Console()
     shown = [place for place, head in enumerate(heads) if place > 1 and (console.width > 110 or head not in _WIDE)]
     for group in dict.fromkeys((row[0], row[1]) for row in rows):
-        table = Table(*(heads[place] for place in shown), box=SIMPLE, title=" ".join(group).replace("none", "dense"))
+        table = Table(box=SIMPLE, title=" ".join(group).replace("none", "dense"))
+        for place in shown:  # the first column names the settings, whole
+            table.add_column(heads[place], overflow="fold", min_width=24 if place == shown[0] else None)
         for row in rows:
             if (row[0], row[1]) == group:
                 table.add_row(*(row[place] for place in shown))

@@ -37,7 +37,7 @@ def what_is_left(model: nn.Module, pruner: Pruner) -> dict:
     extras = dict(pruner.method.extras)
     if pruner.quantizer is not None:
         extras |= {f"scale of {name}": one for name, one in pruner.quantizer.extras.items()}
-        extras["ranges"] = pruner.quantizer.ranges
+        extras["ranges"] = pruner.quantizer.ranges.average
     return {
         "model": model.state_dict(),
         "state": {layer.name: dict(layer.state) for layer in pruner.layers},

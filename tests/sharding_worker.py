@@ -17,8 +17,10 @@ CASES = [
     ("gpt2", "pdp", "2:4"),
     ("gpt2", "gmp", "random"),
     ("llama", "oneshot", "random"),
+    ("llama", "acdc", "4x3"),
     ("llama", "pdp", "channel"),
     ("gpt2", "pdp", "channel"),
+    ("gpt2", "pdp", "4x3"),
 ]
 
 

@@ -7,13 +7,14 @@ from pdp import Pruner
 from pdp.methods.checks import PATTERNS_OF
 from pdp.methods.options import OPTIONS
 
-PATTERNS = {"random": 0.8, "2:4": None, "channel": 0.5}  # with the target that a case has
+PATTERNS = {"random": 0.8, "2:4": None, "channel": 0.5, "4x1": 0.5}  # with the target that a case has
 CASES = [
     (method, pattern)
     for method in OPTIONS
     for pattern in PATTERNS
     if method not in ("dense", "held")
-    and {"2:4": "nm"}.get(pattern, pattern) in PATTERNS_OF.get(method, ("random", "nm", "channel"))
+    and {"2:4": "nm", "4x1": "block"}.get(pattern, pattern)
+    in PATTERNS_OF.get(method, ("random", "nm", "channel", "block"))
 ]
 # So that three steps an epoch see an update, or scores learn anything in a few of them.
 CALIBRATED = ("wanda", "sparsegpt")  # methods that prune at once, from samples

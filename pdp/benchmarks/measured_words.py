@@ -6,10 +6,10 @@ from typing import Any
 
 from pdp.config.groups import CONF
 
-PATTERNS = ("random", "nm", "channel")
+PATTERNS = ("random", "nm", "channel", "block")
 # (is the model compiled, are whole steps replayed from a CUDA graph)
 WAYS = {"plain": (False, False), "compiled": (True, False), "captured": (False, True), "both": (True, True)}
-SPARSITY = {"random": 0.9, "channel": 0.5}  # MobileNet-v1's is taken from the paper's abstract
+SPARSITY = {"random": 0.9, "channel": 0.5, "block": 0.8}  # MobileNet-v1's is taken from the paper's abstract
 
 
 def task_of(model: str) -> str:

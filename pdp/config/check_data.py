@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pdp.config.check_values import DATA, GLUE_TASKS, MODELS, TEXT_SOURCES
-from pdp.config.schema import DATA_SCHEMAS, Config, TextDataConfig
+from pdp.config.data_schema import DATA_SCHEMAS, TextDataConfig
+from pdp.config.schema import Config
 from pdp.config.source import is_dotted
 from pdp.errors import Refusal
 from pdp.wording import did_you_mean

@@ -77,9 +77,9 @@ def _check_pattern(config: Config, typed: Set[str]) -> None:
             f"{', '.join(PRUNE)}"
         )
     mode = getattr(config.method, "temperature_mode", None)
-    if prune.pattern == "channel" and mode == "auto" and "method.temperature" in typed:
+    if prune.pattern in ("channel", "block") and mode == "auto" and "method.temperature" in typed:
         raise Refusal(
-            "method.temperature has no effect with prune=channel, whose temperature is relative: add "
+            f"method.temperature has no effect with prune={prune.pattern}, whose temperature is relative: add "
             "method.temperature_mode=absolute, or give method.kappa"
         )
     check_saliency(config.method.name, getattr(prune, "saliency", ""))

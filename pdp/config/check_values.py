@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
+from pdp.config.data_schema import DATA_SCHEMAS
+from pdp.config.schema import DISTILL, PRUNE, TRACKERS, Config
 from pdp.errors import Refusal
 from pdp.patterns.options import SALIENCIES, TARGETS
 from pdp.quantize.options import QUANTIZE, RANGES

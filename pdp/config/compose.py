@@ -22,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pdp.config import arguments
 from pdp.config.arguments import Argument
 from pdp.config.check import check, normalise
+from pdp.config.data_schema import DATA_SCHEMAS
 from pdp.config.groups import CONF, GROUPS, choices
-from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config, TeacherConfig
+from pdp.config.schema import DISTILL, PRUNE, TRACKERS, Config, TeacherConfig
 from pdp.config.start import check_start, read_start
 from pdp.config.types import wrong_type
 from pdp.errors import Refusal

@@ -12,12 +12,14 @@ from typing import Any
 
 from pdp.config.check import normalise
 from pdp.config.check_prune import implied_sparsity, is_dense
+from pdp.config.data_schema import data_label
 from pdp.config.distill import HUB
-from pdp.config.schema import Config, DistillConfig, NmPruneConfig, StartConfig, TeacherConfig, data_label
+from pdp.config.schema import Config, DistillConfig, StartConfig, TeacherConfig
 from pdp.config.source import source_digest
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions
 from pdp.methods.revisions import conditions, revision_of
+from pdp.patterns.options import label_of
 from pdp.quantize.options import QuantizeOptions
 from pdp.schedule.time import Time
 
@@ -167,7 +169,7 @@ def _canonical(value: Any, key: str) -> Any:
 
 def _pattern_slug(config: Config) -> str:
     prune = config.prune
-    return f"{prune.n}-{prune.m}" if isinstance(prune, NmPruneConfig) else _slug(prune.pattern)
+    return label_of(prune.pattern, vars(prune)).replace(":", "-")
 
 
 def _sparsity_slug(config: Config) -> str:

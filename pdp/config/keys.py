@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from pdp.config import schema
+from pdp.config import data_schema, schema
 from pdp.config.groups import CONF, GROUPS
 from pdp.config.meanings import Meaning, meanings
 from pdp.methods.options import OPTIONS
@@ -15,17 +15,18 @@ from pdp.quantize.options import QUANTIZE, Int4wOptions, QuantizeOptions
 NODES: dict[str, list[tuple[str, type]]] = {
     "model": [("", schema.ModelConfig)],
     "data": [
-        ("", schema.DataConfig),
-        ("images", schema.ImagesDataConfig),
-        ("every text", schema.TextDataConfig),
-        ("classified text", schema.TextClassificationDataConfig),
-        ("running text", schema.LanguageModellingDataConfig),
+        ("", data_schema.DataConfig),
+        ("images", data_schema.ImagesDataConfig),
+        ("every text", data_schema.TextDataConfig),
+        ("classified text", data_schema.TextClassificationDataConfig),
+        ("running text", data_schema.LanguageModellingDataConfig),
     ],
     "recipe": [("", schema.RecipeConfig)],
     "prune": [
         ("", schema.PruneConfig),
         ("prune=nm", schema.NmPruneConfig),
         ("prune=channel", schema.ChannelPruneConfig),
+        ("prune=block", schema.BlockPruneConfig),
     ],
     "quantize": [("", QuantizeOptions), ("quantize=int8 and int4w", Int4wOptions)],
     "allocation": [("", schema.AllocationConfig)],
@@ -55,13 +56,16 @@ def of_the_run() -> list[Meaning]:
 
 def of_group(group: str) -> list[tuple[str, list[Meaning]]]:
     """The options of a group by the choices that have them; those of all choices come first."""
-    seen: set[str] = {"name"} if group == "method" else set()
     parts = []
+    before: list[type] = []
     for label, options in NODES.get(group, []):
-        own = [one for one in meanings(options) if one.name not in seen]
-        if group != "method":
-            seen |= {one.name for one in own}
-        parts.append((label, own))
+        # What it has from an earlier one is listed there; channels and blocks may have options of the same name.
+        seen = {one.name for earlier in before if issubclass(options, earlier) for one in meanings(earlier)}
+        if group == "method":
+            seen = {"name"}
+        else:
+            before.append(options)
+        parts.append((label, [one for one in meanings(options) if one.name not in seen]))
     return parts
 
 
@@ -72,6 +76,6 @@ def of_choice(group: str, choice: str) -> list[Meaning]:
     if group == "data":
         # The file names the schemas of its node.
         text = (CONF / group / f"{choice}.yaml").read_text(encoding="utf-8")
-        kind = next((one for name, one in schema.DATA_SCHEMAS.items() if f"/schema/data/{name}@" in text), None)
-        return meanings(kind or schema.DataConfig)
+        kind = next((one for name, one in data_schema.DATA_SCHEMAS.items() if f"/schema/data/{name}@" in text), None)
+        return meanings(kind or data_schema.DataConfig)
     return meanings(NODES[group][0][1]) if group in NODES else []

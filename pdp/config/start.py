@@ -230,4 +230,6 @@ def _check_held(config: Config, start: Start, said_run: str, typed: Set[str]) ->
 
 def _pattern(config: Config) -> str:
     prune: Any = config.prune
+    if prune.pattern == "block":
+        return f"prune=block prune.block=[{','.join(map(str, prune.block))}]"
     return f"prune=nm prune.n={prune.n} prune.m={prune.m}" if prune.pattern == "nm" else f"prune={prune.pattern}"

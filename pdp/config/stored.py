@@ -6,7 +6,8 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
-from pdp.config.schema import DATA_SCHEMAS, DISTILL, PRUNE, TRACKERS, Config
+from pdp.config.data_schema import DATA_SCHEMAS
+from pdp.config.schema import DISTILL, PRUNE, TRACKERS, Config
 from pdp.errors import Refusal
 from pdp.methods.options import OPTIONS
 from pdp.quantize.options import QUANTIZE

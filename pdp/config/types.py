@@ -26,6 +26,8 @@ def describe(hint: Any) -> str:
     """For example 'a whole number or null' for `int | None`."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(describe(part) for part in typing.get_args(hint))
+    if hint == list[int]:
+        return "a list of whole numbers such as [4,1]"
     if dataclasses.is_dataclass(hint):
         return "a group of keys"
     return _WORDS.get(typing.get_origin(hint) or hint, "another kind of value")

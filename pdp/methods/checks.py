@@ -118,10 +118,10 @@ def check_pattern(options: MethodOptions, pattern: str) -> None:
         raise Refusal(
             f"method.detach_cut=false has no meaning with prune={pattern}: give prune=random or drop method.detach_cut"
         )
-    if isinstance(options, PdpOptions) and options.temperature_mode == "learned" and pattern == "channel":
+    if isinstance(options, PdpOptions) and options.temperature_mode == "learned" and pattern in ("channel", "block"):
         raise Refusal(
             "method.temperature_mode=learned is for single weights (prune=random or nm): give "
-            "method.temperature_mode=relative with prune=channel"
+            f"method.temperature_mode=relative with prune={pattern}"
         )
     known = PATTERNS_OF.get(method)
     if known and pattern not in known:
@@ -135,7 +135,7 @@ def check_pattern(options: MethodOptions, pattern: str) -> None:
 
 
 def check_saliency(method: str, saliency: str) -> None:
-    """Raises `Refusal` for a channel saliency for which PDP has no gradient."""
+    """Raises `Refusal` for a saliency of channels or blocks for which PDP has no gradient."""
     if method in ("pdp", "pdp_annealed") and saliency == "l1":
         raise Refusal(f"prune.saliency=l1 has no soft mask: give prune.saliency=rms or l2 with method={method}")
 

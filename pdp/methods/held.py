@@ -34,7 +34,7 @@ class LockedMethod(MaskedMethod):
             return
         for layer in layers:
             keep = self.pattern.alive(layer)
-            layer.pruned = layer.final = layer.units - int(keep.sum())
+            layer.pruned = layer.final = self.pattern.removed(layer, keep)
             layer.active = layer.pruned > 0
             if layer.active:
                 self.set_mask(layer, keep)

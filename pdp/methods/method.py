@@ -100,7 +100,7 @@ class Method(ABC):
     def share_out(self, layers: Sequence[Layer], moment: Moment) -> None:
         """Sets every layer's number of pruned units, and whether it is active, for the present fraction."""
         for layer in layers:
-            layer.pruned = int(moment.fraction * layer.final + 0.5)
+            layer.pruned = self.pattern.amount(layer, moment.fraction * layer.final)
             layer.active = layer.pruned > 0
 
     def set_shares(self, layers: Sequence[Layer], share: float, allocation: str | None = None) -> None:

@@ -78,7 +78,8 @@ class Method(ScoredMethod):
 
     def _under_threshold(self, layer: Layer) -> int:
         threshold = self.fraction * self.options.threshold
-        under = int((torch.sigmoid(self.saliency(layer)) <= threshold).sum()) if threshold else 0
+        above = torch.sigmoid(self.saliency(layer)) > threshold
+        under = self.pattern.removed(layer, above) if threshold else 0
         if self.pattern.implied_share is not None:
             return min(under, layer.final)
         return min(under, layer.units - max(layer.least, math.ceil(_LEAST_KEPT * layer.units)))

@@ -68,11 +68,11 @@ class Method(ScoredMethod):
             self.set_shares(layers, moment.fraction * self.plan.target)
         scores = [self.saliency(layer) for layer in layers]
         keeps = [self.pattern.keep(layer, one) for layer, one in zip(layers, scores, strict=True)]
-        wanted = sum(layer.pruned for layer in layers)
+        wanted = sum(self.pattern.removed(layer, keep) for layer, keep in zip(layers, keeps, strict=True))
         if not moment.final:
             keeps = self._sparing_equals(scores, keeps, together)
         for layer, keep in zip(layers, keeps, strict=True):
-            layer.pruned, layer.active = int((~keep).sum()), True
+            layer.pruned, layer.active = self.pattern.removed(layer, keep), True
             self.replace_state(layer, "keep", keep)
         self.spared = sum(layer.pruned for layer in layers) < wanted
 

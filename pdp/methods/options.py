@@ -30,31 +30,32 @@ class PdpOptions(MethodOptions):
     """PDP (arXiv 2305.11203): tau of the soft mask, the paper's 1e-4 (as third parties quote it).
 
     In relative mode tau = kappa * t^2 for each layer, so that the mask does not depend on the scale of the weights.
-    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature and channels have a
-    relative one: the mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of a
+    With temperature_mode=auto, single weights (random, N:M) have the paper's absolute temperature, channels and blocks
+    a relative one: the mean square of a whole filter hardly differs between channels, and 1e-4 left every mask of a
     ResNet-18 soft.
     """
 
     name: str = "pdp"
-    # tau of the soft mask in absolute mode [the paper's, as third parties quote it]
+    # tau of the soft mask, absolute mode [the paper's, as third parties quote it]
     temperature: float = PAPERS_TEMPERATURE
-    # absolute: temperature holds; relative: kappa does; learned: log tau is trained; auto: the pattern's own [ours]
+    # absolute: tau is `temperature`; relative: kappa * t^2; learned: log tau is trained; auto: the pattern's own [ours]
     temperature_mode: str = "auto"
-    # tau / t^2 in relative mode; null: the pattern's own, 0.02 for single weights, 0.002 for channels [ours]
+    # tau / t^2 in relative mode; null: 0.02 for single weights, 0.002 for channels, 0.02 / sqrt(n) for blocks of n
+    # weights [ours]
     kappa: float | None = None
-    # optimizer steps between two new cuts [the paper's, as a third party quotes it]
-    refresh: int = 1
-    # true: t is a constant to autograd; false: its two weights get the gradient of t [ours; the paper's not verified]
+    refresh: int = 1  # optimizer steps between two searches for the cuts [the paper's, as a third party quotes it]
+    # true: t is a constant for the gradient; false: the two weights around t get its gradient [ours; the paper's not
+    # verified]
     detach_cut: bool = True
-    anneal: str = "none"  # of the temperature, from soft to hard: none, geometric or linear [ours]
-    kappa_end: float | None = None  # kappa where annealing ends, in relative mode [ours]
-    temperature_end: float | None = None  # temperature where annealing ends, in absolute mode [ours]
-    anneal_from: str = "target"  # target: from when the ramp has ended; or a time [ours]
-    anneal_share: float = 0.8  # of the run that is left when annealing begins; then the last value holds [ours]
-    temperature_lr: float | None = None  # temperature_mode=learned: the rate of log tau; null: the recipe's [ours]
-    temperature_decay: float = 0.0  # temperature_mode=learned: the weight decay of log tau [ours]
-    # fixed: each layer keeps its share of the first cut; moving: one cut over all layers, made anew
-    # [fixed is the paper's, as a third party quotes it]
+    anneal: str = "none"  # how the temperature goes from soft to hard: none, geometric or linear [ours]
+    kappa_end: float | None = None  # kappa at the end of annealing, in relative mode [ours]
+    temperature_end: float | None = None  # temperature at the end of annealing, in absolute mode [ours]
+    anneal_from: str = "target"  # when annealing begins: target (as soon as the ramp has ended) or a time [ours]
+    anneal_share: float = 0.8  # share of the rest of the run that annealing takes; after it the last value stays [ours]
+    temperature_lr: float | None = None  # temperature_mode=learned: learning rate of log tau; null: the recipe's [ours]
+    temperature_decay: float = 0.0  # temperature_mode=learned: weight decay of log tau [ours]
+    # fixed: each layer keeps its share of the first global cut; moving: every global cut divides the target anew [fixed
+    # is the paper's, as a third party quotes it]
     budget: str = "fixed"
 
 
@@ -77,10 +78,10 @@ class GmpOptions(MethodOptions):
     """Gradual magnitude pruning (Zhu and Gupta 2017): cubic, the same share in every layer."""
 
     name: str = "gmp"
-    # least steps between two mask updates; null is whenever the schedule moves [ours; the authors try 2000 to 8000]
+    # fewest steps between two mask updates; null: whenever the share changes [ours; the authors try 2000 to 8000]
     update_every: int | None = None
-    # allocation=global: moving (one cut over all layers at each update) or fixed (at the first)
-    # [as AC/DC's and GraNet's repositories have it]
+    # allocation=global: moving divides the target among the layers at each update, fixed at the first alone [as AC/DC's
+    # and GraNet's repositories have it]
     budget: str = "moving"
 
 
@@ -99,9 +100,10 @@ class StrOptions(MethodOptions):
     """
 
     name: str = "str"
-    initial: float = -3200.0  # s0, where every threshold begins [the authors', of their ResNet-50 at 90 %]
-    threshold_decay: float | None = None  # weight decay of s; null: the recipe's for weights [the authors']
-    controller: str = "cubic"  # cubic: the total follows the schedule to sparsity; none: the authors' way [ours]
+    initial: float = -3200.0  # s0, the start value of every threshold [the authors', of their ResNet-50 at 90 %]
+    threshold_decay: float | None = None  # weight decay of s; null: the recipe's weight decay [the authors']
+    # cubic: a common shift of all s keeps to the schedule; none: no shift, as the authors [ours]
+    controller: str = "cubic"
 
 
 @dataclass
@@ -109,7 +111,7 @@ class OptgOptions(MethodOptions):
     """OptG (Zhang et al. 2022); a cut every hundredth of the run, as an epoch is in the authors' 100."""
 
     name: str = "optg"
-    update_every: str = "0.01"  # a time between two cuts [the authors', who cut once an epoch of 100]
+    update_every: str = "0.01"  # a time between two mask updates [the authors', once in each of 100 epochs]
 
 
 @dataclass
@@ -117,10 +119,10 @@ class GranetOptions(MethodOptions):
     """GraNet (Liu et al. 2021); the authors' 4000 steps of batch 128 are 0.4 epochs of ImageNet."""
 
     name: str = "granet"
-    initial_density: float = 0.5  # share of the weights in the first random mask [the authors']
-    update_every: str = "0.4ep"  # a time between two updates [the authors', 4000 steps of batch 128 on ImageNet]
-    prune_rate: float = 0.5  # share of the kept weights exchanged at an update, at first [the authors']
-    last_rate: float = 0.005  # and at the end of the run, by a cosine [the authors']
+    initial_density: float = 0.5  # share of the weights that the first, random mask keeps [the authors']
+    update_every: str = "0.4ep"  # a time between two mask updates [the authors', 4000 steps of batch 128 on ImageNet]
+    prune_rate: float = 0.5  # share of the kept weights that the first update exchanges [the authors']
+    last_rate: float = 0.005  # the same share at the end of the run; in between it follows a cosine [the authors']
 
 
 @dataclass
@@ -128,7 +130,7 @@ class AcdcOptions(MethodOptions):
     """AC/DC (Peste et al. 2021)."""
 
     name: str = "acdc"
-    reset_momentum: bool = True  # whether momentum begins anew with a dense phase [the authors']
+    reset_momentum: bool = True  # whether momentum is set to zero when a dense phase begins [the authors']
 
 
 @dataclass
@@ -136,12 +138,13 @@ class CsOptions(MethodOptions):
     """Continuous sparsification (Savarese et al. 2020)."""
 
     name: str = "cs"
-    initial: float = 0.0  # s0, where every score begins; lower is sparser [the authors', on CIFAR-10]
-    final_temperature: float = 200.0  # beta at the end of a round [the authors']
-    penalty: float = 1e-8  # lambda, on the sum of all masks [the authors', on CIFAR-10]
-    rounds: int = 1  # of beta from 1 to its end, in a run [ours; the authors train three in a row]
+    initial: float = 0.0  # s0, the start value of every score; lower is sparser [the authors', on CIFAR-10]
+    final_temperature: float = 200.0  # beta, the factor inside the sigmoid, at the end of a round [the authors']
+    penalty: float = 1e-8  # lambda, the weight of the sum of all masks in the loss [the authors', on CIFAR-10]
+    rounds: int = 1  # number of rounds; in each, beta grows from 1 to its end [ours; the authors train three in a row]
     score_lr: float | None = None  # learning rate of the scores; null: the recipe's [the authors']
-    controller: str = "none"  # cubic: the total follows the schedule to sparsity; none: not [none is the authors' way]
+    # cubic: a common shift of all scores keeps to the schedule; none: no shift [none is the authors' way]
+    controller: str = "none"
 
 
 @dataclass
@@ -156,11 +159,11 @@ class RiglOptions(MethodOptions):
     """RigL (Evci et al. 2020), as its code has it."""
 
     name: str = "rigl"
-    drop_fraction: float = 0.3  # share of the kept weights exchanged at an update [the authors']
-    anneal: str = "constant"  # of the drop fraction: constant or cosine [the authors' code's default]
-    # a time between two updates [the authors' 100 steps; that their runs have 32,000 is not verified]
+    drop_fraction: float = 0.3  # share of the kept weights that an update exchanges [the authors']
+    anneal: str = "constant"  # how that share changes over the run: constant or cosine [the authors' code's default]
+    # a time between two mask updates [the authors' 100 steps; that their runs have 32,000 is not verified]
     update_every: str = "0.003125"
-    # a time, from which the mask stays [the authors' 25,000 steps; that their runs have 32,000 is not verified]
+    # a time after which the mask stays [the authors' 25,000 steps; that their runs have 32,000 is not verified]
     end: str = "0.78"
 
 
@@ -169,10 +172,11 @@ class MovementOptions(MethodOptions):
     """Movement pruning (Sanh et al. 2020)."""
 
     name: str = "movement"
-    variant: str = "hard"  # hard (MvP, a share) or soft (SMvP, a threshold and a penalty) [ours; the authors have both]
+    # hard: prunes a share (MvP); soft: by a threshold, with a penalty (SMvP) [ours; the authors have both]
+    variant: str = "hard"
     score_lr: float | None = 1e-2  # learning rate of the scores; null: the recipe's [the authors']
-    threshold: float = 0.1  # soft: of sigmoid(S), at the end of the schedule [the authors']
-    penalty: float = 400.0  # soft: lambda at the end of the schedule [the authors']
+    threshold: float = 0.1  # variant=soft: threshold on sigmoid(S) at the end of the schedule [the authors']
+    penalty: float = 400.0  # variant=soft: lambda, the weight of the penalty, at the end of the schedule [the authors']
 
 
 @dataclass
@@ -180,9 +184,9 @@ class PofaOptions(MethodOptions):
     """Prune once for all (Zafrir et al. 2021); the authors' masks change every 1000 of 100,000 steps."""
 
     name: str = "pofa"
-    # prune (a pre-trained model, with a teacher) or finetune (under the zeros it then has) [the authors' two stages]
+    # prune: a pretrained model, with a teacher; finetune: a pruned model, whose zeros stay [the authors' two stages]
     stage: str = "prune"
-    # a time between two updates; null is whenever the schedule moves [ours; the authors' is 1000 of 100,000 steps]
+    # a time between two mask updates; null: whenever the share changes [ours; the authors' is 1000 of 100,000 steps]
     update_every: str | None = None
 
 
@@ -191,7 +195,7 @@ class SrsteOptions(MethodOptions):
     """SR-STE (Zhou et al. 2021)."""
 
     name: str = "srste"
-    decay: float = 2e-4  # lambda_w, of pruned weights [the authors']
+    decay: float = 2e-4  # lambda_w, the additional weight decay of pruned weights [the authors']
 
 
 @dataclass
@@ -199,7 +203,7 @@ class AspOptions(MethodOptions):
     """ASP (NVIDIA apex): give it a trained model (model.pretrained) or dense epochs (schedule=oneshot)."""
 
     name: str = "asp"
-    all_layers: bool = False  # also where outputs do not divide by 8 or inputs not by 16 [the authors']
+    all_layers: bool = False  # also layers with outputs not divisible by 8 or inputs not by 16 [the authors']
 
 
 @dataclass
@@ -221,7 +225,7 @@ class SlimmingOptions(MethodOptions):
     """Network slimming (Liu et al. 2017)."""
 
     name: str = "slimming"
-    penalty: float = 1e-4  # lambda, on the sum of |gamma| until the cut [the default of the authors' code]
+    penalty: float = 1e-4  # lambda, weight of the sum of |gamma| until the cut [the default of the authors' code]
 
 
 @dataclass
@@ -229,11 +233,10 @@ class ChexOptions(MethodOptions):
     """CHEX (Hou et al. 2022)."""
 
     name: str = "chex"
-    # d_0, the share of channels that may come back at first
-    # [the authors' where half of the channels go; 0.3 where 0.7 go]
+    # d_0, share of the channels that may come back at first [the authors', where half go; 0.3 where 0.7 go]
     regrow: float = 0.2
-    update_every: int = 2  # epochs between two updates [the authors']
-    end: str = "0.72"  # a time, from which the masks stay [the authors', 180 of 250 epochs]
+    update_every: int = 2  # epochs from one update of the masks to the next [the authors']
+    end: str = "0.72"  # a time after which the masks no longer change [the authors', 180 of 250 epochs]
 
 
 @dataclass
@@ -247,8 +250,7 @@ class HeldOptions(MethodOptions):
 class CalibratedOptions(MethodOptions):
     """What the methods share that prune a trained model at one stroke, from what its layers are given."""
 
-    # samples (windows, texts, images) of the training part that layers' inputs are summed over [the authors']
-    calibration: int = 128
+    calibration: int = 128  # number of training samples that the inputs' statistics are taken from [the authors']
 
 
 @dataclass
@@ -263,8 +265,8 @@ class SparsegptOptions(CalibratedOptions):
     """SparseGPT (Frantar and Alistarh 2023)."""
 
     name: str = "sparsegpt"
-    damping: float = 0.01  # of the mean of the Hessian's diagonal, added to it [the authors']
-    block: int = 128  # columns whose mask is chosen together [the authors']
+    damping: float = 0.01  # added to the Hessian's diagonal, as a fraction of the diagonal's mean [the authors']
+    block: int = 128  # number of columns whose mask is chosen together [the authors']
 
 
 OPTIONS: dict[str, type[MethodOptions]] = {

@@ -5,6 +5,8 @@ A revision above 1 is part of a run's identity, and its record names it. Needs n
 
 from __future__ import annotations
 
+from pdp.patterns.options import kind_of
+
 # The key is a method; method/pattern if only that pattern changed; or method+condition if only runs changed in which
 # the condition holds: floor (layers must keep more than one unit), clip (gradients are clipped) or followed (channels
 # of a model whose couplings may be different since they are verified by proof; then of every method). Anything not
@@ -47,7 +49,7 @@ def conditions(
 
 
 def revision_of(method: str, pattern: str, holding: tuple[str, ...] = ()) -> int:
-    """The revision of a method with a pattern (random, nm or channel) under these conditions."""
+    """The revision of a method with a pattern (random, nm, channel or block) under these conditions."""
     known = [REVISIONS.get(f"{method}/{pattern}", REVISIONS.get(method, 1))]
     every = [] if method == "dense" else [REVISIONS.get(f"+{condition}", 1) for condition in holding]
     return max(known + every + [REVISIONS.get(f"{method}+{condition}", 1) for condition in holding])
@@ -55,5 +57,4 @@ def revision_of(method: str, pattern: str, holding: tuple[str, ...] = ()) -> int
 
 def named(method: str, pattern: str, revision: int, holding: tuple[str, ...] = ()) -> str:
     """The method's name in a table; it includes the record's revision if the code has a later one."""
-    kind = pattern if pattern in ("nm", "channel", "random") else "nm" if ":" in pattern else "random"
-    return f"{method} (revision {revision})" if revision < revision_of(method, kind, holding) else method
+    return f"{method} (revision {revision})" if revision < revision_of(method, kind_of(pattern), holding) else method

@@ -12,20 +12,21 @@ from torch import Tensor, nn
 
 from pdp.cost import count_macs
 from pdp.errors import Refusal
-from pdp.layers import Layer, Member, Site, first_convolution
+from pdp.layers import Layer, Member, first_convolution
 from pdp.masks.cut import cut_at
 from pdp.masks.sums import row_sums
 from pdp.masks.transforms import in_transform
 from pdp.masks.units import along, with_rest
 from pdp.patterns import pattern
+from pdp.patterns.coupled_layer import layer_of
 from pdp.patterns.coupling import Coupling, input_columns, row_axis, slim_densities
 from pdp.patterns.find import find_couplings
+from pdp.patterns.mac_budget import mac_budget
 from pdp.patterns.options import ChannelOptions
 from pdp.patterns.pattern import Wanted
 from pdp.patterns.rounding import round_budget, unit_step
 from pdp.patterns.unit_forward import Forward, masked_alone, units_of
 from pdp.patterns.unit_table import UnitTable
-from pdp.schedule.allocation import allocate
 from pdp.sharded import whole, write
 
 _PROJECTION = "the heads of nn.MultiheadAttention stay"
@@ -68,7 +69,7 @@ class Pattern(pattern.Pattern):
         for coupling in find_couplings(model, example_input):
             reason = self._refuses(coupling, known, stem)
             if reason is None:
-                taken.append(_layer_of(coupling, known))
+                taken.append(layer_of(coupling, known))
                 self.couplings[coupling.name] = coupling
             else:
                 dense |= {part.name: reason for part in coupling.outputs if part.name in known}
@@ -100,43 +101,18 @@ class Pattern(pattern.Pattern):
         if self.options.target == "channels" or wanted.allocation == "file":
             budget = super().budget(layers, replace(wanted, saliency=compared))
         else:
-            budget = self._mac_budget(layers, wanted.allocation, wanted.share, compared)
+            budget = mac_budget(
+                layers,
+                wanted.allocation,
+                wanted.share,
+                compared,
+                lambda counts: self._slim_macs(layers, counts),
+                sum(self.macs.values()),
+            )
         if self.options.round_to == 1 or wanted.allocation == "file" or wanted.share is None:
             return budget
         steps = [unit_step(self.couplings[layer.name], self.options.round_to) for layer in layers]
         return round_budget(layers, budget, steps, lambda counts: self._gone(layers, counts), wanted.share)
-
-    def _mac_budget(
-        self, layers: Sequence[Layer], allocation: str, share: float | None, compared: Callable[[Layer], Tensor]
-    ) -> list[int]:
-        """The budget whose slim model has multiply-adds closest to the target."""
-        if share is None or not 0 <= share < 1:
-            raise Refusal(f"sparsity={share} must lie in [0, 1): with prune.target=macs the share of MACs to remove")
-        values = {layer.name: compared(layer) for layer in layers}
-        units = sum(layer.units for layer in layers)
-        dense = sum(self.macs.values())
-        low, high = 0, units - len(layers)
-
-        def counts(pruned: int) -> list[int]:
-            return allocate(allocation, layers, pruned / units, lambda layer: values[layer.name], None)
-
-        reach = 1 - self._slim_macs(layers, counts(high)) / dense
-        if reach < share:
-            raise Refusal(
-                f"sparsity={share} of the MACs cannot be reached: at most {reach:.3f} can go while each layer keeps a "
-                "channel; lower sparsity=, or give prune.prune_stem=true"
-            )
-        while low < high:
-            middle = (low + high) // 2
-            if self._slim_macs(layers, counts(middle)) > (1 - share) * dense:
-                low = middle + 1
-            else:
-                high = middle
-        # Between the last budget above the target and the first one below it, one layer at a time goes to the lower
-        # one, because a uniform budget changes all layers at once.
-        above, below = counts(max(0, low - 1)), counts(low)
-        mixed = [below[:index] + above[index:] for index in range(len(layers) + 1)]
-        return min(mixed, key=lambda budget: abs(self._slim_macs(layers, budget) - (1 - share) * dense))
 
     def _slim_macs(self, layers: Sequence[Layer], counts: Sequence[int]) -> float:
         densities = self.densities(layers, counts)
@@ -294,39 +270,3 @@ def _stacked(temperatures: Sequence[Tensor] | float, layers: Sequence[Layer], ta
         return temperatures
     taus = dict(zip([layer.name for layer in layers], temperatures, strict=True))
     return torch.stack([taus[layer.name] for layer in table.layers])
-
-
-def _layer_of(coupling: Coupling, known: dict[str, Layer]) -> Layer:
-    first = known[coupling.name]
-    members: list[Member] = []
-    tables: dict[tuple, Tensor] = {}
-
-    def add(name: str, module: nn.Module, key: str, axis: int, units: list[int], weighs: bool = False) -> None:
-        tensor = module._parameters.get(key)
-        if tensor is None:
-            return
-        # A weight and its bias have the same table: a GPU masks both in one launch if they do.
-        belonging = (*units, str(tensor.device))
-        if belonging not in tables:
-            held = torch.tensor(units, device=tensor.device)
-            # Slices of no unit in this coupling get an index behind the last unit, where the mask is 1.
-            tables[belonging] = torch.where(held < 0, coupling.units, held)
-        table = tables[belonging]
-        in_order = units == list(range(coupling.units))
-        # An attention may read this weight outside of the module's own forward.
-        sites = known[name].sites if key == "weight" and name in known else [Site(module, key, module)]
-        members.append(Member(f"{name}.{key}".lstrip("."), sites, weighs, table, in_order, axis, min(units) >= 0))
-
-    for part in coupling.outputs:
-        add(part.name, part.module, "weight", row_axis(part.module), part.units, True)
-        add(part.name, part.module, "bias", 0, part.units)
-    for part in coupling.norms:
-        add(part.name, part.module, "weight", 0, part.units)
-        add(part.name, part.module, "bias", 0, part.units)
-    for vector in coupling.vectors:
-        if vector.masked:
-            add(vector.name, vector.module, vector.key, vector.axis, vector.units)
-    for part in coupling.inputs:
-        if part.masked:
-            add(part.name, part.module, "weight", 1 - row_axis(part.module), input_columns(part))
-    return Layer(first.name, first.kind, first.parameter, first.sites, members, units=coupling.units)

@@ -35,10 +35,6 @@ class Pattern(pattern.Pattern):
         self._ordered: dict[str, tuple[Any, Tensor, Any, int]] = {}
 
     @property
-    def label(self) -> str:
-        return f"{self.options.n}:{self.options.m}"
-
-    @property
     def implied_share(self) -> float:
         return 1 - self.options.n / self.options.m
 

@@ -18,7 +18,7 @@ from pdp.kernels import gpu as kernels
 from pdp.layers import Layer, Member
 from pdp.masks.cut import keep_units, magnitude_cuts_at
 from pdp.masks.soft import soft_prune
-from pdp.patterns.options import RandomOptions
+from pdp.patterns.options import RandomOptions, label_of
 from pdp.patterns.weight_forward import Forward
 from pdp.schedule.allocation import allocate
 
@@ -65,7 +65,7 @@ class Pattern:
     @property
     def label(self) -> str:
         """The pattern's name in records and tables."""
-        return self.name
+        return label_of(self.name, vars(self.options))
 
     @property
     def target_unit(self) -> str:
@@ -96,6 +96,14 @@ class Pattern:
         """How many units each layer loses; raises `Refusal` if the request cannot be met."""
         return allocate(wanted.allocation, layers, wanted.share, wanted.saliency, wanted.path)
 
+    def amount(self, layer: Layer, units: float) -> int:
+        """What the layer can lose that is nearest to so many units."""
+        return int(units + 0.5)
+
+    def removed(self, layer: Layer, keep: Tensor) -> int:
+        """How many units a mask shaped like the layer's saliency takes away."""
+        return int((~keep).sum())
+
     def reached(self, layers: Sequence[Layer]) -> float:
         """The share that is pruned now, of what `target_unit` names."""
         return sum(layer.pruned for layer in layers) / sum(layer.units for layer in layers)
@@ -105,11 +113,11 @@ class Pattern:
         return {layer.name: 1 - count / layer.units for layer, count in zip(layers, counts, strict=True)}
 
     def saliency(self, layer: Layer) -> Tensor:
-        """One non-negative number per unit, computed from the stored weights."""
+        """One non-negative number per unit (per block of units), computed from the stored weights."""
         return layer.weight.detach().abs()
 
     def keep(self, layer: Layer, saliency: Tensor) -> Tensor:
-        """Which units stay: bool, shaped like `saliency`; exactly `layer.pruned` are False."""
+        """Which units stay: bool, shaped like `saliency`; exactly `layer.pruned` go, as near as whole blocks come."""
         return keep_units(saliency, layer.pruned)
 
     def alive(self, layer: Layer) -> Tensor:

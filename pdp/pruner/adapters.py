@@ -1,7 +1,7 @@
-"""Low-rank recovery (LoRA, Hu et al. 2022): W + alpha/r B A under the mask, of which A and B alone are trained.
+"""Low-rank adapters (LoRA, Hu et al. 2022) under a fixed mask: only A and B of m * (W + alpha/r B A) are trained.
 
-The mask acts on the sum, so that the trained model and the merged one are the same and its zeros are exact. Adapters
-that wrap modules, as peft's do, add B A beside the masked weight and under other names.
+The mask m acts on the sum. So the zeros are exact during training, and merging the adapters into W changes no output.
+peft's adapters wrap modules instead: they add B A to the output of the masked layer, and the names of weights change.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from pdp.methods.method import Method
 
 
 class Adapter:
-    """A (r, inputs) and B (outputs, r) of a linear layer, B zero at first."""
+    """A, (r, inputs), and B, (outputs, r), of a linear layer, in the weight's dtype; B starts at zero."""
 
     def __init__(self, layer: Layer, rank: int, alpha: float, seed: int):
         self.transposed = is_conv1d(layer.sites[0].module)
         weight = layer.weight
         outputs, inputs = weight.shape[::-1] if self.transposed else weight.shape
-        # One stream for each layer, the same on every process.
+        # Each layer has a random stream of its own, which is the same on every process.
         generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + zlib.crc32(layer.name.encode()))
-        bound = 1 / math.sqrt(inputs)  # Kaiming's uniform with a = sqrt(5), as the authors and peft have it
+        bound = 1 / math.sqrt(inputs)  # Kaiming's uniform start with a = sqrt(5), as in the authors' code and peft
         first = (2 * torch.rand(rank, inputs, generator=generator) - 1) * bound
         self.a = nn.Parameter(first.to(weight.device, weight.dtype))
         self.b = nn.Parameter(torch.zeros(outputs, rank, dtype=weight.dtype, device=weight.device))
         self.scale = alpha / rank
 
     def added(self, weight: Tensor) -> Tensor:
-        """`weight` + alpha/r B A; differentiable in A and B."""
+        """`weight` + alpha/r B A in the shape of `weight`; differentiable in A and B."""
         product = self.b.to(weight.device) @ self.a.to(weight.device)
         return weight + self.scale * (product.t() if self.transposed else product)
 
@@ -51,9 +51,11 @@ def adapt(
     trained: Sequence[str],
     seed: int,
 ) -> list[Adapter]:
-    """Puts adapters on the linear layers whose names `targets` match (all, where there are none), and freezes the rest.
+    """Adds adapters to linear layers, and freezes the model except for the modules named in `trained`.
 
-    `trained` are modules that stay trainable, such as a head that starts random. Raises `Refusal`.
+    `targets` are fnmatch patterns of names of pruned linear layers; none means all of them. `trained` is for modules
+    that have no weights to keep, such as a new head. Raises `Refusal` for a method whose mask changes, a pattern that
+    matches no layer, or a rank above the smallest side of a weight.
     """
     if not (method.locked or method.calibrates):
         raise Refusal(
@@ -81,7 +83,7 @@ def adapt(
 
 @torch.no_grad()
 def merge(layers: Sequence[Layer]) -> None:
-    """Adds every adapter to its stored weight; the masks follow."""
+    """Adds every adapter to its stored weight and removes it; the caller applies the masks afterwards."""
     for layer in layers:
         if layer.adapter is not None:
             layer.weight.copy_(layer.adapter.added(layer.weight))
@@ -89,14 +91,14 @@ def merge(layers: Sequence[Layer]) -> None:
 
 
 def state_of(layers: Sequence[Layer]) -> dict[str, dict[str, Tensor]]:
-    """A and B by layer."""
+    """A and B by layer name, as tensors."""
     held = {layer.name: layer.adapter for layer in layers if layer.adapter is not None}
     return {name: {"a": one.a.detach(), "b": one.b.detach()} for name, one in held.items()}
 
 
 @torch.no_grad()
 def load_state(layers: Sequence[Layer], state: dict[str, Any]) -> None:
-    """Takes back `state_of`; the optimizer goes on with the same parameters."""
+    """Copies what `state_of` returned into the adapters; the optimizer keeps the same parameters."""
     for layer in layers:
         if layer.adapter is not None:
             layer.adapter.a.copy_(state[layer.name]["a"])

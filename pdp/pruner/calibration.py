@@ -17,12 +17,35 @@ from torch import Tensor, nn
 from pdp.errors import Refusal
 from pdp.layers import Layer
 from pdp.methods.calibrated import CalibratedMethod, Statistics, inputs_of
+from pdp.pruner.budget import fix_budget
+from pdp.pruner.parts import Parts, check_alive
+from pdp.spoken import python_words
 
 Forward = Callable[[Any], Any]
 
 
 class _Reached(Exception):
     """Raised to end a forward after the block whose inputs are collected."""
+
+
+def prune_calibrated(pruner: Parts, batches: Iterable[Any], forward: Forward | None) -> int:
+    """`Pruner.calibrate`."""
+    check_alive(pruner)
+    method = pruner.method
+    with python_words():
+        if not isinstance(method, CalibratedMethod):
+            raise Refusal(
+                f"method={method.options.name} takes no calibration samples: give method=wanda or method=sparsegpt"
+            )
+        pruner.guard.check_places()
+        pruner.guard.check_numbers()
+        fix_budget(pruner)
+        for layer in pruner.layers:
+            layer.pruned, layer.active = layer.final, False
+        wanted = [layer for layer in pruner.layers if layer.final]
+        samples = calibrate(pruner.model, wanted, method, batches, forward)
+    pruner.fraction = method.fraction = 1.0
+    return samples
 
 
 @torch.no_grad()
@@ -54,7 +77,7 @@ def calibrate(
                 warnings.warn(
                     f"no calibration sample reaches {unseen[0]}{f' and {len(unseen) - 1} more' * (len(unseen) > 1)}, "
                     "pruned by magnitude",
-                    stacklevel=3,
+                    stacklevel=5,
                 )
             for layer in own:
                 method.compress(layer, found[layer.name])

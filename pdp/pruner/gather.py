@@ -16,7 +16,10 @@ from pdp.survey import nothing_to_prune
 def gather(
     model: nn.Module, pattern: Pattern, method: Method, found: list[Layer], others: dict[str, str], example_input: Any
 ) -> tuple[list[Layer], dict[str, str]]:
-    """The layers of `found` that are pruned, and by name why others are not; `others` were excluded before."""
+    """The layers of `found` that are pruned, and by name why others are not; `others` were excluded before.
+
+    Raises `Refusal` if nothing is left to prune.
+    """
     if not found:
         raise Refusal(nothing_to_prune("the model", others))
     layers, dense = pattern.gather(model, list(found), example_input)
@@ -30,7 +33,10 @@ def gather(
         and layer.name not in dense
         and layer.name not in refused
     }
-    return layers, dense | refused | missing | others
+    skipped = dense | refused | missing | others
+    if not layers:
+        raise Refusal(nothing_to_prune(f"with pattern {pattern.label} the model", skipped))
+    return layers, skipped
 
 
 def _lost(layer: Layer, pattern: Pattern) -> str:

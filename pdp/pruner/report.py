@@ -17,6 +17,7 @@ def layer_report(pruner: Parts) -> pd.DataFrame:
     rows = []
     for layer in pruner.layers:
         keep = pruner.method.keep(layer) if layer.active and not pruner.finished else None
+        pruned = layer.pruned if keep is None else pruner.pattern.removed(layer, keep)
         weights = nonzero = 0
         for member in layer.members:
             if member.weighs:
@@ -30,8 +31,8 @@ def layer_report(pruner: Parts) -> pd.DataFrame:
                 "type": layer.kind,
                 "weights": weights,
                 "units": layer.units,
-                "pruned": layer.pruned,
-                "share": layer.pruned / layer.units,
+                "pruned": pruned,
+                "share": pruned / layer.units,
                 "target_share": layer.final / layer.units,
                 "nonzero": nonzero,
                 "density": nonzero / weights,

@@ -32,12 +32,12 @@ class QuantizeOptions:
 
 @dataclass
 class Int4wOptions(QuantizeOptions):
-    """Weights in 4 bits, activations as they are: symmetric, a scale for each output channel."""
+    """Weights in 4 bits, symmetric, with one scale per output channel; activations stay in floating point."""
 
     name: str = "int4w"
-    start: str = "0.7"  # a time, from which the model computes with quantized numbers
-    ranges: str = "observed"  # observed: as wide as the numbers seen; learned: scales are trained (LSQ)
-    exclude: list[str] = field(default_factory=list)  # fnmatch patterns on names of modules that stay floats
+    start: str = "0.7"  # a time after which the model computes with quantized numbers
+    ranges: str = "observed"  # observed: a range is as wide as the numbers in it; learned: the scales are trained (LSQ)
+    exclude: list[str] = field(default_factory=list)  # fnmatch patterns of names of modules that stay in floating point
 
     @property
     def weight_bits(self) -> int:
@@ -56,7 +56,7 @@ class Int4wOptions(QuantizeOptions):
 
 @dataclass
 class Int8Options(Int4wOptions):
-    """Weights and activations in 8 bits: weights symmetric, a scale for each output channel; activations per tensor."""
+    """Weights in 8 bits, symmetric, with one scale per output channel; activations in 8 bits, with one per tensor."""
 
     name: str = "int8"
 

@@ -15,16 +15,15 @@ from torch.utils.hooks import RemovableHandle
 from pdp.errors import Refusal
 from pdp.layers import Site
 from pdp.quantize.bias import foldable, shipped_biases
-from pdp.quantize.fake import ACTIVATION_LEVELS, fake_quantize, weight_bound, weight_scale, widened
+from pdp.quantize.fake import ACTIVATION_LEVELS, fake_quantize, weight_bound, weight_scale
 from pdp.quantize.frozen import Frozen
 from pdp.quantize.hooks import ActivationHook
-from pdp.quantize.options import Int4wOptions
+from pdp.quantize.options import Int4wOptions, QuantizeOptions
 from pdp.quantize.points import ActivationPoint, WeightPoint, find_activations, find_products, find_weights
+from pdp.quantize.running_ranges import LEAST_SCALE, RunningRanges
 from pdp.schedule.time import Time
 
 LEAD = 10  # steps in which ranges are observed before quantization begins; one epoch if steps are unknown
-RATE = 0.01  # of the moving average of an activation's range, after the first hundred steps
-_LEAST = 1e-8  # smallest scale
 _MOST = 0.1  # largest gradient of a log scale: all numbers outside a range contribute at once
 
 
@@ -65,10 +64,7 @@ class Quantizer:
             self.norms = {names[key]: names[id(norm)] for key, norm in foldable(products).items()}
         count = len(self.activations)
         device = self.weights[0].tensor.device
-        self.ranges = torch.stack([torch.full((count,), math.inf), torch.full((count,), -math.inf)]).to(device)
-        self.seen = self.ranges.clone()  # smallest and largest since the last step
-        self.scales, self.zero_points = self._affine(self.ranges)
-        self.merged = 0  # number of steps in the average
+        self.ranges = RunningRanges(count, device)
         self.ready = [False] * count  # which activations have a range
         self.observing = self.active = False
         self.suspended = False
@@ -118,7 +114,7 @@ class Quantizer:
         """To be called after an optimizer step: updates the ranges by what was observed, on all processes alike."""
         moment = steps if self.by_step else epoch
         if self.observing:
-            self._merge()
+            self.ranges.merge(fixed_scales=self.learned and self.active)
         self._observe_from(moment)
         self._begin(moment)
 
@@ -127,7 +123,7 @@ class Quantizer:
         self.observing = bool(self.activations) and moment >= self.start - lead
 
     def _begin(self, moment: int) -> None:
-        if self.active or moment < self.start or (self.activations and not self.merged):
+        if self.active or moment < self.start or (self.activations and not self.ranges.merged):
             return
         self.active = True
         self._look_which_are_ready()
@@ -139,40 +135,11 @@ class Quantizer:
         for weight in self.weights:
             self.first[weight.parameter] = weight_scale(weight.tensor, self.bits, weight.axis).float()
         if self.activations:
-            self.first["activations"] = self.scales
+            self.first["activations"] = self.ranges.scales
 
     def _look_which_are_ready(self) -> None:
         if self.active and not all(self.ready):
-            self.ready = torch.isfinite(self.ranges).all(0).tolist()
-
-    @torch.no_grad()
-    def _merge(self) -> None:
-        """Updates the moving average of smallest and largest: first a plain mean, then weight 0.01 for new values."""
-        seen = self.seen
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            widest = torch.stack([-seen[0], seen[1]])
-            torch.distributed.all_reduce(widest, torch.distributed.ReduceOp.MAX)
-            seen = torch.stack([-widest[0], widest[1]])
-        rate = max(1 / (self.merged + 1), RATE)
-        there = torch.isfinite(seen).all(0)
-        known = torch.isfinite(self.ranges).all(0)
-        mean = torch.where(known, self.ranges + rate * (seen - self.ranges), seen)
-        self.ranges = torch.where(there, mean, self.ranges)
-        self.merged += 1
-        if not (self.learned and self.active):
-            self.scales, self.zero_points = self._affine(self.ranges)
-        self._forget_seen()
-
-    def _forget_seen(self) -> None:
-        self.seen[0].fill_(math.inf)
-        self.seen[1].fill_(-math.inf)
-
-    @staticmethod
-    def _affine(ranges: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point for 0..255 from ranges (2, n); every range is extended to zero, which is on the grid."""
-        low, high = ranges[0].clamp(max=0), ranges[1].clamp(min=0)
-        scale = ((high - low) / ACTIVATION_LEVELS).clamp(min=_LEAST)
-        return scale, torch.round(-low / scale).clamp(0, ACTIVATION_LEVELS)
+            self.ready = self.ranges.known.tolist()
 
     # ---------------------------------------------------------------- forwards
 
@@ -192,7 +159,7 @@ class Quantizer:
         The trained number is the logarithm of the scale relative to its start value. With the factor 1 / scale^2 a step
         changes the scale by the same proportion as LSQ's own step would.
         """
-        scale = (self.first[name].to(device) * self.extras[name].to(device).exp()).clamp(min=_LEAST)
+        scale = (self.first[name].to(device) * self.extras[name].to(device).exp()).clamp(min=LEAST_SCALE)
         return scale, scale.detach() ** -2
 
     def activation(self, number: int, values: Tensor, training: bool) -> Tensor:
@@ -200,7 +167,7 @@ class Quantizer:
         if self.suspended or not (self.observing or self.active) or not values.is_floating_point():
             return values
         if self.observing and training and torch.is_grad_enabled():
-            self._observe(number, values)
+            self.ranges.observe(number, values)
         if not (self.active and self.ready[number]):
             return values
         device = values.device
@@ -209,21 +176,8 @@ class Quantizer:
             scale = scales[number]
             factor: Tensor | float = factors[number] / math.sqrt(max(1, values[:1].numel()) * ACTIVATION_LEVELS)
         else:
-            scale, factor = self.scales.to(device)[number], 1.0
-        return fake_quantize(values, scale, self.zero_points.to(device)[number], 0, ACTIVATION_LEVELS, factor)
-
-    @torch.no_grad()
-    def _observe(self, number: int, values: Tensor) -> None:
-        if self.seen.device != values.device:
-            self.to(values.device)
-        least, largest = torch.aminmax(widened(values.detach()))
-        self.seen[0, number] = torch.minimum(self.seen[0, number], least)
-        self.seen[1, number] = torch.maximum(self.seen[1, number], largest)
-
-    def to(self, device: torch.device) -> None:
-        """Moves the ranges to the device on which the model computes."""
-        self.ranges, self.seen = self.ranges.to(device), self.seen.to(device)
-        self.scales, self.zero_points = self.scales.to(device), self.zero_points.to(device)
+            scale, factor = self.ranges.scales.to(device)[number], 1.0
+        return fake_quantize(values, scale, self.ranges.zero_points.to(device)[number], 0, ACTIVATION_LEVELS, factor)
 
     # ---------------------------------------------------------------- hooks
 
@@ -255,9 +209,9 @@ class Quantizer:
         """The state as tensors and plain values only."""
         return {
             "name": self.options.name,
-            "ranges": self.ranges,
-            "zero_points": self.zero_points,
-            "merged": self.merged,
+            "ranges": self.ranges.average,
+            "zero_points": self.ranges.zero_points,
+            "merged": self.ranges.merged,
             "ready": list(self.ready),
             "observing": self.observing,
             "active": self.active,
@@ -274,18 +228,12 @@ class Quantizer:
             or state["extras"].keys() != self.extras.keys()
         ):
             raise Refusal("the quantizer's state is of another model: it has other activations or scales")
-        device = self.ranges.device
-        self.ranges, self.zero_points = (
-            state["ranges"].to(device, copy=True),
-            state["zero_points"].to(device, copy=True),
-        )
-        self.scales = self._affine(self.ranges)[0]
-        self.merged, self.ready = state["merged"], list(state["ready"])
+        self.ranges.restore(state["ranges"], state["zero_points"], state["merged"])
+        self.ready = list(state["ready"])
         self.observing, self.active = state["observing"], state["active"]
-        self.first = {name: one.to(device, copy=True) for name, one in state["first"].items()}
+        self.first = {name: one.to(self.ranges.average.device, copy=True) for name, one in state["first"].items()}
         for name, one in self.extras.items():
             one.copy_(state["extras"][name])
-        self._forget_seen()
 
     @torch.no_grad()
     def freeze(self, model: nn.Module) -> Frozen:
@@ -300,13 +248,22 @@ class Quantizer:
                 weights[point.parameter] = weight_scale(tensor, self.bits, point.axis)
         activations: dict[str, tuple[Tensor, Tensor]] = {}
         if self.activations:
-            scales, zero_points = self.scales, self.zero_points
+            scales, zero_points = self.ranges.scales, self.ranges.zero_points
             if self.learned and self.active:
-                scales = self._learned("activations", self.ranges.device)[0].detach()
-            known = torch.isfinite(self.ranges).all(0).tolist()
+                scales = self._learned("activations", scales.device)[0].detach()
+            known = self.ranges.known.tolist()
             for number, one in enumerate(self.activations):
                 if known[number]:
                     activations[one.name] = scales[number].clone(), zero_points[number].clone()
         return Frozen(
             self.options.name, self.bits, weights, activations, shipped_biases(model, self.norms, weights, activations)
         )
+
+
+def make_quantizer(
+    model: nn.Module, options: QuantizeOptions, epochs: int, steps_per_epoch: int | None, example_input: Any
+) -> Quantizer | None:
+    """The quantizer of these options; None for quantize=none."""
+    if not isinstance(options, Int4wOptions):
+        return None
+    return Quantizer(model, options, epochs, steps_per_epoch, example_input)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pdp.config.groups import GROUPS, choices, default_choices
-from pdp.config.keys import NODES, of_the_run
-from pdp.config.meanings import Meaning, meanings
+from pdp.config.keys import NODES, of_group, of_the_run
+from pdp.config.meanings import Meaning
 from pdp.reports.blocks import table
 
 PAGE = Path("docs/configuration.md")
@@ -20,8 +20,9 @@ model, experiment, debug, command line. Shares and accuracies are fractions. A t
 (optimizer steps) or `0.16` (of the run). A key without a default is set by the choice in its group or must be given. A
 run's identity holds only what differs from these defaults.
 
-This page is written by `python scripts/cards.py` from the comments in `pdp/config/schema.py`,
-`pdp/methods/options.py` and `pdp/patterns/options.py`; a test holds it equal to them.
+This page is written by `python scripts/cards.py` from the comments in `pdp/config/schema.py` and
+`pdp/config/data_schema.py` and the `options.py` of `pdp/methods/`, `pdp/patterns/` and `pdp/quantize/`; a test holds it
+equal to them.
 """
 _COLUMNS = ("key", "type", "default", "meaning")
 
@@ -34,11 +35,7 @@ def configuration_page() -> str:
         names = [f"`{name}`" for name in choices(group)]
         default = f" Where nothing asks for another: `{chosen[group]}`." if group in chosen else ""
         parts += [f"## `{group}=`\n", f"{words[0].upper()}{words[1:]}. Choices: {', '.join(names)}.{default}\n"]
-        seen = {"name"} if group == "method" else set()
-        for label, options in NODES.get(group, []):
-            own = [one for one in meanings(options) if one.name not in seen]
-            if group != "method":
-                seen |= {one.name for one in own}
+        for (label, own), (_, options) in zip(of_group(group), NODES.get(group, []), strict=True):
             if label:
                 parts += [f"### {_named(label)}\n", f"{(options.__doc__ or '').splitlines()[0]}\n"]
             if group == "method":

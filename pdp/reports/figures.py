@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from pdp.patterns.options import kind_of
 from pdp.reports import bytes_figure, drawings
 from pdp.reports.bytes_figure import together
 from pdp.reports.cells import KEY, cells
@@ -213,8 +214,8 @@ def _bytes(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
 def _temperature(row: pd.Series) -> str:
     options: dict[str, Any] = row.method_options
     mode = options.get("temperature_mode", "absolute")
-    # temperature_mode=auto means absolute for single weights and relative for channels.
-    if mode == "absolute" or (mode == "auto" and row.pattern != "channel"):
+    # temperature_mode=auto means absolute for single weights and relative for channels and blocks.
+    if mode == "absolute" or (mode == "auto" and kind_of(row.pattern) not in ("channel", "block")):
         return f"tau = {options['temperature']:g}"
     return "tau = kappa t²" if options.get("kappa") is None else f"tau = {options['kappa']:g} t²"
 

@@ -23,6 +23,8 @@ svg { max-width: 100%; height: auto } figure { margin: 1em 0 } figcaption { colo
 progress { width: 9em } .quiet { color: #666 } nav { columns: 18em; font-size: 14px } nav a { display: block }
 @media (max-width: 40em) { body { margin: .5em auto; padding: 0 .6em } figure { overflow-x: auto }
   figure svg { min-width: 34em } th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
+  figure:has(svg)::after { content: "scroll sideways: the figure goes on to the right"; color: #666; font-size: 12px;
+    display: block; position: sticky; left: 0 }
   td:first-child { white-space: normal; min-width: 6em; max-width: 10em; overflow-wrap: anywhere } }
 """
 

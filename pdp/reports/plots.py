@@ -29,12 +29,24 @@ def scatter(frame: pd.DataFrame, x: str, x_title: str, title: str) -> str:
         axes.plot(wide * group[x], tall * group.metric, alpha=0.45, markersize=5, **look | {"linestyle": "none"})
         means = group.groupby("cell")[[x, "metric"]].mean().sort_values(x)
         axes.plot(wide * means[x], tall * means.metric, linewidth=1.4, markersize=7, label=str(method), **look)
+    if x == "sparsity":
+        axes.set_xlim(_at_least(axes.get_xlim(), 2.0, -1.0, 101.0))
+    if is_fraction(metric):
+        axes.set_ylim(_at_least(axes.get_ylim(), 1.0, -1.0, 100.3))
+    axes.ticklabel_format(useOffset=False)
     axes.legend(fontsize=8)
     return as_svg(figure)
 
 
+def _at_least(limits: tuple[float, float], span: float, least: float, most: float) -> tuple[float, float]:
+    """An axis in percent, within bounds and at least `span` wide, so that a hundredth of a point does not fill it."""
+    low, high = limits
+    more = max(0.0, span - (high - low)) / 2
+    return max(least, low - more), min(most, high + more)
+
+
 def _unit(metric_name: str) -> str:
-    return f"{metric_name}, %" if is_fraction(metric_name) else metric_name
+    return f"{metric_name}, %" if is_fraction(metric_name) else f"{metric_name} (lower is better)"
 
 
 def shares(layers: dict[str, pd.DataFrame], title: str) -> str:

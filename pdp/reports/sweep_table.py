@@ -113,17 +113,45 @@ def markdown(cells: pd.DataFrame) -> str:
 
 
 def print_table(tables: Tables, folder: str) -> None:
-    """Prints the table per cell on the terminal."""
+    """Prints the cells on the terminal: a table for each model and data set, of the columns that fit its width.
+
+    What all cells of a table share is said once, above it.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    head, rows = shown(tables.cells)
-    table = Table(title=f"{len(tables.runs)} runs of {folder}", title_justify="left")
-    for name in head:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = 1000
-    console.print(table)
+    head, rows = shown(tables.cells)
+    console.print(f"{len(tables.runs)} runs of {folder}", soft_wrap=True)
+    narrow: list[str] = []
+    for (model, start, data, metric), group in pd.DataFrame(rows, columns=head).groupby(_TABLE, sort=False):
+        frame = group.drop(columns=_TABLE)
+        same = {name: frame[name].iloc[0] for name in ("pattern", "asked", "epochs") if frame[name].nunique() == 1}
+        empty = [name for name in frame if not frame[name].str.strip().any()]
+        frame = frame.drop(columns={*same, *empty})
+        for name in _MAY_GO:
+            if _width(frame) > console.width and name in frame:
+                frame = frame.drop(columns=name)
+                narrow += [] if name in narrow else [name]
+        words = [f"{metric} of {model} on {data}" + ("" if start == "random" else f", from {start} weights")]
+        said = {"pattern": same.get("pattern"), "asked": same.get("asked"), "epochs": f"{same.get('epochs')} epochs"}
+        words += [str(said[name]) for name in same if same[name] not in ("", "none")]
+        table = Table(title=", ".join(words), title_justify="left")
+        for name in frame:
+            table.add_column(name, no_wrap=_width(frame) <= console.width, overflow="fold")
+        for row in frame.itertuples(index=False):
+            table.add_row(*row)
+        console.print(table)
+    if narrow:
+        console.print(f"a wider terminal shows also: {', '.join(reversed(narrow))}", soft_wrap=True)
+
+
+_TABLE = ["model", "start", "data", "metric"]
+_MAY_GO = ("most", "least", "train s", "epochs", "sparse MACs", "std")  # on a narrow terminal, the first one first
+
+
+def _width(frame: pd.DataFrame) -> int:
+    """Columns of a terminal that the table takes, borders and padding included."""
+    return 1 + sum(3 + max(len(str(name)), *frame[name].str.len()) for name in frame)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from pdp.patterns.options import kind_of
 from pdp.reports.accuracy import accuracy_sheet
 from pdp.reports.comparisons import paired_sheet, sparsities_sheet
 from pdp.reports.cost import cost_sheet, hyperparameters_sheet
@@ -29,6 +30,7 @@ def make_sheets(results: Path) -> list[Sheet]:
         ("random", "Random pruning", ("random",)),
         ("nm", "N:M pruning", None),
         ("channel", "Channel pruning", ("channel",)),
+        ("block", "Block pruning", None),
         ("language", "Language", ()),
     ):
         chosen, known = (_of_kind(frame, kind, patterns) for frame in (runs, published))
@@ -71,7 +73,7 @@ def _of_kind(frame: pd.DataFrame, kind: str, patterns: tuple[str, ...] | None) -
     vision = frame.metric_name == _VISION
     if kind == "language":
         return frame[~vision]
-    pruned = frame[vision & (frame.pattern.str.contains(":") if patterns is None else frame.pattern.isin(patterns))]
+    pruned = frame[vision & (frame.pattern.map(kind_of) == kind if patterns is None else frame.pattern.isin(patterns))]
     # A dense run belongs to the tables of its study's patterns, a published one to those of its model.
     keys = [key for key in ("study", "model", "data") if key in frame]
     dense = frame[vision & (frame.pattern == "none")]

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from pdp.errors import Refusal
+from pdp.patterns.options import label_of
 from pdp.runs.record import RECORD
 from pdp.wording import nearest, of_unit, percent
 
@@ -136,7 +137,7 @@ def _read_configuration(run: StoredRun) -> None:
         run.values = _flat(config)
         prune = config["prune"]
         run.model, run.data, run.method = (config[group]["name"] for group in ("model", "data", "method"))
-        run.pattern = f"{prune['n']}:{prune['m']}" if prune["pattern"] == "nm" else prune["pattern"]
+        run.pattern = label_of(prune["pattern"], prune)
         if prune["pattern"] == "channel":
             run.target_unit = "mac" if prune.get("target") == "macs" else "channel"
         run.sparsity, run.epochs = config["sparsity"], config["recipe"]["epochs"]

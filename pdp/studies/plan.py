@@ -17,6 +17,7 @@ from pdp.config.compose import compose_tree
 from pdp.config.groups import choices
 from pdp.config.sweep import read_sweep, stored_sweeps
 from pdp.errors import Refusal
+from pdp.patterns.options import label_of
 from pdp.runs.published import near_target, published_method
 from pdp.runs.record import RECORD, Record, read_record
 
@@ -95,7 +96,7 @@ def _planned(name: str) -> Planned:
         model=tree.model.name,
         data=f"{data.name}-{task}" if task else data.name,
         method=published_method(method.name, getattr(method, "variant", None)),
-        pattern=f"{prune.n}:{prune.m}" if nm else prune.pattern,
+        pattern=label_of(prune.pattern, prune),
         sparsity=None if tree.allocation.name == "file" else sparsity,
         of_macs=getattr(prune, "target", "") == "macs",
         allocation=tree.allocation.name,

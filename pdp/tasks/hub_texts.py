@@ -1,4 +1,4 @@
-"""Running text from a Hugging Face data set: by its name on the hub, or from a folder."""
+"""Running text of a Hugging Face data set, given by its name on the hub or as a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ VALIDATION = "validation"
 
 
 def read_hub(data: Any, streamed: bool = True) -> Corpus:
-    """Train, validation and test of the data set that data.name or data.root names; raises `Refusal`."""
+    """Train, validation and test text of the data set data.name, or of the folder data.root if that is given.
+
+    `streamed`: large parts may be read piece by piece. Raises `Refusal` if data set, part or column are missing.
+    """
     asked = f"data.name={data.name}" if data.root is None else f"data.root={data.root}"
     split, names = _opened(data, asked)
     if data.column not in (columns := split(data.train_split).column_names):
@@ -28,7 +31,7 @@ def read_hub(data: Any, streamed: bool = True) -> Corpus:
 
 
 def _opened(data: Any, asked: str) -> tuple[Callable[[str], Any], list[str]]:
-    """What gives a part by its name, and the names of all parts."""
+    """A function from the name of a part, or of a slice of one, to its rows; and the names of all parts."""
     offline = not reachable()
     try:
         import datasets
@@ -43,7 +46,7 @@ def _opened(data: Any, asked: str) -> tuple[Callable[[str], Any], list[str]]:
             datasets.config.HF_HUB_OFFLINE = before
     except Refusal:
         raise
-    except Exception as error:  # the client raises many kinds for absent, damaged and foreign data
+    except Exception as error:  # the client raises many kinds of errors for missing, damaged and unknown data
         way = (
             "without network give data.root=<a folder that holds it>" if data.root is None else "give another data.root"
         )
@@ -77,7 +80,7 @@ def _load(datasets: Any, data: Any) -> dict[str, Any]:
 
 
 def _sliced(count: int, words: str, name: str) -> range:
-    """The rows of a slice such as 10:20, :90% or -5%:."""
+    """The row numbers of a slice such as 10:20, :90% or -5%: of `count` rows; `name` is for the refusal."""
     ends = words.split(":")
     try:
         if len(ends) != 2:

@@ -1,4 +1,4 @@
-"""From a large text to a row of tokens that is mapped from a file, and a tokenizer trained on a text of any size."""
+"""Tokens of a large text in a memory-mapped file, and a tokenizer trained on a text of any size."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Tokens = np.ndarray | MappedTokens
 
 
 def folder_of(config: Config) -> Path:
-    """Where the tokens of large texts lie."""
+    """The folder in which tokens of large texts are stored: in the cache, else below output_dir."""
     return token_folder(Path(config.output_dir) / ".cache")
 
 
 def trained_tokenizer(config: Config, corpus: Corpus) -> Any:
-    """A byte-level tokenizer of at most data.vocabulary entries, trained on the training text."""
+    """A byte-level BPE tokenizer with at most data.vocabulary entries, trained on the training (else the test) text."""
     text = corpus.test if corpus.train is None or corpus.train == [] else corpus.train
     vocabulary = config.data.vocabulary  # type: ignore[attr-defined]
     if isinstance(text, StreamedText):
@@ -34,5 +34,5 @@ def trained_tokenizer(config: Config, corpus: Corpus) -> Any:
 
 
 def mapped(config: Config, text: StreamedText, tokenizer: Any) -> MappedTokens:
-    """The tokens of a large text, made now by data.workers processes where they are not there; raises `Refusal`."""
+    """The tokens of a large text; if they are not stored yet, data.workers processes make them. Raises `Refusal`."""
     return TokenStore(folder_of(config), text, tokenizer).open(config.data.workers, is_main_process())

@@ -1,4 +1,4 @@
-"""A row of tokens that lies in a memory-mapped file."""
+"""Tokens in a memory-mapped file, for texts that are too large for memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-_GIVEN_BACK = 2**26  # bytes read through the map, after which its pages are given back
-_READ = 2**22  # tokens
+_GIVEN_BACK = 2**26  # after so many bytes read through the map, its pages are returned to the system
+_READ = 2**22  # tokens read at a time
 
 
 class MappedTokens:
-    """Stands for an int32 row of tokens of a file of uint16 or uint32; a slice of it is a copy.
+    """Behaves like a one-dimensional int32 array of tokens, which lie in a file as uint16 or uint32; a slice is a copy.
 
-    What was read through the map does not stay in the process's memory: the system keeps it as long as there is room.
+    Pages that were read do not count as memory of the process for long: they are returned to the system, which keeps
+    them in its file cache while there is room.
     """
 
     dtype = np.dtype(np.int32)
@@ -36,7 +37,7 @@ class MappedTokens:
 
     @property
     def shape(self) -> tuple[int]:
-        """As of an array."""
+        """(number of tokens,), as an array has it."""
         return (self.count,)
 
     def __getitem__(self, part: slice) -> np.ndarray:
@@ -48,18 +49,18 @@ class MappedTokens:
         return tokens
 
     def tolist(self) -> list[int]:
-        """All tokens, in memory."""
+        """All tokens as a list, which needs memory for all of them."""
         return [int(token) for block in self.arrays() for token in block]
 
     def arrays(self) -> Iterator[np.ndarray]:
-        """The tokens in order in int32 arrays of a few million, read past the map."""
+        """All tokens in order, as int32 arrays of at most 4 million each, read from the file without the map."""
         with self.path.open("rb") as file:
             while (read := np.fromfile(file, self.stored, _READ)).size:
                 yield read.astype(np.int32)
 
 
 def add_to_digest(digest: Any, array: np.ndarray | MappedTokens) -> None:
-    """Type, shape and numbers of an array; of mapped tokens as if they were one in memory."""
+    """Adds dtype, shape and numbers of an array to a digest; mapped tokens give the same digest as an array of them."""
     digest.update(f"{array.dtype} {array.shape}".encode())
     if isinstance(array, MappedTokens):
         for one in array.arrays():
@@ -69,7 +70,7 @@ def add_to_digest(digest: Any, array: np.ndarray | MappedTokens) -> None:
 
 
 def short_digest(start: str, arrays: tuple[Any, ...]) -> str:
-    """What tells these arrays from others without reading mapped tokens."""
+    """A sha256 in hex digits that identifies these arrays; mapped tokens enter it by their key and are not read."""
     digest = hashlib.sha256(start.encode())
     for array in arrays:
         if isinstance(array, MappedTokens):

@@ -19,11 +19,11 @@ from pdp.tasks import text_loading as loading
 from pdp.tasks.examples import Examples, say_left_out
 from pdp.tasks.glue import GLUE, NLI_LABELS, read_glue, read_tsv_folder
 from pdp.tasks.glue_metrics import measure, names_of
-from pdp.tasks.grammar_nli import LABELS, generate
+from pdp.tasks.grammar_examples import GROUPS, TEST_GROUPS, made_examples
+from pdp.tasks.grammar_nli import LABELS
 from pdp.tasks.language_heads import outside_the_body
 from pdp.tasks.own_texts import read_own_texts
 from pdp.tasks.sampling import (
-    SPLIT_SEED,
     balanced_limit,
     drawn_limit,
     evaluation_loader,
@@ -36,7 +36,6 @@ from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, paddin
 from pdp.wording import one_line
 
 _SHOWN = 10  # most class names in the banner
-_GROUPS, _TEST_GROUPS = 2600, 200  # hypotheses of the grammar in train and in test, each with three premises
 _UNASKED = (
     "No data was named (data=glue data.task=... for GLUE), so this trains on natural-language inference made from a"
     " grammar: quantifiers, negation, hypernyms; three labels."
@@ -163,7 +162,7 @@ class TextClassificationTask(TextTask):
     def _read(self) -> tuple[Examples | None, Examples | None, list[Examples]]:
         source, root = self.data.source, self.data.root
         if source == "grammar":
-            return _grammar(len(LABELS))
+            return made_examples(len(LABELS))
         try:
             if source == "glue":
                 train, measured = read_glue(self.data.task, root)
@@ -182,7 +181,7 @@ class TextClassificationTask(TextTask):
             if not self.noise_allowed:
                 raise
             self._made = True
-            return _grammar(len(self.labels))
+            return made_examples(len(self.labels))
 
     def _encode(self, parts: list[Examples]) -> loading.Texts:
         second: list[str] | None = None
@@ -202,8 +201,8 @@ class TextClassificationTask(TextTask):
         """The number of texts in each part; before `open_data` the published numbers (1,000 for a folder)."""
         if self._parts:
             return {name: len(self._parts.get(name, ())) for name in ("train", "validation", "test")}
-        train = _GROUPS * 3
-        test: tuple[int, ...] = (_TEST_GROUPS * 3,)
+        train = GROUPS * 3
+        test: tuple[int, ...] = (TEST_GROUPS * 3,)
         if self.data.source == "glue":
             train, test = GLUE[self.data.task].train, GLUE[self.data.task].test
         elif self.data.source in ("tsv", "table"):
@@ -286,16 +285,3 @@ class TextClassificationTask(TextTask):
             result |= {f"{name}{ending}": measure(name, labels, predictions) for name in self.metric_names}
             result[f"loss{ending}"] = float(np.mean(observations["loss"][chosen], dtype=np.float64))
         return result
-
-
-def _grammar(classes: int) -> tuple[Examples, None, list[Examples]]:
-    """The grammar's pairs for train and test; a hypothesis and its three premises always stay together."""
-    groups = generate(SPLIT_SEED, _GROUPS + _TEST_GROUPS)
-
-    def examples(chosen: list[Any]) -> Examples:
-        pairs = [pair for group in chosen for pair in group]
-        labels = np.asarray([pair.label for pair in pairs])
-        kept = labels % classes if classes else labels.astype(np.float64)
-        return Examples([pair.premise for pair in pairs], [pair.hypothesis for pair in pairs], kept)
-
-    return examples(groups[_TEST_GROUPS:]), None, [examples(groups[:_TEST_GROUPS])]

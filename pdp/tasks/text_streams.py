@@ -1,7 +1,7 @@
-"""Texts that are read piece by piece: files of any size and rows of a data set, in blocks that processes share out.
+"""Large texts, read piece by piece: files, or rows of a data set, divided into blocks that several processes can read.
 
-The pieces of a text joined are its lines as a small text has them: universal line ends, blank lines left out, a line
-end after each. Only a line longer than `LONGEST` comes in several pieces.
+The joined pieces are the lines that a small text would have: all kinds of line ends become \\n, blank lines are left
+out, and each line ends with \\n. Only a line longer than `LONGEST` is given in several pieces.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ import numpy as np
 from pdp.errors import Refusal
 from pdp.tasks.sampling import SPLIT_SEED, hashed
 
-LARGE = 16 * 2**20  # bytes of all parts of a text, above which it is read piece by piece
-LONGEST = 2**16  # characters of a piece
-BLOCK = 8 * 2**20  # bytes, or rows of about so many, that one process takes at a time
-_READ = 2**20  # bytes
-_LOOKS, _LOOK = 64, 4096  # parts of a file that tell it from another of the same size and time
+LARGE = 16 * 2**20  # bytes: a text whose parts are larger together is read piece by piece
+LONGEST = 2**16  # most characters in a piece
+BLOCK = 8 * 2**20  # bytes of a block, which one process reads at a time; in a data set rows of about so many bytes
+_READ = 2**20  # bytes read at a time
+_LOOKS, _LOOK = 64, 4096  # number and bytes of the samples that tell a file from others of the same size and time
 _LINE_END = re.compile(rb"[\r\n]")
 
 
 class StreamedText(ABC):
-    """A text in numbered blocks, each of whole lines; iterating gives all pieces in order."""
+    """A text divided into numbered blocks of whole lines; iterating over it gives all pieces in order."""
 
     blocks: int
     size: int  # bytes
-    stamp: list[Any]  # what changes when the text does; plain values
+    stamp: list[Any]  # plain values that change when the text does
 
     @abstractmethod
     def pieces(self, block: int) -> Iterator[str]:
-        """The pieces of one block; raises `Refusal` where it cannot be read."""
+        """The pieces of one block in order; raises `Refusal` if it cannot be read."""
 
     def __iter__(self) -> Iterator[str]:
         for block in range(self.blocks):
             yield from self.pieces(block)
 
     def sample(self, size: int) -> Iterator[str]:
-        """Pieces of some blocks, of about `size` bytes together, the same ones each time; all of a smaller text."""
+        """Pieces of random blocks, always the same ones, about `size` bytes in all; all pieces of a smaller text."""
         count = max(1, min(self.blocks, int(self.blocks * size / max(1, self.size))))
         order = np.argsort(hashed(SPLIT_SEED, np.arange(self.blocks)), kind="stable")
         for block in np.sort(order[:count]):
@@ -53,7 +53,7 @@ class StreamedText(ABC):
 
 
 class FileText(StreamedText):
-    """UTF-8 files, one after the other. A line belongs to the block in which it begins."""
+    """UTF-8 files, one after another; a line belongs to the block in which it begins."""
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = list(paths)
@@ -91,7 +91,7 @@ class FileText(StreamedText):
 
 
 class RowsText(StreamedText):
-    """A column of a Hugging Face data set, which lies in memory-mapped files of its own; a row is a line."""
+    """A column of a Hugging Face data set, which is memory-mapped itself; each row counts as one line."""
 
     def __init__(self, rows: Any, column: str):
         self.rows, self.column = rows, column
@@ -109,11 +109,11 @@ class RowsText(StreamedText):
 
 
 class _Cutter:
-    """Takes text as it is read and gives whole lines, long ones in pieces."""
+    """Turns text that arrives in arbitrary parts into whole lines, and long lines into pieces."""
 
     def __init__(self) -> None:
-        self.held = ""  # of the line that has not ended
-        self.given = False  # whether pieces of it have been given
+        self.held = ""  # the part of the present line that was not given yet
+        self.given = False  # whether pieces of that line were given already
 
     def feed(self, text: str) -> Iterator[str]:
         *lines, rest = text.split("\n")
@@ -139,7 +139,7 @@ class _Cutter:
 
 
 def pieces_of(text: str) -> Iterator[str]:
-    """A row as a line: nothing where it is blank."""
+    """A row's text as the pieces of one line; no piece if it is blank."""
     if text.strip():
         *pieces, last = _cut(text.rstrip("\n\r"))
         yield from pieces
@@ -149,8 +149,8 @@ def pieces_of(text: str) -> Iterator[str]:
 def _cut(line: str) -> Iterator[str]:
     """The line in pieces of at most `LONGEST` characters.
 
-    A cut lies before white space that follows something else, where tokenizers that split at white space part words
-    anyway, so that the tokens stay those of the whole line. Where there is none it lies after `LONGEST` characters.
+    A piece ends before a space that follows another character, because tokenizers that split at white space split
+    there anyway: the tokens are those of the whole line. Without such a space a piece has `LONGEST` characters.
     """
     start = 0
     while len(line) - start > LONGEST:
@@ -164,7 +164,7 @@ def _cut(line: str) -> Iterator[str]:
 
 
 def _line_start(file: BinaryIO, offset: int, limit: int) -> int:
-    """Where the first line begins at or after `offset`; `limit` where none does before it."""
+    """The position of the first line that begins at or after byte `offset`; `limit` if none begins before `limit`."""
     if offset == 0 or offset >= limit:
         return min(offset, limit)
     place = offset - 1
@@ -181,7 +181,7 @@ def _line_start(file: BinaryIO, offset: int, limit: int) -> int:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """Place, size, time and a sample of the content."""
+    """Path, size, time of the last change, and a digest of samples of the content."""
     found = os.stat(path)
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -192,5 +192,5 @@ def _stamp(path: Path) -> list[Any]:
 
 
 def unreadable(path: Path, error: Exception) -> Refusal:
-    """What is said of a file that is no text."""
+    """The refusal for a file that is not UTF-8 text."""
     return Refusal(f"{path} cannot be read as UTF-8 text ({str(error)[:100]}): change data.root")

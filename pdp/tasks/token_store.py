@@ -1,7 +1,8 @@
-"""Tokens of texts that are read piece by piece: made once, by any number of processes, and mapped from then on.
+"""The tokens of a large text in a file: written once, by any number of processes, then read through a memory map.
 
-A store is a folder in the cache. Each block of the text becomes a file of its own, which whoever holds its lock makes;
-one that was killed lets go of its lock and what it has made stays. When all are there they are joined.
+A store is a folder in the cache. Each block of the text is tokenized into a file of its own by the process that holds
+the block's lock. If that process is killed, the system releases the lock, and finished blocks stay. Once all blocks
+are there, they are joined into one file.
 """
 
 from __future__ import annotations
@@ -29,16 +30,17 @@ from pdp.tasks.mapped_tokens import MappedTokens, add_to_digest, short_digest
 from pdp.tasks.text_streams import StreamedText
 from pdp.tasks.text_tokenizer import encode, load_tokenizer
 
-WHOLE, SAMPLE = 600 * 10**6, 200 * 10**6  # bytes: a tokenizer is trained on all of a text up to so many, else on some
+# In bytes: a tokenizer is trained on all of a text of at most WHOLE, and on SAMPLE of a larger one.
+WHOLE, SAMPLE = 600 * 10**6, 200 * 10**6
 _FORMAT = 1
 _CHUNK = 2**20  # characters that are encoded at a time
-_HEADER = 24  # bytes before the tokens of a block: how many they are, and the words and bytes of their text
-_POLL = 0.2  # seconds between two looks at blocks that others make
-_JOIN = 2**40  # the byte of the file of locks that stands for joining
+_HEADER = 24  # bytes before the tokens of a block: three uint64, the numbers of tokens, of words and of bytes of text
+_POLL = 0.2  # seconds between two checks for blocks that other processes are writing
+_JOIN = 2**40  # byte of the lock file that is locked for joining; byte n is locked for block n
 
 
 def token_folder(otherwise: str | Path) -> Path:
-    """Where the stores lie; raises `Refusal` where nothing can be written."""
+    """The folder of all stores: in the cache, or in `otherwise`; raises `Refusal` if neither can be written to."""
     folder = cache_folder(otherwise)
     if folder is None:
         raise Refusal(
@@ -49,7 +51,7 @@ def token_folder(otherwise: str | Path) -> Path:
 
 
 class TokenStore:
-    """The tokens of one text under one tokenizer."""
+    """The tokens of one text, made by one tokenizer."""
 
     def __init__(self, folder: Path, text: StreamedText, tokenizer: Any):
         self.text, self.tokenizer = text, tokenizer
@@ -61,12 +63,15 @@ class TokenStore:
         self.drops_space = _drops_space(tokenizer)
 
     def open(self, workers: int, shown: bool = True) -> MappedTokens:
-        """The tokens, made now by so many processes where they are not there yet; raises `Refusal`."""
+        """The tokens; if they are not stored yet, `workers` processes make them now.
+
+        Raises `Refusal` if the disk is full or the text cannot be read.
+        """
         try:
             while (found := self.read()) is None:
                 self.blocks.mkdir(parents=True, exist_ok=True)
                 with self._alone(_JOIN, wait=True):
-                    if self.read() is None:  # of tokens that were cut short
+                    if self.read() is None:  # an index that is there belongs to tokens that were cut short
                         (self.folder / "tokens.json").unlink(missing_ok=True)
                 with contextlib.suppress(FileNotFoundError):  # another process has joined the blocks meanwhile
                     with _helpers(self, workers - 1):
@@ -82,7 +87,7 @@ class TokenStore:
         return found
 
     def read(self) -> MappedTokens | None:
-        """The tokens where they are whole."""
+        """The stored tokens; None unless all of them are there."""
         try:
             told = json.loads((self.folder / "tokens.json").read_text(encoding="utf-8"))
             path = self.folder / "tokens.bin"
@@ -93,7 +98,7 @@ class TokenStore:
             return None
 
     def make(self, shown: bool = False) -> None:
-        """Makes blocks until all are there; those that other processes are at are left to them."""
+        """Makes the missing blocks until all are there; blocks that other processes have locked are left to them."""
         numbers = range(self.text.blocks)
         missing = [number for number in numbers if not self._path(number).is_file()]
         while missing and not (self.folder / "tokens.json").is_file():
@@ -126,7 +131,7 @@ class TokenStore:
     def _chunks(self, number: int) -> Iterator[tuple[list[str], int, int]]:
         pieces: list[str] = []
         length = words = size = 0
-        inside = False  # a line, of which a piece was given
+        inside = False  # whether the piece before belongs to the same line
         for piece in self.text.pieces(number):
             words += len(piece.split())
             pieces.append(piece[1:] if inside and self.drops_space and piece[0] == " " else piece)
@@ -139,13 +144,13 @@ class TokenStore:
             yield pieces, words, size
 
     def _join(self) -> None:
-        """One file of all blocks, by whoever is first; the others wait."""
+        """Joins all blocks into one file, in the first process that gets here; other processes wait for it."""
         with self._alone(_JOIN, wait=True):
             if self.read() is not None:
                 return
             path, counts = self.folder / "tokens.bin", [0, 0, 0]
             beside = path.with_name(f".tokens.{os.getpid()}")
-            for leftover in self.folder.glob(".tokens.*"):  # of a join that was killed
+            for leftover in self.folder.glob(".tokens.*"):  # left by a process that was killed while joining
                 leftover.unlink(missing_ok=True)
             with beside.open("wb") as file:
                 for number in range(self.text.blocks):
@@ -155,7 +160,7 @@ class TokenStore:
                     counts = [one + more for one, more in zip(counts, here, strict=True)]
                 file.flush()
                 os.fsync(file.fileno())
-            # A block may have been cut short where a machine lost its power.
+            # After a power failure a block may be shorter than its header says; then all blocks are made again.
             if beside.stat().st_size != counts[0] * np.dtype(self.stored).itemsize:
                 shutil.rmtree(self.blocks, ignore_errors=True)
                 beside.unlink()
@@ -167,7 +172,7 @@ class TokenStore:
 
     @contextlib.contextmanager
     def _alone(self, number: int, wait: bool = False) -> Iterator[bool]:
-        """Whether this process alone is at the block; where the file system knows no locks, each thinks so."""
+        """Locks a block and yields whether that worked; on a file system without locks it always seems to."""
         with (self.folder / "locks").open("a") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
@@ -180,13 +185,13 @@ class TokenStore:
 
 @contextlib.contextmanager
 def _helpers(store: TokenStore, count: int) -> Iterator[None]:
-    """Inside, so many further processes make blocks; what they could not make is left to this one."""
+    """While this context is open, `count` more processes make blocks; what they fail to make is left to this one."""
     count = min(count, store.text.blocks - 1)
     if count < 1:
         yield
         return
     before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not there in a forked process
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a forked process does not have the threads of its parent
     context = multiprocessing.get_context("fork")
     helpers = [context.Process(target=_help, args=(store, os.getpid()), daemon=True) for _ in range(count)]
     try:
@@ -216,12 +221,12 @@ def _help(store: TokenStore, parent: int) -> None:
         make(number)
 
     store._make = while_wanted  # type: ignore[method-assign]
-    with contextlib.suppress(Refusal, OSError):  # which the main process meets as well, and tells
+    with contextlib.suppress(Refusal, OSError):  # the main process meets the same error and reports it
         store.make()
 
 
 def trained_once(folder: Path, text: StreamedText, vocabulary: int, train: Callable[[Any, int], Any]) -> Any:
-    """The tokenizer that `train` makes of the text, or of a sample of a large one; kept for the next start."""
+    """The tokenizer that `train` makes from the text, or from a sample of a large one; it is stored and reused."""
     known = [_FORMAT, "byte pairs", text.stamp, vocabulary]
     place = folder / f"tokenizer-{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:24]}"
     place.mkdir(parents=True, exist_ok=True)
@@ -235,7 +240,7 @@ def trained_once(folder: Path, text: StreamedText, vocabulary: int, train: Calla
 
 
 def fingerprint_once(folder: Path, start: str, arrays: tuple[Any, ...]) -> str:
-    """The sha256 of these arrays, which of mapped tokens takes a reading of them all, once."""
+    """The sha256 of these arrays in hex digits, stored because it requires reading all mapped tokens once."""
     kept = folder / "fingerprints" / short_digest(start, arrays)
     with contextlib.suppress(OSError):
         if len(found := kept.read_text(encoding="utf-8")) == 64:
@@ -256,7 +261,10 @@ def _digest_of(tokenizer: Any) -> str:
 
 
 def _drops_space(tokenizer: Any) -> bool:
-    """Whether a text begins as if there were a space before it, so that a piece within a line gives up its own."""
+    """Whether the tokenizer puts a space in front of every text.
+
+    If so, a piece that continues a line must not begin with a space of its own.
+    """
 
     def of(*texts: str) -> list[int]:
         return [token for row in tokenizer(list(texts), add_special_tokens=False)["input_ids"] for token in row]

@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any
 
 from pdp.config.check_prune import implied_sparsity, is_dense
-from pdp.config.schema import Config, NmPruneConfig
+from pdp.config.schema import Config
+from pdp.patterns.options import label_of
 from pdp.runs.record import Record
 from pdp.wording import one_line
 
@@ -36,7 +37,7 @@ def flat(line: dict[str, Any]) -> dict[str, Any]:
 def tags_of(config: Config) -> list[str]:
     """Model, data, method, pattern, sparsity and seed, without duplicates and no longer than W&B allows."""
     prune, sparsity = config.prune, config.sparsity
-    pattern = f"{prune.n}:{prune.m}" if isinstance(prune, NmPruneConfig) else prune.pattern
+    pattern = label_of(prune.pattern, vars(prune))
     if sparsity is None:
         sparsity = 0.0 if is_dense(config) else implied_sparsity(config)
     words = [config.model.name, config.data.name, config.method.name, pattern]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pdp.wording import duration, gone, percent, score
 
@@ -57,6 +58,16 @@ class Look:
         return f"{place}: {self.state()}, rate {self.rate:.3g}, {duration(self.seconds_left)} left"
 
 
+class _TwoLines(Progress):
+    """The bar with its times, and below it the values, which no terminal is too narrow for."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            if task.fields["state"]:
+                yield Text(task.fields["state"], no_wrap=False, overflow="fold")
+
+
 class Display:
     """Prints on the main process only: a bar on a terminal, a line every half minute elsewhere."""
 
@@ -73,11 +84,10 @@ class Display:
         """Shows the bar of a run of `total_steps` optimizer steps, `done_steps` of which are done."""
         if not self.console.is_terminal or self.console.quiet:
             return
-        self._progress = Progress(
+        self._progress = _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[state]},"),
             TimeElapsedColumn(),
             TextColumn("gone,"),
             TimeRemainingColumn(elapsed_when_finished=False),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pdp.config.schema import Config
+from pdp.config.schema import BlockPruneConfig, Config
 from pdp.pruner.pruner import Pruner
 from pdp.quantize.sizes import bytes_on_disk
 from pdp.runs.directory import RunDirectory
@@ -18,6 +18,7 @@ from pdp.tasks.task import Task
 from pdp.training.closing import close
 from pdp.training.display import Display
 from pdp.training.hardening import note_gap
+from pdp.training.pruning_notes import keep_histograms
 from pdp.training.recalibration import recalibrate
 from pdp.training.recording import layer_table, make_record
 from pdp.training.sharding import load_model_weights, made_whole, save_model_weights
@@ -35,7 +36,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     test = accelerator.prepare(task.evaluation_loader("test", batch, config.data.workers))
     notes: list[str] = []
     if trainer.takes_part:
-        attempt(notes, "the histograms of the end", lambda: trainer.keep_histograms("end"))
+        attempt(notes, "the histograms of the end", lambda: keep_histograms(trainer, "end"))
     soft: dict[str, float] = {}
     if trainer.total:  # without training it is hard already
         with pruner.unquantized():
@@ -143,12 +144,16 @@ def recalibrated(config: Config, task: Task, trainer: Trainer) -> list[str]:
 
 
 def rounded(config: Config, pruner: Pruner) -> list[str]:
-    """A note on how far prune.round_to moved the pruned share from the requested one."""
-    round_to = getattr(config.prune, "round_to", 1)
-    if round_to == 1 or not pruner.method.prunes or pruner.target is None:
+    """A note on how far prune.round_to, or whole blocks, moved the pruned share from the requested one."""
+    if not pruner.method.prunes or pruner.target is None:
         return []
     unit, share = of_unit(pruner.pattern.target_unit), pruner.pattern.reached(pruner.layers)
-    return [f"prune.round_to={round_to}: {percent(share)}{unit} gone, {percent(pruner.target)} asked"]
+    gone = f"{percent(share)}{unit} gone, {percent(pruner.target)} asked"
+    if (round_to := getattr(config.prune, "round_to", 1)) != 1:
+        return [f"prune.round_to={round_to}: {gone}"]
+    if isinstance(config.prune, BlockPruneConfig) and percent(share) != percent(pruner.target):
+        return [f"prune.block=[{','.join(map(str, config.prune.block))}]: {gone}, as near as whole blocks come"]
+    return []
 
 
 def attempt(notes: list[str], what: str, compute: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""evaluate.py lm_eval=[...]: tasks of the Language Model Evaluation Harness, by its own library, on the hard model."""
+"""evaluate.py lm_eval=[...]: evaluates the hard model on tasks of the Language Model Evaluation Harness (lm-eval)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pdp.wording import one_line
 
 
 def check_lm_eval(task: Task, tasks: Sequence[str]) -> None:
-    """Raises `Refusal` where the model writes no text; before anything is opened."""
+    """Raises `Refusal` for a model that is no causal language model, before any data is opened."""
     if tasks and not isinstance(task, LanguageModellingTask):
         raise Refusal(
             f"lm_eval={','.join(tasks)} is for causal language models: drop it, or give a run or model of "
@@ -29,7 +29,7 @@ def check_lm_eval(task: Task, tasks: Sequence[str]) -> None:
 
 
 def show_lm_eval(config: Config, task: Task, model: nn.Module, tasks: Sequence[str], display: Display) -> None:
-    """Runs the tasks on the model as it is and prints a row for each of their metrics; raises `Stopped`."""
+    """Evaluates the model on the tasks and prints a row for each metric; raises `Stopped` if lm-eval fails."""
     if not tasks:
         return
     rows = [
@@ -43,7 +43,7 @@ def show_lm_eval(config: Config, task: Task, model: nn.Module, tasks: Sequence[s
 def run_lm_eval(
     config: Config, task: Task, model: Any, tasks: Sequence[str]
 ) -> list[tuple[str, str, float, float | None]]:
-    """Task, metric, value and standard error of every number that lm-eval gives; raises `Stopped` where it fails."""
+    """Task, metric, value and standard error of each result, None for no error; raises `Stopped` on failure."""
     if not reachable():
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     try:
@@ -57,7 +57,7 @@ def run_lm_eval(
             max_length=config.data.context,  # type: ignore[attr-defined]
         )
         found = simple_evaluate(model=wrapped, tasks=[_task(one) for one in tasks], random_seed=config.seed)
-    except Exception as error:  # its tasks, their data and its clients raise many kinds
+    except Exception as error:  # lm-eval, its tasks and their data can raise any kind of error
         raise Stopped(
             f"lm_eval={','.join(tasks)}: lm-eval could not run it ({type(error).__name__}: {one_line(error)[:200]}); "
             "give tasks that it knows, and whose data are at hand"
@@ -74,7 +74,7 @@ def run_lm_eval(
 
 
 def _task(name: str) -> Any:
-    """A name that lm-eval knows, or what a task's file says."""
+    """What lm-eval takes as a task: a name that it knows, or the content of a task's YAML file."""
     if not name.endswith((".yaml", ".yml")):
         return name
     import yaml

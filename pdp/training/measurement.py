@@ -10,7 +10,8 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from pdp.config.schema import Config, data_label
+from pdp.config.data_schema import data_label
+from pdp.config.schema import Config
 from pdp.config.source import source_digest
 from pdp.config.stored import from_yaml
 from pdp.cost import count_bytes, count_macs, count_parameters

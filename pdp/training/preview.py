@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pdp.config.schema import Config, data_label
+from pdp.config.data_schema import data_label
+from pdp.config.schema import Config
 from pdp.cost import count_macs, count_parameters
 from pdp.distill.teacher import describe
 from pdp.tasks.task import Task

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
+from pdp.config.data_schema import data_label
 from pdp.config.identity import config_hash, method_revision, pretrained_label
-from pdp.config.schema import Config, data_label
+from pdp.config.schema import Config
 from pdp.config.source import source_digest
 from pdp.cost import count_macs, count_parameters, uncounted
 from pdp.environment import device_name, git_commit, peak_memory_mb, versions

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from pdp.config.data_schema import data_label
 from pdp.config.identity import config_hash, run_directory
-from pdp.config.schema import Config, data_label
+from pdp.config.schema import Config
 from pdp.config.stored import to_yaml
 from pdp.distill.distillation import make_objective
 from pdp.errors import Refusal, SavedForRestart, Stopped

@@ -1,8 +1,8 @@
-"""recipe.sharding=fsdp: a language model's weights, gradients and optimizer state in parts on all processes (FSDP2).
+"""recipe.sharding=fsdp: each process holds a part of a language model's weights, gradients and optimizer state (FSDP2).
 
-Each block of the model is gathered when it computes and parted again after it. Everything that leaves the processes,
-checkpoints and weights, is whole, so that a run goes on under any number of them, sharded or not. What makes a whole is
-collective: all processes call it together, and the main one alone keeps what comes out.
+The weights of a block are gathered while the block computes and freed afterwards. Checkpoints and weight files hold
+whole tensors, so that a run can continue with any number of processes, sharded or not. Functions that gather whole
+tensors are collective: all processes must call them, and only the main process keeps the result.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ from pdp.tasks.task import Task
 
 
 def shards(config: Config) -> bool:
-    """Whether this run's model is sharded; one process holds all of it anyway."""
+    """Whether this run's model is sharded: if the recipe asks for it and there are several processes."""
     return config.recipe.sharding == "fsdp" and torch.distributed.is_initialized()
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> None:
-    """Shards `model`, which may lie on the CPU, in place: each block of its stacks, then all that is left as one."""
+    """Shards `model`, which may be on the CPU, in place: each block of its stacks by itself, then everything else.
+
+    Raises `Refusal` if torch cannot shard the model.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -52,7 +55,7 @@ def shard(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def check_layers(pruner: Pruner) -> None:
-    """Raises `Refusal` for layers whose weight is one matrix of a parameter, as experts' may be: a shard has a part."""
+    """Raises `Refusal` for layers whose weight is one matrix of a stacked parameter, such as all experts' weights."""
     stacked = next((layer for layer in pruner.layers if layer.stacked), None)
     if stacked is not None:
         raise Refusal(
@@ -62,13 +65,13 @@ def check_layers(pruner: Pruner) -> None:
 
 
 def follow(pruner: Pruner, device: torch.device) -> None:
-    """Brings what the pruner holds to where the shards lie."""
+    """Moves the pruner's state of each layer to the device of the shards."""
     for layer in pruner.layers:
         layer.state = {key: value.to(device) for key, value in layer.state.items()}
 
 
 def whole_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
-    """The model's state dict in host memory, tied weights as one tensor; empty where `keep` is false. Collective."""
+    """The model's state dict with whole tensors on the CPU, tied ones as one; empty unless `keep`. Collective."""
     owners = {name: id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False)}
     made: dict[int, Tensor] = {}
     state: dict[str, Tensor] = {}
@@ -84,7 +87,10 @@ def whole_weights(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
 
 
 def take_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Takes whole weights by name, of tied ones under any name; raises `RuntimeError` for another model."""
+    """Copies whole weights into a sharded model; tied ones need only one of their names.
+
+    Raises `RuntimeError` if names or shapes are not the model's.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
     given = {id(parameters[name]) for name in state if name in parameters}
@@ -100,7 +106,7 @@ def take_weights(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 class _Whole(nn.Module):
-    """Has the state dict that it is given."""
+    """A module whose state dict is the given one."""
 
     def __init__(self, state: dict[str, Tensor]):
         super().__init__()
@@ -111,7 +117,7 @@ class _Whole(nn.Module):
 
 
 def save_model_weights(model: nn.Module, path: Path, main: bool) -> None:
-    """`save_weights` of a model that may be sharded; the main process writes. Collective where it is."""
+    """`save_weights` of a model that may be sharded; only the main process writes. Collective if it is sharded."""
     if not any(is_sharded(one) for one in model.parameters()):
         if main:
             save_weights(model, path)
@@ -122,7 +128,7 @@ def save_model_weights(model: nn.Module, path: Path, main: bool) -> None:
 
 
 def load_model_weights(model: nn.Module, path: Path) -> None:
-    """`load_weights` into a model that may be sharded; raises `Refusal`."""
+    """`load_weights` into a model that may be sharded; raises `Refusal` if the weights are of another model."""
     if not any(is_sharded(one) for one in model.parameters()):
         load_weights(model, path)
         return
@@ -133,7 +139,10 @@ def load_model_weights(model: nn.Module, path: Path) -> None:
 
 
 def made_whole(config: Config, task: Task, pruner: Pruner, model: nn.Module, path: Path) -> nn.Module:
-    """A finished run's model from its weights, in host memory, of one piece; the pruner's layers are its own then."""
+    """An unsharded copy on the CPU of a finished run's model, read from its weights.
+
+    Afterwards the pruner's layers, and the couplings of the channel pattern, are those of the copy.
+    """
     pretrained, config.model.pretrained = config.model.pretrained, "false"
     try:
         made = task.build_model()
@@ -155,7 +164,7 @@ def made_whole(config: Config, task: Task, pruner: Pruner, model: nn.Module, pat
 
 
 def whole_optimizer(optimizer: Any, keep: bool = True) -> dict[str, Any]:
-    """The optimizer's state dict with whole tensors in host memory. Collective."""
+    """The optimizer's state dict with whole tensors on the CPU, which is incomplete unless `keep`. Collective."""
     state = optimizer.state_dict()
 
     def made(value: Any) -> Any:
@@ -169,11 +178,11 @@ def whole_optimizer(optimizer: Any, keep: bool = True) -> dict[str, Any]:
 
 
 def parted_optimizer(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """A whole optimizer state as the parameters of `optimizer` lie."""
+    """A whole optimizer state, sharded as the parameters of `optimizer` are."""
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     if len(numbers) != len(parameters):
-        return state  # which the optimizer refuses itself
+        return state  # the optimizer itself refuses it
     parted = {
         number: {
             name: resharded(value, parameter) if torch.is_tensor(value) and value.shape == parameter.shape else value
@@ -186,7 +195,11 @@ def parted_optimizer(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_step(loader: Any, accelerator: Accelerator) -> Iterator[tuple[Any, bool]]:
-    """Batches, as many on every process, and whether each is this one's own to observe: a forward needs them all."""
+    """The batches of `loader`, equally many on every process because a forward is collective.
+
+    Each comes with whether it is this process's own. A process that has run out of batches gets the main process's
+    batch, computes it too, and must not count it.
+    """
     batches = iter(loader)
     while True:
         batch = next(batches, None)
@@ -195,7 +208,7 @@ def in_step(loader: Any, accelerator: Accelerator) -> Iterator[tuple[Any, bool]]
         torch.distributed.all_reduce(count)
         if not count.item():
             return
-        if count.item() < accelerator.num_processes:  # the last, short batch: the main process has a part of it
+        if count.item() < accelerator.num_processes:  # the last, short batch: the main process has some of it
             lent = broadcast_object_list([send_to_device(batch, "cpu") if accelerator.is_main_process else None])
             batch = batch if have else send_to_device(lent[0], accelerator.device)
         yield batch, have

@@ -17,7 +17,6 @@ from torch import nn
 from pdp.config.schema import Config
 from pdp.distill.objective import Objective
 from pdp.errors import SavedForRestart
-from pdp.pruner.distributions import histograms
 from pdp.pruner.pruner import Pruner
 from pdp.pruner.revived import Revived
 from pdp.runs.checkpoint import random_state
@@ -31,10 +30,12 @@ from pdp.training.evaluation import AskedToStop, measure
 from pdp.training.graphs import StepGraphs, usable
 from pdp.training.losses import Losses
 from pdp.training.measuring import measure_and_file
-from pdp.training.nonfinite import SkipGuard, check_in_a_row
-from pdp.training.optimizers import make_average, make_optimizer, rate_factor, set_rate
+from pdp.training.nonfinite import SkipGuard
+from pdp.training.optimizer_step import backward, optimizer_step
+from pdp.training.optimizers import make_average, make_optimizer
 from pdp.training.progress import LOOK_SECONDS, Progress
-from pdp.training.sharding import check_layers, follow, save_model_weights, shard, shards
+from pdp.training.pruning_notes import keep_weights, note_pruning
+from pdp.training.sharding import check_layers, follow, shard, shards
 from pdp.training.signals import StopSignals
 from pdp.training.step_history import StepHistory
 from pdp.training.together import share_buffers
@@ -153,25 +154,7 @@ class Trainer:
         # If evaluations do not coincide with epochs, the pruner is told each metric when it is measured.
         self.pruner.start_epoch(epoch, metric=self.metric if self.evaluate_every is None else None)
         self.mask_ms.append(1000 * (time.perf_counter() - started))
-        self._note_pruning(before)
-
-    def _note_pruning(self, before: float) -> None:
-        """Keeps the weights from when pruning began, and histograms at the start and the middle of the ramp."""
-        now = self.pruner.fraction
-        if not self.takes_part or before == now:
-            return
-        if before == 0:
-            main = self.accelerator.is_main_process
-            if main:
-                self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
-            save_model_weights(self.model, self.directory.before_pruning, main)
-            self.keep_histograms("start")
-        if before < 0.5 <= now:
-            self.keep_histograms("middle")
-
-    def keep_histograms(self, moment: str) -> None:
-        """Keeps the histograms of weights and masks under the name `moment`."""
-        self.histograms |= {f"{moment}/{key}": value for key, value in histograms(self.pruner).items()}
+        note_pruning(self, before)
 
     def _train_epoch(self, epoch: int) -> None:
         self.trained.train()
@@ -184,11 +167,11 @@ class Trainer:
             with self.accelerator.accumulate(self.trained):
                 if self.guard and self.batch % self.recipe.accumulation == 0:
                     self.guard.begin()
-                (self.guard or self.losses).add(self._backward(batch))
+                (self.guard or self.losses).add(backward(self, batch))
                 self.batch += 1
                 if not self.accelerator.sync_gradients:
                     continue
-                self._optimizer_step()
+                optimizer_step(self)
             now = time.perf_counter()
             self.seconds += now - started
             self.step_ms.append(1000 * (now - started))
@@ -209,60 +192,6 @@ class Trainer:
         self.seconds += time.perf_counter() - started  # includes steps that the device still had to finish
         self.batch = 0
         self.epoch = epoch + 1
-
-    def _backward(self, batch: Any) -> torch.Tensor:
-        """Returns the loss of a micro-batch without penalty; leaves its gradients in the parameters."""
-        if self.graphs is not None:
-            try:
-                return self.graphs.backward(batch)
-            except torch.OutOfMemoryError:
-                raise
-            except RuntimeError as error:  # for example an operation that waits for the device
-                self.graphs = None
-                self.optimizer.zero_grad()
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
-                self.display.say(f"recipe.compile=graphs: steps cannot be recorded, training goes on without: {reason}")
-        loss = self.objective.loss(self.trained, batch)
-        penalty = self.pruner.penalty()
-        self.accelerator.backward(loss if penalty is None else loss + penalty)
-        return loss.detach()
-
-    def _optimizer_step(self) -> None:
-        before = self.pruner.fraction
-        set_rate(self.optimizer, rate_factor(self.recipe, self.step, self.steps_per_epoch))
-        if self.accelerator.scaler:
-            self.accelerator.unscale_gradients()
-        taken = self._is_finite()
-        if taken:
-            self.pruner.after_backward()
-            if self.recipe.clip is not None:
-                pruner = self.pruner
-                clipped = [*self.model.parameters(), *pruner.method.clipped(), *pruner.adapter_parameters]
-                torch.nn.utils.clip_grad_norm_(clipped, self.recipe.clip)
-        if taken or self.accelerator.scaler:  # a scaler skips the step itself, and lowers its scale
-            self.optimizer.step()
-        started = time.perf_counter()
-        self.pruner.step()
-        self.mask_ms.append(1000 * (time.perf_counter() - started))
-        self.optimizer.zero_grad()
-        self.step += 1
-        if self.average is not None and taken:
-            self.average.update(self.model, step=self.step)
-        self._note_pruning(before)
-
-    def _is_finite(self) -> bool:
-        """Whether the optimizer step is to be taken; with recipe.on_nonfinite=stop `_look` checks later."""
-        if self.guard is None:
-            return True
-        if self.guard.is_finite(self.optimizer):
-            for loss in self.guard.losses:
-                self.losses.add(loss)
-            self.losses.skipped_in_a_row = 0
-            return True
-        self.losses.skipped += 1
-        self.losses.skipped_in_a_row += 1
-        check_in_a_row(self.losses.skipped_in_a_row, self.step)
-        return False
 
     def _between_steps(self, epoch: int) -> None:
         """Stops the run if a signal came; begins a checkpoint if one is due by the clock."""
@@ -310,11 +239,7 @@ class Trainer:
     def _measure_untrained(self) -> None:
         """Writes the only line of the history of a run without training: the hard model on the validation part."""
         if self.pruner.method.prunes and not self.pruner.fraction and self.takes_part:
-            main = self.accelerator.is_main_process
-            if main:
-                self.directory.checkpoints.mkdir(parents=True, exist_ok=True)
-            save_model_weights(self.model, self.directory.before_pruning, main)
-            self.keep_histograms("start")
+            keep_weights(self)
         self.pruner.at_once()
         self._measure()
 

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pdp.config.data_schema import ImagesDataConfig
 from pdp.config.identity import changed_values, config_hash, run_directory
-from pdp.config.schema import (
-    AllocationConfig,
-    Config,
-    ImagesDataConfig,
-    ModelConfig,
-    PruneConfig,
-    RecipeConfig,
-    ScheduleConfig,
-)
+from pdp.config.schema import AllocationConfig, Config, ModelConfig, PruneConfig, RecipeConfig, ScheduleConfig
 from pdp.errors import Refusal
 from pdp.methods.options import DenseOptions, GmpOptions, PdpOptions
 

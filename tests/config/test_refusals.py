@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from pdp.config.check import check
 from pdp.config.compose import compose
+from pdp.config.data_schema import ImagesDataConfig as Images
 from pdp.config.schema import AllocationConfig, Config, ModelConfig, PruneConfig, RecipeConfig, ScheduleConfig
-from pdp.config.schema import ImagesDataConfig as Images
 from pdp.errors import Refusal
 from pdp.methods.options import PdpOptions
 from pdp.schedule.shapes import make_schedule

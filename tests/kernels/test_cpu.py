@@ -278,6 +278,7 @@ assert not usable(torch.ones(3))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "environment"),
     [(FORKED, {}), (WITHOUT, {}), (SWITCHED_OFF, {"NUMBA_DISABLE_JIT": "1"})],

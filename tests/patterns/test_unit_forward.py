@@ -8,8 +8,8 @@ import copy
 
 import pytest
 import torch
+from channel_models import IMAGE, NOW, Residual, make, train
 from small_models import batch
-from test_channel import IMAGE, NOW, Residual, make, train
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from channel_models import NOW, make
 from small_models import batch
-from test_channel import NOW, make
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -149,6 +149,7 @@ def seeded():
     return [pruner for _, pruner in made]
 
 
+@pytest.mark.slow
 def test_saliencies_have_the_same_bits_on_a_processor_with_narrower_vectors():
     """PyTorch's own switch makes a process add up as on a processor without AVX."""
     code = "import json, test_unit_table as own; print(json.dumps([own.bits(one) for one in own.seeded()]))"

@@ -5,6 +5,8 @@ import re
 import pytest
 from installed import ROOT, make_site, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):

@@ -1,5 +1,6 @@
 """Processes that use different layers in a step: the methods' parameters are still averaged."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -41,6 +42,7 @@ def rank(number, path, queue):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_every_extra_is_averaged_on_every_process(tmp_path):
     queue = mp.get_context("spawn").Queue()
     group = mp.spawn(rank, (tmp_path / "meeting", queue), nprocs=2, join=False)

@@ -104,7 +104,7 @@ def test_the_forward_is_that_of_torch_s_own_operations_on_the_masked_weights():
 
 def on_grid(quantizer, name, values):
     number = [one.name for one in quantizer.activations].index(name)
-    scale, zero = float(quantizer.scales[number]), int(quantizer.zero_points[number])
+    scale, zero = float(quantizer.ranges.scales[number]), int(quantizer.ranges.zero_points[number])
     return torch.fake_quantize_per_tensor_affine(values.float(), scale, zero, 0, 255).double()
 
 
@@ -127,8 +127,8 @@ def test_ranges_are_means_of_what_the_steps_saw_and_stand_still_in_evaluation():
             model(1000 * inputs)
             model.train()
     assert active == [step >= 15 for step in range(40)]
-    assert torch.allclose(pruner.quantizer.ranges[0, 0], torch.stack(lows).mean(), rtol=1e-5)
-    assert torch.allclose(pruner.quantizer.ranges[1, 0], torch.stack(highs).mean(), rtol=1e-5)
+    assert torch.allclose(pruner.quantizer.ranges.average[0, 0], torch.stack(lows).mean(), rtol=1e-5)
+    assert torch.allclose(pruner.quantizer.ranges.average[1, 0], torch.stack(highs).mean(), rtol=1e-5)
 
 
 def test_where_an_integer_convolution_s_result_is_read_by_floats_it_has_a_range():
@@ -204,7 +204,7 @@ def test_a_copy_and_an_average_compute_as_the_model_does(ranges):
     assert torch.equal(average(images), model.eval()(images))
     later = copy.deepcopy(pruner)
     assert torch.equal(later.model(images), model(images)) and later.quantizer is not pruner.quantizer
-    assert not twin.quantizer.active and not torch.isfinite(twin.quantizer.ranges).any()
+    assert not twin.quantizer.active and not torch.isfinite(twin.quantizer.ranges.average).any()
 
 
 def test_a_learned_scale_moves_and_needs_the_optimizer():

@@ -14,6 +14,7 @@ from record_values import record_values
 from stored_runs import make_run
 
 from pdp.errors import Refusal
+from pdp.reports import plots
 from pdp.reports.dashboard import _together
 from pdp.reports.sweep_table import make_tables, write_tables
 from pdp.runs.directory import RunDirectory
@@ -176,3 +177,15 @@ def test_the_soft_gap_is_kept_where_there_is_one(results, capsys):
     kept = results / "records" / "s" / path.parent.name
     assert (kept / "seed0" / "soft_gap.csv").read_text() == "name,cut\nconv1,0.5\n"
     assert not (kept / "seed1" / "soft_gap.csv").exists() and "soft_gap.csv" not in capsys.readouterr().out
+
+
+def test_an_axis_in_percent_is_never_a_hundredth_of_a_point_wide() -> None:
+    # 89.9999 and 90.0001 % were once written as -0.0001 and 0.0001 with +9e1 at the edge.
+    runs = pd.DataFrame(
+        {"metric_name": "top1", "method": ["pdp", "gmp"], "cell": ["a", "b"], "metric": [0.9951, 0.995]}
+        | {"sparsity": [0.899999, 0.900001]}
+    )
+    text = plots.scatter(runs, "sparsity", "sparsity, %", "two methods")
+    written = [float(one) for one in re.findall(r">([−0-9.]+)</text>", text.replace("−", "-"))]
+    assert min(written) > 89 and max(written) <= 100 and 90.0 in written
+    assert "+9e1" not in text

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pdp.config.schema import Config, ImagesDataConfig, ModelConfig, RecipeConfig
+from pdp.config.data_schema import ImagesDataConfig
+from pdp.config.schema import Config, ModelConfig, RecipeConfig
 
 
 def configuration(data: dict[str, Any], model: dict[str, Any] | None = None) -> Config:

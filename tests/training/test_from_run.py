@@ -21,8 +21,10 @@ RUNS = {
     "random": ["model=resnet20", "sparsity=0.9", "prune.exclude=[fc]", "model.arguments.shortcut=pad", *RAMP],
     "nm": ["model=resnet20", "prune=nm", "prune.n=1", "prune.m=4", "method=gmp", *RAMP],
     "channel": ["model=resnet20", "prune=channel", "sparsity=0.5", "seed=3", *RAMP],
+    "block": ["model=resnet20", "prune=block", "prune.block=[8,2]", "sparsity=0.6", *RAMP],
     "dense": ["model=resnet20", "prune=none"],
 }
+RUN_LABELS = [("random", "random"), ("nm", "1:4"), ("channel", "channel"), ("block", "block-8x2")]
 NEXT = ["recipe.epochs=2", "recipe.lr_warmup=0", "recipe.batch_size=32", "recipe.lr=0.02", "recipe.weight_decay=0.01"]
 
 
@@ -62,7 +64,7 @@ def zeros(state):
     return {key: value == 0 for key, value in state.items() if value.dim() in (2, 4)}
 
 
-@pytest.mark.parametrize(("kind", "pattern"), [("random", "random"), ("nm", "1:4"), ("channel", "channel")])
+@pytest.mark.parametrize(("kind", "pattern"), RUN_LABELS)
 def test_the_zeros_stay_and_the_rest_is_trained(here, kind, pattern):
     """Weight decay and momentum are on; what is held is exactly the old mask, and what is not is not zero."""
     made = run("model=resnet20", f"from={kind}", *NEXT)

@@ -95,9 +95,16 @@ def test_killed_five_times_and_the_same_bit_for_bit(tmp_path, never_killed):
     assert epochs_done(tmp_path) == 8
 
 
-@pytest.mark.parametrize("method", ["str", "rigl"])  # trained extras; an optimizer whose averages are reset
-def test_killed_in_the_middle_of_another_method(method, tmp_path):
-    words = [f"method={method}"] if method == "str" else [f"method={method}", "method.update_every=4it"]
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["method=str"],  # trained extras
+        ["method=rigl", "method.update_every=4it"],  # an optimizer whose averages are reset
+        ["prune=block", "prune.block=[8,2]"],  # ragged at the stem's 27 columns
+    ],
+    ids=" ".join,
+)
+def test_killed_in_the_middle_of_another_method(words, tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         process = start(folder, *words)

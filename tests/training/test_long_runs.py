@@ -280,7 +280,7 @@ def test_of_accumulated_micro_batches_one_is_enough_and_a_killed_run_counts_on(t
 def test_a_left_out_step_changes_neither_weights_nor_averages(tmp_path, monkeypatch):
     """From one step to the next everything that training changes is the same, BatchNorm's averages too."""
     poisoned(monkeypatch, 5)
-    seen, step = {}, trainer.Trainer._optimizer_step
+    seen, step = {}, trainer.optimizer_step
 
     def watched(self):
         step(self)
@@ -289,7 +289,7 @@ def test_a_left_out_step_changes_neither_weights_nor_averages(tmp_path, monkeypa
             f"average {key}": one.clone() for key, one in self.average.module.state_dict().items()
         }
 
-    monkeypatch.setattr(trainer.Trainer, "_optimizer_step", watched)
+    monkeypatch.setattr(trainer, "optimizer_step", watched)
     run(tmp_path, "recipe.on_nonfinite=skip", "recipe.ema=0.9")
     assert all(torch.equal(seen[5][name], value) for name, value in seen[4].items())
     assert not all(torch.equal(seen[6][name], value) for name, value in seen[5].items())

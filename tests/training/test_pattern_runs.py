@@ -66,6 +66,34 @@ def test_an_nm_run(method, tmp_path, capsys):
         assert gaps.name.tolist() == layers[layers.prunable].name.tolist() and (gaps.gap >= 0).all()
 
 
+@pytest.mark.parametrize("size", [(4, 1), (8, 5)])
+def test_a_run_of_blocks(size, tmp_path, capsys):
+    high, wide = size
+    words = ["prune=block", f"prune.block=[{high},{wide}]", "sparsity=0.7", "recipe.ema=0.9"]
+    run = train(tmp_path / "runs", *words)
+    assert run.parent.name.startswith(f"resnet20-digits-pdp-block-{high}x{wide}-0.7-")
+    record = read_record(run)
+    assert (record.pattern, record.target_unit, record.target_sparsity) == (f"block-{high}x{wide}", "weight", 0.7)
+    assert read_run(run).pattern == f"block-{high}x{wide}"
+    layers = pd.read_csv(run / "layers.csv")
+    prunable = layers[layers.prunable]
+    assert abs(record.sparsity - 0.7) * prunable.weights.sum() <= high * wide * len(prunable) / 2
+    told = any(f"prune.block=[{high},{wide}]: " in note and "70.00 % asked" in note for note in record.notes)
+    assert told == (f"{record.sparsity:.4f}" != "0.7000")
+    state, zeros, macs = load_file(run / "model.safetensors"), 0, 0.0
+    for name, dense in zip(prunable.name, prunable.macs, strict=True):
+        matrix = state[f"{name}.weight"].flatten(1) == 0
+        for top in range(0, matrix.shape[0], high):
+            for left in range(0, matrix.shape[1], wide):
+                block = matrix[top : top + high, left : left + wide]
+                assert bool(block.all()) == bool(block.any())
+        zeros += int(matrix.sum())
+        macs += dense * float((~matrix).float().mean())
+    assert zeros == round(record.sparsity * prunable.weights.sum())
+    assert record.macs_sparse == pytest.approx(macs, rel=1e-6)
+    assert f"block-{high}x{wide}" in capsys.readouterr().out
+
+
 def test_a_channel_run_and_its_exports(tmp_path):
     run = train(tmp_path / "runs", "prune=channel", "sparsity=0.5", "recipe.recalibrate_bn=2")
     record = read_record(run)

@@ -74,7 +74,15 @@ def test_its_weights_are_floats_with_scales_beside_and_what_is_measured_is_both(
     assert len(history) == 4 and record.epoch_best >= 2  # before, what was measured does not ship
 
 
-@pytest.mark.parametrize("words", [["quantize=int8"], ["quantize=int8", "quantize.ranges=learned", "recipe.ema=0.9"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["quantize=int8"],
+        ["quantize=int8", "quantize.ranges=learned", "recipe.ema=0.9"],
+        ["quantize=int8", "prune=block", "prune.block=[4,2]"],
+    ],
+    ids=" ".join,
+)
 def test_a_run_stopped_in_every_phase_goes_on_bit_for_bit(words, tmp_path, monkeypatch, int8_run):
     from pdp.training import trainer
 
