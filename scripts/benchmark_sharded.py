@@ -79,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "seconds": max(part["seconds"] for part in parts),
         "peak_alone_mb": alone["peak_mb"],
         "peak_mb": [part["peak_mb"] for part in parts],
+        "peak_at_start_mb": parts[0]["peak_at_start_mb"],
         "machine": machine(torch.device("cpu"), 1),
     }
     rows = json.loads(arguments.to.read_text()) if arguments.to.is_file() else []
@@ -119,6 +120,7 @@ def one_rank(place: str, name: str, pattern: str, context: str, layers: str, bat
     example = {"input_ids": torch.zeros(1, 8, dtype=torch.int64)} if pattern == "channel" else None
     pruner = Pruner(model, "pdp", pattern, None if pattern == "2:4" else 0.5, 4, own_exclude=["lm_head"],
                     schedule={"name": "linear", "warmup": "1ep", "ramp": "2ep"}, example_input=example)  # fmt: skip
+    begins = peak()
     if world > 1:
         from accelerate import Accelerator
 
@@ -157,12 +159,17 @@ def one_rank(place: str, name: str, pattern: str, context: str, layers: str, bat
     pruner.finalize()
     report = pruner.report()
     seconds = time.perf_counter() - begun
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     found = {"parameters": parameters, "steps": steps, "loss": losses, "seconds": round(seconds, 1),
-             "nonzero": int(report.nonzero.sum()), "peak_mb": int(peak.split()[1]) // 1024}  # fmt: skip
+             "nonzero": int(report.nonzero.sum()), "peak_mb": peak(), "peak_at_start_mb": begins}  # fmt: skip
     (Path(place) / f"{world}-{rank}.json").write_text(json.dumps(found))
     if world > 1:
         dist.destroy_process_group()
+
+
+def peak() -> int:
+    """The largest resident size of this process so far, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) // 1024
 
 
 def made(name: str, layers: int) -> Any:

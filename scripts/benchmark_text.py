@@ -6,8 +6,9 @@
 Makes a text of words by Zipf's law, opens it as `data=text` in processes of their own, twice (the tokens are there the
 second time), and draws an epoch's first thousand windows. With `--kill N` all processes of the first opening are killed
 (SIGKILL) N times while tokens are made, and the same command goes on; an undisturbed opening by one process in a cache
-of its own must then have the same tokens. The largest resident size (VmHWM) is that of the largest process of all these
-openings. Adds a row to results/benchmarks/large_text.json. Exit codes: 0; 1 where tokens differ.
+of its own must then have the same tokens. With `--minutes M` it is ended then, and only the memory up to there is told.
+The largest resident size (VmHWM) is that of the largest process of all these openings. Adds a row to
+results/benchmarks/large_text.json. Exit codes: 0; 1 where tokens differ.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--one-line", action="store_true", help="no line end in all of the training text")
     parser.add_argument("--kill", type=int, default=0, help="so many times while tokens are made (0)")
+    parser.add_argument(
+        "--minutes", type=float, help="stop then: of a text too large for this machine, its memory alone"
+    )
     parser.add_argument("--vocabulary", type=int, default=32_000)
     parser.add_argument("--text", type=Path, help="a folder with train.txt and test.txt instead of a made text")
     parser.add_argument("--folder", type=Path, help="for the text and its tokens (a temporary one)")
@@ -75,42 +80,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = ["model=gpt2_tiny", "prune=none", "data=text", f"data.root={text}", "data.context=512",
                  f"data.vocabulary={arguments.vocabulary}",
                  "model.sizes={n_embd: 16, n_layer: 1, n_head: 2, n_positions: 512}"]  # fmt: skip
-        shared = [*words, f"data.workers={arguments.workers}"]
-        killed_at = []
-        killed = Opening(shared, folder / "cache")
         blocks = sum(-(-path.stat().st_size // 2**23) for path in text.glob("*.txt"))
-        for number in range(arguments.kill):
-            killed_at.append(killed.until(blocks * (number + 1) // (arguments.kill + 1)))
-            killed.again()
-        first = killed.end()
-        second = Opening(shared, folder / "cache").end()
-        row = {
+        row: dict[str, Any] = {
             "megabytes": (text / "train.txt").stat().st_size // 10**6,
             "one_line": arguments.one_line,
             "workers": arguments.workers,
             "vocabulary": arguments.vocabulary,
-            **first,
-            "processes_mb": killed.sizes(),
-            "seconds_again": second["seconds"],
-            "peak_again_mb": second["peak_mb"],
-            "same_fingerprint": first["fingerprint"] == second["fingerprint"],
+            "blocks": blocks,
         }
-        if arguments.kill:
-            alone = Opening([*words, "data.workers=0"], folder / "alone").end()
-            row |= {
-                "blocks": blocks,
-                "killed_after_blocks": killed_at,
-                "seconds_undisturbed_in_one_process": alone["seconds"],
-                "peak_undisturbed_mb": alone["peak_mb"],
-                "same_as_undisturbed": alone["fingerprint"] == first["fingerprint"],
-            }
+        measure = partly if arguments.minutes else wholly
+        row |= measure(arguments, [*words, f"data.workers={arguments.workers}"], folder, blocks)
     row |= {"load_average": round(os.getloadavg()[0], 1), "machine": machine(torch.device("cpu"))}
     rows = json.loads(arguments.to.read_text()) if arguments.to.is_file() else []
     arguments.to.parent.mkdir(parents=True, exist_ok=True)
     arguments.to.write_text(json.dumps([*rows, row], indent=1) + "\n")
     for key, value in row.items():
         print(f"{key}: {value}")
-    return int(not (row["same_fingerprint"] and row.get("same_as_undisturbed", True)))
+    return int(not (row.get("same_fingerprint", True) and row.get("same_as_undisturbed", True)))
+
+
+def wholly(arguments: Namespace, words: list[str], folder: Path, blocks: int) -> dict[str, Any]:
+    """Opens the text twice, the first time with kills, and after those once more undisturbed by one process."""
+    killed_at = []
+    killed = Opening(words, folder / "cache")
+    for number in range(arguments.kill):
+        killed_at.append(killed.until(blocks * (number + 1) // (arguments.kill + 1)))
+        killed.again()
+    first = killed.end()
+    second = Opening(words, folder / "cache").end()
+    found = {
+        **first,
+        "processes_mb": killed.sizes(),
+        "seconds_again": second["seconds"],
+        "peak_again_mb": second["peak_mb"],
+        "same_fingerprint": first["fingerprint"] == second["fingerprint"],
+    }
+    if arguments.kill:
+        alone = Opening([*words, "data.workers=0"], folder / "alone").end()
+        found |= {
+            "killed_after_blocks": killed_at,
+            "seconds_undisturbed_in_one_process": alone["seconds"],
+            "peak_undisturbed_mb": alone["peak_mb"],
+            "same_as_undisturbed": alone["fingerprint"] == first["fingerprint"],
+        }
+    return found
+
+
+def partly(arguments: Namespace, words: list[str], folder: Path, blocks: int) -> dict[str, Any]:
+    """Opens the text until the time is over."""
+    opening = Opening(words, folder / "cache")
+    made = opening.until(blocks, 60 * arguments.minutes)
+    return {"stopped_after_blocks": made, "minutes": arguments.minutes, "processes_mb": opening.sizes()}
 
 
 @dataclass
@@ -132,9 +152,10 @@ class Opening:
             command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
 
-    def until(self, blocks: int) -> int:
-        """Kills all processes when so many blocks of tokens are there; returns how many there were."""
-        while (made := len(list(self.cache.glob("tokens/*/blocks/*.tokens")))) < blocks:
+    def until(self, blocks: int, seconds: float = float("inf")) -> int:
+        """Kills all processes when so many blocks of tokens are there, or the time is over; how many there were."""
+        end = time.monotonic() + seconds
+        while (made := len(list(self.cache.glob("tokens/*/blocks/*.tokens")))) < blocks and time.monotonic() < end:
             self.look()
             if self.process.poll() is not None:
                 raise Stopped("the text was open before it could be killed: give more megabytes, or fewer kills")
