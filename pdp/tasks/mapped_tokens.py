@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-_GIVEN_BACK = 2**26  # after so many bytes read through the map, its pages are returned to the system
 _READ = 2**22  # tokens read at a time
 
 
@@ -27,7 +26,6 @@ class MappedTokens:
         self.path, self.stored, self.count, self.words, self.key = path, stored, count, words, key
         self.size = size  # bytes of the text, UTF-8
         self._map: Any = np.memmap(path, dtype=stored, mode="r", shape=(count,)) if count else np.zeros(0, stored)
-        self._read = 0
 
     def __reduce__(self) -> Any:
         return MappedTokens, (self.path, self.stored, self.count, self.words, self.size, self.key)
@@ -42,10 +40,9 @@ class MappedTokens:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         tokens = np.array(self._map[part], dtype=np.int32)
-        self._read += tokens.size * self._map.itemsize + mmap.PAGESIZE
-        if self._read > _GIVEN_BACK and self.count:
+        # With a page that is read the system maps what lies around it, up to two megabytes: returned at once.
+        if self.count:
             self._map._mmap.madvise(mmap.MADV_DONTNEED)
-            self._read = 0
         return tokens
 
     def tolist(self) -> list[int]:
