@@ -53,7 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     from pdp.config.groups import CONF
     from pdp.studies.study import read_study
 
-    study = read_study(arguments.study).at_stage(arguments.stage)
+    whole = read_study(arguments.study)
+    study = whole.at_stage(arguments.stage)
     if arguments.results is None:
         # Only the project's own studies have their results committed.
         ours = arguments.study.resolve().parent == CONF / "study"
@@ -71,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         time_steps(study, arguments.results)
     elif not arguments.table:
         failed = run_all(study, arguments)
-    show(study, arguments.results)
+    show(study, whole, arguments.results)
     return 3 if failed else 0
 
 
@@ -146,7 +147,7 @@ def time_steps(study, results: Path) -> None:
 _WIDE = ("soft", "cuts, ms", "extra memory", "extra parameters")  # columns left out in a narrow terminal
 
 
-def show(study, results: Path) -> None:
+def show(study, whole, results: Path) -> None:
     """Prints the table of a study's records, and writes it as Markdown and CSV beside them."""
     import pandas as pd
     from rich.box import SIMPLE
@@ -155,6 +156,7 @@ def show(study, results: Path) -> None:
 
     from pdp.reports.runs import read_runs
     from pdp.reports.study_table import markdown, read_study, study_table
+    from pdp.studies.missing import missing_words
 
     name = study.name
     runs = read_study(results, name)
@@ -181,11 +183,14 @@ def show(study, results: Path) -> None:
             if (row[0], row[1]) == group:
                 table.add_row(*(row[place] for place in shown))
         console.print(table)
+    absent = missing_words(whole, runs)
     folder = results / "studies"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    (folder / f"{name}.md").write_text(text + (f"\n{absent}\n" if absent else ""), encoding="utf-8")
     frame.to_csv(folder / f"{name}.csv", index=False)
     print(f"{len(runs)} records in {results / 'records' / name}; table: {folder / name}.md and .csv")
+    if absent:
+        print(absent)
 
 
 def main() -> int:
