@@ -67,8 +67,8 @@ def worker_killed(soak: Soak, case: str, place: Path) -> None:
             soak.kills += 1
     code = start.wait()
     # After the record is written, torch may report the lost worker while the interpreter exits.
-    whole = any(place.glob("*/seed0/record.json"))
-    held(code in (3, 0) or whole, f"exit {code} after a worker was killed", place)
+    recorded = any(place.glob("*/seed0/record.json"))
+    held(code in (3, 0) or recorded, f"exit {code} after a worker was killed", place)
     soak.goes_on(case, place)
 
 
