@@ -1,4 +1,4 @@
-"""prune=nm and prune=channel on the command line: options, refusals, and the names of runs."""
+"""prune=nm, prune=channel and prune=block on the command line: options, refusals, and the names of runs."""
 
 import pytest
 
@@ -38,7 +38,22 @@ def test_channels_have_options_of_their_own():
     assert directory("prune=channel", "sparsity=0.5").startswith("resnet18-digits-pdp-channel-0.5-")
 
 
-@pytest.mark.parametrize("overrides", [["prune=nm", "prune.n=1"], ["prune=channel", "sparsity=0.5"], ["sparsity=0.5"]])
+def test_blocks_of_each_size_are_runs_of_their_own():
+    names = [directory("prune=block", "sparsity=0.8", *words) for words in ([], ["prune.block=[4,1]"])]
+    assert names[0] == names[1] and names[0].startswith("resnet18-digits-pdp-block-4x1-0.8-")
+    wide = directory("prune=block", "sparsity=0.8", "prune.block=[32,32]", "quantize=int8")
+    assert wide.startswith("resnet18-digits-pdp-block-32x32-0.8-int8-")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["prune=nm", "prune.n=1"],
+        ["prune=channel", "sparsity=0.5"],
+        ["prune=block", "prune.block=[8,2]", "sparsity=0.5"],
+        ["sparsity=0.5"],
+    ],
+)
 def test_a_runs_configuration_is_read_back(overrides):
     config = compose(["model=resnet18", *overrides])
     assert from_yaml(to_yaml(config)) == config
@@ -63,6 +78,19 @@ def test_a_runs_configuration_is_read_back(overrides):
         (["prune=channel"], "sparsity must be given"),
         (["prune=channel", "sparsity=0.5", "prune.saliency=l1"], "prune.saliency=l1 l2 rms"),
         (["prune=channel", "sparsity=0.5", "allocation=erk"], "allocation=erk"),
+        *(
+            (["prune=block", "sparsity=0.5", f"prune.block={said}"], f"prune.block={said} prune.block=[4,1]")
+            for said in ("[0,1]", "[4]", "[4,1,2]", "[-4,1]", "[]")
+        ),
+        *(
+            (["prune=block", "sparsity=0.5", f"prune.block={said}"], f"prune.block={said} list whole numbers [4,1]")
+            for said in ("4x1", "3.5", "[3.5,1]", "[4,a]", "null")
+        ),
+        (["prune=block"], "sparsity must be given"),
+        (["prune=block", "sparsity=0.5", "prune.n=2"], "prune.n block"),
+        (["prune=block", "sparsity=0.5", "prune.saliency=l1"], "prune.saliency=l1 l2 rms"),
+        (["prune=block", "sparsity=0.5", "method=wanda"], "method=wanda prune=block gmp"),
+        (["prune=block", "sparsity=0.5", "method.temperature=1e-3"], "prune=block temperature_mode=absolute"),
         (["sparsity=0.5", "method.temperature_mode=relativ"], "method.temperature_mode=relativ relative"),
         (["sparsity=0.5", "method.kappa=0"], "method.kappa=0"),
         (["sparsity=0.5", "prune=channel", "method.temperature=1e-4"], "method.temperature temperature_mode=absolute"),
