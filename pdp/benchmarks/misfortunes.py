@@ -18,8 +18,9 @@ from pdp.benchmarks.soaking import LAST, Soak, held, mount
 def killed(soak: Soak, case: str, place: Path) -> None:
     """Sends SIGKILL, to up to three starts in a row."""
     for _ in range(soak.chance.randint(1, 3)):
+        whole = soak.whole(case)
         (start,) = soak.start(case, place)
-        soak.sleep(soak.whole(case))
+        soak.sleep(whole, start)
         soak.kill(start, soak.chance.choice([start.send, start.to_group]))
         held(start.wait() in (LAST, 0), f"exit {start.code} of a killed start", place)
     soak.goes_on(case, place)
@@ -28,8 +29,9 @@ def killed(soak: Soak, case: str, place: Path) -> None:
 def asked_to_stop(soak: Soak, case: str, place: Path) -> None:
     """Sends SIGTERM, SIGUSR1 or SIGHUP to the process group; the run must save and exit with code 75."""
     for _ in range(soak.chance.randint(1, 2)):
+        whole = soak.whole(case)
         (start,) = soak.start(case, place)
-        soak.sleep(soak.whole(case))
+        soak.sleep(whole, start)
         listens = "on digits" in start.output
         number = soak.chance.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
         start.to_group(number)
@@ -42,8 +44,9 @@ def asked_to_stop(soak: Soak, case: str, place: Path) -> None:
 
 def interrupted(soak: Soak, case: str, place: Path) -> None:
     """Sends Ctrl-C, once or twice, as a terminal does."""
+    whole = soak.whole(case)
     (start,) = soak.start(case, place)
-    soak.sleep(soak.whole(case))
+    soak.sleep(whole, start)
     for _ in range(soak.chance.randint(1, 2)):
         start.to_group(signal.SIGINT)
         time.sleep(soak.chance.uniform(0, 0.05))
@@ -55,16 +58,17 @@ def interrupted(soak: Soak, case: str, place: Path) -> None:
 def worker_killed(soak: Soak, case: str, place: Path) -> None:
     """Kills one of the loader's processes, as happens when memory runs out."""
     case = "pdp, two workers"
+    whole = soak.whole(case)
     (start,) = soak.start(case, place)
-    soak.sleep(soak.whole(case))
+    soak.sleep(whole, start)
     if workers := start.workers:
         with contextlib.suppress(ProcessLookupError):
             os.kill(soak.chance.choice(workers), signal.SIGKILL)
             soak.kills += 1
     code = start.wait()
     # After the record is written, torch may report the lost worker while the interpreter exits.
-    whole = any(place.glob("*/seed0/record.json"))
-    held(code in (3, 0) or whole, f"exit {code} after a worker was killed", place)
+    recorded = any(place.glob("*/seed0/record.json"))
+    held(code in (3, 0) or recorded, f"exit {code} after a worker was killed", place)
     soak.goes_on(case, place)
 
 
@@ -86,8 +90,9 @@ def disk_full(soak: Soak, case: str, place: Path) -> None:
 
 def files_damaged(soak: Soak, case: str, place: Path) -> None:
     """Kills the run and then damages some of its files."""
+    whole = soak.whole(case)
     (start,) = soak.start(case, place)
-    soak.sleep(soak.whole(case))
+    soak.sleep(whole, start)
     soak.kill(start)
     start.wait()
     run = next(place.glob("*/seed0"), None)
@@ -107,8 +112,9 @@ def files_damaged(soak: Soak, case: str, place: Path) -> None:
 
 def rank_lost(soak: Soak, case: str, place: Path) -> None:
     """Kills one of two processes: the other one must end by itself, and the run must go on with both."""
+    whole = soak.whole(case, 2)
     starts = soak.start(case, place, 2)
-    soak.sleep(soak.whole(case, 2))
+    soak.sleep(whole, starts[0])
     lost = soak.chance.randrange(2)
     begun = "on digits" in starts[0].output
     soak.kill(starts[lost], starts[lost].send)
@@ -121,8 +127,9 @@ def rank_lost(soak: Soak, case: str, place: Path) -> None:
 
 def ranks_asked_to_stop(soak: Soak, case: str, place: Path) -> None:
     """Sends SIGTERM to one or both of two processes."""
+    whole = soak.whole(case, 2)
     starts = soak.start(case, place, 2)
-    soak.sleep(soak.whole(case, 2))
+    soak.sleep(whole, starts[0])
     begun = bool(list(place.glob("*/seed0/checkpoint/step-*")))
     both = soak.chance.random() < 0.5 or not begun
     for start in starts if both else starts[:1]:

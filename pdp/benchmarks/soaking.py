@@ -122,9 +122,16 @@ class Soak:
             return two_ranks(self.words(case, place), place / "log")
         return [Start(self.words(case, place), place / "log")]
 
-    def sleep(self, whole: Whole) -> None:
-        """Waits until a random moment within a run's duration."""
-        time.sleep(self.chance.uniform(0, 1.1 * whole.seconds))
+    def sleep(self, whole: Whole, start: Start | None = None) -> None:
+        """Waits until a random moment within a run's duration, and no longer than the process `start` lives.
+
+        One that begins anew and ends before that moment tells how long a run takes now: another load than before.
+        """
+        end = time.monotonic() + self.chance.uniform(0, 1.1 * whole.seconds)
+        while time.monotonic() < end and (start is None or start.code is None):
+            time.sleep(0.002)
+        if start is not None and start.code == 0 and "going on from" not in start.output:
+            whole.seconds = min(whole.seconds, time.monotonic() - start.began)
 
     def goes_on(self, case: str, place: Path, ranks: int = 1, histories: bool = True) -> None:
         """Gives the same command again; it must end well, with the results of the undisturbed run."""

@@ -1,11 +1,12 @@
 """A short soak test in the gate; scripts/soak.py runs for as long as it is told."""
 
 import json
+import random
 
 import pytest
 
-from pdp.benchmarks.misfortunes import KINDS
-from pdp.benchmarks.soaking import CASES
+from pdp.benchmarks.misfortunes import KINDS, trial
+from pdp.benchmarks.soaking import CASES, Soak
 from pdp.methods.options import OPTIONS
 from scripts import soak
 
@@ -23,6 +24,26 @@ def test_misfortunes_at_random_change_nothing(tmp_path):
     of_kinds = [row for row in rows if row["trials"] in KINDS]
     for column in ("tried", "kills"):
         assert sum(row[column] for row in of_kinds) == everything[column]
+
+
+class Early(random.Random):
+    """Draws what lies early in a range, and of several the first."""
+
+    def uniform(self, a, b):
+        return a + 0.3 * (b - a)
+
+    def randint(self, a, b):
+        return a
+
+    def choice(self, several):
+        return several[0]
+
+
+def test_the_first_trial_of_a_case_strikes_a_run_at_work(tmp_path):
+    """The run that it is held against is made before, not while the other one is going."""
+    made = Soak(tmp_path, Early())
+    trial(made, "killed (SIGKILL) up to three times", "dense")
+    assert made.kills == 1
 
 
 def test_every_method_is_among_the_cases():
