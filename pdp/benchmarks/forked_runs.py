@@ -48,7 +48,10 @@ class Start:
     def to_group(self, number: int) -> None:
         """Sends a signal to the process and all that it forked, as a terminal, `timeout` and Slurm do."""
         if self.code is None:
-            os.killpg(self.pid, number)
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:  # on a busy machine it may not have become the leader of a group yet
+                os.kill(self.pid, number)
 
     @property
     def workers(self) -> list[int]:
