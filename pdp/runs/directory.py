@@ -7,6 +7,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,6 +17,8 @@ from pdp.runs.holder import Holder
 from pdp.runs.record import RECORD, SCALES, write_json
 
 LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds between attempts, as a process that only tests the lock holds it briefly
+# A killed process's loader workers share its lock, and look only every five seconds whether it is still there.
+ORPHANS = 30.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # errors of file systems without locks
 
@@ -62,7 +65,9 @@ class RunDirectory:
                 f"{self.path} cannot be made ({error.strerror}): give output_dir=<a folder that can>"
             ) from None
         locked = True
-        for wait in (*LOCK_WAITS, None):
+        waits, holder = iter(LOCK_WAITS), ""
+        end = time.monotonic() + ORPHANS
+        while True:
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -70,14 +75,14 @@ class RunDirectory:
                 if error.errno in _NO_LOCKS:
                     locked = False
                     break
-                if wait is not None:
-                    time.sleep(wait)
-        else:
             self._lock.seek(0)
             holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            self._lock = None
-            raise Refusal(f"{self.path} is in use by {holder}: wait for it, or choose another output_dir= or seed=")
+            wait = next(waits, None)
+            if wait is None and not (_is_dead(holder) and time.monotonic() < end):
+                self._lock.close()
+                self._lock = None
+                raise Refusal(f"{self.path} is in use by {holder}: wait for it, or choose another output_dir= or seed=")
+            time.sleep(ORPHANS / 100 if wait is None else wait)
         try:
             self._holder = Holder(self.path)
             self._holder.take(locked)
@@ -179,3 +184,20 @@ def _cut(path: Path, step: int) -> None:
     beside = path.with_name(f".{path.name}")
     beside.write_text("".join(kept), encoding="utf-8")
     beside.replace(path)
+
+
+def _is_dead(holder: str) -> bool:
+    """Whether "process 12 on name" is of this machine and no longer runs."""
+    found = re.fullmatch(r"process (\d+) on (.+)", holder)
+    if not found or found[2] != os.uname().nodename:
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False  # another user's
+    try:  # a killed one that its parent has not collected yet
+        return Path(f"/proc/{found[1]}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "ZX"
+    except (OSError, IndexError):
+        return False
