@@ -14,7 +14,7 @@ from pdp.layers import Layer, Member, input_axis
 from pdp.masks.blocks import Grid, block_sums, soft_prune_blocks
 from pdp.masks.cut import cut_at, keep_units
 from pdp.patterns import pattern
-from pdp.patterns.block_budget import global_budget, nearest, whole_budget
+from pdp.patterns.block_budget import global_budget, nearest, whole_budget, within_reach
 from pdp.patterns.options import BlockOptions
 from pdp.patterns.pattern import Wanted
 from pdp.schedule.allocation import allocate
@@ -88,11 +88,14 @@ class Pattern(pattern.Pattern):
             values = [self._compared(layer, wanted) for layer in layers]
             sizes = [self._size(layer, one.device) for layer, one in zip(layers, values, strict=True)]
             return global_budget(layers, values, sizes, wanted.share)
-        asked = allocate(wanted.allocation, layers, wanted.share, wanted.saliency, wanted.path)
-        total = None
-        if wanted.allocation != "file" and wanted.share is not None:
-            total = wanted.share * sum(layer.units for layer in layers)
-        return whole_budget(asked, [self._reachable(layer, wanted.saliency(layer)) for layer in layers], total)
+        reachable = [self._reachable(layer, wanted.saliency(layer)) for layer in layers]
+        share, total = wanted.share, None
+        if wanted.allocation != "file" and share is not None and 0 <= share < 1:
+            total = share * sum(layer.units for layer in layers)
+            # Layers of few blocks cannot lose what they should; the others make up for them.
+            layers, share = within_reach(layers, reachable, share, math.prod(self.options.block))
+        asked = allocate(wanted.allocation, layers, share, wanted.saliency, wanted.path)
+        return whole_budget(asked, reachable, total)
 
     def _compared(self, layer: Layer, wanted: Wanted) -> Tensor:
         """Saliencies that can be compared across layers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -38,14 +39,34 @@ def global_budget(
     gone = counted[order].cumsum(0)
     most = int(gone[-1]) if len(gone) else 0
     if wanted > most + int(counted.max()) / 2:
-        raise Refusal(
-            f"a budget of {wanted:.0f} pruned weights would empty a layer: at most {most} of {int(counted.sum())} can "
-            "go while each layer keeps what it must; lower sparsity="
-            + (" or allocation.least_density=" if any(layer.least > 1 for layer in layers) else "")
-        )
+        raise _too_much(layers, wanted, most)
     taken = order[: int(nearest(gone, wanted))]
     totals = torch.zeros(len(layers), dtype=torch.int64, device=device).index_add_(0, owner[taken], counted[taken])
     return totals.tolist()
+
+
+def within_reach(
+    layers: Sequence[Layer], reachable: Sequence[Tensor], share: float, size: int
+) -> tuple[list[Layer], float]:
+    """The layers with what they keep in whole blocks as their `least`, and the share, or the most that can go.
+
+    `reachable` is as for `whole_budget`; `size` is how many weights a block has. Raises `Refusal` if the share is more
+    than half a block out of reach.
+    """
+    most = [int(gone[-1]) if len(gone) else 0 for gone in reachable]
+    units = sum(layer.units for layer in layers)
+    if share * units > sum(most) + size / 2:
+        raise _too_much(layers, share * units, sum(most))
+    floored = [dataclasses.replace(layer, least=layer.units - top) for layer, top in zip(layers, most, strict=True)]
+    return floored, min(share, sum(most) / units)
+
+
+def _too_much(layers: Sequence[Layer], wanted: float, most: int) -> Refusal:
+    return Refusal(
+        f"a budget of {wanted:.0f} pruned weights would empty a layer: at most {most} of "
+        f"{sum(layer.units for layer in layers)} can go while each layer keeps what it must; lower sparsity="
+        + (" or allocation.least_density=" if any(layer.least > 1 for layer in layers) else "")
+    )
 
 
 def whole_budget(
@@ -59,24 +80,26 @@ def whole_budget(
     them. Every layer first takes what is nearest; then, as long as that brings the sum nearer to `total`, a layer for
     which it matters least takes the next block less or more.
     """
-    choices = [[0, *gone.tolist()] for gone in reachable]
     places = [int(nearest(gone, want)) for gone, want in zip(reachable, wanted, strict=True)]
+    # A layer moves once at most.
+    choices = [_around(gone, place) for gone, place in zip(reachable, places, strict=True)]
+    counts = [int(gone[place - 1]) if place else 0 for gone, place in zip(reachable, places, strict=True)]
     moved: set[int] = set()
     while total is not None:
-        off = sum(one[place] for one, place in zip(choices, places, strict=True)) - total
+        off = sum(counts) - total
         found = []
-        for layer, (one, place) in enumerate(zip(choices, places, strict=True)):
-            other = place - 1 if off > 0 else place + 1
-            if layer in moved or not 0 <= other < len(one):
+        for layer, one in enumerate(choices):
+            other = one[0 if off > 0 else 1]
+            if layer in moved or other is None:
                 continue
-            if abs(off + one[other] - one[place]) < abs(off) - 1e-9:
-                found.append((abs(one[other] - wanted[layer]) - abs(one[place] - wanted[layer]), layer, other))
+            if abs(off + other - counts[layer]) < abs(off) - 1e-9:
+                found.append((abs(other - wanted[layer]) - abs(counts[layer] - wanted[layer]), layer, other))
         if not found:
             break
         _, layer, other = min(found)
         moved.add(layer)
-        places[layer] = other
-    return [one[place] for one, place in zip(choices, places, strict=True)]
+        counts[layer] = other
+    return counts
 
 
 def nearest(gone: Tensor, wanted: float | Tensor) -> Tensor:
@@ -87,3 +110,9 @@ def nearest(gone: Tensor, wanted: float | Tensor) -> Tensor:
     padded = torch.cat([gone.new_zeros(1), gone])
     away = (padded.double() - wanted).abs()
     return len(gone) - away.flip(0).argmin()
+
+
+def _around(gone: Tensor, place: int) -> tuple[int | None, int | None]:
+    """How many weights go with one block less and with one more than `place`; None where it cannot be."""
+    before = None if place == 0 else int(gone[place - 2]) if place > 1 else 0
+    return before, int(gone[place]) if place < len(gone) else None

@@ -220,6 +220,18 @@ def test_a_budget_comes_as_near_as_whole_blocks(allocation, block):
     assert abs(zeros - 0.6 * units) <= math.prod(block) / 2
 
 
+@pytest.mark.parametrize("allocation", ["global", "uniform", "erk"])
+def test_layers_of_few_blocks_are_made_up_for_or_refused(allocation):
+    model = nn.Sequential(*(nn.Linear(8, 16) for _ in range(20)), nn.Linear(8, 8 * 1000))  # of two blocks, of 1000
+    pruner = Pruner(model, "gmp", "8x8", 0.9, epochs=1, schedule=NOW, allocation=allocation)
+    pruner.start_epoch(0)
+    pruner.step()
+    report = pruner.report()
+    assert report.pruned.sum() == 0.9 * 1040 * 64 and (report.pruned < report.units).all()
+    with pytest.raises(Refusal, match="at most 65216 of 66560 can go"):  # a block stays in each of 21 layers
+        Pruner(model, "gmp", "8x8", 0.985, epochs=1, allocation=allocation)
+
+
 def test_equal_blocks_are_counted_exactly_through_the_ramp():
     model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3), nn.AdaptiveAvgPool2d(1))
     model.extend([nn.Flatten(), nn.Linear(24, 4)])
