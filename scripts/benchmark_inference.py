@@ -32,6 +32,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp import Pruner, count_macs
+from pdp.benchmarks.benchmarking import command
 from pdp.config.schema import ModelConfig
 from pdp.cost import count_parameters
 from pdp.export.onnx import save_onnx
@@ -176,7 +177,7 @@ def main() -> None:
             "torch": torch.__version__,
             "batch": arguments.batch,
             "input": list(example.shape[1:]),
-            "command": " ".join(sys.argv),
+            "command": command(sys.argv),
         }
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps({"title": title, "machine": machine, "results": rows}, indent=1) + "\n")

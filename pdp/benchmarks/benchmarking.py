@@ -9,9 +9,10 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,8 +84,13 @@ def machine(device: Any, threads: int | None = None) -> dict[str, Any]:
         "versions": versions(),
         "git_commit": git_commit(),
         "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": " ".join(sys.argv),
+        "command": command(sys.argv),
     }
+
+
+def command(words: Sequence[str]) -> str:
+    """A command line as a file of figures may keep it: of absolute paths, which are of one machine, the last part."""
+    return re.sub(r"(?<![^\s,=])/(?:[^\s,=/]+/)*([^\s,=/]+)/?(?![^\s,=])", r"\1", " ".join(words))
 
 
 def _processor() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from pdp.errors import Refusal
@@ -67,8 +68,11 @@ class BlockOptions(RandomOptions):
     relative_budget: bool = True
 
     def check(self) -> None:
-        if isinstance(self.block, tuple):
-            self.block = list(self.block)
+        if isinstance(self.block, tuple | list):
+            # NumPy's whole numbers are as good as Python's.
+            self.block = [
+                int(one) if isinstance(one, Integral) and not isinstance(one, bool) else one for one in self.block
+            ]
         sizes = self.block if isinstance(self.block, list) else []
         if len(sizes) != 2 or not all(type(one) is int and one > 0 for one in sizes):
             said = repr(self.block).replace(", ", ",")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -77,7 +78,7 @@ def _shown(row: dict[str, Any]) -> list[str]:
         f"{row['step_ratio']:.2f}" if beside else "",
         f"{row['step_ratio_least']:.2f}, {row['step_ratio_most']:.2f}" if beside else "",
         f"{row['time_ratio']:.2f}" if beside else "",
-        f"{row['mask_ms']:.2f}",
+        "" if math.isnan(row["mask_ms"]) else f"{row['mask_ms']:.2f}",
         f"{row['memory_difference_mb']:+.0f} MB" if beside else "",
         f"{row['extra_parameters']:,}",
         f"{100 * row['extra_parameters_share']:.2f} %" if row["extra_parameters"] else "none",

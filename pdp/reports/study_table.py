@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -64,7 +65,12 @@ def markdown(frame: pd.DataFrame) -> str:
         lines.append(
             f"| {row.pattern or 'none'} | {target(row.target)} | {row.method} | {row.seeds} | "
             f"{score(metric, row.metric, row.interval)} | {score(metric, row.soft)} | {percent(row.sparsity)} | "
-            f"{row.macs_sparse / 1e6:.2f} M | {row.step_ratio:.2f} | {row.mask_ms:.2f} | "
-            f"{row.extra_memory_mb:+.0f} MB | {row.extra_parameters:,} |"
+            f"{row.macs_sparse / 1e6:.2f} M | {_known(row.step_ratio, '.2f')} | {_known(row.mask_ms, '.2f')} | "
+            f"{_known(row.extra_memory_mb, '+.0f', ' MB')} | {row.extra_parameters:,} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _known(value: float, digits: str, unit: str = "") -> str:
+    """The number in words; an empty cell where it was not measured, or there is no dense run to compare with."""
+    return "" if math.isnan(value) else f"{value:{digits}}{unit}"

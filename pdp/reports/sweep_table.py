@@ -126,7 +126,9 @@ def print_table(tables: Tables, folder: str) -> None:
     head, rows = shown(tables.cells)
     console.print(f"{len(tables.runs)} runs of {folder}", soft_wrap=True)
     narrow: list[str] = []
-    for (model, start, data, metric), group in pd.DataFrame(rows, columns=head).groupby(_TABLE, sort=False):
+    for (model, start, data, metric), group in pd.DataFrame(rows, columns=head).groupby(
+        _TABLE, sort=False, dropna=False
+    ):
         frame = group.drop(columns=_TABLE)
         same = {name: frame[name].iloc[0] for name in ("pattern", "asked", "epochs") if frame[name].nunique() == 1}
         empty = [name for name in frame if not frame[name].str.strip().any()]
@@ -137,10 +139,12 @@ def print_table(tables: Tables, folder: str) -> None:
                 narrow += [] if name in narrow else [name]
         words = [f"{metric} of {model} on {data}" + ("" if start == "random" else f", from {start} weights")]
         said = {"pattern": same.get("pattern"), "asked": same.get("asked"), "epochs": f"{same.get('epochs')} epochs"}
+        said["epochs"] = "1 epoch" if same.get("epochs") == "1" else said["epochs"]
         words += [str(said[name]) for name in same if same[name] not in ("", "none")]
         table = Table(title=", ".join(words), title_justify="left")
         for name in frame:
-            table.add_column(name, no_wrap=_width(frame) <= console.width, overflow="fold")
+            justify: Any = "left" if name in _TEXTS else "right"
+            table.add_column(name, justify=justify, no_wrap=_width(frame) <= console.width, overflow="fold")
         for row in frame.itertuples(index=False):
             table.add_row(*row)
         console.print(table)
@@ -149,7 +153,9 @@ def print_table(tables: Tables, folder: str) -> None:
 
 
 _TABLE = ["model", "start", "data", "metric"]
-_MAY_GO = ("most", "least", "train s", "epochs", "sparse MACs", "std")  # on a narrow terminal, the first one first
+# What goes first on a narrow terminal, and then on one that is narrower still.
+_MAY_GO = ("most", "least", "train s", "epochs", "sparse MACs", "std", "zeros", "seeds", "cell")
+_TEXTS = ("method", "pattern", "asked", "cell")  # aligned left, numbers right
 
 
 def _width(frame: pd.DataFrame) -> int:

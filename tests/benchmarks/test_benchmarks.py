@@ -11,7 +11,7 @@ import pytest
 import torch
 from counting_contender import counting
 
-from pdp.benchmarks.benchmarking import Apart
+from pdp.benchmarks.benchmarking import Apart, command
 from pdp.benchmarks.contender import Contender, own_seconds
 from pdp.benchmarks.made_images import make_image_folder
 from pdp.benchmarks.measured_words import pruned_words, words
@@ -296,3 +296,8 @@ def test_the_script_for_gpus_leaves_a_file_for_each_row_and_says_which_were_stop
     done = subprocess.run(script, capture_output=True, text=True, env=environment)
     assert done.returncode == 3 and "cut: done in" in done.stdout and "gpt2: stopped at its limit" in done.stdout
     assert json.loads((tmp_path / "gpu_cut.json").read_text())["results"] and (tmp_path / "gpu_cut.log").is_file()
+
+
+def test_a_kept_command_names_no_place_of_this_machine():
+    words = ["scripts/a.py", "--to", "/some/place/x.json", "data.root=/a/b/", "--out", "results/b/c.json", "k=[1,2]"]
+    assert command(words) == "scripts/a.py --to x.json data.root=b --out results/b/c.json k=[1,2]"

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -230,6 +231,16 @@ def test_layers_of_few_blocks_are_made_up_for_or_refused(allocation):
     assert report.pruned.sum() == 0.9 * 1040 * 64 and (report.pruned < report.units).all()
     with pytest.raises(Refusal, match="at most 65216 of 66560 can go"):  # a block stays in each of 21 layers
         Pruner(model, "gmp", "8x8", 0.985, epochs=1, allocation=allocation)
+
+
+def test_numpys_whole_numbers_are_a_block_and_refusals_are_python():
+    assert make_pattern("block", block=list(np.array([4, 2]))).label == "block-4x2"
+    for wrong, said in ((torch.tensor([4, 1]), "tensor([4, 1])"), ([True, 1], "[True,1]"), ("4x1", "'4x1'")):
+        with pytest.raises(Refusal) as told:
+            Pruner(nn.Linear(8, 8), "gmp", "block", 0.5, epochs=1, pattern_options={"block": wrong})
+        assert f'{{"block": {said}}}: '.replace(", ", ",") in str(told.value).replace(", ", ",")
+    with pytest.raises(Refusal, match='{"saliency": "l1"} has no soft mask'):
+        Pruner(nn.Linear(8, 8), "pdp", "4x1", 0.5, epochs=1, pattern_options={"saliency": "l1"})
 
 
 def test_equal_blocks_are_counted_exactly_through_the_ramp():
