@@ -197,7 +197,7 @@ TRACKERS: dict[str, type[TrackerConfig]] = {
 class StartConfig:
     """A finished run whose weights this one starts from."""
 
-    run: str | None = None  # directory of that run, results/runs/<run>/seed<k>; `from=` is short for it
+    run: str | None = None  # directory of that run, results/runs/<run>/seed<k>; in short from=
     # what is taken over besides the weights: hold, the zeros, which stay (method=held); free, nothing; first, the zeros
     # as the method's first mask
     mask: str = "hold"
@@ -222,10 +222,10 @@ class Config:
     # multiply-adds; prune=nm and prune=none determine it themselves
     sparsity: float | None = None
     seed: int = 0  # seed of all random numbers
-    resume: bool = True  # true: continue an unfinished run of the same configuration; false: refuse it
+    resume: bool = True  # true: continue an unfinished run of this configuration; false: refuse
     rerun: bool = False  # move an existing run of the same configuration aside and start again
     dry_run: bool = False  # show model, budget, multiply-adds and schedule without training
     output_dir: str = "results/runs"  # folder in which runs are stored
     device: str = "auto"  # auto (CUDA if there is one), cpu or cuda
-    # experiment files: where their values come from, as a sentence or as a dict of sentences by subject
+    # experiment files: where their values come from, a sentence or a dict of them
     provenance: Any = None

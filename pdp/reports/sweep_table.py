@@ -115,16 +115,21 @@ def markdown(cells: pd.DataFrame) -> str:
 def print_table(tables: Tables, folder: str) -> None:
     """Prints the cells on the terminal: a table for each model and data set, of the columns that fit its width.
 
-    What all cells of a table share is said once, above it.
+    What all cells of a table share is said once, above it. In a pipe or a log it is one table with every column.
     """
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = 1000
     head, rows = shown(tables.cells)
     console.print(f"{len(tables.runs)} runs of {folder}", soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 1000
+        whole = Table(*head)
+        for row in rows:
+            whole.add_row(*row)
+        console.print(whole)
+        return
     narrow: list[str] = []
     for (model, start, data, metric), group in pd.DataFrame(rows, columns=head).groupby(
         _TABLE, sort=False, dropna=False
@@ -145,8 +150,8 @@ def print_table(tables: Tables, folder: str) -> None:
         for name in frame:
             justify: Any = "left" if name in _TEXTS else "right"
             table.add_column(name, justify=justify, no_wrap=_width(frame) <= console.width, overflow="fold")
-        for row in frame.itertuples(index=False):
-            table.add_row(*row)
+        for values in frame.itertuples(index=False):
+            table.add_row(*values)
         console.print(table)
     if narrow:
         console.print(f"a wider terminal shows also: {', '.join(reversed(narrow))}", soft_wrap=True)
