@@ -168,8 +168,8 @@ def test_finding_couplings_changes_nothing():
     ("values", "words"),
     [
         ({"example_input": None}, "example_input"),
-        ({"pattern_options": {"saliency": "max"}}, '"saliency": max'),
-        ({"pattern_options": {"target": "watts"}}, '"target": watts'),
+        ({"pattern_options": {"saliency": "max"}}, '"saliency": "max"'),
+        ({"pattern_options": {"target": "watts"}}, '"target": "watts"'),
         ({"sparsity": 0.99, "pattern_options": {"target": "macs"}}, "cannot be reached"),
         ({"sparsity": 0.99}, "empty"),
         ({"exclude": ["one", "last"]}, "no layer to prune"),
