@@ -28,12 +28,15 @@ from pdp.quantize.points import WeightPoint
 from pdp.quantize.quantizer import Quantizer
 from pdp.reading_mode import reads_stored
 
+_placing = threading.Lock()  # held while a weight is put in place, never while one is computed
+
 
 class Shadow:
     """The pair of hooks for one module that uses a weight. A deep copy of the model shares the layer's live state."""
 
-    def __init__(self, place: Place, site: Site, key: str):
+    def __init__(self, place: Place, site: Site, key: str, threads: list[int]):
         self.place = place
+        self.threads = threads  # ids of those that run a forward of the whole model
         # A path instead of the module itself, because in a deep copy the hook must act on the copy.
         self.inner = _path(site.caller, site.module)
         self.parameter = site.parameter
@@ -68,14 +71,24 @@ class Shadow:
                 held[self.parameter] = self.place.effective(held[self.parameter])
                 held[self.around] = True
             return
-        self.inside.append(threading.get_ident())
-        if len(self.inside) > 1:
-            # The forward runs twice at the same time, in two threads or recursively, so each look-up is answered
-            # separately.
-            held.pop(self.parameter, None)
-        elif not reads_stored():
+        own = threading.get_ident()
+        with _placing:
+            self.inside.append(own)
+            alone = self._alone(own)
+            if not alone:
+                # The forward runs twice at the same time, in two threads or recursively, so each look-up is answered
+                # separately.
+                held.pop(self.parameter, None)
+        if alone and not reads_stored():
             given = reading.given_before(weight)
-            held[self.parameter] = self.place.effective(weight) if given is None else given
+            effective = self.place.effective(weight) if given is None else given
+            with _placing:
+                if self._alone(own):  # no other thread has entered meanwhile
+                    held[self.parameter] = effective
+
+    def _alone(self, own: int) -> bool:
+        """Whether nothing but this one forward of this thread can find what is put in place."""
+        return len(self.inside) == 1 and all(thread == own for thread in self.threads)
 
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
         """Removes the effective weight again."""
@@ -144,10 +157,12 @@ class WholeForward:
     what layers share in a forward belongs to the original's weights.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer], method: Method):
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], method: Method, threads: list[int]):
         self.model = model
         self.layers = layers
         self.method = method
+        self.threads = threads  # ids of those that run a forward
+        self.inner: list[tuple[Shadow, str]] = []  # with the paths of the modules that they act on
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WholeForward:
         return self
@@ -165,6 +180,7 @@ class WholeForward:
         # the graph.
         if torch.compiler.is_compiling() or in_transform():
             return
+        self._enter(model)
         reading.begin_forward()
         if model is self.model:
             self.method.begin_forward(self.layers)
@@ -176,6 +192,22 @@ class WholeForward:
         if model is self.model:
             self.method.end_forward()
         reading.end_forward()
+        own = threading.get_ident()
+        if own in self.threads:
+            self.threads.remove(own)
+
+    def _enter(self, model: nn.Module) -> None:
+        """What other threads have put in place is taken out: this one would read their graphs."""
+        if "_is_replica" in model.__dict__:
+            return
+        own = threading.get_ident()
+        with _placing:
+            self.threads.append(own)
+            if any(thread != own for thread in self.threads):
+                for shadow, path in self.inner:
+                    held = (model.get_submodule(path) if path else model).__dict__
+                    if shadow.around not in held:
+                        held.pop(shadow.parameter, None)
 
 
 def hook(
@@ -184,7 +216,9 @@ def hook(
     """Registers all hooks of these layers and of the quantizer, and intercepts look-ups of their weights."""
     guard_hooks()
     # The whole model's hooks come first: if the model is a layer itself, its weight is masked inside its own forward.
-    handles = WholeForward(model, layers, method).attach()
+    threads: list[int] = []
+    whole = WholeForward(model, layers, method, threads)
+    handles = whole.attach()
     places: dict[tuple[int, int, str], tuple[Site, list[tuple[Layer, Member]]]] = {}
     for layer in layers:
         for member in layer.members:
@@ -198,9 +232,10 @@ def hook(
         points[key] = point
     keys = {id(module): name.rpartition(".")[2] for name, module in model.named_modules()}
     shadows = [
-        (Shadow(Place(masks, method, quantizer, points.get(key)), site, keys[id(site.module)]), site)
+        (Shadow(Place(masks, method, quantizer, points.get(key)), site, keys[id(site.module)], threads), site)
         for key, (site, masks) in places.items()
     ]
+    whole.inner = [(shadow, _path(model, site.module)) for shadow, site in shadows]
     for module in model.modules():
         within = set(map(id, module.modules())) - {id(module)}
         below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]

@@ -110,20 +110,28 @@ def test_compiled_without_a_graph_break(part):
     assert torch.allclose(model(ROWS), hard, atol=1e-6)
 
 
-def test_threads_have_graphs_of_their_own():
+@pytest.mark.parametrize("apart", ["", "encoder"])
+def test_threads_have_graphs_of_their_own(apart):
+    """One of the threads may call a part alone, whose weight the whole model's forward reads besides."""
     model, pruner = pruned()
-    right, slopes = expected(pruner)
-    wrong, before = [], sys.getswitchinterval()
+    weights = [layer.weight for layer in pruner.layers]
+    calls = {id(model): (model, ROWS, weights, expected(pruner))}
+    if apart:
+        layer = next(layer for layer in pruner.layers if layer.name == apart)
+        outputs = F.linear(ROWS, soft_prune(layer.weight, layer.state["cut"], TAU), model.encoder.bias)
+        slope = torch.autograd.grad(outputs.square().mean(), layer.weight)
+        calls[id(model.encoder)] = (model.encoder, ROWS, [layer.weight], (outputs.detach(), slope))
+    wrong, done, before = [], [], sys.getswitchinterval()
 
-    def work():
+    def work(called, rows, weights, right):
         for _ in range(25):
-            outputs = model(ROWS)
-            gradients = torch.autograd.grad(outputs.square().mean(), [layer.weight for layer in pruner.layers])
-            pairs = zip((outputs, *gradients), (right, *slopes), strict=True)
+            outputs = called(rows)
+            gradients = torch.autograd.grad(outputs.square().mean(), weights)
+            pairs = zip((outputs, *gradients), (right[0], *right[1]), strict=True)
             wrong.extend(1 for mine, theirs in pairs if not torch.allclose(mine, theirs, atol=1e-4))
         done.append(1)
 
-    done, threads = [], [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=work, args=one) for one in (list(calls.values()) * 3)[:3]]
     try:
         sys.setswitchinterval(1e-6)
         for thread in threads:
