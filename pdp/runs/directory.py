@@ -20,6 +20,7 @@ LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds between attempts, as a process that onl
 # A killed process's loader workers share its lock, and look only every five seconds whether it is still there.
 ORPHANS = 30.0
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_PARTLY_WRITTEN = re.compile(r"\.(?!holder\.).+\.(\d+(\.sha256)?|jsonl)")
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # errors of file systems without locks
 
 
@@ -87,6 +88,7 @@ class RunDirectory:
             self._holder = Holder(self.path)
             self._holder.take(locked)
             self.ending.unlink(missing_ok=True)
+            self._clear_partly_written()
             self._lock.truncate(0)
             self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
             self._lock.flush()
@@ -95,6 +97,13 @@ class RunDirectory:
             self._lock.close()
             self._lock = None
             raise
+
+    def _clear_partly_written(self) -> None:
+        """Removes what processes that were killed while they wrote have left, as `.record.json.4711`."""
+        for folder in (self.path, self.checkpoints):
+            for path in folder.glob(".*"):
+                if _PARTLY_WRITTEN.fullmatch(path.name):
+                    path.unlink(missing_ok=True)
 
     def check_held(self) -> None:
         """Raises `Stopped` if a process on another machine has taken the run, so that nothing of it is overwritten."""

@@ -11,6 +11,7 @@ import pytest
 from pdp.errors import Refusal
 from pdp.runs import directory
 from pdp.runs.directory import RunDirectory
+from pdp.runs.record import write_json
 
 # Holds the run, and has forked what a loader's worker is: a process that shares the lock and outlives it for a while.
 HOLDS = """
@@ -73,3 +74,26 @@ def test_workers_that_stay_are_not_waited_for_without_end(holding, tmp_path, mon
     with pytest.raises(Refusal, match=f"in use by process {process.pid} on "):
         RunDirectory(tmp_path / "run").hold()
     assert time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("name", ["record.json", "ending.json", "model.safetensors", "checkpoint/step-000000007.pt"])
+def test_what_a_process_left_that_was_killed_while_writing_goes_and_nothing_else(tmp_path, name):
+    run = RunDirectory(tmp_path / "run")
+    (run.checkpoints).mkdir(parents=True)
+    kept = {"record.json.4711", ".holder.12345678", ".notes", "history.jsonl", "checkpoint/step-000000007.pt"}
+    whole = run.path / name
+    left = {whole.with_name(f".{whole.name}.4711"), run.path / ".history.jsonl", run.path / ".steps.jsonl"}
+    for path in (*left, *(run.path / one for one in kept)):
+        path.write_text("{")
+    run.hold()
+    run.release()
+    assert not [path for path in left if path.exists()]
+    assert all((run.path / one).exists() for one in kept)
+
+
+def test_json_that_cannot_be_written_leaves_the_old_one_and_no_part(tmp_path):
+    path = tmp_path / "record.json"
+    write_json(path, {"metric": 1.0})
+    with pytest.raises(TypeError):
+        write_json(path, {"metric": 2.0, "wrong": object()})
+    assert [one.name for one in tmp_path.iterdir()] == ["record.json"] and '"metric": 1.0' in path.read_text()
