@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,15 @@ def encode(
     starts = np.r_[0, np.cumsum(np.asarray(lengths, dtype=np.int64))]
     empty_ids, empty_types = np.zeros(0, np.int32), np.zeros(0, np.int8)
     return np.concatenate([empty_ids, *ids]), np.concatenate([empty_types, *types]), starts
+
+
+def encode_plainly(tokenizer: Any, texts: list[str]) -> np.ndarray:
+    """The tokens of all texts in a row, int32: those of `encode` without limit and special tokens, in less time.
+
+    The library's own call also tells where in the text each token lies, which takes a third of its time.
+    """
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    rows = (row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False))
+    return np.fromiter(chain.from_iterable(rows), np.int32)

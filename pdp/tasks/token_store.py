@@ -28,7 +28,7 @@ from pdp.environment import cache_folder
 from pdp.errors import Refusal
 from pdp.tasks.mapped_tokens import MappedTokens, add_to_digest, short_digest
 from pdp.tasks.text_streams import StreamedText
-from pdp.tasks.text_tokenizer import encode, load_tokenizer
+from pdp.tasks.text_tokenizer import encode_plainly, load_tokenizer
 
 # In bytes: a tokenizer is trained on all of a text of at most WHOLE, and on SAMPLE of a larger one.
 WHOLE, SAMPLE = 600 * 10**6, 200 * 10**6
@@ -121,7 +121,7 @@ class TokenStore:
         with beside.open("wb") as file:
             file.write(bytes(_HEADER))
             for pieces, words, size in self._chunks(number):
-                tokens = encode(self.tokenizer, pieces, None, None, special=False)[0]
+                tokens = encode_plainly(self.tokenizer, pieces)
                 tokens.astype(self.stored).tofile(file)
                 counts += np.array([len(tokens), words, size], np.uint64)
             file.seek(0)

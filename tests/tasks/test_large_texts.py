@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pdp.config.compose import compose
 from pdp.config.identity import config_hash
 from pdp.errors import Refusal
-from pdp.tasks import build_task, corpora, text_streams, token_store
+from pdp.tasks import build_task, corpora, text_streams, text_tokenizer, token_store
 from pdp.tasks.mapped_tokens import MappedTokens
 from pdp.tasks.text_streams import FileText
 
@@ -134,6 +134,19 @@ def test_tokenizers_whose_texts_begin_as_if_after_a_space_are_cut_exactly(folder
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="<unk>")
     found = token_store.TokenStore(folder / "stores", FileText([folder / "long.txt"]), tokenizer).open(1, False)
     assert found.tolist() == tokenizer(text.rstrip(" \n") + " \n", add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("kind", ["word pieces", "byte pairs", "cut and padded"])
+def test_the_tokens_are_those_of_the_tokenizer_s_own_call(kind):
+    texts = made(5, 60).splitlines(keepends=True) + ["", " ", "unkn\u00f6wn \U0001f642 [MASK]"]
+    train = text_tokenizer.train_word_pieces if kind == "word pieces" else text_tokenizer.train_byte_pairs
+    tokenizer = train(texts, 300)
+    right = [token for row in tokenizer(texts, add_special_tokens=False)["input_ids"] for token in row]
+    if kind == "cut and padded":  # as a tokenizer.json may say
+        tokenizer.backend_tokenizer.enable_truncation(3)
+        tokenizer.backend_tokenizer.enable_padding(length=40)
+    found = text_tokenizer.encode_plainly(tokenizer, texts)
+    assert found.dtype == np.int32 and found.tolist() == right
 
 
 def test_bad_files_are_refused_in_a_line(folder, monkeypatch):
