@@ -3,6 +3,9 @@
 import sys
 
 from pdp.config.command_line import main
+from pdp.ranks import end_quietly
 
 if __name__ == "__main__":
-    raise SystemExit(main("train", sys.argv[1:]))
+    code = main("train", sys.argv[1:])
+    end_quietly()
+    raise SystemExit(code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import MutableMapping
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ from pdp.errors import Refusal
 FIRST_PORT, PORTS = 20000, 20000
 # Whether this process is train.py's own, which a signal may end, and not another program that calls pdp.run.
 OWN_PROCESS: ContextVar[bool] = ContextVar("own_process", default=False)
-
+_REQUESTS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")  # by which a process is asked to end
 
 _RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")  # every launcher sets one of these
 _OF_A_LAUNCHER = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -85,6 +86,15 @@ def _scontrol(*words: str) -> str:
 def port_of_job(environment: MutableMapping[str, str] = os.environ) -> int:
     """A port that two jobs on one node are unlikely to share."""
     return FIRST_PORT + int(environment["SLURM_JOB_ID"]) % PORTS
+
+
+def end_quietly() -> None:
+    """From now on requests to end are ignored: nothing is left to save, and only the interpreter has yet to exit.
+
+    Otherwise a request in these seconds would make a finished run look like one that was killed.
+    """
+    for name in _REQUESTS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def note_code(folder: Path, rank: int, code: int) -> None:

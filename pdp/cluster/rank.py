@@ -14,7 +14,7 @@ from types import FrameType
 
 from pdp.config.command_line import main
 from pdp.errors import SavedForRestart
-from pdp.ranks import note_code, take_rank
+from pdp.ranks import end_quietly, note_code, take_rank
 
 REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -37,7 +37,6 @@ if __name__ == "__main__":
     folder, this = Path(sys.argv[1]), take_rank()
     listen(folder, this)
     code = main("train", sys.argv[2:])
-    for request in REQUESTS:
-        signal.signal(request, signal.SIG_IGN)
+    end_quietly()
     note_code(folder, this, code)
     raise SystemExit(code)

@@ -1,7 +1,10 @@
 """Signals to process groups: a run with loader workers saves, exits with code 75, and resumes to the same weights."""
 
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from forked import same_end, start, start_two, steps_done, wait_for
@@ -12,6 +15,7 @@ from pdp.training.signals import INTERRUPTED
 
 pytestmark = pytest.mark.kills
 SAVED = SavedForRestart.exit_code
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -144,3 +148,22 @@ def test_in_somebody_s_own_program_the_second_ctrl_c_is_python_s(presses, tmp_pa
     with pytest.raises(SavedForRestart if presses == 1 else KeyboardInterrupt):
         pdp.run([*RUN, f"output_dir={tmp_path}"], quiet=True)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+ENDS_SLOWLY = """
+import atexit, runpy, sys, time
+atexit.register(lambda: (print("ending", flush=True), time.sleep(1)))
+sys.argv = ["train.py", *sys.argv[1:]]
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("words, code", [(["--help"], 0), (["model=no_such_model"], 2)])
+def test_a_signal_while_the_interpreter_exits_changes_no_exit_code(number, words, code):
+    command = [sys.executable, "-c", ENDS_SLOWLY, *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+    assert any(line == "ending\n" for line in process.stdout)
+    process.send_signal(number)
+    process.stdout.read()
+    assert process.wait(60) == code
