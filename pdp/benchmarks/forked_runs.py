@@ -20,6 +20,7 @@ class Start:
 
     def __init__(self, words: Sequence[str], log: Path, environment: dict[str, str] | None = None):
         self.log, self.words = log, list(words)
+        self._printed_before = log.stat().st_size if log.is_file() else 0  # by earlier starts of the command
         self.began = time.monotonic()
         self._process = CONTEXT.Process(target=_run, args=(self.words, log, environment or {}))
         self._process.start()
@@ -63,8 +64,10 @@ class Start:
 
     @property
     def output(self) -> str:
-        """What it has printed so far."""
-        return self.log.read_text(errors="replace") if self.log.is_file() else ""
+        """What it has printed so far, without what earlier starts of the command have."""
+        if not self.log.is_file():
+            return ""
+        return self.log.read_bytes()[self._printed_before :].decode(errors="replace")
 
 
 def two_ranks(words: Sequence[str], log: Path) -> list[Start]:
@@ -92,5 +95,8 @@ def _run(words: list[str], log: Path, environment: dict[str, str]) -> None:
 
     torch.set_num_threads(1)
     from pdp.config.command_line import main
+    from pdp.ranks import end_quietly
 
-    raise SystemExit(main("train", words))
+    code = main("train", words)
+    end_quietly()
+    raise SystemExit(code)

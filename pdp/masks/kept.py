@@ -19,14 +19,19 @@ def keep(ctx: Any, *tensors: Tensor) -> None:
     ctx.versions = _versions(tensors)
 
 
-def kept(ctx: Any) -> tuple[Tensor, ...]:
-    """The tensors that `keep` saved; raises `RuntimeError` if one of them has been changed in place since."""
-    if _versions(ctx.kept) != ctx.versions:
+def kept(ctx: Any, places: Sequence[int] | None = None) -> tuple[Tensor, ...]:
+    """The tensors that `keep` saved, or those at `places`.
+
+    Raises `RuntimeError` if one of them has been changed in place since.
+    """
+    chosen = range(len(ctx.kept)) if places is None else places
+    tensors = tuple(ctx.kept[place] for place in chosen)
+    if _versions(tensors) != [ctx.versions[place] for place in chosen]:
         raise RuntimeError(
             "a weight or a cut that a mask was made of has been modified by an inplace operation since the forward: "
             "call backward before the optimizer's step"
         )
-    return ctx.kept
+    return tensors
 
 
 def _versions(tensors: Sequence[Tensor]) -> list[int]:

@@ -236,7 +236,7 @@ def _finder_kind(weights: Sequence[Tensor]) -> Any:
         first = weights[0]
         alike = all(one.dtype == first.dtype and one.device == first.device for one in weights)
         return Cuts if alike and all(map(kernels.usable, weights)) else None
-    return host_kernels.found().cuts if all(map(host_kernels.usable, weights)) else None  # type: ignore[union-attr]
+    return host_kernels.found().cuts if host_kernels.usable(*weights) else None  # type: ignore[union-attr]
 
 
 def squared_cut(cut: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,30 +13,87 @@ from pdp.kernels import cpu as host_kernels
 from pdp.layers import Layer, Member
 
 _SMALL = 400_000  # mean weights per layer; above this, fetching effective weights again costs more than separate calls
+_MOST = 1 << 22  # weights in a bundle, whose gradients all wait in memory for its last one
 
 
 class Forward:
-    """A forward of the whole model in which `layers` are masked at these temperatures, one per layer or one for all."""
+    """A forward of the whole model in which `layers` are masked at these temperatures, one per layer or one for all.
+
+    Layers of a bundle share one node of autograd, as for a small layer a node in each direction costs more than its
+    mask.
+    """
 
     def __init__(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float):
-        self.made: dict[int, tuple[Tensor, int, int, tuple[float, float], list[Tensor]]] = {}
+        self._bundle_of: dict[int, int] = {}  # by the weight's id; without those that were handed out
         # Without gradients an effective weight is freed after its layer; keeping all of them would need more memory.
-        if len(layers) < 2 or not layers[0].weight.is_cpu or not torch.is_grad_enabled():
+        if len(layers) < 2 or not torch.is_grad_enabled() or not layers[0].weight.is_cpu or _several_processes():
             return
         weights = [layer.weight for layer in layers]
         if sum(weight.numel() for weight in weights) > _SMALL * len(weights):
             return
         cuts = [layer.state["cut"] for layer in layers]
-        if not all(map(host_kernels.usable, weights)) or any(cut.numel() > 1 or not cut.is_cpu for cut in cuts):
+        if not host_kernels.usable(*weights) or any(cut.numel() > 1 or not cut.is_cpu for cut in cuts):
             return
-        taus = temperatures if isinstance(temperatures, Sequence) else [temperatures] * len(weights)
-        for weight, numbers, effective in host_kernels.found().effective(weights, cuts, taus):  # type: ignore[union-attr]
-            self.made[id(weight)] = (weight, weight._version, weight.data_ptr(), numbers, [effective])
+        taus: Any = temperatures if isinstance(temperatures, Sequence) else [temperatures] * len(weights)
+        own = Counter(map(id, weights))
+        if len(own) < len(weights):  # a weight with several masks is masked by each in turn
+            chosen = [place for place, one in enumerate(weights) if own[id(one)] == 1]
+            if len(chosen) < 2:
+                return
+            weights, cuts = [weights[place] for place in chosen], [cuts[place] for place in chosen]
+            taus = [taus[place] for place in chosen]
+        self._weights = weights
+        self._found = [(one._version, one.data_ptr()) for one in weights]
+        kernels: Any = host_kernels.found()
+        numbers, effective = kernels.effective(weights, cuts, taus)
+        self._join, self._numbers = kernels.joined, numbers
+        self._effective: list[Tensor | None] = effective
+        self._bundles = _bundles(self._weights)
+        self._bundle_of = {id(self._weights[place]): n for n, ones in enumerate(self._bundles) for place in ones}
+        self._joined: dict[int, dict[int, tuple[int, Tensor]]] = {}  # by bundle and weight: its place, its tensor
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
         """The effective weight for `weight`, handed out once; None if it must still be computed."""
-        held = self.made.pop(id(weight), None)
-        # A model may change its weights during its forward.
-        if held is None or weight._version != held[1] or weight.data_ptr() != held[2]:
+        if id(weight) not in self._bundle_of or not torch.is_grad_enabled():
             return None
-        return host_kernels.found().differentiable(weight, held[3], held[4])  # type: ignore[union-attr]
+        number = self._bundle_of.pop(id(weight))
+        if number not in self._joined:
+            self._make(number)
+        place, effective = self._joined[number].pop(id(weight))
+        # A model may change its weights during its forward.
+        return effective if (weight._version, weight.data_ptr()) == self._found[place] else None
+
+    @property
+    def takes_part(self) -> bool:
+        """Whether some weights were computed together and are not handed out yet."""
+        return bool(self._bundle_of)
+
+    def _make(self, number: int) -> None:
+        places = self._bundles[number]
+        made: dict[int, Any] = {place: self._effective[place] for place in places}
+        trained = [place for place in places if self._weights[place].requires_grad]  # frozen ones need no node
+        if trained:
+            numbers, values = [self._numbers[place] for place in trained], [made[place] for place in trained]
+            made |= zip(trained, self._join([self._weights[place] for place in trained], numbers, values), strict=True)
+        for place in places:
+            self._effective[place] = None  # autograd frees it after its layer's backward
+        self._joined[number] = {id(self._weights[place]): (place, one) for place, one in made.items()}
+
+
+def _bundles(weights: Sequence[Tensor]) -> list[list[int]]:
+    """The places of the weights that share a node, in order."""
+    bundles: list[list[int]] = [[]]
+    numbers = 0
+    for place, weight in enumerate(weights):
+        if bundles[-1] and numbers + weight.numel() > _MOST:
+            bundles.append([])
+            numbers = 0
+        bundles[-1].append(place)
+        numbers += weight.numel()
+    return bundles
+
+
+def _several_processes() -> bool:
+    """Whether others wait for gradients too: for them, a layer that a step does not use must stay out of its graph."""
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return there and torch.distributed.get_world_size() > 1

@@ -14,9 +14,9 @@ from mask_formulas import reference, reference_cut
 
 from pdp import Pruner
 from pdp.kernels import cpu as host_kernels
-from pdp.kernels.cpu import masking
+from pdp.kernels.cpu import masking, masks
 from pdp.kernels.cpu.cuts import Cuts
-from pdp.kernels.cpu.masks import host_prune
+from pdp.kernels.cpu.masks import effective_weights, host_prune, joined
 from pdp.kernels.gpu import usable as usable_on_device
 from pdp.masks import soft as mask
 from pdp.masks.cut import count_pruned, magnitude_cuts_at
@@ -105,15 +105,23 @@ def test_the_constants_are_those_of_the_definition():
     )
 
 
-def test_a_weight_that_hooks_bring_back_otherwise_gives_the_same_gradient():
-    weight = randn(40, 30)[:, ::2].contiguous().requires_grad_()
-    found = []
-    for back in (lambda one: one, lambda one: one.double(), lambda one: one.bfloat16(), lambda one: one.T.clone().T):
-        with torch.autograd.graph.saved_tensors_hooks(lambda one: one, back):
-            effective = host_prune(weight, torch.tensor(0.5), 0.1)
-        found += torch.autograd.grad(effective.square().sum(), weight)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[3])
-    torch.testing.assert_close(found[2], found[0], rtol=0.1, atol=0.1)
+@pytest.mark.parametrize("together", [False, True])
+def test_a_weight_that_was_given_other_data_since_has_the_same_gradient(together):
+    found, drawn = [], [randn(40, 15), randn(30, 10)]
+    for change in (lambda one: one, lambda one: one.double(), lambda one: one.bfloat16(), lambda one: one.T.clone().T):
+        weights = [one.clone().requires_grad_() for one in drawn]
+        if together:
+            effective = joined(weights, *effective_weights(weights, [torch.tensor(0.5)] * 2, [0.1] * 2))
+        else:
+            effective = [host_prune(one, torch.tensor(0.5), 0.1) for one in weights]
+        loss = sum(one.square().sum() for one in effective)
+        for one in weights:
+            one.data = change(one.data)
+        loss.backward()
+        found.append([one.grad.float() for one in weights])
+    for one, other, rough, transposed in zip(*found, strict=True):
+        assert torch.equal(one, other) and torch.equal(one, transposed)
+        torch.testing.assert_close(rough, one, rtol=0.1, atol=0.1)
 
 
 def test_whether_they_run_is_not_decided_by_where_the_question_is_asked():
@@ -299,3 +307,11 @@ def test_where_they_cannot_run_one_warning_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "pdp.kernels.cpu.cuts", None)
     with pytest.warns(UserWarning, match="Numba's kernels do not run here, pruning goes on without: "):
         assert host_kernels.found.__wrapped__() is None
+
+
+def test_numbers_of_many_cuts_are_those_of_each():
+    cuts = [0.0, 1e-30, 0.37, 3e20, math.inf, -math.inf, math.nan]
+    pairs = [(cut, tau) for cut in cuts for tau in (1e-30, 1e-4, 1.0, 1e30)]
+    many = masks._numbers_of([float(np.float32(cut)) for cut, _ in pairs], [tau for _, tau in pairs])
+    for (cut, tau), found in zip(pairs, many, strict=True):
+        assert found == pytest.approx(masks._numbers(torch.tensor(cut), tau), rel=0, abs=0, nan_ok=True)

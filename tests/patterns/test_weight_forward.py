@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pdp import Pruner
 from pdp.kernels import cpu as host_kernels
+from pdp.masks.soft import soft_prune
 from pdp.patterns import weight_forward
 
 pytestmark = pytest.mark.skipif(host_kernels.found() is None, reason="Numba is not installed")
@@ -130,5 +131,70 @@ def test_a_forward_that_raises_leaves_nothing_behind():
         model(INPUTS)
     assert pruner.pattern._forwards == []
     with torch.no_grad():  # one by one, as nothing is kept
-        assert not weight_forward.Forward(pruner.layers, 1e-2).made
-    assert len(weight_forward.Forward(pruner.layers, 1e-2).made) == 3
+        assert not weight_forward.Forward(pruner.layers, 1e-2).takes_part
+    assert weight_forward.Forward(pruner.layers, 1e-2).takes_part
+
+
+class Parts(nn.Module):
+    """Two layers whose results have nothing to do with each other."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(30, 40), nn.Linear(30, 50)
+
+    def forward(self, inputs):
+        return self.first(inputs), self.second(inputs)
+
+
+@pytest.mark.parametrize("small", [400_000, 0])
+def test_parts_go_backward_one_after_the_other_with_a_step_between(small, monkeypatch):
+    """As without masks: layers that are masked together are tied neither by their buffers nor by their versions."""
+    monkeypatch.setattr(weight_forward, "_SMALL", small)
+    model = Parts()
+    pruner = Pruner(model, sparsity=0.5, epochs=4, schedule={"warmup": "0ep", "ramp": "2ep"}, temperature=1e-2)
+    pruner.start_epoch(0)
+    first, second = model(INPUTS)
+    first.square().sum().backward()
+    assert model.second.weight.grad is None
+    with torch.no_grad():
+        model.first.weight.sub_(0.1 * model.first.weight.grad)
+    second.square().sum().backward()
+    twin = Parts()
+    masked = soft_prune(twin.second.weight, pruner.layers[1].state["cut"], 1e-2)
+    right = torch.autograd.grad(
+        nn.functional.linear(INPUTS, masked, twin.second.bias).square().sum(), twin.second.weight
+    )
+    torch.testing.assert_close(model.second.weight.grad, right[0], rtol=1e-5, atol=1e-5)
+    third, _ = model(INPUTS)
+    with torch.no_grad():
+        model.first.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        third.sum().backward()
+
+
+@pytest.mark.parametrize("small", [400_000, 0])
+def test_second_derivatives_are_those_of_the_formula(small, monkeypatch):
+    monkeypatch.setattr(weight_forward, "_SMALL", small)
+    model, pruner = pruned()
+    plain, cuts = Net(), [layer.state["cut"] for layer in pruner.layers]
+    masked = {
+        layer.parameter: soft_prune(plain.get_parameter(layer.parameter), cut, 1e-2)
+        for layer, cut in zip(pruner.layers, cuts, strict=True)
+    }
+    found = []
+    for outputs, own in (
+        (model(INPUTS), model),
+        (torch.func.functional_call(plain, masked, (INPUTS,)), plain),
+    ):
+        weights = [own.first.weight, own.second.weight, own.third.weight]
+        slopes = torch.autograd.grad(outputs.square().mean(), weights, create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in slopes), weights))
+    for one, right in zip(*found, strict=True):
+        torch.testing.assert_close(one, right, rtol=1e-4, atol=1e-6)
+
+
+def test_bundles_of_few_weights_are_the_same_bit_for_bit(monkeypatch):
+    whole = trained()
+    monkeypatch.setattr(weight_forward, "_MOST", 1300)  # the first alone, the second alone, the third
+    assert all(torch.equal(one, other) for one, other in zip(whole, trained(), strict=True))

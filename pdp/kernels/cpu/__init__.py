@@ -9,7 +9,7 @@ they have started.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,18 +31,21 @@ class Kernels(NamedTuple):
     """The functions that call the kernels."""
 
     prune: Callable[[Tensor, Tensor, Tensor | float], Tensor]
-    effective: Callable[..., Iterator[tuple[Tensor, Numbers, Tensor]]]
-    differentiable: Callable[[Tensor, Numbers, list[Tensor]], Tensor]
+    effective: Callable[..., tuple[list[Numbers], list[Tensor]]]
+    joined: Callable[..., tuple[Tensor, ...]]
     cuts: type[Cuts]
 
 
-def usable(weight: Tensor) -> bool:
-    """Whether the kernels accept this weight: float32, dense memory, on the CPU, and not inside a compiled step."""
+def usable(*weights: Tensor) -> bool:
+    """Whether the kernels accept these weights: float32, dense memory, on the CPU, and not inside a compiled step."""
     return (
-        weight.is_cpu
-        and weight.dtype is torch.float32
-        and type(weight) in _PLAIN  # a subclass, such as a sharded tensor, may have no memory address
-        and lies_dense(weight)
+        all(
+            weight.is_cpu
+            and weight.dtype is torch.float32
+            and type(weight) in _PLAIN  # a subclass, such as a sharded tensor, may have no memory address
+            and lies_dense(weight)
+            for weight in weights
+        )
         and not torch.compiler.is_compiling()
         and not in_transform()
         and found() is not None
@@ -60,13 +63,14 @@ def found() -> Kernels | None:
         if config.DISABLE_JIT:  # type: ignore[attr-defined]  # number by number in Python
             return None
         from pdp.kernels.cpu.cuts import Cuts
-        from pdp.kernels.cpu.masks import differentiable, effective_weights, host_prune
+        from pdp.kernels.cpu.masks import effective_weights, host_prune, joined
 
         # The first call may happen inside inference mode, no_grad or another default device.
         with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
             weight = torch.ones(8, requires_grad=True)
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
-            list(effective_weights([weight], [torch.tensor(0.5)], [1.0]))
+            made = effective_weights([weight], [torch.tensor(0.5)], [1.0])
+            joined([weight], *made)[0].sum().backward()
             Cuts([weight]).find([weight], [1])
     # Numba may not support this processor or Python version, or find no writable cache folder. These errors have no
     # common class.
@@ -74,4 +78,4 @@ def found() -> Kernels | None:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Numba's kernels do not run here, pruning goes on without: {reason}", stacklevel=2)
         return None
-    return Kernels(host_prune, effective_weights, differentiable, Cuts)
+    return Kernels(host_prune, effective_weights, joined, Cuts)

@@ -58,7 +58,7 @@ def write_effective(part, parts, weight, effective, count, offset, inverse):
 
 @njit(**_HOW)
 def write_all(part, parts, weights, effective, counts, offsets, inverses):
-    """`write_effective` for several tensors whose concatenation is divided into `parts`."""
+    """`write_effective` for several tensors that are divided into `parts`."""
     for i in range(counts.size * part // parts, counts.size * (part + 1) // parts):
         write_effective(0, 1, weights[i], effective[i], counts[i], offsets[i], inverses[i])
 
@@ -79,6 +79,13 @@ def write_slope(part, parts, weight, upstream, slope, count, offset, inverse):
         mask = _sigmoid(z)
         # 2 w^2 / tau = 2 z + 2 t^2 / tau
         target[i] = given[i] * (mask + _TWO * (z - subtracted) * (mask * (_ONE - mask)))
+
+
+@njit(**_HOW)
+def write_slopes(part, parts, weights, upstream, slopes, counts, offsets, inverses):
+    """`write_slope` for several tensors that are divided into `parts`."""
+    for i in range(counts.size * part // parts, counts.size * (part + 1) // parts):
+        write_slope(0, 1, weights[i], upstream[i], slopes[i], counts[i], offsets[i], inverses[i])
 
 
 @njit(inline="always")

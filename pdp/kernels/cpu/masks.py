@@ -4,8 +4,9 @@ backward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.parting import parting
+from pdp.masks.kept import keep, kept
 from pdp.masks.soft import NOTHING, SATURATED, lies_dense
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 from pdp.threads import in_parts
@@ -27,27 +29,29 @@ def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tens
 
     `cut` and `temperature` are single numbers; the weight must fill its memory without gaps.
     """
-    return differentiable(weight, _numbers(cut, temperature), [])
+    return _HostPrune.apply(weight, _numbers(cut, temperature))
 
 
 def effective_weights(
     weights: Sequence[Tensor], cuts: Sequence[Tensor], temperatures: Sequence[Tensor | float]
-) -> Iterator[tuple[Tensor, Numbers, Tensor]]:
-    """Computes the values of `host_prune` for several weights at once; yields each weight with what `differentiable`
-    needs.
-    """
-    numbers = [_numbers(cut, tau) for cut, tau in zip(cuts, temperatures, strict=True)]
+) -> tuple[list[Numbers], list[Tensor]]:
+    """The values of `host_prune` for several weights at once, after the numbers that `joined` needs of each."""
+    numbers = _numbers_of([cut.item() for cut in cuts], temperatures)
     effective = [torch.empty_like(weight) for weight in weights]
+    _launch(masking.write_all, numbers, weights, effective)
+    return numbers, effective
+
+
+def joined(weights: Sequence[Tensor], numbers: Sequence[Numbers], effective: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What `effective_weights` has computed, differentiable in the weights in a single node of autograd."""
+    return _HostJoint.apply(numbers, effective, *weights)
+
+
+def _launch(kernel: Any, numbers: Sequence[Numbers], *tensors: Sequence[Tensor]) -> None:
     offsets, inverses = np.array(numbers, np.float32).T
-    counts = np.array([weight.numel() for weight in weights], np.int64)
-    places = [np.array([one.data_ptr() for one in ones], np.int64) for ones in (weights, effective)]
-    in_parts(masking.write_all, *parting(int(counts.sum())), *places, counts, offsets, inverses)
-    return zip(weights, numbers, effective, strict=True)
-
-
-def differentiable(weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Tensor:
-    """The differentiable effective weight; takes the values from `ready` if they were computed before."""
-    return _HostPrune.apply(weight, numbers, ready)
+    counts = np.array([one.numel() for one in tensors[0]], np.int64)
+    places = [np.array([one.data_ptr() for one in ones], np.int64) for ones in tensors]
+    in_parts(kernel, *parting(int(counts.sum())), *places, counts, offsets, inverses)
 
 
 def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
@@ -55,6 +59,14 @@ def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
     t, tau = cut.item(), float(temperature)
     # The order matters for NaN: min and max return their first argument if a comparison with NaN is false.
     return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
+
+
+def _numbers_of(cuts: Sequence[float], temperatures: Sequence[Tensor | float]) -> list[Numbers]:
+    """`_numbers` of every cut."""
+    t, tau = np.array(cuts), np.array([float(one) for one in temperatures])
+    # Python's min and max keep NaN, and so do these.
+    offsets = np.maximum(np.minimum(t * np.abs(t) / -tau, _LARGEST), -_LARGEST)
+    return list(zip(offsets.tolist(), (1 / tau).tolist(), strict=True))
 
 
 def _plain(weight: Tensor, numbers: Numbers) -> Tensor:
@@ -65,28 +77,67 @@ def _plain(weight: Tensor, numbers: Numbers) -> Tensor:
 
 class _HostPrune(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, numbers: Numbers, ready: list[Tensor]) -> Tensor:
+    def forward(ctx: FunctionCtx, weight: Tensor, numbers: Numbers) -> Tensor:
         ctx.numbers = numbers  # type: ignore[attr-defined]
-        ctx.save_for_backward(weight)
-        if ready:
-            return ready.pop()
+        keep(ctx, weight)
         effective = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
         in_parts(masking.write_effective, *parting(count), *places, count, *numbers)
         return effective
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        (weight,) = kept(ctx)
         if wants_a_graph():
             plain = partial(_plain, numbers=ctx.numbers)  # type: ignore[attr-defined]
-            return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
-        # A hook on saved tensors may return another layout, and incoming gradients can have any layout.
-        if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
-            weight = weight.to("cpu", torch.float32).contiguous()
-        if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:
-            gradient = torch.empty_like(weight).copy_(gradient)
+            return *gradients_with_a_graph(plain, [weight], [gradient]), None  # type: ignore[return-value]
+        weight = _readable(weight)
+        gradient = _alike(gradient, weight)
         slope = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
         in_parts(masking.write_slope, *parting(count), *places, count, *ctx.numbers)  # type: ignore[attr-defined]
-        return slope, None, None
+        return slope, None
+
+
+class _HostJoint(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, numbers: Sequence[Numbers], effective: Sequence[Tensor], *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.numbers = numbers
+        keep(ctx, *weights)
+        ctx.set_materialize_grads(False)
+        return tuple(effective)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [place for place, gradient in enumerate(gradients) if gradient is not None]
+        weights = [_readable(weight) for weight in kept(ctx, given)]
+        if wants_a_graph():
+            everything = partial(_plain_ones, numbers=ctx.numbers)
+            return None, None, *gradients_with_a_graph(everything, ctx.kept, gradients)
+        numbers = [ctx.numbers[place] for place in given]
+        slopes = [torch.empty_like(weight) for weight in weights]
+        upstream = [_alike(gradients[place], weight) for place, weight in zip(given, weights, strict=True)]  # type: ignore[arg-type]
+        if given:
+            _launch(masking.write_slopes, numbers, weights, upstream, slopes)
+        found = dict(zip(given, slopes, strict=True))
+        return None, None, *(found.get(place) for place in range(len(gradients)))
+
+
+def _plain_ones(*weights: Tensor, numbers: Sequence[Numbers]) -> tuple[Tensor, ...]:
+    return tuple(_plain(weight, own) for weight, own in zip(weights, numbers, strict=True))
+
+
+def _readable(weight: Tensor) -> Tensor:
+    """The weight as the kernels read it, even if it was given other `data` since the forward, as by model.double()."""
+    if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
+        return weight.detach().to("cpu", torch.float32).contiguous()
+    return weight
+
+
+def _alike(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The gradient, which can have any layout, as the kernels read it: float32, in the weight's layout."""
+    if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:
+        return torch.empty_like(weight).copy_(gradient)
+    return gradient
