@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -18,6 +17,9 @@ from pdp.experts import ExpertTokens, experts_one_by_one
 from pdp.layers import Site, input_axis, router_sites, weighted_sites
 from pdp.products import Products, shared_weights
 from pdp.reading_mode import stored_weights
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @torch.no_grad()
@@ -92,6 +94,8 @@ def _table(sites: list[tuple[str, str, Site]], macs: dict[str, int] | None) -> p
         own = None if macs is None else macs.get(name, 0)
         sparse = None if own is None else own * nonzero // max(1, weight.numel())
         rows.append((name, kind, weight.numel(), nonzero, own, sparse))
+    import pandas as pd
+
     return pd.DataFrame(rows, columns=["name", "type", "params", "nonzero", "macs", "sparse_macs"])
 
 
@@ -134,6 +138,8 @@ def count_bytes(model: nn.Module, bytes_per_weight: int = 4) -> pd.DataFrame:
         bitmask = values + -(-weight.numel() // 8)
         csr = values + nonzero * (2 if columns <= 65_536 else 4) + 4 * (outputs + 1)
         rows.append((name, kind, weight.numel() * bytes_per_weight, bitmask, csr))
+    import pandas as pd
+
     return pd.DataFrame(rows, columns=["name", "type", "dense", "bitmask", "csr"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sklearn.datasets  # noqa: F401
 import timm.utils  # noqa: F401
 import torch
 

@@ -26,7 +26,7 @@ class Forward:
     def __init__(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float):
         self._bundle_of: dict[int, int] = {}  # by the weight's id; without those that were handed out
         # Without gradients an effective weight is freed after its layer; keeping all of them would need more memory.
-        if len(layers) < 2 or not torch.is_grad_enabled() or not layers[0].weight.is_cpu or _several_processes():
+        if len(layers) < 2 or not torch.is_grad_enabled() or not layers[0].weight.is_cpu:
             return
         weights = [layer.weight for layer in layers]
         if sum(weight.numel() for weight in weights) > _SMALL * len(weights):
@@ -48,7 +48,8 @@ class Forward:
         numbers, effective = kernels.effective(weights, cuts, taus)
         self._join, self._numbers = kernels.joined, numbers
         self._effective: list[Tensor | None] = effective
-        self._bundles = _bundles(self._weights)
+        # Others may wait for gradients too: for them a layer that a step does not use must stay out of its graph.
+        self._bundles = _bundles(weights, 1 if _several_processes() else _MOST)
         self._bundle_of = {id(self._weights[place]): n for n, ones in enumerate(self._bundles) for place in ones}
         self._joined: dict[int, dict[int, tuple[int, Tensor]]] = {}  # by bundle and weight: its place, its tensor
 
@@ -80,12 +81,12 @@ class Forward:
         self._joined[number] = {id(self._weights[place]): (place, one) for place, one in made.items()}
 
 
-def _bundles(weights: Sequence[Tensor]) -> list[list[int]]:
-    """The places of the weights that share a node, in order."""
+def _bundles(weights: Sequence[Tensor], most: int) -> list[list[int]]:
+    """The places of the weights that share a node, in order; `most` numbers in one, or a single weight."""
     bundles: list[list[int]] = [[]]
     numbers = 0
     for place, weight in enumerate(weights):
-        if bundles[-1] and numbers + weight.numel() > _MOST:
+        if bundles[-1] and numbers + weight.numel() > most:
             bundles.append([])
             numbers = 0
         bundles[-1].append(place)
@@ -94,6 +95,5 @@ def _bundles(weights: Sequence[Tensor]) -> list[list[int]]:
 
 
 def _several_processes() -> bool:
-    """Whether others wait for gradients too: for them, a layer that a step does not use must stay out of its graph."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return there and torch.distributed.get_world_size() > 1

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +31,9 @@ from pdp.quantize.quantizer import make_quantizer
 from pdp.schedule.shapes import Schedule
 from pdp.spoken import python_words
 from pdp.survey import count_weights, survey
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Pruner:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
 import torch
 
 from pdp.patterns.pattern import squared_cut
 from pdp.pruner.parts import Parts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @torch.no_grad()
@@ -38,6 +42,8 @@ def layer_report(pruner: Parts) -> pd.DataFrame:
                 "density": nonzero / weights,
             }
         )
+    import pandas as pd
+
     frame = pd.DataFrame(rows)
     frame.attrs["prunable_share"] = pruner.prunable_share
     return frame
@@ -67,4 +73,6 @@ def soft_gap(pruner: Parts) -> pd.DataFrame:
                 "soft_mask": soft,
             }
         )
+    import pandas as pd
+
     return pd.DataFrame(rows)

@@ -10,7 +10,6 @@ from pdp.config.identity import dense_cell
 from pdp.config.schema import Config
 from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
-from pdp.reports.sweep_table import make_tables, print_table
 from pdp.runs.record import Record, read_record
 from pdp.tasks.task import Task, same_classes
 from pdp.training.display import Display
@@ -55,6 +54,8 @@ def say_renamed(display: Display, record: Record, task: Task) -> None:
 
 def close_sweep(directories: Sequence[Path], cells: int) -> None:
     """Prints one table of a sweep's finished runs, with one row per configuration over its seeds."""
+    from pdp.reports.sweep_table import make_tables, print_table
+
     print_table(make_tables(directories), f"the sweep ({len(directories)} of {cells} finished)")
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import time
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from torch import nn
 
 from pdp.config.data_schema import data_label
@@ -22,6 +21,9 @@ from pdp.tasks.task import Task
 from pdp.training.shipping import quantization_of
 from pdp.training.start import start_of
 from pdp.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def layer_table(model: nn.Module, pruner: Pruner | None, example_input: Any) -> pd.DataFrame:

@@ -280,3 +280,15 @@ def test_unknown_task_is_refused():
     config.model.task = "sounds"
     with pytest.raises(Refusal, match="model.task=sounds is unknown; it can be images"):
         build_task(config)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_digits_are_scikit_learn_s(there, monkeypatch):
+    """Read from its file, or through it where the file lies elsewhere."""
+    from sklearn.datasets import load_digits
+
+    if not there:
+        monkeypatch.setattr(image_data.importlib.util, "find_spec", lambda name: None)
+    rows, right = image_data._digits(), load_digits()
+    assert np.array_equal(rows[:, :64].reshape(-1, 8, 8), right.images)
+    assert np.array_equal(rows[:, 64], right.target)
