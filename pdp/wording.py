@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -54,7 +55,9 @@ def of_unit(target_unit: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in readable form: 42 s, 3 min 20 s, 5 h 07 min, 2 days 3 h."""
+    """Seconds in readable form: 42 s, 3 min 20 s, 5 h 07 min, 2 days 3 h; "?" where they are not known."""
+    if not math.isfinite(seconds):
+        return "?"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -69,7 +69,7 @@ def shown(cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     from pdp.wording import percent, score
 
     head = ["model", "start", "data", "method", "pattern", "asked", "seeds", "metric", "mean", "std", "least", "most"]
-    head += ["zeros", "sparse MACs", "train s", "epochs", "cell"]
+    head += ["zeros", "sparse MACs", "train s", "epochs", "allocation", "cell"]
     rows = []
     for row in cells.to_dict("records"):
         values = [score(row["metric_name"], row[f"metric_{kind}"]) for kind in ("mean", "std", "min", "max")]
@@ -87,6 +87,7 @@ def shown(cells: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
                 f"{row['macs_sparse_mean']:,.0f}",
                 f"{row['train_seconds_mean']:.1f}",
                 str(row["epochs"]),
+                "" if row["method"].partition("+")[0] == "dense" else str(row["allocation"]),
                 str(row["cell"]),
             ]
         )
@@ -135,7 +136,9 @@ def print_table(tables: Tables, folder: str) -> None:
         _TABLE, sort=False, dropna=False
     ):
         frame = group.drop(columns=_TABLE)
-        same = {name: frame[name].iloc[0] for name in ("pattern", "asked", "epochs") if frame[name].nunique() == 1}
+        same = {name: frame[name].iloc[0] for name in _SAME if frame[name].nunique() == 1}
+        if frame["allocation"].str.strip().replace("", None).nunique() < 2:
+            same["allocation"] = ""
         empty = [name for name in frame if not frame[name].str.strip().any()]
         frame = frame.drop(columns={*same, *empty})
         for name in _MAY_GO:
@@ -145,7 +148,7 @@ def print_table(tables: Tables, folder: str) -> None:
         words = [f"{metric} of {model} on {data}" + ("" if start == "random" else f", from {start} weights")]
         said = {"pattern": same.get("pattern"), "asked": same.get("asked"), "epochs": f"{same.get('epochs')} epochs"}
         said["epochs"] = "1 epoch" if same.get("epochs") == "1" else said["epochs"]
-        words += [str(said[name]) for name in same if same[name] not in ("", "none")]
+        words += [str(said[name]) for name in same if name in said and same[name] not in ("", "none")]
         table = Table(title=", ".join(words), title_justify="left")
         for name in frame:
             justify: Any = "left" if name in _TEXTS else "right"
@@ -159,8 +162,9 @@ def print_table(tables: Tables, folder: str) -> None:
 
 _TABLE = ["model", "start", "data", "metric"]
 # What goes first on a narrow terminal, and then on one that is narrower still.
-_MAY_GO = ("most", "least", "train s", "epochs", "sparse MACs", "std", "zeros", "seeds", "cell")
-_TEXTS = ("method", "pattern", "asked", "cell")  # aligned left, numbers right
+_MAY_GO = ("most", "least", "train s", "epochs", "sparse MACs", "std", "zeros", "seeds", "allocation", "cell")
+_SAME = ("pattern", "asked", "epochs")  # no column of its own where all cells agree, nor has the allocation
+_TEXTS = ("method", "pattern", "asked", "allocation", "cell")  # aligned left, numbers right
 
 
 def _width(frame: pd.DataFrame) -> int:
