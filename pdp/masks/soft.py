@@ -84,6 +84,11 @@ def lies_dense(values: Tensor) -> bool:
     return values.is_contiguous() or (values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last))
 
 
+def memory_order(weight: Tensor) -> torch.memory_format:
+    """Which of the two dense memory formats a tensor has."""
+    return torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+
+
 def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
     """Splits the tensors into pieces in memory order where one cut and temperature hold for all of them; else yields
     them whole.
@@ -132,6 +137,8 @@ class _SoftPrune(torch.autograd.Function):
         for w, upstream, out in _pieces(offset, temperature, *tensors):
             z = _scaled_square(offset, w, temperature, out).clamp_(-SATURATED, SATURATED)
             mask = z.sigmoid()
+            if not one_number:  # then there is a single piece, and z no longer needs the offset
+                bounded.clamp_(min=FARTHEST)
             # 2 w^2 / tau = 2 z + 2 t^2 / tau
             twice_square = z.mul_(2).sub_(bounded, alpha=2)
             torch.ops.aten.sigmoid_backward.grad_input(twice_square, mask, grad_input=out)

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from pdp.errors import Refusal
+from pdp.kernels import cpu as host_kernels
 from pdp.kernels.gpu import usable
 from pdp.layers import Layer, Member, first_convolution, input_axis
 from pdp.masks.cut import keep_units
+from pdp.masks.soft import memory_order
 from pdp.patterns import pattern
 from pdp.patterns.options import NmOptions
 from pdp.patterns.pattern import Wanted
@@ -83,12 +85,19 @@ class Pattern(pattern.Pattern):
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         sharded = any(layer.sharded for layer in layers)
         if sharded or not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
-            return [self._cut(layer) for layer in layers]
+            return [self._cut(layer) if sharded else self._host_cut(layer) for layer in layers]
         from pdp.kernels.gpu.groups import GroupCuts, Grouped
 
         if self._finder is None:
             self._finder = GroupCuts(self._free, self.options.m)
         return self._finder.find([Grouped(layer.weight, input_dim(layer), layer.pruned) for layer in layers])
+
+    def _host_cut(self, layer: Layer) -> Tensor:
+        weight = layer.weight
+        full = 0 < layer.pruned == weight.numel() // self.options.m * self._free
+        if not full or not host_kernels.usable(weight):
+            return self._cut(layer)
+        return host_kernels.found().full_cuts(weight, input_dim(layer), self.options.m, self._free)  # type: ignore[union-attr]
 
     def _cut(self, layer: Layer) -> Tensor:
         values = self.groups(layer.weight.detach(), layer)
@@ -107,11 +116,13 @@ class Pattern(pattern.Pattern):
         made = self._made(member, weight)
         if made is not None:
             return made
-        if layer.state["cut"].device != weight.device or not usable(weight):
+        if layer.state["cut"].device != weight.device or not (usable(weight) or host_kernels.usable(weight)):
             return super().soft_weight(layer, member, weight, temperature)
+        cuts, inner = self._cuts_in_memory(layer, weight)
+        if not usable(weight):
+            return host_kernels.found().prune_groups(weight, cuts, temperature, self.options.m, inner)  # type: ignore[union-attr]
         from pdp.kernels.gpu.masks import device_prune
 
-        cuts, inner = self._cuts_in_memory(layer, weight)
         return device_prune(weight, cuts, temperature, member.compute_dtype(weight), self.options.m, inner)
 
     @property
@@ -127,8 +138,6 @@ class Pattern(pattern.Pattern):
 
     def _cuts_in_memory(self, layer: Layer, weight: Tensor) -> tuple[Tensor, int]:
         """The layer's cuts in the memory order of `weight`, and the distance in memory between members of a group."""
-        from pdp.kernels.gpu.groups import memory_order
-
         cuts = layer.state["cut"]
         held, ordered, strides, inner = self._ordered.get(layer.name, (None, cuts, None, 0))
         if held is not cuts or strides != weight.stride():

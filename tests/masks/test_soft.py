@@ -76,6 +76,20 @@ def test_nothing_overflows(cut, temperature):
     assert torch.isfinite(soft_mask(weight, cut, temperature)).all()
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-4, 1e4])
+def test_nothing_overflows_where_each_weight_has_its_cut(temperature):
+    values = torch.tensor([0.0, 1e-30, -0.05, 0.3, 1e10, -3e38])
+    cuts = torch.tensor([-math.inf, 0.0, 0.05, 1e15, math.inf])
+    together = values.expand(5, 6).clone().requires_grad_()
+    effective = soft_prune(together, cuts[:, None].expand(5, 6), temperature)
+    effective.sum().backward()
+    for cut, row, slope in zip(cuts, effective, together.grad, strict=True):
+        one = values.clone().requires_grad_()
+        right = soft_prune(one, cut, temperature)
+        right.sum().backward()
+        assert torch.equal(row, right) and torch.equal(slope, one.grad)
+
+
 def test_infinite_cuts_keep_all_or_nothing():
     weight = torch.randn(50).mul_(0.1).requires_grad_()
     everything = soft_prune(weight, -math.inf, 1e-4)
@@ -94,8 +108,9 @@ def test_nothing_but_weight_and_cut_is_kept_for_backward():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
         soft_prune(weight, cut, 1e-2)
-        host_prune(weight, cut, 1e-2)
-    assert [tensor.data_ptr() for tensor in kept] == [tensor.data_ptr() for tensor in (weight, cut, weight)]
+        effective = host_prune(weight, cut, 1e-2)
+    assert [tensor.data_ptr() for tensor in kept] == [tensor.data_ptr() for tensor in (weight, cut)]
+    assert [tensor.data_ptr() for tensor in effective.grad_fn.kept] == [weight.data_ptr()]
 
 
 def test_half_precision_weights_are_masked_in_float32():

@@ -34,6 +34,8 @@ class Kernels(NamedTuple):
     effective: Callable[..., tuple[list[Numbers], list[Tensor]]]
     joined: Callable[..., tuple[Tensor, ...]]
     cuts: type[Cuts]
+    full_cuts: Callable[[Tensor, int, int, int], Tensor]
+    prune_groups: Callable[[Tensor, Tensor, Tensor | float, int, int], Tensor]
 
 
 def usable(*weights: Tensor) -> bool:
@@ -63,6 +65,7 @@ def found() -> Kernels | None:
         if config.DISABLE_JIT:  # type: ignore[attr-defined]  # number by number in Python
             return None
         from pdp.kernels.cpu.cuts import Cuts
+        from pdp.kernels.cpu.groups import full_cuts, prune_groups
         from pdp.kernels.cpu.masks import effective_weights, host_prune, joined
 
         # The first call may happen inside inference mode, no_grad or another default device.
@@ -72,10 +75,12 @@ def found() -> Kernels | None:
             made = effective_weights([weight], [torch.tensor(0.5)], [1.0])
             joined([weight], *made)[0].sum().backward()
             Cuts([weight]).find([weight], [1])
+            inner = weight.detach().reshape(1, 8).requires_grad_()
+            prune_groups(inner, full_cuts(inner, 1, 4, 2), 1.0, 4, 1).sum().backward()
     # Numba may not support this processor or Python version, or find no writable cache folder. These errors have no
     # common class.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Numba's kernels do not run here, pruning goes on without: {reason}", stacklevel=2)
         return None
-    return Kernels(host_prune, effective_weights, joined, Cuts)
+    return Kernels(host_prune, effective_weights, joined, Cuts, full_cuts, prune_groups)

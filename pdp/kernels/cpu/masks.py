@@ -91,8 +91,8 @@ class _HostPrune(torch.autograd.Function):
         if wants_a_graph():
             plain = partial(_plain, numbers=ctx.numbers)  # type: ignore[attr-defined]
             return *gradients_with_a_graph(plain, [weight], [gradient]), None  # type: ignore[return-value]
-        weight = _readable(weight)
-        gradient = _alike(gradient, weight)
+        weight = readable(weight)
+        gradient = alike(gradient, weight)
         slope = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
         in_parts(masking.write_slope, *parting(count), *places, count, *ctx.numbers)  # type: ignore[attr-defined]
@@ -112,13 +112,13 @@ class _HostJoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         given = [place for place, gradient in enumerate(gradients) if gradient is not None]
-        weights = [_readable(weight) for weight in kept(ctx, given)]
+        weights = [readable(weight) for weight in kept(ctx, given)]
         if wants_a_graph():
             everything = partial(_plain_ones, numbers=ctx.numbers)
             return None, None, *gradients_with_a_graph(everything, ctx.kept, gradients)
         numbers = [ctx.numbers[place] for place in given]
         slopes = [torch.empty_like(weight) for weight in weights]
-        upstream = [_alike(gradients[place], weight) for place, weight in zip(given, weights, strict=True)]  # type: ignore[arg-type]
+        upstream = [alike(gradients[place], weight) for place, weight in zip(given, weights, strict=True)]  # type: ignore[arg-type]
         if given:
             _launch(masking.write_slopes, numbers, weights, upstream, slopes)
         found = dict(zip(given, slopes, strict=True))
@@ -129,14 +129,14 @@ def _plain_ones(*weights: Tensor, numbers: Sequence[Numbers]) -> tuple[Tensor, .
     return tuple(_plain(weight, own) for weight, own in zip(weights, numbers, strict=True))
 
 
-def _readable(weight: Tensor) -> Tensor:
+def readable(weight: Tensor) -> Tensor:
     """The weight as the kernels read it, even if it was given other `data` since the forward, as by model.double()."""
     if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
         return weight.detach().to("cpu", torch.float32).contiguous()
     return weight
 
 
-def _alike(gradient: Tensor, weight: Tensor) -> Tensor:
+def alike(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient, which can have any layout, as the kernels read it: float32, in the weight's layout."""
     if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:
         return torch.empty_like(weight).copy_(gradient)

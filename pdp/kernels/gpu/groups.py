@@ -13,6 +13,7 @@ from torch import Tensor
 from pdp.kernels.gpu import grouping
 from pdp.kernels.gpu.cuts import CHUNK, MOST_PROGRAMS, TYPES, Cuts, upload
 from pdp.kernels.gpu.launching import launch
+from pdp.masks.soft import memory_order
 
 _BLOCK = 256  # groups that a program processes
 _ROOM = 1024  # most tied candidates in a layer that are ordered without a search through all candidates
@@ -146,8 +147,3 @@ class _Full:
         self.chunk_number = upload((np.arange(chunks.sum()) - np.repeat(first, chunks)).astype(np.int32), device)
         moved = [one.movedim(layer.along, -1) for layer, one in zip(layers, cuts, strict=True)]
         self.views = [(one.shape, one.stride(), start) for one, start in zip(moved, starts, strict=False)]
-
-
-def memory_order(weight: Tensor) -> torch.memory_format:
-    """Which of the two dense memory formats a tensor has."""
-    return torch.contiguous_format if weight.is_contiguous() else torch.channels_last

@@ -1,0 +1,155 @@
+"""N:M's compiled kernels on the CPU against the readable definitions and a sort."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pdp import Pruner
+from pdp.kernels import cpu as host_kernels
+from pdp.kernels.cpu.groups import full_cuts, prune_groups, spread_cuts
+from pdp.masks.soft import soft_prune
+
+pytestmark = pytest.mark.skipif(host_kernels.found() is None, reason="Numba is not installed")
+
+
+def in_groups(values, along, members):
+    return values.movedim(along, -1).unflatten(-1, (-1, members))
+
+
+def sorted_cuts(weight, along, members, free):
+    """Midway between the free-th and the next magnitude of every group, by a sort in float32."""
+    ordered = in_groups(weight, along, members).abs().sort(dim=-1).values
+    below, above = ordered[..., free - 1], ordered[..., free]
+    return below + (above - below) * 0.5
+
+
+CASES = {
+    "linear": ((24, 64), 1, False),
+    "linear of many": ((700, 1024), 1, False),
+    "linear with the inputs first": ((64, 30), 0, False),
+    "convolution": ((10, 32, 3, 3), 1, False),
+    "convolution, channels last": ((10, 32, 3, 3), 1, True),
+    "one by one, channels last": ((16, 64, 1, 1), 1, True),
+    "in one dimension": ((6, 32, 5), 1, False),
+    "in three dimensions": ((4, 16, 2, 3, 3), 1, False),
+    "a large window": ((2, 8, 40, 41), 1, False),
+}
+
+
+def made(case, seed=0):
+    shape, along, last = CASES[case]
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 0.05
+    return (weight.contiguous(memory_format=torch.channels_last) if last else weight), along
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("members, free", [(4, 2), (4, 1), (4, 3), (2, 1), (8, 4), (8, 7), (16, 12)])
+def test_cuts_are_those_of_a_sort_bit_for_bit(case, members, free):
+    weight, along = made(case)
+    if weight.shape[along] % members:
+        pytest.skip("does not divide")
+    cuts = full_cuts(weight, along, members, free)
+    assert torch.equal(cuts, sorted_cuts(weight, along, members, free))
+    inner = weight.stride(along)
+    spread = in_groups(spread_cuts(memory_cuts(cuts, along, weight), weight, members, inner), along, members)
+    assert torch.equal(spread, cuts[..., None].expand_as(spread))
+
+
+def memory_cuts(cuts, along, weight):
+    form = torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+    moved = cuts.movedim(-1, along)
+    held = moved.contiguous(memory_format=form)
+    assert held.data_ptr() == moved.data_ptr()  # found in that order already
+    return held
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, -0.0, 1e-45, -1e-3, 0.5, -0.5, 1.0, 3e38, math.inf, -math.inf, math.nan]), min_size=48,
+             max_size=48),
+    st.sampled_from([(4, 2), (4, 1), (4, 3), (8, 3), (6, 5), (12, 1)]),
+)  # fmt: skip
+def test_ties_zeros_and_what_is_no_number(values, kind):
+    members, free = kind
+    weight = torch.tensor(values).reshape(2, 24)
+    cuts, right = full_cuts(weight, 1, members, free), sorted_cuts(weight, 1, members, free)
+    none = in_groups(weight, 1, members).isnan().any(-1)
+    assert cuts[none].isnan().all()
+    torch.testing.assert_close(cuts[~none], right[~none], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("temperature", [1e-4, 1e-3, 1e-24])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_mask_gradient_and_second_derivative_equal_the_definition(case, temperature, threads):
+    weight, along = made(case)
+    upstream = torch.randn_like(weight)
+    cuts = memory_cuts(full_cuts(weight, along, 4, 2), along, weight)
+    flat = cuts.as_strided((cuts.numel(),), (1,))
+    flat[0], flat[1], flat[2] = -math.inf, math.inf, 0.0
+    inner, found = weight.stride(along), []
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for kernels in (True, False):
+            mine = weight.clone().requires_grad_()
+            if kernels:
+                effective = prune_groups(mine, cuts, temperature, 4, inner)
+            else:
+                effective = soft_prune(mine, spread_cuts(cuts, mine, 4, inner), temperature)
+            assert effective.stride() == weight.stride()
+            (slope,) = torch.autograd.grad(effective, mine, upstream, retain_graph=True)
+            (graph,) = torch.autograd.grad((effective * upstream).sum(), mine, create_graph=True)
+            (second,) = torch.autograd.grad(graph.sum(), mine)
+            found.append((effective.detach(), slope, second))
+    finally:
+        torch.set_num_threads(before)
+    near = (weight.abs() - spread_cuts(cuts, weight, 4, inner)).abs() < 1e-6  # there the last bit decides
+    keep = ~near if temperature < 1e-20 else torch.ones_like(near)
+    compared = [found[0][:2], found[1][:2]] if temperature < 1e-20 else found  # it has no second derivative
+    for one, right in zip(*compared, strict=True):
+        torch.testing.assert_close(one[keep], right[keep], rtol=2e-5, atol=2e-6 * max(1.0, float(right.abs().max())))
+
+
+def test_a_weight_that_was_given_other_data_since_has_the_same_gradient():
+    weight, along = made("convolution, channels last")
+    found = []
+    for change in (lambda one: one, lambda one: one.double(), lambda one: one.contiguous()):
+        mine = weight.clone().requires_grad_()
+        cuts = memory_cuts(full_cuts(weight, along, 4, 2), along, weight)
+        loss = prune_groups(mine, cuts, 1e-3, 4, mine.stride(along)).square().sum()
+        mine.data = change(mine.data)
+        loss.backward()
+        found.append(mine.grad.float())
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4", "3:8"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_training_with_them_is_the_training_without(pattern, last, monkeypatch):
+    inputs = torch.randn(8, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+    found = []
+    for kernels in (True, False):
+        if not kernels:
+            monkeypatch.setattr(host_kernels, "usable", lambda *weights: False)
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.Flatten(), nn.Linear(32, 5))
+        model = model.to(memory_format=torch.channels_last) if last else model
+        pruner = Pruner(model, pattern=pattern, epochs=4, schedule={"warmup": "0ep", "ramp": "2ep"}, temperature=1e-3)
+        optimizer = torch.optim.SGD(model.parameters(), 0.05)
+        for epoch in range(4):
+            pruner.start_epoch(epoch)
+            for _ in range(3):
+                optimizer.zero_grad()
+                model(inputs).square().mean().backward()
+                optimizer.step()
+                pruner.step()
+        pruner.finalize()
+        found.append([one.detach() for one in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one == 0, other == 0)
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
