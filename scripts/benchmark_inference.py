@@ -1,6 +1,7 @@
 """Measures inference of dense and exported models alternately, beside their MACs: theory and practice in one table.
 
     python scripts/benchmark_inference.py --model resnet50 --macs 0.5              # channels slimmed to half the MACs
+    python scripts/benchmark_inference.py --model resnet50 --macs 0.5 --round-to 8 # and with channels in multiples of 8
     python scripts/benchmark_inference.py --run results/runs/<run>/seed0           # a finished channel run, as exported
     python scripts/benchmark_inference.py --model resnet18 --macs 0.5 --onnx --out results/benchmarks/inference.json
 
@@ -11,13 +12,11 @@ Convolutional models run in both memory layouts, each compared with the dense mo
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import median
@@ -32,16 +31,18 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp import Pruner, count_macs
-from pdp.benchmarks.benchmarking import command
+from pdp.benchmarks.benchmarking import machine
 from pdp.config.schema import ModelConfig
 from pdp.cost import count_parameters
+from pdp.errors import Refusal
 from pdp.export.onnx import save_onnx
 from pdp.export.slim import slim
+from pdp.scripting import Parser, guarded
 from pdp.tasks.image_models import NAMES, build_model
 from pdp.training.export_run import ExportedRun
 
 
-def pruned_model(name: str, share: float, example: torch.Tensor) -> nn.Module:
+def pruned_model(name: str, share: float, example: torch.Tensor, round_to: int = 1) -> nn.Module:
     """A model with random weights whose channels are pruned until `share` of its multiply-adds are left."""
     torch.manual_seed(0)
     model: nn.Module = build_model(
@@ -55,7 +56,7 @@ def pruned_model(name: str, share: float, example: torch.Tensor) -> nn.Module:
         schedule={"warmup": "0ep", "ramp": "1ep"},
         allocation="uniform",
         example_input=example,
-        pattern_options={"target": "macs"},
+        pattern_options={"target": "macs", "round_to": round_to},
     )
     pruner.start_epoch(0)
     pruner.finalize()
@@ -100,11 +101,12 @@ def measure(runners: dict[str, Callable[[], Any]], rounds: int) -> dict[str, lis
     return seconds
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints a table, and writes JSON if --out names a file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("benchmark_inference.py", __doc__)
     parser.add_argument("--model", default="resnet50", help="this project's models or any timm model, by name")
     parser.add_argument("--macs", type=float, default=0.5, help="share of the dense multiply-adds that stays")
+    parser.add_argument("--round-to", type=int, help="one more slim model, whose channels are multiples of this")
     parser.add_argument("--run", type=Path, help="a finished run of prune=channel instead of --model and --macs")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
@@ -112,7 +114,7 @@ def main() -> None:
     parser.add_argument("--onnx", action="store_true", help="onnxruntime too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.run:
         run = ExportedRun(arguments.run)
         example, masked, title = run.task.example_input(), run.model, f"{run.config.model.name}, {arguments.run}"
@@ -120,6 +122,13 @@ def main() -> None:
         example = torch.zeros(1, 3, arguments.size, arguments.size)
         masked, title = pruned_model(arguments.model, arguments.macs, example), arguments.model
     models = {"dense": masked, "slim": slim(masked, example).model.eval()}
+    if arguments.round_to:
+        if arguments.run or arguments.round_to < 1:
+            raise Refusal(
+                f"--round-to {arguments.round_to}: give a number from 1 up, and --model and --macs, not --run"
+            )
+        rounded = pruned_model(arguments.model, arguments.macs, example, arguments.round_to)
+        models[f"slim in multiples of {arguments.round_to}"] = slim(rounded, example).model.eval()
     inputs = torch.randn(arguments.batch, *example.shape[1:], device=arguments.device)
     costs = {name: int(count_macs(model, example).macs.sum()) for name, model in models.items()}
     parameters = {name: count_parameters(model)[0] for name, model in models.items()}
@@ -142,7 +151,7 @@ def main() -> None:
     rows = []
     for name, times in seconds.items():
         kind, _, engine = name.partition(", ")
-        baseline = seconds[name.replace("slim", "dense")]
+        baseline = seconds[name.replace(kind, "dense")]
         rows.append(
             {
                 "model": kind,
@@ -171,18 +180,13 @@ def main() -> None:
         )
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     if arguments.out:
-        machine = {
-            "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "cpu",
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "batch": arguments.batch,
-            "input": list(example.shape[1:]),
-            "command": command(sys.argv),
-        }
+        where = {"batch": arguments.batch, "input": list(example.shape[1:])}
+        where = machine(torch.device(arguments.device)) | where
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"title": title, "machine": machine, "results": rows}, indent=1) + "\n")
+        arguments.out.write_text(json.dumps({"title": title, "machine": where, "results": rows}, indent=1) + "\n")
         print(f"written to {arguments.out}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(guarded("benchmark_inference", main))
