@@ -78,7 +78,7 @@ def run_cells(cells: Sequence[Cell], results: Path, output_dir: Path, jobs: int,
     # One thread per process, so that one run per core can be in progress.
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pdp.training.run", "pdp.tasks.images"])
+    context.set_forkserver_preload(["pdp.training.run", "pdp.tasks.images", "timm", "torch._dynamo"])
     failed = 0
     left = []
     for cell in cells:
