@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         example = torch.zeros(1, 3, arguments.size, arguments.size)
         masked, title = pruned_model(arguments.model, arguments.macs, example), arguments.model
     models = {"dense": masked, "slim": slim(masked, example).model.eval()}
-    if arguments.round_to:
+    if arguments.round_to is not None:
         if arguments.run or arguments.round_to < 1:
             raise Refusal(
                 f"--round-to {arguments.round_to}: give a number from 1 up, and --model and --macs, not --run"

@@ -84,6 +84,11 @@ def lies_dense(values: Tensor) -> bool:
     return values.is_contiguous() or (values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last))
 
 
+def lies_readable(values: Tensor) -> bool:
+    """Whether a kernel may read the tensor's memory: it has some, and no sign is still to be applied to it."""
+    return not (values._is_zerotensor() or values.is_neg())
+
+
 def memory_order(weight: Tensor) -> torch.memory_format:
     """Which of the two dense memory formats a tensor has."""
     return torch.contiguous_format if weight.is_contiguous() else torch.channels_last

@@ -16,6 +16,11 @@ def in_transform() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def is_watched() -> bool:
+    """Whether operations are recorded now, as by `torch.jit.trace` or `make_fx`, which do not see kernels of ours."""
+    return torch._C._get_tracing_state() is not None or torch._C._len_torch_dispatch_stack() > 0
+
+
 def wants_a_graph() -> bool:
     """Whether the backward pass that runs now must itself be differentiable (create_graph=True)."""
     return torch.is_grad_enabled() and not torch.compiler.is_compiling()

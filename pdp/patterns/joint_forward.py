@@ -12,6 +12,7 @@ from torch import Tensor
 from pdp.kernels.gpu import usable
 from pdp.kernels.gpu.joint import SLOTS, Joint, Part, joinable
 from pdp.layers import Layer, Member
+from pdp.patterns.weight_forward import has_hooks
 
 _MOST = 1 << 25  # weights in a bundle, whose gradients all wait in memory for its last one
 
@@ -71,7 +72,8 @@ class JointForward:
         # A model may change its weights during its forward, and autocast may have begun or ended since.
         if stored is not weight or weight._version != version or weight.data_ptr() != place:
             return None
-        return effective if effective.dtype == member.compute_dtype(weight) else None
+        fits = effective.dtype == member.compute_dtype(weight) and weight.requires_grad
+        return effective if fits else None
 
     def _make(self, bundle: list[int]) -> None:
         shared = isinstance(self.temperatures, (int, float))
@@ -79,8 +81,10 @@ class JointForward:
         for place in bundle:
             layer = self.bundles.layers[place]
             weight = layer.weight
-            # Frozen weights need no gradient, so they stay out of the joint node.
-            if self._waiting.pop(id(weight), None) is None or not weight.requires_grad or not usable(weight):
+            # Frozen weights need no gradient, and a node of several would call hooks where no gradient arrives.
+            if self._waiting.pop(id(weight), None) is None or not weight.requires_grad or has_hooks(weight):
+                continue
+            if not usable(weight):
                 continue
             part = self.part_of(layer, weight, None if shared else self.temperatures[place])  # type: ignore[index]
             if part is not None and joinable(part):

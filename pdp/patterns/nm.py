@@ -118,6 +118,8 @@ class Pattern(pattern.Pattern):
             return made
         if layer.state["cut"].device != weight.device or not (usable(weight) or host_kernels.usable(weight)):
             return super().soft_weight(layer, member, weight, temperature)
+        if not usable(weight) and layer.state["cut"].dtype != torch.float32:  # found while the model was in double
+            return super().soft_weight(layer, member, weight, temperature)
         cuts, inner = self._cuts_in_memory(layer, weight)
         if not usable(weight):
             return host_kernels.found().prune_groups(weight, cuts, temperature, self.options.m, inner)  # type: ignore[union-attr]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pdp.kernels import cpu as host_kernels
 from pdp.layers import Layer, Member
+from pdp.masks.transforms import in_transform
 
 _SMALL = 400_000  # mean weights per layer; above this, fetching effective weights again costs more than separate calls
 _MOST = 1 << 22  # weights in a bundle, whose gradients all wait in memory for its last one
@@ -36,8 +37,10 @@ class Forward:
             return
         taus: Any = temperatures if isinstance(temperatures, Sequence) else [temperatures] * len(weights)
         own = Counter(map(id, weights))
-        if len(own) < len(weights):  # a weight with several masks is masked by each in turn
-            chosen = [place for place, one in enumerate(weights) if own[id(one)] == 1]
+        # A weight with several masks is masked by each in turn. A gradient's hook must not run where none arrives, and
+        # a node of several weights calls the hooks of all of them.
+        if len(own) < len(weights) or any(map(has_hooks, weights)):
+            chosen = [place for place, one in enumerate(weights) if own[id(one)] == 1 and not has_hooks(one)]
             if len(chosen) < 2:
                 return
             weights, cuts = [weights[place] for place in chosen], [cuts[place] for place in chosen]
@@ -55,14 +58,15 @@ class Forward:
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
         """The effective weight for `weight`, handed out once; None if it must still be computed."""
-        if id(weight) not in self._bundle_of or not torch.is_grad_enabled():
+        if id(weight) not in self._bundle_of or not torch.is_grad_enabled() or in_transform():
             return None
         number = self._bundle_of.pop(id(weight))
         if number not in self._joined:
             self._make(number)
         place, effective = self._joined[number].pop(id(weight))
-        # A model may change its weights during its forward.
-        return effective if (weight._version, weight.data_ptr()) == self._found[place] else None
+        # A model may change its weights during its forward, freeze them or thaw them.
+        same = (weight._version, weight.data_ptr()) == self._found[place]
+        return effective if same and weight.requires_grad == effective.requires_grad else None
 
     @property
     def takes_part(self) -> bool:
@@ -79,6 +83,11 @@ class Forward:
         for place in places:
             self._effective[place] = None  # autograd frees it after its layer's backward
         self._joined[number] = {id(self._weights[place]): (place, one) for place, one in made.items()}
+
+
+def has_hooks(weight: Tensor) -> bool:
+    """Whether something is to be called with the weight's gradient, or after it was added."""
+    return bool(weight._backward_hooks) or bool(getattr(weight, "_post_accumulate_grad_hooks", None))
 
 
 def _bundles(weights: Sequence[Tensor], most: int) -> list[list[int]]:

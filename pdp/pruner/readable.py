@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 _WRITING = {"__setitem__", "__set__", "__delete__"}
-_NOT_WRITING = {"__index__", "__int__", "__invert__", "requires_grad_", "retain_grad"}
+_NOT_WRITING = {"__index__", "__int__", "__invert__", "retain_grad"}
 
 
 class Readable(Tensor):
@@ -30,6 +30,10 @@ class Readable(Tensor):
                 attribute = getattr(func, "__self__", None)
                 if name == "detach" or (attribute is Tensor.data and name == "__get__"):
                     return readable(func(first.effective), func(first.stored), first.written)
+                if name == "requires_grad_":  # of the stored weight, for whoever reads it next
+                    first.written()
+                    func(first.stored, *args[1:], **kwargs)
+                    return first
                 if attribute is Tensor.grad:
                     args = (first.stored, *args[1:])
                 elif _writes(name):

@@ -36,7 +36,7 @@ class Shadow:
 
     def __init__(self, place: Place, site: Site, key: str, threads: list[int]):
         self.place = place
-        self.threads = threads  # ids of those that run a forward of the whole model
+        self.threads = threads  # ids of those that run a forward in which weights are read outside of their modules
         # A path instead of the module itself, because in a deep copy the hook must act on the copy.
         self.inner = _path(site.caller, site.module)
         self.parameter = site.parameter
@@ -106,14 +106,15 @@ class Shadow:
 class Around:
     """The pair of hooks for a module whose forward may read the weights of modules inside it.
 
-    They are needed in a compiled graph, where look-ups are not intercepted, and in a replica of `nn.DataParallel`.
-    There the effective weights that something besides their own module reads (as its code or an earlier look-up has
-    shown) are in place during the whole forward.
+    In a compiled graph, where look-ups are not intercepted, and in a replica of `nn.DataParallel`, the effective
+    weights that something besides their own module reads (as its code or an earlier look-up has shown) are in place
+    during the whole forward. Elsewhere no weight is in place that a forward in another thread has made.
     """
 
-    def __init__(self, model: nn.Module, shadows: Sequence[tuple[Shadow, nn.Module]]):
+    def __init__(self, model: nn.Module, shadows: Sequence[tuple[Shadow, nn.Module]], threads: list[int]):
         self.inner = [(shadow, _path(model, module)) for shadow, module in shadows]
         self.number = id(self)
+        self.threads = threads
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Around:
         return self
@@ -126,8 +127,9 @@ class Around:
         ]
 
     def put(self, model: nn.Module, inputs: Any) -> None:
-        """Puts all these effective weights in place."""
+        """Puts all these effective weights in place, or takes out what other threads have."""
         if not (torch.compiler.is_compiling() or "_is_replica" in model.__dict__):
+            self._enter(model)
             return
         for shadow, path in self.inner:
             held = (model.get_submodule(path) if path else model).__dict__
@@ -143,11 +145,28 @@ class Around:
     def take(self, model: nn.Module, inputs: Any, output: Any) -> None:
         """Removes what this forward put in place."""
         if not torch.compiler.is_compiling():
+            if "_is_replica" not in model.__dict__:
+                own = threading.get_ident()
+                if own in self.threads:
+                    self.threads.remove(own)
             return
         for shadow, path in self.inner:
             held = (model.get_submodule(path) if path else model).__dict__
             if held.get(shadow.around) == self.number:
                 del held[shadow.around], held[shadow.parameter]
+
+    def _enter(self, model: nn.Module) -> None:
+        own = threading.get_ident()
+        with _placing:
+            self.threads.append(own)
+            if any(thread != own for thread in self.threads):
+                alive = {thread.ident for thread in threading.enumerate()}
+                # An interrupt may have kept a thread from reporting its end.
+                self.threads[:] = [thread for thread in self.threads if thread in alive]
+                for shadow, path in self.inner:
+                    held = (model.get_submodule(path) if path else model).__dict__
+                    if shadow.around not in held:
+                        held.pop(shadow.parameter, None)
 
 
 class WholeForward:
@@ -157,12 +176,10 @@ class WholeForward:
     what layers share in a forward belongs to the original's weights.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[Layer], method: Method, threads: list[int]):
+    def __init__(self, model: nn.Module, layers: Sequence[Layer], method: Method):
         self.model = model
         self.layers = layers
         self.method = method
-        self.threads = threads  # ids of those that run a forward
-        self.inner: list[tuple[Shadow, str]] = []  # with the paths of the modules that they act on
 
     def __deepcopy__(self, memo: dict[int, Any]) -> WholeForward:
         return self
@@ -180,7 +197,6 @@ class WholeForward:
         # the graph.
         if torch.compiler.is_compiling() or in_transform():
             return
-        self._enter(model)
         reading.begin_forward()
         if model is self.model:
             self.method.begin_forward(self.layers)
@@ -192,22 +208,6 @@ class WholeForward:
         if model is self.model:
             self.method.end_forward()
         reading.end_forward()
-        own = threading.get_ident()
-        if own in self.threads:
-            self.threads.remove(own)
-
-    def _enter(self, model: nn.Module) -> None:
-        """What other threads have put in place is taken out: this one would read their graphs."""
-        if "_is_replica" in model.__dict__:
-            return
-        own = threading.get_ident()
-        with _placing:
-            self.threads.append(own)
-            if any(thread != own for thread in self.threads):
-                for shadow, path in self.inner:
-                    held = (model.get_submodule(path) if path else model).__dict__
-                    if shadow.around not in held:
-                        held.pop(shadow.parameter, None)
 
 
 def hook(
@@ -217,8 +217,7 @@ def hook(
     guard_hooks()
     # The whole model's hooks come first: if the model is a layer itself, its weight is masked inside its own forward.
     threads: list[int] = []
-    whole = WholeForward(model, layers, method, threads)
-    handles = whole.attach()
+    handles = WholeForward(model, layers, method).attach()
     places: dict[tuple[int, int, str], tuple[Site, list[tuple[Layer, Member]]]] = {}
     for layer in layers:
         for member in layer.members:
@@ -235,7 +234,6 @@ def hook(
         (Shadow(Place(masks, method, quantizer, points.get(key)), site, keys[id(site.module)], threads), site)
         for key, (site, masks) in places.items()
     ]
-    whole.inner = [(shadow, _path(model, site.module)) for shadow, site in shadows]
     for module in model.modules():
         within = set(map(id, module.modules())) - {id(module)}
         below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
@@ -243,7 +241,7 @@ def hook(
         for shadow, _ in read:
             shadow.place.outside = True
         if module is model or read:
-            handles += Around(module, below if module is model else read).attach(module)
+            handles += Around(module, below if module is model else read, threads).attach(module)
     watched: dict[int, tuple[nn.Module, dict[str, Place]]] = {}
     for shadow, site in shadows:
         handles += shadow.attach(site.caller)

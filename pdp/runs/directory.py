@@ -88,7 +88,8 @@ class RunDirectory:
             self._holder = Holder(self.path)
             self._holder.take(locked)
             self.ending.unlink(missing_ok=True)
-            self._clear_partly_written()
+            if locked:  # elsewhere a process that has lost the run may still be writing
+                self._clear_partly_written()
             self._lock.truncate(0)
             self._lock.write(f"process {os.getpid()} on {os.uname().nodename}")
             self._lock.flush()
@@ -102,7 +103,7 @@ class RunDirectory:
         """Removes what processes that were killed while they wrote have left, as `.record.json.4711`."""
         for folder in (self.path, self.checkpoints):
             for path in folder.glob(".*"):
-                if _PARTLY_WRITTEN.fullmatch(path.name):
+                if _PARTLY_WRITTEN.fullmatch(path.name) and path.is_file():
                     path.unlink(missing_ok=True)
 
     def check_held(self) -> None:

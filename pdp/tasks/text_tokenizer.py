@@ -221,5 +221,6 @@ def encode_plainly(tokenizer: Any, texts: list[str]) -> np.ndarray:
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
     rows = (row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=False))
     return np.fromiter(chain.from_iterable(rows), np.int32)

@@ -55,7 +55,9 @@ def test_cuts_are_those_of_a_sort_bit_for_bit(case, members, free):
     cuts = full_cuts(weight, along, members, free)
     assert torch.equal(cuts, sorted_cuts(weight, along, members, free))
     inner = weight.stride(along)
-    spread = in_groups(spread_cuts(memory_cuts(cuts, along, weight), weight, members, inner), along, members)
+    spread = in_groups(
+        spread_cuts(memory_cuts(cuts, along, weight), weight.shape, weight.stride(), members, inner), along, members
+    )
     assert torch.equal(spread, cuts[..., None].expand_as(spread))
 
 
@@ -100,7 +102,7 @@ def test_mask_gradient_and_second_derivative_equal_the_definition(case, temperat
             if kernels:
                 effective = prune_groups(mine, cuts, temperature, 4, inner)
             else:
-                effective = soft_prune(mine, spread_cuts(cuts, mine, 4, inner), temperature)
+                effective = soft_prune(mine, spread_cuts(cuts, mine.shape, mine.stride(), 4, inner), temperature)
             assert effective.stride() == weight.stride()
             (slope,) = torch.autograd.grad(effective, mine, upstream, retain_graph=True)
             (graph,) = torch.autograd.grad((effective * upstream).sum(), mine, create_graph=True)
@@ -108,7 +110,9 @@ def test_mask_gradient_and_second_derivative_equal_the_definition(case, temperat
             found.append((effective.detach(), slope, second))
     finally:
         torch.set_num_threads(before)
-    near = (weight.abs() - spread_cuts(cuts, weight, 4, inner)).abs() < 1e-6  # there the last bit decides
+    near = (
+        weight.abs() - spread_cuts(cuts, weight.shape, weight.stride(), 4, inner)
+    ).abs() < 1e-6  # there the last bit decides
     keep = ~near if temperature < 1e-20 else torch.ones_like(near)
     compared = [found[0][:2], found[1][:2]] if temperature < 1e-20 else found  # it has no second derivative
     for one, right in zip(*compared, strict=True):
@@ -153,3 +157,67 @@ def test_a_training_with_them_is_the_training_without(pattern, last, monkeypatch
     for one, other in zip(*found, strict=True):
         assert torch.equal(one == 0, other == 0)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def two(**values):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16)).to(**values)
+    schedule = {"warmup": "0ep", "ramp": "0ep"}
+    pruner = Pruner(model, pattern="2:4", epochs=4, schedule=schedule, temperature=1e-3)
+    pruner.start_epoch(0)
+    return model, pruner
+
+
+def plainly(model, inputs):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_kernels, "usable", lambda *weights: False)
+        return model(inputs)
+
+
+def test_cuts_of_another_type_are_not_read_as_theirs():
+    model, _ = two(dtype=torch.float64)
+    model.float()
+    other, pruner = two()
+    pruner.load_state_dict(two(dtype=torch.float64)[1].state_dict())
+    inputs = torch.randn(3, 16)
+    for one in (model, other):
+        torch.testing.assert_close(one(inputs), plainly(one, inputs))
+
+
+def test_a_weight_of_a_single_group_has_second_derivatives():
+    weight, cuts = torch.tensor([[0.5, -0.1, 0.3, 0.2]], requires_grad=True), torch.tensor([[0.25]])
+    found = []
+    for effective in (prune_groups(weight, cuts, 0.1, 4, 1), soft_prune(weight, cuts.expand(1, 4), 0.1)):
+        (slope,) = torch.autograd.grad(effective.square().sum(), weight, create_graph=True)
+        found.append(torch.autograd.grad(slope.sum(), weight)[0])
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "random"])
+def test_gradients_without_memory_or_with_a_sign_to_come_are_read_as_what_they_are(pattern):
+    weight = torch.randn(8, 16)
+    upstream = torch.randn(8, 16, dtype=torch.complex64)
+    for use, right in (
+        (lambda one: torch.sgn(one), lambda one: torch.zeros_like(one)),
+        (lambda one: one * upstream.conj().imag, lambda one: -upstream.imag),
+    ):
+        mine = weight.clone().requires_grad_()
+        if pattern == "2:4":
+            effective = prune_groups(mine, torch.full((8, 4), -math.inf), 1e-3, 4, 1)
+        else:
+            effective = host_kernels.found().prune(mine, torch.tensor(-math.inf), 1e-3)
+        use(effective).sum().backward()
+        torch.testing.assert_close(mine.grad, right(weight))
+
+
+def test_another_default_device_and_a_trace_change_nothing():
+    model, pruner = two()
+    inputs = torch.randn(3, 16)
+    right = model(inputs)
+    with torch.device("meta"):
+        pruner.step()
+        pruner.start_epoch(1)
+    torch.testing.assert_close(model(inputs), right)
+    traced = torch.jit.trace(model, (inputs,), check_trace=False)
+    with torch.no_grad():
+        torch.testing.assert_close(traced(2 * inputs), model(2 * inputs))

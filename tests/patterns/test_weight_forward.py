@@ -198,3 +198,43 @@ def test_bundles_of_few_weights_are_the_same_bit_for_bit(monkeypatch):
     whole = trained()
     monkeypatch.setattr(weight_forward, "_MOST", 1300)  # the first alone, the second alone, the third
     assert all(torch.equal(one, other) for one, other in zip(whole, trained(), strict=True))
+
+
+@pytest.mark.parametrize("small", [400_000, 0])
+def test_a_gradient_s_hook_is_called_only_where_one_arrives(small, monkeypatch):
+    monkeypatch.setattr(weight_forward, "_SMALL", small)
+    model, _ = pruned()
+    seen = []
+    for name in ("first", "third"):
+        weight = getattr(model, name).weight
+        weight.register_hook(lambda slope, name=name: seen.append(name) or slope * 2)
+        weight.register_post_accumulate_grad_hook(lambda one, name=name: seen.append(f"{name}, added"))
+    model.second.weight.register_hook(lambda slope: seen.append("second"))
+    model.first(INPUTS)  # alone
+    model.between = lambda: seen.append("between")
+    model.third.forward, whole = (lambda values: values.sum() * 0 + model.kept.sum()), model.third.forward
+    model.first.register_forward_hook(lambda module, inputs, output: setattr(model, "kept", output))
+    model(INPUTS).backward()  # through the first layer, and with zeros through the second
+    assert seen == ["between", "second", "first", "first, added"]
+    model.third.forward = whole
+
+
+@pytest.mark.parametrize("small", [400_000, 0])
+@pytest.mark.parametrize("thaws", [True, False])
+def test_what_the_forward_freezes_or_thaws_is_so_from_then_on(thaws, small, monkeypatch):
+    monkeypatch.setattr(weight_forward, "_SMALL", small)
+    model, _ = pruned()
+    model.second.weight.requires_grad_(not thaws)
+    model.between = lambda: model.second.weight.requires_grad_(thaws)
+    model(INPUTS).sum().backward()
+    assert (model.second.weight.grad is not None) == thaws
+    assert model.first.weight.grad is not None
+
+
+def test_a_transform_inside_of_the_forward_may_be_the_first_to_read():
+    model, _ = pruned()
+    right = model.first(INPUTS)
+    found = []
+    model.between = lambda: found.append(torch.func.vmap(model.second)(right))
+    model(INPUTS)
+    torch.testing.assert_close(found[0], model.second(right))

@@ -143,6 +143,48 @@ def test_threads_have_graphs_of_their_own(apart):
     assert not wrong and len(done) == 3
 
 
+def test_a_part_that_reads_a_weight_while_another_thread_is_inside_its_module_gets_its_own():
+    """As a tied decoder does, which never calls the module whose weight it reads."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(16, 16, bias=False)
+
+        def forward(self, x, decode=False):
+            return F.linear(x, self.inner.weight.t()) if decode else self.inner(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Tied(), nn.Linear(16, 4))
+    pruner = Pruner(model, sparsity=0.6, epochs=4, schedule=NOW, temperature=TAU)
+    pruner.start_epoch(0)
+    inside, read, found = threading.Event(), threading.Event(), []
+
+    def wait(module, inputs, output):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set()
+            read.wait(20)
+
+    model[0].inner.register_forward_hook(wait)
+    thread = threading.Thread(target=lambda: found.append(model(ROWS)))
+    thread.start()
+    assert inside.wait(20)
+    mine = model[0](ROWS, decode=True)
+    read.set()
+    thread.join()
+    found[0].sum().backward()
+    mine.sum().backward()
+    nodes = [set(), set()]
+    for seen, output in zip(nodes, (found[0], mine), strict=True):
+        left = [output.grad_fn]
+        while left:
+            node = left.pop()
+            if node is not None and node not in seen:
+                seen.add(node)
+                left += [one for one, _ in node.next_functions]
+    assert {node.name() for node in nodes[0] & nodes[1]} == {"torch::autograd::AccumulateGrad"}
+
+
 def test_a_part_called_alone_and_a_copy_are_masked():
     model, pruner = pruned()
     one, two = (soft_prune(layer.weight, layer.state["cut"], TAU) for layer in pruner.layers[:2])

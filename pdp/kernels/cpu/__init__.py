@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pdp.masks.soft import lies_dense
-from pdp.masks.transforms import in_transform
+from pdp.masks.soft import lies_dense, lies_readable
+from pdp.masks.transforms import in_transform, is_watched
 
 if TYPE_CHECKING:
     from pdp.kernels.cpu.cuts import Cuts
@@ -41,15 +41,17 @@ class Kernels(NamedTuple):
 def usable(*weights: Tensor) -> bool:
     """Whether the kernels accept these weights: float32, dense memory, on the CPU, and not inside a compiled step."""
     return (
-        all(
+        not torch.compiler.is_compiling()
+        and all(
             weight.is_cpu
             and weight.dtype is torch.float32
             and type(weight) in _PLAIN  # a subclass, such as a sharded tensor, may have no memory address
             and lies_dense(weight)
+            and lies_readable(weight)
             for weight in weights
         )
-        and not torch.compiler.is_compiling()
         and not in_transform()
+        and not is_watched()
         and found() is not None
     )
 

@@ -6,6 +6,7 @@ weight; `inner` is the distance in memory between two members of a group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ def full_cuts(weight: Tensor, along: int, members: int, free: int) -> Tensor:
     """
     shape = list(weight.shape)
     shape[along] //= members
-    cuts = torch.empty(shape, dtype=torch.float32, memory_format=memory_order(weight))
+    cuts = torch.empty(shape, dtype=torch.float32, device=weight.device, memory_format=memory_order(weight))
     in_parts(
         grouping.write_full_cuts, *parting(weight.numel()), weight.data_ptr(), cuts.data_ptr(), cuts.numel(),
         weight.stride(along), members, free,
@@ -55,7 +56,7 @@ class _HostGroups(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         weight, cuts = kept(ctx)
         if wants_a_graph():
-            spread = spread_cuts(cuts, weight, ctx.members, ctx.inner)
+            spread = spread_cuts(cuts, ctx.size, ctx.stride, ctx.members, ctx.inner)
             plain = partial(plain_prune, cut=spread, temperature=ctx.temperature)
             return *gradients_with_a_graph(plain, [weight], [gradient]), None, None, None, None
         own = readable(weight)
@@ -72,7 +73,7 @@ def _launch(kernel: Any, ctx: Any, cuts: Tensor, *tensors: Tensor) -> None:
     in_parts(kernel, *parting(tensors[0].numel()), *places, blocks, ctx.inner, ctx.members, ctx.temperature)
 
 
-def spread_cuts(cuts: Tensor, weight: Tensor, members: int, inner: int) -> Tensor:
-    """Each group's cut for each of its weights, shaped and laid out like `weight`."""
-    flat = cuts.as_strided((cuts.numel() // inner, 1, inner), (inner, inner, 1)).expand(-1, members, -1)
-    return flat.reshape(-1).as_strided(weight.shape, weight.stride())
+def spread_cuts(cuts: Tensor, size: Sequence[int], stride: Sequence[int], members: int, inner: int) -> Tensor:
+    """Each group's cut for each of its weights, for a weight of this size and these strides."""
+    flat = cuts.as_strided((cuts.numel() // inner, 1, inner), (inner, inner, 1)).repeat(1, members, 1)
+    return flat.as_strided(size, stride)

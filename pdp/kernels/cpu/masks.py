@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.parting import parting
 from pdp.masks.kept import keep, kept
-from pdp.masks.soft import NOTHING, SATURATED, lies_dense
+from pdp.masks.soft import NOTHING, SATURATED, lies_dense, lies_readable
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 from pdp.threads import in_parts
 
@@ -79,7 +79,10 @@ class _HostPrune(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, weight: Tensor, numbers: Numbers) -> Tensor:
         ctx.numbers = numbers  # type: ignore[attr-defined]
-        keep(ctx, weight)
+        if weight.is_leaf:
+            keep(ctx, weight)
+        else:  # it is freed with the graph
+            ctx.save_for_backward(weight)
         effective = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
         in_parts(masking.write_effective, *parting(count), *places, count, *numbers)
@@ -87,7 +90,7 @@ class _HostPrune(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        (weight,) = kept(ctx)
+        (weight,) = ctx.saved_tensors or kept(ctx)  # type: ignore[attr-defined]
         if wants_a_graph():
             plain = partial(_plain, numbers=ctx.numbers)  # type: ignore[attr-defined]
             return *gradients_with_a_graph(plain, [weight], [gradient]), None  # type: ignore[return-value]
@@ -138,6 +141,5 @@ def readable(weight: Tensor) -> Tensor:
 
 def alike(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient, which can have any layout, as the kernels read it: float32, in the weight's layout."""
-    if gradient.dtype != torch.float32 or gradient.stride() != weight.stride() or type(gradient) is not Tensor:
-        return torch.empty_like(weight).copy_(gradient)
-    return gradient
+    plain = type(gradient) is Tensor and gradient.dtype == torch.float32 and lies_readable(gradient)
+    return gradient if plain and gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)

@@ -11,7 +11,7 @@ from torch.autograd.function import FunctionCtx
 from pdp.kernels.gpu import masking
 from pdp.kernels.gpu.launching import launch
 from pdp.masks.kept import keep, kept
-from pdp.masks.soft import plain_prune
+from pdp.masks.soft import lies_readable, plain_prune
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 
 _BLOCK = 1024
@@ -34,10 +34,11 @@ def device_prune(
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors of the same shape have their elements in the same order in memory."""
+    """Whether a kernel may read `one`, and its elements lie in memory in the same order as those of `other`."""
     mine, others = one.stride(), other.stride()
-    return mine == others or all(
-        own == other for size, own, other in zip(one.shape, mine, others, strict=True) if size > 1
+    return lies_readable(one) and (
+        mine == others
+        or all(own == other for size, own, other in zip(one.shape, mine, others, strict=True) if size > 1)
     )
 
 
@@ -45,7 +46,7 @@ def spread_cuts(cuts: Tensor, weight: Tensor, members: int, inner: int) -> Tenso
     """The cut of each weight, shaped like `weight`, from one cut per group in memory order."""
     if members == 1:
         return cuts
-    in_memory = cuts.as_strided((cuts.numel() // inner, 1, inner), (inner, inner, 1)).expand(-1, members, -1)
+    in_memory = cuts.as_strided((cuts.numel() // inner, 1, inner), (inner, inner, 1)).repeat(1, members, 1)
     return in_memory.reshape(-1).as_strided(weight.shape, weight.stride())
 
 
