@@ -184,7 +184,7 @@ def test_training_goes_as_with_the_readable_mask(pattern, order, monkeypatch):
         torch.manual_seed(1)
         if not kernels:
             for place in ("kernels.gpu", "kernels.cpu", "patterns.nm"):
-                monkeypatch.setattr(f"pdp.{place}.usable", lambda weight: False)
+                monkeypatch.setattr(f"pdp.{place}.usable", lambda *weights: False)
         model = Net().to(memory_format=order).to(DEVICE)
         if pattern == "1:3":
             model.conv, model.linear = torch.nn.Conv2d(8, 6, 3), torch.nn.Linear(6, 9)

@@ -254,7 +254,7 @@ def test_training_goes_as_with_the_readable_mask(order, autocast, announced, mon
         torch.manual_seed(1)
         if not kernels:
             for place in ("kernels.gpu", "patterns.unit_table"):
-                monkeypatch.setattr(f"pdp.{place}.usable", lambda weight: False)
+                monkeypatch.setattr(f"pdp.{place}.usable", lambda *weights: False)
         model = Residual().to(memory_format=order).to(DEVICE)
         pruner = Pruner(
             model, pattern="channel", sparsity=0.5, epochs=3, schedule={"warmup": "0ep", "ramp": "2ep"},
