@@ -27,4 +27,5 @@ lint-imports --no-logo
 if [ ${#chosen[@]} -eq 0 ]; then
     sphinx-build -q -W docs docs/_build
 fi
-python -m pytest ${chosen[@]+"${chosen[@]}"} "$@"
+# One worker more than cores: many tests wait for the processes that they have started.
+python -m pytest -n "$(($(nproc) + 1))" ${chosen[@]+"${chosen[@]}"} "$@"
