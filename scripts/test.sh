@@ -27,5 +27,6 @@ lint-imports --no-logo
 if [ ${#chosen[@]} -eq 0 ]; then
     sphinx-build -q -W docs docs/_build
 fi
-# One worker more than cores: many tests wait for the processes that they have started.
-python -m pytest -n "$(($(nproc) + 1))" ${chosen[@]+"${chosen[@]}"} "$@"
+# One worker more than cores, at most four: many tests wait for the processes that they have started.
+cores="$(nproc)"
+python -m pytest -n "$((cores < 3 ? cores + 1 : 4))" ${chosen[@]+"${chosen[@]}"} "$@"
