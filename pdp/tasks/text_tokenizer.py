@@ -216,7 +216,7 @@ def encode(
 def encode_plainly(tokenizer: Any, texts: list[str]) -> np.ndarray:
     """The tokens of all texts in a row, int32: those of `encode` without limit and special tokens, in less time.
 
-    The library's own call also tells where in the text each token lies, which takes a third of its time.
+    The library's own call also tells where in the text each token lies, which takes time that nothing here needs.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()

@@ -221,11 +221,12 @@ def test_a_gradient_s_hook_is_called_only_where_one_arrives(small, monkeypatch):
 
 @pytest.mark.parametrize("small", [400_000, 0])
 @pytest.mark.parametrize("thaws", [True, False])
-def test_what_the_forward_freezes_or_thaws_is_so_from_then_on(thaws, small, monkeypatch):
+@pytest.mark.parametrize("read", [lambda layer: layer.weight, lambda layer: next(layer.parameters())])
+def test_what_the_forward_freezes_or_thaws_is_so_from_then_on(read, thaws, small, monkeypatch):
     monkeypatch.setattr(weight_forward, "_SMALL", small)
     model, _ = pruned()
     model.second.weight.requires_grad_(not thaws)
-    model.between = lambda: model.second.weight.requires_grad_(thaws)
+    model.between = lambda: read(model.second).requires_grad_(thaws)
     model(INPUTS).sum().backward()
     assert (model.second.weight.grad is not None) == thaws
     assert model.first.weight.grad is not None
