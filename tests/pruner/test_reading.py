@@ -146,10 +146,19 @@ def test_threads_have_graphs_of_their_own(apart):
 def test_a_part_that_reads_a_weight_while_another_thread_is_inside_its_module_gets_its_own():
     """As a tied decoder does, which never calls the module whose weight it reads."""
 
+    inside, read, found = threading.Event(), threading.Event(), []
+
+    class Waits(nn.Linear):
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread():
+                inside.set()
+                read.wait(20)
+            return super().forward(x)
+
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner = nn.Linear(16, 16, bias=False)
+            self.inner = Waits(16, 16, bias=False)
 
         def forward(self, x, decode=False):
             return F.linear(x, self.inner.weight.t()) if decode else self.inner(x)
@@ -158,14 +167,6 @@ def test_a_part_that_reads_a_weight_while_another_thread_is_inside_its_module_ge
     model = nn.Sequential(Tied(), nn.Linear(16, 4))
     pruner = Pruner(model, sparsity=0.6, epochs=4, schedule=NOW, temperature=TAU)
     pruner.start_epoch(0)
-    inside, read, found = threading.Event(), threading.Event(), []
-
-    def wait(module, inputs, output):
-        if threading.current_thread() is not threading.main_thread():
-            inside.set()
-            read.wait(20)
-
-    model[0].inner.register_forward_hook(wait)
     thread = threading.Thread(target=lambda: found.append(model(ROWS)))
     thread.start()
     assert inside.wait(20)
