@@ -14,6 +14,7 @@
 #   methods    every method's step over the dense one, ResNet-50 bf16
 #   compiled   BERT-base and ResNet-50 bf16, compiled, with their graph breaks
 #   texts      every method's step over the dense one, BERT-base bf16
+#   sparse     2:4 and blocks in linear layers and BERT-base beside dense and slim ones (not with --try)
 #   training   a dense run on JPEGs beside timm's loop, and beside the same steps on images in the GPU's memory
 #
 # options:
@@ -29,7 +30,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 rows=() out=results/benchmarks python=python3 seconds=540 trying=false
-known=(gpt2 small cut methods compiled texts training)
+known=(gpt2 small cut methods compiled texts sparse training)
 refuse() { echo "benchmark_gpu.sh: $1; --help says all" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -49,6 +50,7 @@ done
 command -v "$python" > /dev/null || refuse "--python=$python is no program"
 mkdir -p "$out" || refuse "--out=$out cannot be made"
 [ ${#rows[@]} -gt 0 ] || rows=("${known[@]}")
+if $trying; then mapfile -t rows < <(printf '%s\n' "${rows[@]}" | grep -v '^sparse$'); fi  # it has no CPU to try
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 KINETO_LOG_LEVEL=6
 
 # Whatever is missing is found out now, not in the last row.
@@ -79,10 +81,11 @@ small=(110 "${overhead[@]}" --model resnet20 --size 32 --batch 64 --pairs 9 --st
 cut=(50 scripts/benchmark_cut.py --device cuda --rounds 7)
 methods=(100 "${overhead[@]}" --model resnet50 --batch 128 --precision bf16 --channels-last --pairs 3 --steps 5 --warmup 3
     --no-memory --method all --device cuda)
-compiled=(120 "${overhead[@]}" --model bert_base resnet50 --batch 64 --precision bf16 --channels-last --pairs 5 --steps 10
+compiled=(120 "${overhead[@]}" --model resnet50 bert_base --batch 64 --precision bf16 --channels-last --pairs 5 --steps 10
     --no-memory --ways compiled --device cuda --target 1.02)
 texts=(90 "${overhead[@]}" --model bert_base --batch 32 --precision bf16 --pairs 3 --steps 5 --warmup 3 --no-memory
     --method all --device cuda)
+sparse=(60 scripts/benchmark_sparse_gpu.py --bert 64)
 training=(150 scripts/benchmark_training.py --preset h200 --images 8192 --rounds 2 --epochs 4)
 if $trying; then
     tiny=(--no-memory --device cpu --threads 1 --pairs 1 --batch 2)
