@@ -36,9 +36,9 @@ beside mypy
 if [ ${#chosen[@]} -eq 0 ]; then
     beside sphinx-build -q -W docs docs/_build
 fi
-# Two workers more than cores, at most four: many tests wait for the processes that they have started.
-cores="$(nproc)"
-python -m pytest -n "$((cores < 2 ? cores + 2 : 4))" ${chosen[@]+"${chosen[@]}"} "$@" || failed+=(pytest)
+# One worker more than cores, two where many tests wait for the processes that they have started; at most four.
+workers="$(($(nproc) + (${#chosen[@]} ? 1 : 2)))"
+python -m pytest -n "$((workers < 4 ? workers : 4))" ${chosen[@]+"${chosen[@]}"} "$@" || failed+=(pytest)
 for place in "${!names[@]}"; do
     wait "${pids[$place]}" || failed+=("${names[$place]}")
     echo "${names[$place]}:"
