@@ -33,8 +33,8 @@ class Site:
     @property
     def stored(self) -> nn.Parameter:
         """The weight; of a stack its matrix, which shares memory, version and gradient with the parameter."""
-        held = self.parameter_held
-        return held if self.index is None else _matrix(held, self.index)  # type: ignore[return-value]
+        held = self.module._parameters[self.parameter]  # as `parameter_held`, asked many times in every step
+        return held if self.index is None else _matrix(held, self.index)  # type: ignore[return-value, arg-type]
 
     @property
     def parameter_held(self) -> nn.Parameter:
