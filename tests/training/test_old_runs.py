@@ -1,13 +1,11 @@
 """Runs of earlier code, finished and interrupted, with their records, configurations and checkpoints, can be opened."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from pdp.config.command_line import main
 from pdp.config.compose import compose
 from pdp.config.identity import run_directory
 from pdp.config.stored import from_yaml
@@ -34,12 +32,16 @@ def runs(tmp_path):
     return tmp_path
 
 
-def call(program, *words):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, program, *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """What a command of these words prints."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def called(program, *words):
+        assert main(program, list(words)) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return called
 
 
 def test_its_command_still_means_the_same_run():
@@ -56,19 +58,19 @@ def test_tables_take_its_record(tmp_path):
     assert "34.17" in as_markdown(sheets["language_grammar_nli"])
 
 
-def test_its_command_finds_it_finished_and_its_weights_measure_as_recorded(runs):
+def test_its_command_finds_it_finished_and_its_weights_measure_as_recorded(runs, call):
     before = {path: path.stat().st_mtime_ns for path in (runs / NAME / "seed0").iterdir()}
-    call("train.py", *WORDS, "seed=0", f"output_dir={runs}")
+    call("train", *WORDS, "seed=0", f"output_dir={runs}")
     assert {path: path.stat().st_mtime_ns for path in (runs / NAME / "seed0").iterdir() if path in before} == before
     record = read_record(runs / NAME / "seed0")
-    said = call("evaluate.py", f"run={runs / NAME / 'seed0'}")
+    said = call("evaluate", f"run={runs / NAME / 'seed0'}")
     metric = next(float(line.split()[1]) for line in said.splitlines() if line.startswith("accuracy "))
     assert metric == pytest.approx(record.metric, abs=ONE_ANSWER)
     assert said.count(f"{record.params_nonzero:,}") == 2 and said.count(f"{record.macs_sparse:,}") == 2
 
 
-def test_an_interrupted_one_goes_on_from_its_checkpoint(runs):
-    said = call("train.py", *WORDS, "seed=1", f"output_dir={runs}")
+def test_an_interrupted_one_goes_on_from_its_checkpoint(runs, call):
+    said = call("train", *WORDS, "seed=1", f"output_dir={runs}")
     assert "step 328" in said
     record = read_record(runs / NAME / "seed1")
     assert (record.status, record.steps, record.config_hash) == ("finished", 436, "083626a5dca7ed79")
