@@ -14,8 +14,9 @@ from pdp.config.schema import Config
 from pdp.config.stored import from_yaml
 from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
+from pdp.export.compare import steps_off
 from pdp.export.integers import with_integers
-from pdp.export.onnx import STEPS, onnx_runner, operators, refuse_without_onnx
+from pdp.export.onnx import onnx_runner, operators, refuse_without_onnx
 from pdp.export.program import save_program
 from pdp.export.quantized_folder import save_quantized
 from pdp.export.semi_structured import check_nm, refuse_without_semi_structured, save_semi_structured
@@ -170,8 +171,7 @@ def _torch(run: ExportedRun, folder: Path) -> Written:
     save_program(plain, tuple(named.values()), folder / "model.pt2")
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
-        step = (expected.max() - expected.min()).clamp(min=1e-30) / STEPS
-        off = float((program(*named.values()) - expected).abs().max() / step)
+        off = steps_off(program(*named.values()), expected)
     if not off <= 1:
         raise Stopped(f"model.pt2 differs from the model by {off:.2g} steps of the outputs: not exported")
     return [
