@@ -9,11 +9,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pdp.benchmarks.cell_models import CellModel, build, open_task, sample_of
 from pdp.benchmarks.step_timing import quartiles
 from pdp.errors import Stopped
+from pdp.export.compare import steps_off
 from pdp.export.latency import rounds_of
 from pdp.export.onnx import onnx_runner
 from pdp.export.openvino_runtime import has_openvino, openvino_runner
@@ -39,8 +41,9 @@ def timed(cells: Sequence[CellModel], batches: Sequence[int], rounds: int, tell:
     """A row for each cell, engine and batch; the cells of one model and its data are timed in turn.
 
     `latency_ms` and `quartiles_ms` are milliseconds of one sample; `speedup` is the median over rounds of the dense
-    float32 model's time in the same engine over this one's, None in a study without that model. Raises `Stopped` where
-    a file does not compute what torch does.
+    float32 model's time in the same engine over this one's, None in a study without that model. `difference` is
+    onnxruntime's from torch as exports say it, and OpenVINO's from onnxruntime in steps: the outputs' range over 255.
+    Raises `Stopped` where a file does not compute what torch does.
     """
     rows: list[dict[str, Any]] = []
     for group in dict.fromkeys((cell.model, cell.data) for cell in cells):
@@ -85,16 +88,18 @@ def _of_size(batch: Batch, size: int) -> Batch:
 
 def _in_turn(files: Sequence[File], batch: int, rounds: int, tell: Tell) -> list[dict[str, Any]]:
     calls: dict[tuple[int, str], Callable[[], Any]] = {}
+    off: dict[tuple[int, str], float] = {}
     for number, file in enumerate(files):
         named = file.inputs[batch]
         calls[number, ENGINES[0]] = onnx_runner(file.path, named)
+        expected = torch.as_tensor(calls[number, ENGINES[0]]()[0])
         if not has_openvino():
             continue
         sparse = file.cell.config.quantize.name != "none" and file.sparsity > 0
         for engine, share in ((ENGINES[1], None), *([(ENGINES[2], file.sparsity)] if sparse else [])):
             try:
                 call = openvino_runner(file.path, named, share)
-                call()
+                off[number, engine] = steps_off(torch.as_tensor(call()[0]), expected)
             except RuntimeError as error:  # an operator that it does not know
                 tell(f"{file.cell.label}: left out of {engine}, which says {one_line(error)[:200]}")
             else:
@@ -124,7 +129,7 @@ def _in_turn(files: Sequence[File], batch: int, rounds: int, tell: Tell) -> list
                 "quartiles_ms": quartiles(spent),
                 "speedup": median(fast) if fast else None,
                 "bytes": file.path.stat().st_size,
-                "difference": file.off,
+                "difference": file.off if engine == ENGINES[0] else off[number, engine],
             }
         )
     return rows

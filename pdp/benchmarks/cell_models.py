@@ -18,7 +18,7 @@ from pdp.config.arguments import parse
 from pdp.config.check_prune import implied_sparsity
 from pdp.config.compose import compose, compose_tree
 from pdp.config.data_schema import data_label
-from pdp.config.schema import Config
+from pdp.config.schema import Config, ScheduleConfig
 from pdp.patterns.options import label_of
 from pdp.reports.runs import shown_method
 from pdp.reports.sheet import target
@@ -29,8 +29,6 @@ from pdp.training.exportable import Exportable, real_inputs
 
 # What says how a run trains, and with which zeros and weights it begins: nothing of it is in the shape of what ships.
 _OF_TRAINING = ("from", "start", "schedule", "distill")
-_EPOCHS = 10  # none is trained; a schedule's shares of them must be whole
-_COMPARED = 0.5  # of the outputs' rows: a wrong file is wrong in most
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,8 @@ def cell_of(words: Sequence[str]) -> CellModel:
     config = compose(kept)
     dense = config.method.name == "dense"
     config.allocation.name = tree.allocation.name
-    config.recipe.epochs, config.recipe.adapter = _EPOCHS, "none"
+    config.recipe.epochs, config.recipe.adapter = 1, "none"
+    config.schedule = ScheduleConfig(name="linear", warmup="0ep", ramp="1ep", unit="epoch")
     if config.quantize.name != "none":
         options: Any = config.quantize
         options.start, options.ranges = "0", "observed"
@@ -105,7 +104,7 @@ def build(cell: CellModel, task: Task, batch: Batch, note: str) -> tuple[Exporta
     """
     cell.config.model.pretrained = "false"
     model = make_model(cell.config, task).to(memory_format=torch.contiguous_format)
-    made = Exportable(cell.config, task, model, None, batch, note, share=_COMPARED)
+    made = Exportable(cell.config, task, model, None, batch, note, trained=False)
     pruner = make_pruner(cell.config, task, model, steps_per_epoch=None)
     pruner.at_once()
     plain, named = made.by_place(model)

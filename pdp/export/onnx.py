@@ -33,17 +33,17 @@ def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) 
 
 
 def save_onnx_integers(
-    model: nn.Module, named: dict[str, Tensor], expected: Tensor, path: Path, bits: int, share: float = 1.0
+    model: nn.Module, named: dict[str, Tensor], expected: Tensor, path: Path, bits: int, most: float = 1.0
 ) -> float:
     """Writes a model of `with_integers(..., onnx=True)` in QDQ form; `expected` is what fake quantization gave.
 
     Gives onnxruntime's difference in steps: the outputs' range over 255, which is what an output of 8 bits would have.
-    Raises `Stopped` where it is more than one in the `share` of the outputs' rows that differ least.
+    Raises `Stopped` where it is more than `most`.
     """
     _write(model, named, path, OPSET)
     _tidy(path, bits)
-    off = steps_off(onnx_outputs(path, named), expected, share)
-    if not off <= 1:
+    off = steps_off(onnx_outputs(path, named), expected)
+    if not off <= most:
         raise Stopped(f"onnxruntime differs from torch by {off:.2g} steps of the outputs: {path} is not to be used")
     return off
 

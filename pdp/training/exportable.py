@@ -47,9 +47,7 @@ class Exportable:
     frozen: Frozen | None
     batch: Batch
     inputs_note: str
-    # Of the outputs' rows, those that a quantized export is compared on. A number halfway between two integers may be
-    # rounded either way; in a trained model that stays small, in one of chance it may grow over a step in some rows.
-    share: float = 1.0
+    trained: bool = True
 
     @property
     def inputs(self) -> Tensor:
@@ -94,15 +92,27 @@ class Exportable:
 
     def quantized_outputs(self, model: nn.Module, frozen: Frozen) -> Tensor:
         """What fake quantization makes of the inputs: of the masked model, and of its slim one as well."""
-        found = []
+        found: list[Tensor] = []
         for one, scales in ((self.model, self.frozen), (model, frozen)):
             assert scales is not None
             with torch.no_grad(), scales.applied(one):
                 plain, named = self.by_place(one)
                 found.append(plain(*named.values()))
-        if not steps_off(found[1], found[0], self.share) <= 1:
+        if not steps_off(found[1], found[0]) <= self.steps_allowed(found[0]):
             raise Stopped("the slim model in integers differs from the masked one by over a step: not exported")
         return found[0]
+
+    def steps_allowed(self, quantized: Tensor) -> float:
+        """How far an export may be from these outputs of fake quantization: one step.
+
+        A number near the middle of two integers may be rounded either way. Trained weights keep that below a step of
+        the outputs; with weights of chance it may be as large as what rounding does at all, for each of the two models.
+        """
+        if self.trained:
+            return 1.0
+        with torch.no_grad():
+            plain, named = self.by_place(self.model)
+            return max(1.0, 2 * steps_off(plain(*named.values()), quantized))
 
     def write_onnx(self, model: nn.Module, path: Path) -> float:
         """Writes what `shipped` gave, in QDQ form if it is quantized; returns how far onnxruntime is from torch.
@@ -115,4 +125,4 @@ class Exportable:
         frozen = self.frozen_of(model)
         expected = self.quantized_outputs(model, frozen)
         integers = with_integers(model, frozen, self.task.example_input(), onnx=True)
-        return save_onnx_integers(*self.by_place(integers), expected, path, frozen.bits, self.share)
+        return save_onnx_integers(*self.by_place(integers), expected, path, frozen.bits, self.steps_allowed(expected))
