@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pdp.benchmarks.cell_models import CellModel, build, open_task, sample_of
 from pdp.benchmarks.step_timing import quartiles
-from pdp.errors import Stopped
+from pdp.errors import Refusal
 from pdp.export.compare import steps_off
 from pdp.export.latency import rounds_of
 from pdp.export.onnx import onnx_runner
@@ -43,7 +43,7 @@ def timed(cells: Sequence[CellModel], batches: Sequence[int], rounds: int, tell:
     `latency_ms` and `quartiles_ms` are milliseconds of one sample; `speedup` is the median over rounds of the dense
     float32 model's time in the same engine over this one's, None in a study without that model. `difference` is
     onnxruntime's from torch as exports say it, and OpenVINO's from onnxruntime in steps: the outputs' range over 255.
-    Raises `Stopped` where a file does not compute what torch does.
+    Raises `Stopped` where a file does not compute what torch does, `Refusal` for a batch larger than the test set.
     """
     rows: list[dict[str, Any]] = []
     for group in dict.fromkeys((cell.model, cell.data) for cell in cells):
@@ -64,6 +64,9 @@ def written(cells: Sequence[CellModel], batches: Sequence[int], folder: Path, te
         if key not in opened:
             opened[key] = open_task(cell, max(16, *batches))
             tell(f"{cell.model} on {cell.data}: inputs are {opened[key][2]}")
+            count = len(next(iter(opened[key][1].values())))
+            if count < max(batches):
+                raise Refusal(f"--batch {max(batches)}: the test set has {count} samples: give no more")
         task, batch, note = opened[key]
         made, share = build(cell, task, batch, note)
         model, of = made.shipped()
@@ -77,13 +80,7 @@ def written(cells: Sequence[CellModel], batches: Sequence[int], folder: Path, te
 
 
 def _of_size(batch: Batch, size: int) -> Batch:
-    if size == 1:
-        return sample_of(batch)
-    found = {name: values[:size].contiguous() for name, values in batch.items()}
-    count = len(next(iter(found.values())))
-    if count < size:
-        raise Stopped(f"--batch {size}: the test set has {count} samples: give less")
-    return found
+    return sample_of(batch) if size == 1 else {name: values[:size].contiguous() for name, values in batch.items()}
 
 
 def _in_turn(files: Sequence[File], batch: int, rounds: int, tell: Tell) -> list[dict[str, Any]]:
@@ -95,7 +92,7 @@ def _in_turn(files: Sequence[File], batch: int, rounds: int, tell: Tell) -> list
         expected = torch.as_tensor(calls[number, ENGINES[0]]()[0])
         if not has_openvino():
             continue
-        sparse = file.cell.config.quantize.name != "none" and file.sparsity > 0
+        sparse = file.cell.config.quantize.name == "int8" and file.sparsity > 0
         for engine, share in ((ENGINES[1], None), *([(ENGINES[2], file.sparsity)] if sparse else [])):
             try:
                 call = openvino_runner(file.path, named, share)

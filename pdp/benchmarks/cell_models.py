@@ -18,7 +18,7 @@ from pdp.config.arguments import parse
 from pdp.config.check_prune import implied_sparsity
 from pdp.config.compose import compose, compose_tree
 from pdp.config.data_schema import data_label
-from pdp.config.schema import Config, ScheduleConfig
+from pdp.config.schema import Config, ScheduleConfig, pattern_options
 from pdp.patterns.options import label_of
 from pdp.reports.runs import shown_method
 from pdp.reports.sheet import target
@@ -75,7 +75,7 @@ def cell_of(words: Sequence[str]) -> CellModel:
     if config.quantize.name != "none":
         options: Any = config.quantize
         options.start, options.ranges = "0", "observed"
-    pattern = "none" if dense else label_of(config.prune.pattern, config.prune)
+    pattern = "none" if dense else label_of(config.prune.pattern, pattern_options(config.prune))
     sparsity = 0.0 if dense else config.sparsity if config.sparsity is not None else implied_sparsity(config)
     shown = shown_method("dense" if dense else method, config.quantize.name)
     return CellModel(config.model.name, data_label(config.data), shown, pattern, sparsity, config)
