@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from pdp.reports.statistics import interval, mean
 _KEY = ["method", "pattern", "target_sparsity"]
 _SAME = 0.005  # targets that differ less are one: a pattern may prune a little more or less than it was asked
 _FILLS = {"onnxruntime": "full", "OpenVINO": "none", "OpenVINO, sparse weights": "left"}
-_COLUMNS = ("model", "data", "method", "pattern", "target_sparsity", "engine", "batch", "latency_ms", "quartiles_ms")
+_COLUMNS = (
+    *("model", "data", "method", "pattern", "target_sparsity", "engine", "batch"),
+    *("latency_ms", "quartiles_ms", "speedup", "bytes"),
+)
 
 
 def read_latency(folder: Path, study: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
@@ -40,8 +44,10 @@ def read_latency(folder: Path, study: str) -> tuple[pd.DataFrame, dict[str, Any]
 
 
 def points(runs: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
-    """A row a method, target, engine and batch that is in both: label, method, engine, batch, latency_ms, low, high,
-    metric, interval, seeds; of several settings under one name the mean.
+    """A row a method, target, engine and batch that is in both; of several settings under one name the mean.
+
+    Columns: label, method, engine, batch, latency_ms with its quartiles low and high, speedup (over dense float32),
+    bytes of the file, metric, interval, seeds.
     """
     first = runs.iloc[0]
     timed = timed[(timed.model == first.model) & (timed.data == first.data)]
@@ -60,13 +66,16 @@ def points(runs: pd.DataFrame, timed: pd.DataFrame) -> pd.DataFrame:
                     "latency_ms": mean(times.latency_ms.tolist()),
                     "low": mean([low for low, _ in times.quartiles_ms]),
                     "high": mean([high for _, high in times.quartiles_ms]),
+                    "speedup": mean([math.nan if one is None else one for one in times.speedup]),
+                    "bytes": mean(times.bytes.tolist()),
                     "metric": mean(group.metric.tolist()),
                     "interval": interval(group.metric.tolist()),
                     "seeds": len(group),
                 }
             )
-    columns = ["label", "method", "engine", "batch", "latency_ms", "low", "high", "metric", "interval", "seeds"]
-    return pd.DataFrame(rows, columns=columns).sort_values(["batch", "latency_ms"], ignore_index=True)
+    columns = ["label", "method", "engine", "batch", "latency_ms", "low", "high", "speedup", "bytes"]
+    frame = pd.DataFrame(rows, columns=[*columns, "metric", "interval", "seeds"])
+    return frame.sort_values(["batch", "latency_ms"], ignore_index=True)
 
 
 def draw(runs: pd.DataFrame, benchmarks: Path) -> Iterator[tuple[Figure, str]]:

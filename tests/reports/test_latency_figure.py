@@ -10,7 +10,9 @@ from pdp.errors import Refusal
 from pdp.reports.bytes_figure import together
 from pdp.reports.figures import draw_all
 from pdp.reports.latency_figure import points, read_latency
+from pdp.reports.latency_sheet import latency_sheet
 from pdp.reports.runs import read_runs
+from pdp.reports.sheet import as_markdown
 
 QUANTIZED = {"quantize": "int8", "quantization": {"weight_bits": 8}, "metric_hard": 0.9}
 
@@ -48,6 +50,8 @@ def row(method, pattern, share, batch, milliseconds, engine="onnxruntime", model
         "batch": batch,
         "latency_ms": milliseconds,
         "quartiles_ms": [milliseconds * 0.9, milliseconds * 1.2],
+        "speedup": None if method.startswith("held") else 4 / batch / milliseconds,
+        "bytes": 1000,
     }
 
 
@@ -93,6 +97,18 @@ def test_the_figure_has_a_panel_a_batch_and_is_left_out_without_a_file(runs, ben
         drawn, left_out = draw_all(runs, folder)
         assert not [figure for figure in drawn if figure.name.startswith("latency-")]
         assert [line for line in left_out if "scripts/benchmark_latency.py" in line]
+
+
+def test_the_table_says_the_same(runs, benchmarks):
+    sheet = latency_sheet(runs, benchmarks)
+    first, second = sheet.sections
+    assert first.title.startswith("resnet20 on digits, batch 1, study both, a processor, threads 1")
+    rows = {(name, engine): rest for name, engine, *rest in first.rows}
+    cell = ["2", "87.95 ± 0.64 %", "2.0000", "1.8000, 2.4000", "2.00", "1.0"]
+    assert rows["pdp+int8, random 86.6 %", "onnxruntime"] == cell
+    assert rows["held+int8, random 86.6 %", "onnxruntime"][4] == "" and len(first.rows) == 4 and len(second.rows) == 2
+    assert len(sheet.frame) == 6 and as_markdown(sheet).count("| dense | onnxruntime |") == 2
+    assert latency_sheet(runs, benchmarks / "nowhere") is None
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"machine": {}, "results": [{"model": 1}]}', "[]"])
