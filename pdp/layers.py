@@ -33,8 +33,8 @@ class Site:
     @property
     def stored(self) -> nn.Parameter:
         """The weight; of a stack its matrix, which shares memory, version and gradient with the parameter."""
-        held = self.parameter_held
-        return held if self.index is None else _matrix(held, self.index)  # type: ignore[return-value]
+        held = self.module._parameters.get(self.parameter)  # unlike [], never asks what may stand in for it
+        return held if self.index is None else _matrix(held, self.index)  # type: ignore[return-value, arg-type]
 
     @property
     def parameter_held(self) -> nn.Parameter:
@@ -122,7 +122,10 @@ class Layer:
     def beside(self, weight: Tensor) -> Layer:
         """The layer with its state on the device of `weight` (the model, or a replica of it, may have moved)."""
         device = weight.device
-        if all(value.device == device for value in self.state.values()):
+        for value in self.state.values():
+            if value.device != device:
+                break
+        else:
             return self
         state = {key: value.to(device) for key, value in self.state.items()}
         return replace(self, state=state, hard_keep=None if self.hard_keep is None else self.hard_keep.to(device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from pdp.masks.soft import memory_order
 from pdp.patterns import pattern
 from pdp.patterns.options import NmOptions
 from pdp.patterns.pattern import Wanted
+
+_COMPARED = 8  # members of a group up to which comparing each pair takes less time than sorting
 
 
 class Pattern(pattern.Pattern):
@@ -77,10 +80,12 @@ class Pattern(pattern.Pattern):
         if not layer.pruned:
             return torch.ones_like(saliency, dtype=torch.bool)
         grouped = self.groups(saliency, layer)
-        ordered = grouped.sort(dim=-1, stable=True)
-        counts = self._counts(ordered.values[..., : self._free], layer.pruned)
-        rank = ordered.indices.argsort(dim=-1)
-        return self.ungroup(rank >= counts[..., None], layer)
+        ranks = ranks_in_groups(grouped)
+        counts: Tensor | int = self._free
+        if layer.pruned < saliency.numel() // self.options.m * self._free:
+            candidates = torch.stack(sorted_columns(grouped)[: self._free], -1)
+            counts = self._counts(candidates, layer.pruned)[..., None]
+        return self.ungroup(ranks >= counts, layer)
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         sharded = any(layer.sharded for layer in layers)
@@ -174,6 +179,24 @@ class Pattern(pattern.Pattern):
 def input_dim(layer: Layer) -> int:
     """The dimension of the weight that indexes its inputs."""
     return input_axis(layer.sites[0])
+
+
+def ranks_in_groups(grouped: Tensor) -> Tensor:
+    """Each value's place in its group (along the last dimension), from 0 for the smallest; of equals the first is less.
+
+    NaN is larger than everything, as in a sort.
+    """
+    members = grouped.shape[-1]
+    if members > _COMPARED:
+        return grouped.sort(dim=-1, stable=True).indices.argsort(dim=-1)
+    columns = grouped.movedim(-1, 0).contiguous().unbind(0)
+    numbers = [one == one for one in columns]
+    ranks = torch.zeros((members, *grouped.shape[:-1]), dtype=torch.uint8, device=grouped.device)
+    for low, high in combinations(range(members), 2):
+        larger = (columns[low] <= columns[high]).logical_not_().logical_and_(numbers[high])
+        ranks[low].add_(larger)
+        ranks[high].add_(larger.logical_not_())
+    return ranks.movedim(0, -1)
 
 
 def sorted_columns(grouped: Tensor) -> list[Tensor]:

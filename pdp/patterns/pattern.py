@@ -21,6 +21,7 @@ from pdp.masks.soft import soft_prune
 from pdp.patterns.options import RandomOptions, label_of
 from pdp.patterns.weight_forward import Forward
 from pdp.schedule.allocation import allocate
+from pdp.sharded import is_sharded
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,13 @@ class Pattern:
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         """PDP's cut t of each layer for its current share: one number, or one per group of units."""
-        if any(layer.sharded for layer in layers):  # one whole weight at a time
+        weights = _at_hand(layers)
+        if weights is None:  # one whole weight at a time
             return [
                 magnitude_cuts_at([layer.weight], [layer.pruned], [layer.trail])[0].to(layer.stored.device)
                 for layer in layers
             ]
-        weights, pruned = [layer.weight for layer in layers], [layer.pruned for layer in layers]
+        pruned = [layer.pruned for layer in layers]
         kind = _finder_kind(weights)
         if kind is None:
             return magnitude_cuts_at(weights, pruned, [layer.trail for layer in layers])
@@ -163,9 +165,10 @@ class Pattern:
 
     def begin_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> None:
         """To be called when a forward of the whole model begins: its layers may then share their computations."""
-        if any(layer.sharded for layer in layers):  # each is whole only while its own forward runs
-            layers = []
-        self._forwards.append(self._joint_forward(layers, temperatures) or Forward(layers, temperatures))
+        weights = _at_hand(layers)
+        if weights is None:  # each is whole only while its own forward runs
+            layers, weights = [], []
+        self._forwards.append(self._joint_forward(layers, temperatures) or Forward(layers, temperatures, weights))
 
     def _joint_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> Any:
         """The joint forward on a GPU with the kernels; without gradients, layers compute their weights one by one."""
@@ -224,6 +227,12 @@ class Pattern:
     def weights(self, layer: Layer) -> dict[str, Tensor]:
         """The convolution and linear weights that the layer's mask affects, by module name."""
         return {layer.name: layer.weight}
+
+
+def _at_hand(layers: Sequence[Layer]) -> list[Tensor] | None:
+    """The layers' weights; None where this process holds a part of one."""
+    weights: list[Tensor] = [layer.stored for layer in layers]
+    return None if any(map(is_sharded, weights)) else weights
 
 
 def _finder_kind(weights: Sequence[Tensor]) -> Any:

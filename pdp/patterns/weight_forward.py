@@ -21,15 +21,14 @@ class Forward:
     """A forward of the whole model in which `layers` are masked at these temperatures, one per layer or one for all.
 
     Layers of a bundle share one node of autograd, as for a small layer a node in each direction costs more than its
-    mask.
+    mask. `weights` are the layers' own.
     """
 
-    def __init__(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float):
+    def __init__(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float, weights: Sequence[Tensor]):
         self._bundle_of: dict[int, int] = {}  # by the weight's id; without those that were handed out
         # Without gradients an effective weight is freed after its layer; keeping all of them would need more memory.
-        if len(layers) < 2 or not torch.is_grad_enabled() or not layers[0].weight.is_cpu:
+        if len(layers) < 2 or not torch.is_grad_enabled() or not weights[0].is_cpu:
             return
-        weights = [layer.weight for layer in layers]
         if sum(weight.numel() for weight in weights) > _SMALL * len(weights):
             return
         cuts = [layer.state["cut"] for layer in layers]

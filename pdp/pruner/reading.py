@@ -53,7 +53,10 @@ class Place:
     @property
     def active(self) -> bool:
         """Whether the effective weight differs from the stored one."""
-        return self.quantized or any(layer.active or layer.adapter is not None for layer, _ in self.masks)
+        for layer, _ in self.masks:  # no generator: this is asked several times for each layer in every step
+            if layer.active or layer.adapter is not None:
+                return True
+        return self.quantized
 
     @property
     def quantized(self) -> bool:

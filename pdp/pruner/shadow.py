@@ -88,7 +88,7 @@ class Shadow:
 
     def _alone(self, own: int) -> bool:
         """Whether nothing but this one forward of this thread can find what is put in place."""
-        return len(self.inside) == 1 and all(thread == own for thread in self.threads)
+        return len(self.inside) == 1 and (not self.threads or all(thread == own for thread in self.threads))
 
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
         """Removes the effective weight again."""

@@ -17,7 +17,7 @@ from pdp.errors import Refusal
 from pdp.masks.soft import soft_prune
 from pdp.methods.method import Moment
 from pdp.patterns import make_pattern
-from pdp.patterns.nm import merge_exchanges, obeys, sorted_columns
+from pdp.patterns.nm import merge_exchanges, obeys, ranks_in_groups, sorted_columns
 from pdp.survey import find_layers
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
@@ -245,3 +245,25 @@ def test_what_does_not_fit_is_refused(values, words):
 
 def test_a_sparsity_that_agrees_is_taken():
     assert Pruner(nm_net(), pattern="2:4", sparsity=0.5, epochs=1, schedule=NOW).target == 0.5
+
+
+@given(
+    st.sampled_from([1, 2, 3, 4, 8, 9, 16]).flatmap(
+        lambda members: st.lists(
+            st.lists(
+                st.sampled_from([0.0, -0.0, 1.0, 1.5, 2.0, -3.0, math.inf, -math.inf, math.nan]),
+                min_size=members,
+                max_size=members,
+            ),
+            min_size=1,
+            max_size=6,
+        )
+    )
+)
+def test_ranks_are_those_of_a_stable_sort_with_ties_infinities_and_nan(groups):
+    found = ranks_in_groups(torch.tensor(groups))
+    for row, ranks in zip(groups, found.tolist(), strict=True):
+        ordered = sorted(
+            range(len(row)), key=lambda one: (math.isnan(row[one]), 0 if math.isnan(row[one]) else row[one])
+        )
+        assert [ordered.index(member) for member in range(len(row))] == ranks

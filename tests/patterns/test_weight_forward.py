@@ -120,6 +120,10 @@ def test_a_layer_used_twice_and_one_not_used_have_their_gradients():
     assert torch.equal(found[True], found[False]) and first.shape == (8, 40)
 
 
+def _forward(layers):
+    return weight_forward.Forward(layers, 1e-2, [layer.weight for layer in layers])
+
+
 def test_a_forward_that_raises_leaves_nothing_behind():
     model, pruner = pruned()
 
@@ -131,8 +135,8 @@ def test_a_forward_that_raises_leaves_nothing_behind():
         model(INPUTS)
     assert pruner.pattern._forwards == []
     with torch.no_grad():  # one by one, as nothing is kept
-        assert not weight_forward.Forward(pruner.layers, 1e-2).takes_part
-    assert weight_forward.Forward(pruner.layers, 1e-2).takes_part
+        assert not _forward(pruner.layers).takes_part
+    assert _forward(pruner.layers).takes_part
 
 
 class Parts(nn.Module):

@@ -22,6 +22,35 @@ _LARGEST = np.float64(np.finfo(np.float32).max) / 4  # bound of the offset that 
 _CHUNK = 4096  # weights whose offsets are written out at a time
 
 
+@njit(inline="always")
+def _less(a, b):
+    return a if a < b else b  # unlike min(), an instruction of vectors
+
+
+@njit(inline="always")
+def _more(a, b):
+    return b if a < b else a
+
+
+@njit(inline="always")
+def _write_middles(source, cuts, first, last, inner):
+    """Writes midway between the second and the third magnitude of each group of four in these blocks, NaN where one is.
+
+    Places are counted from 0 and `inner` has no sign: what may be negative is not vectorized.
+    """
+    given, made = source[4 * first * inner : 4 * last * inner], cuts[first * inner : last * inner]
+    for block in range(last - first):
+        start = 4 * block * inner
+        for i in range(inner):
+            a, b = abs(given[start + i]), abs(given[start + inner + i])
+            c, d = abs(given[start + 2 * inner + i]), abs(given[start + 3 * inner + i])
+            # The second and third of four: the larger of the lower halves' and the smaller of the upper halves'.
+            low, high = _more(_less(a, b), _less(c, d)), _less(_more(a, b), _more(c, d))
+            below, above = _less(low, high), _more(low, high)
+            cut, whole = below + (above - below) * _HALF, a + b + c + d
+            made[block * inner + i] = cut if whole == whole else _NAN
+
+
 @njit(**_EXACT)
 def write_full_cuts(part, parts, weight, cuts, groups, inner, members, free):
     """Writes the cut of every group in this part that loses its `free` smallest weights, 0 < free < members."""
@@ -29,16 +58,11 @@ def write_full_cuts(part, parts, weight, cuts, groups, inner, members, free):
     source = bits_at(weight, groups * members).view(np.float32)
     target = bits_at(cuts, groups).view(np.float32)
     if members == 4 and free == 2:
-        for group in range(first, last):
-            start = group * 4 if inner == 1 else group // inner * 4 * inner + group % inner
-            a, b = abs(source[start]), abs(source[start + inner])
-            c, d = abs(source[start + 2 * inner]), abs(source[start + 3 * inner])
-            # The second and third of four: the larger of the lower halves' and the smaller of the upper halves'.
-            low, high = max(min(a, b), min(c, d)), min(max(a, b), max(c, d))
-            below, above = min(low, high), max(low, high)
-            cut = below + (above - below) * _HALF
-            whole = a + b + c + d
-            target[group] = cut if whole == whole else _NAN
+        blocks = groups // inner
+        if inner == 1:
+            _write_middles(source, target, blocks * part // parts, blocks * (part + 1) // parts, 1)
+        else:
+            _write_middles(source, target, blocks * part // parts, blocks * (part + 1) // parts, np.uint32(inner))
         return
     least = np.empty(members, np.float32)  # the smallest so far, in order
     for group in range(first, last):
@@ -60,22 +84,33 @@ def write_full_cuts(part, parts, weight, cuts, groups, inner, members, free):
 
 
 @njit(inline="always")
-def _offset(cut, temperature):
-    """-t |t| / tau of a cut, within bounds that keep it finite; NaN stays NaN."""
-    t = np.float64(cut)
-    value = t * abs(t) / -temperature
-    value = _LARGEST if value > _LARGEST else value
-    return np.float32(-_LARGEST if value < -_LARGEST else value)
+def _spread(offsets, own, cuts, first, blocks, inner, members, temperature):
+    """Writes the offset of each weight of `blocks` blocks from `first` on, in the weights' memory order.
 
-
-@njit(inline="always")
-def _spread(offsets, cuts, block, blocks, inner, members, temperature):
-    """Writes the offset of each weight of `blocks` blocks from `block` on, in the weights' memory order."""
-    for number in range(blocks):
-        for place in range(inner):
-            offset = _offset(cuts[(block + number) * inner + place], temperature)
+    An offset is -t |t| / tau, within bounds that keep it finite; NaN stays NaN. `own` holds one for each group.
+    """
+    inverse, held = -1.0 / temperature, cuts[first * inner : (first + blocks) * inner]
+    for i in range(blocks * inner):
+        t = np.float64(held[i])
+        value = t * abs(t) * inverse
+        value = _LARGEST if value > _LARGEST else value
+        own[i] = np.float32(-_LARGEST if value < -_LARGEST else value)
+    if inner == 1 and members == 4:
+        for i in range(blocks):
+            offset = own[i]
+            offsets[4 * i], offsets[4 * i + 1], offsets[4 * i + 2], offsets[4 * i + 3] = offset, offset, offset, offset
+        return
+    if inner == 1:
+        for i in range(blocks):
             for member in range(members):
-                offsets[(number * members + member) * inner + place] = offset
+                offsets[i * members + member] = own[i]
+        return
+    row = np.uint32(inner)
+    for block in range(blocks):
+        for member in range(members):
+            start = (block * members + member) * row
+            for i in range(row):
+                offsets[start + i] = own[block * row + i]
 
 
 @njit(**_HOW)
@@ -87,11 +122,11 @@ def write_effective(part, parts, weight, effective, cuts, blocks, inner, members
     held = bits_at(cuts, blocks * inner).view(np.float32)
     inverse = np.float32(1.0 / temperature)
     most = max(1, _CHUNK // size)
-    offsets = np.empty(most * size, np.float32)
+    offsets, own = np.empty(most * size, np.float32), np.empty(most * inner, np.float32)
     last = blocks * (part + 1) // parts
     for block in range(blocks * part // parts, last, most):
         here = min(most, last - block)
-        _spread(offsets, held, block, here, inner, members, temperature)
+        _spread(offsets, own, held, block, here, inner, members, temperature)
         given, made = source[block * size : (block + here) * size], target[block * size : (block + here) * size]
         for i in range(here * size):
             w = given[i]
@@ -109,11 +144,11 @@ def write_slope(part, parts, weight, upstream, slope, cuts, blocks, inner, membe
     held = bits_at(cuts, blocks * inner).view(np.float32)
     inverse = np.float32(1.0 / temperature)
     most = max(1, _CHUNK // size)
-    offsets = np.empty(most * size, np.float32)
+    offsets, own = np.empty(most * size, np.float32), np.empty(most * inner, np.float32)
     last = blocks * (part + 1) // parts
     for block in range(blocks * part // parts, last, most):
         here = min(most, last - block)
-        _spread(offsets, held, block, here, inner, members, temperature)
+        _spread(offsets, own, held, block, here, inner, members, temperature)
         low, high = block * size, (block + here) * size
         given, came, made = source[low:high], arriving[low:high], target[low:high]
         for i in range(here * size):
