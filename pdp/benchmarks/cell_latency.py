@@ -35,6 +35,7 @@ class File:
     sparsity: float
     off: float
     inputs: dict[int, dict[str, Tensor]]
+    note: str  # what the inputs are
 
 
 def timed(cells: Sequence[CellModel], batches: Sequence[int], rounds: int, tell: Tell) -> list[dict[str, Any]]:
@@ -75,7 +76,7 @@ def written(cells: Sequence[CellModel], batches: Sequence[int], folder: Path, te
         unit = "of the largest output" if made.frozen is None else "steps"
         tell(f"{cell.label}: {of}, onnxruntime {off:.2g} {unit} from torch, {path.stat().st_size:,} bytes")
         inputs = {size: made.by_place(model, _of_size(batch, size))[1] for size in batches}
-        files.append(File(cell, path, share, off, inputs))
+        files.append(File(cell, path, share, off, inputs, note.partition(",")[0]))
     return files
 
 
@@ -122,6 +123,7 @@ def _in_turn(files: Sequence[File], batch: int, rounds: int, tell: Tell) -> list
                 "engine": engine,
                 "batch": batch,
                 "input": list(inputs.shape[1:]),
+                "inputs": file.note,
                 "latency_ms": median(spent),
                 "quartiles_ms": quartiles(spent),
                 "speedup": median(fast) if fast else None,

@@ -19,6 +19,7 @@ from pdp.config.check_prune import implied_sparsity
 from pdp.config.compose import compose, compose_tree
 from pdp.config.data_schema import data_label
 from pdp.config.schema import Config, ScheduleConfig, pattern_options
+from pdp.errors import Refusal
 from pdp.patterns.options import label_of
 from pdp.reports.runs import shown_method
 from pdp.reports.sheet import target
@@ -57,10 +58,16 @@ class CellModel:
 
 
 def cell_of(words: Sequence[str]) -> CellModel:
-    """The cell of these arguments of train.py; raises `Refusal` where they are wrong or the pattern prunes nothing.
+    """The cell of these arguments of train.py; raises `Refusal` where they are wrong.
 
     Whatever the method, the zeros are where a single cut puts them, with the method's own allocation.
     """
+    keys = {word.partition("=")[0] for word in words}
+    if {"from", "start.run"} & keys and (missing := {"model", "data", "prune"} - keys):
+        raise Refusal(
+            f"{' '.join(words)}: a cell that goes on from a run names no {' and '.join(sorted(missing))}, and the run is "
+            f"not read here: name {' and '.join(f'{one}=' for one in sorted(missing))} too"
+        )
     kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in _OF_TRAINING]
     tree, _, _ = compose_tree(parse(kept))
     method = str(tree.method.name)

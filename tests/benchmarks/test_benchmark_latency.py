@@ -10,6 +10,7 @@ import torch
 
 from pdp.benchmarks.cell_latency import ENGINES
 from pdp.benchmarks.cell_models import build, cell_of, cells_of, open_task, sample_of
+from pdp.errors import Refusal
 from pdp.export.onnx import onnx_outputs
 from pdp.scripting import guarded
 
@@ -48,6 +49,7 @@ def test_the_cells_of_a_study_and_of_the_one_in_turn_are_timed(tmp_path, capsys,
     for (label, _, engine), row in rows.items():
         low, high = row["quartiles_ms"]
         assert 0 < low <= row["latency_ms"] <= high and row["input"] == [3, 8, 8]
+        assert row["inputs"] == "16 test samples of digits"
         assert row["bytes"] == rows[label, 1, ENGINES[0]]["bytes"] and row["target_sparsity"] == 0.8 * (
             label != "dense"
         )
@@ -99,6 +101,8 @@ def test_cells_that_build_the_same_model_are_one():
     assert cell_of([*base, "method=gmp", "allocation=erk"]).config.allocation.name == "erk"
     assert cell_of([*IMAGES[:2], "prune=nm", "method=asp"]).label == "asp, 2:4 50 %"
     assert cell_of([*IMAGES, "method=dense"]).label == "dense"
+    with pytest.raises(Refusal, match="goes on from a run names no prune"):
+        cell_of([*IMAGES[:2], "method=held", "from=results/runs/nowhere"])
 
 
 def test_a_single_text_is_the_one_of_middle_length_without_padding():
