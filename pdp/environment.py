@@ -86,9 +86,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str | None:
-    """The commit of this checkout, marked if files differ from it; None if it is not a checkout."""
-    root = Path(__file__).resolve().parent.parent
+def git_commit(root: Path | None = None) -> str | None:
+    """The commit of this checkout (or that of `root`), marked if files differ from it; None if it is not a checkout."""
+    root = root or Path(__file__).resolve().parent.parent
     if not (root / "pyproject.toml").is_file():
         return None  # an installed package, perhaps inside another repository
     try:

@@ -3,6 +3,7 @@
     python scripts/benchmark_first_step.py                       # README's first command
     python scripts/benchmark_first_step.py --rounds 9 --out results/benchmarks/first_step.json
     python scripts/benchmark_first_step.py model=resnet20 prune=nm          # other words of train.py
+    python scripts/benchmark_first_step.py --before ../older                # and the train.py of another checkout
 
 Every start is a process of its own, in turn: train.py with these words; a script that makes timm's MobileNet-v1, the
 digits as a data set, timm's optimizer and a step; and `import torch`, of which neither can save anything. One start of
@@ -67,15 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("benchmark_first_step.py", __doc__)
     parser.add_argument("words", nargs="*", help="of train.py (README's first command)")
     parser.add_argument("--rounds", type=int, default=7, help="starts of each that count (7)")
+    parser.add_argument("--before", type=Path, help="another checkout of this project, whose train.py starts in turn")
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     values = parser.parse_args(argv)
     if values.rounds < 1:
         raise Refusal(f"--rounds {values.rounds}: give at least 1")
+    if values.before and not (values.before / "train.py").is_file():
+        raise Refusal(f"--before {values.before}: give a checkout of this project, with its train.py")
     words = values.words or _FIRST
 
     import torch
 
     from pdp.benchmarks.benchmarking import machine
+    from pdp.environment import git_commit
 
     taken: dict[str, list[float]] = {"train.py": [], "timm's parts": [], "import torch": []}
     with tempfile.TemporaryDirectory() as place:
@@ -84,9 +89,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             "timm's parts": [_TIMM],
             "import torch": [_TORCH],
         }
+        if values.before:
+            codes["train.py before"], taken["train.py before"] = codes["train.py"], []
         for number in range(values.rounds + 1):
             for name, code in codes.items():
-                seconds = started(code)
+                seconds = started(code, values.before.resolve() if name == "train.py before" else ROOT)
                 if number:
                     taken[name].append(seconds)
     medians = {name: median(ones) for name, ones in taken.items()}
@@ -94,19 +101,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {medians[name]:.2f} s ({min(ones):.2f} to {max(ones):.2f})")
     ratio = medians["train.py"] / medians["timm's parts"]
     print(f"train.py over timm's parts: {ratio:.2f}")
+    if values.before:
+        print(f"train.py over the one before: {medians['train.py'] / medians['train.py before']:.2f}")
     if values.out:
         told = {"machine": machine(torch.device("cpu")), "words": words, "ratio": ratio}
         told |= {"medians": medians, "seconds": taken}
+        if values.before:
+            told["before"] = git_commit(values.before.resolve())
         values.out.parent.mkdir(parents=True, exist_ok=True)
         values.out.write_text(json.dumps(told, indent=1) + "\n")
         print(f"written to {values.out}")
     return 0
 
 
-def started(code: list[str]) -> float:
-    """Seconds from the start of a process to the end of its first step."""
-    environment = os.environ | {"BEGUN": repr(time.time()), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", *code], cwd=ROOT, env=environment, capture_output=True, text=True)
+def started(code: list[str], root: Path) -> float:
+    """Seconds from the start of a process in the checkout `root` to the end of its first step."""
+    environment = os.environ | {"BEGUN": repr(time.time()), "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", *code], cwd=root, env=environment, capture_output=True, text=True)
     lines = [line for line in done.stderr.splitlines() if line.startswith("seconds ")]
     if not lines:
         raise Stopped(f"a start made no step (exit {done.returncode}): {done.stderr.strip()[-300:]}")

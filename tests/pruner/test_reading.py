@@ -1,83 +1,16 @@
 """Weights that a parent module reads: there the mask applies as in the module's own forward."""
 
 import copy
-import sys
-import threading
 
 import pytest
 import torch
 import torch.nn.functional as F
+from reading_net import NOW, ROWS, TAU, Net, assert_masked, expected, pruned
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from pdp import Pruner, count_macs
 from pdp.errors import Refusal, Stopped
 from pdp.masks.soft import soft_prune
-
-NOW = {"warmup": "0ep", "ramp": "1ep"}
-ROWS = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
-TAU = 1e-2
-
-
-class Attention(nn.Module):
-    """Reads one child's weight, calls the other."""
-
-    def __init__(self):
-        super().__init__()
-        self.qkv, self.proj = nn.Linear(16, 16, bias=False), nn.Linear(16, 16)
-
-    def forward(self, x):
-        return self.proj(F.linear(x, self.qkv.weight).relu())
-
-
-class Net(nn.Module):
-    """`kind` says how the attention is called; behind it lies a layer that is called and transposed."""
-
-    def __init__(self, kind="called"):
-        super().__init__()
-        torch.manual_seed(0)
-        self.attention, self.encoder, self.head = Attention(), nn.Linear(16, 8), nn.Linear(16, 4)
-        self.kind, self.between = kind, lambda model: None
-
-    def attend(self, x):
-        return self.attention.proj(F.linear(x, self.attention.qkv.weight).relu())
-
-    def forward(self, x):
-        self.between(self)
-        if self.kind == "called":
-            x = x + self.attention(x)
-        elif self.kind == "module checkpointed":
-            x = x + checkpoint(self.attention, x, use_reentrant=False)
-        else:
-            x = x + checkpoint(self.attend, x, use_reentrant=self.kind == "reentrant")
-        x = x + F.linear(self.encoder(x).tanh(), self.encoder.weight.t())
-        return self.head(x)
-
-
-def pruned(kind="called", **values):
-    model = Net(kind)
-    values = {"sparsity": 0.6, "epochs": 4, "schedule": NOW, "temperature": TAU} | values
-    pruner = Pruner(model, **values)
-    pruner.start_epoch(0)
-    return model, pruner
-
-
-def expected(pruner, inputs=ROWS):
-    """Outputs and gradients of a plain model whose weights are the masked ones, by the formula."""
-    plain = Net()
-    plain.load_state_dict(pruner.model.state_dict())
-    stored = {one.parameter: one.weight.detach().clone().requires_grad_() for one in pruner.layers}
-    cuts = {one.parameter: one.state["cut"] for one in pruner.layers}
-    masked = {name: soft_prune(weight, cuts[name], TAU) for name, weight in stored.items()}
-    outputs = torch.func.functional_call(plain, masked, (inputs,))
-    return outputs.detach(), torch.autograd.grad(outputs.square().mean(), list(stored.values()))
-
-
-def assert_masked(pruner, outputs, gradients):
-    right, slopes = expected(pruner)
-    assert torch.allclose(outputs, right, atol=1e-5)
-    for mine, theirs in zip(gradients, slopes, strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["called", "module checkpointed", "method checkpointed", "reentrant"])
@@ -108,82 +41,6 @@ def test_compiled_without_a_graph_break(part):
     pruner.step()
     pruner.finalize()
     assert torch.allclose(model(ROWS), hard, atol=1e-6)
-
-
-@pytest.mark.parametrize("apart", ["", "encoder"])
-def test_threads_have_graphs_of_their_own(apart):
-    """One of the threads may call a part alone, whose weight the whole model's forward reads besides."""
-    model, pruner = pruned()
-    weights = [layer.weight for layer in pruner.layers]
-    calls = {id(model): (model, ROWS, weights, expected(pruner))}
-    if apart:
-        layer = next(layer for layer in pruner.layers if layer.name == apart)
-        outputs = F.linear(ROWS, soft_prune(layer.weight, layer.state["cut"], TAU), model.encoder.bias)
-        slope = torch.autograd.grad(outputs.square().mean(), layer.weight)
-        calls[id(model.encoder)] = (model.encoder, ROWS, [layer.weight], (outputs.detach(), slope))
-    wrong, done, before = [], [], sys.getswitchinterval()
-
-    def work(called, rows, weights, right):
-        for _ in range(25):
-            outputs = called(rows)
-            gradients = torch.autograd.grad(outputs.square().mean(), weights)
-            pairs = zip((outputs, *gradients), (right[0], *right[1]), strict=True)
-            wrong.extend(1 for mine, theirs in pairs if not torch.allclose(mine, theirs, atol=1e-4))
-        done.append(1)
-
-    threads = [threading.Thread(target=work, args=one) for one in (list(calls.values()) * 3)[:3]]
-    try:
-        sys.setswitchinterval(1e-6)
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(before)
-    assert not wrong and len(done) == 3
-
-
-def test_a_part_that_reads_a_weight_while_another_thread_is_inside_its_module_gets_its_own():
-    """As a tied decoder does, which never calls the module whose weight it reads."""
-
-    inside, read, found = threading.Event(), threading.Event(), []
-
-    class Waits(nn.Linear):
-        def forward(self, x):
-            if threading.current_thread() is not threading.main_thread():
-                inside.set()
-                read.wait(20)
-            return super().forward(x)
-
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = Waits(16, 16, bias=False)
-
-        def forward(self, x, decode=False):
-            return F.linear(x, self.inner.weight.t()) if decode else self.inner(x)
-
-    torch.manual_seed(0)
-    model = nn.Sequential(Tied(), nn.Linear(16, 4))
-    pruner = Pruner(model, sparsity=0.6, epochs=4, schedule=NOW, temperature=TAU)
-    pruner.start_epoch(0)
-    thread = threading.Thread(target=lambda: found.append(model(ROWS)))
-    thread.start()
-    assert inside.wait(20)
-    mine = model[0](ROWS, decode=True)
-    read.set()
-    thread.join()
-    found[0].sum().backward()
-    mine.sum().backward()
-    nodes = [set(), set()]
-    for seen, output in zip(nodes, (found[0], mine), strict=True):
-        left = [output.grad_fn]
-        while left:
-            node = left.pop()
-            if node is not None and node not in seen:
-                seen.add(node)
-                left += [one for one, _ in node.next_functions]
-    assert {node.name() for node in nodes[0] & nodes[1]} == {"torch::autograd::AccumulateGrad"}
 
 
 def test_a_part_called_alone_and_a_copy_are_masked():
