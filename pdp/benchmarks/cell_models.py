@@ -64,9 +64,9 @@ def cell_of(words: Sequence[str]) -> CellModel:
     """
     keys = {word.partition("=")[0] for word in words}
     if {"from", "start.run"} & keys and (missing := {"model", "data", "prune"} - keys):
+        names = " and ".join(f"{one}=" for one in sorted(missing))
         raise Refusal(
-            f"{' '.join(words)}: a cell that goes on from a run names no {' and '.join(sorted(missing))}, and the run is "
-            f"not read here: name {' and '.join(f'{one}=' for one in sorted(missing))} too"
+            f"{' '.join(words)}: the run that this cell goes on from is not read here: give {names} in the study"
         )
     kept = [word for word in words if word.partition("=")[0].partition(".")[0] not in _OF_TRAINING]
     tree, _, _ = compose_tree(parse(kept))

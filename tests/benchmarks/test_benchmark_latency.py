@@ -101,7 +101,7 @@ def test_cells_that_build_the_same_model_are_one():
     assert cell_of([*base, "method=gmp", "allocation=erk"]).config.allocation.name == "erk"
     assert cell_of([*IMAGES[:2], "prune=nm", "method=asp"]).label == "asp, 2:4 50 %"
     assert cell_of([*IMAGES, "method=dense"]).label == "dense"
-    with pytest.raises(Refusal, match="goes on from a run names no prune"):
+    with pytest.raises(Refusal, match="give prune= in the study"):
         cell_of([*IMAGES[:2], "method=held", "from=results/runs/nowhere"])
 
 
