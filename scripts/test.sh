@@ -22,11 +22,29 @@ if [ "${1:-}" = quick ]; then
 fi
 ruff check .
 ruff format --check .
-mypy
 lint-imports --no-logo
+
+# Types and documentation are checked beside the tests; what they have to say comes at the end.
+said="$(mktemp -d)"
+trap 'jobs -p | xargs -r kill 2>/dev/null; rm -rf "$said"' EXIT
+names=() pids=() failed=()
+beside() {
+    "$@" >"$said/$1" 2>&1 &
+    names+=("$1") pids+=("$!")
+}
+beside mypy
 if [ ${#chosen[@]} -eq 0 ]; then
-    sphinx-build -q -W docs docs/_build
+    beside sphinx-build -q -W docs docs/_build
 fi
-# One worker more than cores, at most four: many tests wait for the processes that they have started.
-cores="$(nproc)"
-python -m pytest -n "$((cores < 3 ? cores + 1 : 4))" ${chosen[@]+"${chosen[@]}"} "$@"
+# One worker more than cores, two where many tests wait for the processes that they have started; at most four.
+workers="$(($(nproc) + (${#chosen[@]} ? 1 : 2)))"
+python -m pytest -n "$((workers < 4 ? workers : 4))" ${chosen[@]+"${chosen[@]}"} "$@" || failed+=(pytest)
+for place in "${!names[@]}"; do
+    wait "${pids[$place]}" || failed+=("${names[$place]}")
+    echo "${names[$place]}:"
+    cat "$said/${names[$place]}"
+done
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "failed: ${failed[*]}" >&2
+    exit 1
+fi

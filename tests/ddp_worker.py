@@ -1,7 +1,6 @@
 """One of several processes that prune small nets under DDP, every method in turn; run by test_processes.py."""
 
 import os
-import sys
 
 import torch
 import torch.distributed as dist
@@ -54,8 +53,3 @@ def main(folder: str) -> None:
     left = {" ".join(case): what_is_left(*train(rank, world, *case)) for case in CASES + VARIANT_CASES}
     torch.save(left, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1])

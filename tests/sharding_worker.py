@@ -1,7 +1,6 @@
 """One of several processes that prune tiny language models in parts; run by test_sharding.py."""
 
 import os
-import sys
 
 import torch
 import torch.distributed as dist
@@ -93,8 +92,3 @@ def main(folder: str, method: str = "") -> None:
     left = {" ".join(case): what_is_left(*train(rank, world, True, *case)) for case in CASES if method in ("", case[1])}
     torch.save(left, os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(*sys.argv[1:])

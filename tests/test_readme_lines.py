@@ -63,7 +63,10 @@ def type_line(line: str, monkeypatch) -> int:
     return ended.value.code or 0
 
 
-@pytest.mark.parametrize("name", MAKERS)
+LONG = ("photos", "from_run")
+
+
+@pytest.mark.parametrize("name", [pytest.param(one, marks=[pytest.mark.slow] if one in LONG else []) for one in MAKERS])
 def test_marked_lines_work_as_they_stand(tmp_path, monkeypatch, capfd, name):
     lines = typed_lines()
     assert lines.keys() == MAKERS.keys()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import timm.utils  # noqa: F401
 import torch
+import transformers.models.bert.modeling_bert
+import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
 import pdp.kernels.cpu
 import pdp.reports.run_figures  # noqa: F401

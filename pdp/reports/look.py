@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
@@ -112,8 +113,11 @@ def as_svg(figure: Figure) -> str:
 
 def as_png(figure: Figure) -> bytes:
     """The figure as PNG without the software's name, in 128 colours, which takes a third of the bytes."""
-    drawn, reduced = io.BytesIO(), io.BytesIO()
+    reduced = io.BytesIO()
+    canvas = FigureCanvasAgg(figure)
     with style():
-        figure.savefig(drawn, format="png", metadata={"Software": None})
-    Image.open(drawn).convert("RGB").quantize(128).save(reduced, format="png", optimize=True)
+        figure.set_dpi(STYLE["savefig.dpi"])
+        canvas.draw()  # savefig draws twice and writes a PNG that would be read again here
+    pixels = np.asarray(canvas.buffer_rgba())
+    Image.fromarray(pixels).convert("RGB").quantize(128).save(reduced, format="png", optimize=True)
     return reduced.getvalue()

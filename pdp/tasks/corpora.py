@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import sysconfig
 import warnings
@@ -64,7 +65,11 @@ def read_docstrings() -> Corpus:
     A hash of its name decides whether a module belongs to train, validation or test. Raises `Refusal` where Python is
     installed without its source files.
     """
-    root = Path(sysconfig.get_paths()["stdlib"])
+    return _read_docstrings(Path(sysconfig.get_paths()["stdlib"]))
+
+
+@functools.cache  # seconds, which each run of a sweep in one process would take again
+def _read_docstrings(root: Path) -> Corpus:
     parts: list[list[str]] = [[], [], []]
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root)

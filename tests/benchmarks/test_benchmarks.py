@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import pytest
 import torch
 from counting_contender import counting
 
+from pdp.benchmarks import benchmarking, step_memory
 from pdp.benchmarks.benchmarking import Apart, command
 from pdp.benchmarks.contender import Contender, own_seconds
+from pdp.benchmarks.forked_runs import CONTEXT
 from pdp.benchmarks.made_images import make_image_folder
 from pdp.benchmarks.measured_words import pruned_words, words
 from pdp.benchmarks.step_memory import allocated
@@ -32,6 +35,15 @@ pytestmark = pytest.mark.slow
 SMALL = ["model=resnet20", "data=imagenet", "data.noise_if_absent=true", "data.image_size=16", "recipe.batch_size=2"]
 SMALL += ["recipe.lr=1e-4", "device=cpu"]
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forked():
+    """The benchmarks' processes are forked from a server that never trains: a start of Python outlasts these steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (benchmarking, step_memory):
+            patch.setattr(module, "multiprocessing", SimpleNamespace(get_context=lambda name: CONTEXT))
+        yield
 
 
 class Drifting:

@@ -1,5 +1,8 @@
 """A Slurm of its own for each file of tests that asks for one."""
 
+import os
+from pathlib import Path
+
 import pytest
 import small_slurm
 from slurm_jobs import Releaser
@@ -15,6 +18,8 @@ def slurm(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in small_slurm.environment(folder).items():
             patch.setenv(name, value)
+        tests = str(Path(__file__).resolve().parents[1])  # jobs open the tests' own model
+        patch.setenv("PYTHONPATH", os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])]))
         releaser = Releaser()
         try:
             small_slurm.start(folder)

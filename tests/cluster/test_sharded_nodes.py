@@ -1,9 +1,6 @@
 """A sharded language model (recipe.sharding=fsdp) on two nodes of a real Slurm, killed and requeued, ends equal."""
 
-import os
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +8,11 @@ from safetensors.torch import load_file
 from slurm_jobs import ended, history, job_of, kill, log_of, processes_of, submit_sweep, trains, wait_until
 from tiny_language import TINY, write_text
 
+from pdp.benchmarks.forked_runs import two_ranks
 from pdp.runs.record import read_record
 
 pytestmark = pytest.mark.slurm
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARDED = [*TINY, "recipe.epochs=12", "recipe.sharding=fsdp", "recipe.checkpoint_minutes=0.01"]
 
 
@@ -37,15 +34,16 @@ def test_a_sharded_run_on_two_nodes_killed_and_requeued_is_the_undisturbed_one(s
     ended(folder)
     log = log_of(folder, 0)
     assert nodes == {"node0", "node1"}
+    assert "job: rank 1 of 2 died without a word" in log or "job: rank 0, 1 of 2 died without a word" in log
+    assert "Traceback" not in log
     assert log.count("job: run ") == 3 and log.count("going on from epoch") == 2, log
+    assert [line["epoch"] for line in history(run)] == list(range(12))
     record = read_record(run.path)
+    assert record.world_size == 2
     assert [(one["sharding"], one["processes"]) for one in record.ran_under] == [("fsdp", 2)]
 
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    alone = [sys.executable, *launcher, "train.py", *words, f"output_dir={tmp_path}/alone"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(alone, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in two_ranks([*words, f"output_dir={tmp_path}/alone"], tmp_path / "log"):
+        assert rank.wait() == 0, rank.output[-3000:]
     (other,) = (tmp_path / "alone").glob("*/seed0")
     undisturbed = read_record(other)
     for key in ("config_hash", "metric", "metric_best", "sparsity", "params_nonzero", "steps"):

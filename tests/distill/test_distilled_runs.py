@@ -1,13 +1,10 @@
 """Whole runs with a teacher: from the refusal that names the dense run's command to a run killed and resumed."""
 
 import json
-import os
 import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pdp.benchmarks.forked_runs import Start
+from pdp.benchmarks.forked_runs import Start, two_ranks
 from pdp.config.command_line import main
 from pdp.errors import Refusal, SavedForRestart
 from pdp.runs.checkpoint import load_newest
@@ -25,10 +22,8 @@ from pdp.training import trainer
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ["model=resnet20", "recipe.epochs=5", "data.limit=128", "device=cpu"]  # 4 steps an epoch
 PRUNED = [*RECIPE, "sparsity=0.7", "distill=teacher"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def the_run(folder: Path, method: str = "pdp") -> Path:
@@ -160,10 +155,8 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def test_two_processes_share_the_cache(dense, distilled, tmp_path):
     shutil.copytree(dense, tmp_path, dirs_exist_ok=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [sys.executable, *launcher, "train.py", *PRUNED, "distill.cache=disk", f"output_dir={tmp_path}"]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    for rank in two_ranks([*PRUNED, "distill.cache=disk", f"output_dir={tmp_path}"], tmp_path / "log"):
+        assert rank.wait() == 0, rank.output
     record = read_record(the_run(tmp_path))
     assert record.world_size == 2 and record.distillation == read_record(the_run(distilled)).distillation | {
         "cache": "disk"

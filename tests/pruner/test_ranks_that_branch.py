@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked_ranks import in_ranks
 from torch import nn
 
 from pdp import Pruner
@@ -18,9 +18,9 @@ class Two(nn.Module):
         return self.one(x)[:, :8] if left else self.two(x)
 
 
-def rank(number, path, queue):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=number, world_size=2)
+def rank(folder):
+    dist.init_process_group("gloo")
+    number = dist.get_rank()
     torch.manual_seed(0)
     model = Two()
     pruner = Pruner(model, "movement", "random", 0.5, epochs=1, schedule="constant", steps_per_epoch=3)
@@ -36,22 +36,16 @@ def rank(number, path, queue):
     optimizer.step()
     pruner.step()
     pruner.finalize()
-    queue.put((number, own.numpy(), {k: None if v is None else v.numpy() for k, v in found.items()}))
-    queue.put((number, [float(one.detach().double().sum()) for one in model.parameters()]))
-    dist.barrier()
+    sums = [float(one.detach().double().sum()) for one in model.parameters()]
+    torch.save({"own": own, "found": found, "sums": sums}, folder / f"{number}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_every_extra_is_averaged_on_every_process(tmp_path):
-    queue = mp.get_context("spawn").Queue()
-    group = mp.spawn(rank, (tmp_path / "meeting", queue), nprocs=2, join=False)
-    answers = [queue.get(timeout=120) for _ in range(4)]
-    while not group.join(30):
-        pass
-    gradients = {one[0]: one[1:] for one in answers if len(one) == 3}
-    weights = [one[1] for one in answers if len(one) == 2]
-    for _, found in gradients.values():
-        assert found["idle"] is None
-        assert (found["one"] == gradients[0][0] / 2).all() and (found["two"] == gradients[1][0] / 2).all()
-    assert weights[0] == weights[1]
+    in_ranks(2, rank, tmp_path, log=tmp_path / "log")
+    left = [torch.load(tmp_path / f"{number}.pt", weights_only=True) for number in (0, 1)]
+    for one in left:
+        assert one["found"]["idle"] is None
+        assert (one["found"]["one"] == left[0]["own"] / 2).all() and (one["found"]["two"] == left[1]["own"] / 2).all()
+    assert left[0]["sums"] == left[1]["sums"]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from pdp.errors import Refusal
 from pdp.reports.study_table import markdown, read_study, study_table
 from pdp.runs.record import Record, write_record
 from pdp.studies.study import read_study as read_study_file
+from scripts import compare as compare_script
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +36,16 @@ methods:
 """
 
 
-def compare(*arguments: str) -> subprocess.CompletedProcess:
+def compare(capfd, *arguments: str) -> SimpleNamespace:
+    """What the script does with these arguments, without another start of Python."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["compare.py", *arguments])
+        code = compare_script.main()
+    said = capfd.readouterr()
+    return SimpleNamespace(returncode=code, stdout=said.out, stderr=said.err)
+
+
+def typed(*arguments: str) -> subprocess.CompletedProcess:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "scripts/compare.py", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
@@ -58,7 +69,7 @@ def test_every_cell_of_every_study_composes(path):
                 assert config.method.name == method and config.seed == cell.seed
 
 
-def test_a_study_is_run_once_and_goes_on_from_what_is_kept(tmp_path):
+def test_a_study_is_run_once_and_goes_on_from_what_is_kept(tmp_path, capfd):
     (tmp_path / "small.yaml").write_text(SMALL)
     words = [
         str(tmp_path / "small.yaml"),
@@ -67,7 +78,7 @@ def test_a_study_is_run_once_and_goes_on_from_what_is_kept(tmp_path):
         "--output-dir",
         str(tmp_path / "runs"),
     ]
-    done = compare(*words)
+    done = compare(capfd, *words)
     assert done.returncode == 0, done.stderr + done.stdout
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "results" / "records").rglob("record.json")}
     assert len(kept) == 2 + 4
@@ -84,14 +95,14 @@ def test_a_study_is_run_once_and_goes_on_from_what_is_kept(tmp_path):
 
     victim = next(path for path in kept if "small_tuning" not in path.parts)
     victim.unlink()
-    again = compare(*words)
+    again = compare(capfd, *words)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count(": done") == 1
     for path, when in kept.items():
         assert path.is_file() and (path == victim or path.stat().st_mtime_ns == when)
 
 
-def test_without_tuning_every_setting_is_run_at_every_seed_and_has_a_row(tmp_path):
+def test_without_tuning_every_setting_is_run_at_every_seed_and_has_a_row(tmp_path, capfd):
     (tmp_path / "each.yaml").write_text(SMALL.replace("tuning: {seed: 10, sparsity: 0.5}", "tuning: none"))
     study = read_study_file(tmp_path / "each.yaml")
     assert study.tuning("gmp") == [] and not study.tuned
@@ -99,7 +110,7 @@ def test_without_tuning_every_setting_is_run_at_every_seed_and_has_a_row(tmp_pat
     assert list(rows) == ["dense", "gmp schedule.warmup=0", "gmp schedule.warmup=1ep"]
     assert [cell.seed for cell in rows["gmp schedule.warmup=1ep"]] == [0, 1]
     words = ["--jobs", "1", "--results", str(tmp_path / "results"), "--output-dir", str(tmp_path / "runs")]
-    done = compare(str(tmp_path / "each.yaml"), *words, "recipe.lr=0.02")  # words may come after options
+    done = compare(capfd, str(tmp_path / "each.yaml"), *words, "recipe.lr=0.02")  # words may come after options
     assert done.returncode == 0, done.stderr + done.stdout
     kept = [json.loads(path.read_text()) for path in (tmp_path / "results/records/each").rglob("record.json")]
     assert len(kept) == 6 and {one["recipe"]["lr"] for one in kept} == {0.02}
@@ -123,7 +134,7 @@ def test_a_cell_that_is_refused_leaves_the_others_alone(tmp_path):
         "common: [model=resnet20, data=digits, debug=smoke, device=cpu, sparsity=0.5]\nseeds: [0]\n"
         "methods: {dense: , gmp: [[method.update_every=0]], pdp: }\n"
     )
-    done = compare(
+    done = typed(
         str(tmp_path / "half.yaml"), "--results", str(tmp_path), "--output-dir", str(tmp_path / "runs"), "--jobs", "1"
     )
     assert done.returncode == 3

@@ -1,8 +1,6 @@
 """Tuning: what is drawn, equal numbers of trials for every method, resuming, and which setting is chosen."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from pdp.studies.runs import choose
 from pdp.studies.search import BLIND, Span, draw, words_of
 from pdp.studies.study import merged, read_study
 from pdp.studies.tuning import draw_trials, groups, report
+from scripts import compare, tune
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = """
@@ -105,27 +104,26 @@ def test_a_search_that_is_none_is_refused(tmp_path, change, said):
         read_study(tmp_path / "broken.yaml")
 
 
-def test_a_study_is_tuned_goes_on_and_is_run_with_what_did_best(study, tmp_path):
+@pytest.mark.slow
+def test_a_study_is_tuned_goes_on_and_is_run_with_what_did_best(study, tmp_path, capfd, monkeypatch):
     where = ["--results", str(tmp_path / "results"), "--output-dir", str(tmp_path / "runs"), "--jobs", "2"]
     words = [str(tmp_path / "small.yaml"), *where, "--stage", "1"]
 
     def script(name):
-        command = [sys.executable, f"scripts/{name}.py", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+        return {"tune": tune, "compare": compare}[name].main()
 
-    refused = script("compare")
-    assert refused.returncode == 2 and "scripts/tune.py" in refused.stderr and "Traceback" not in refused.stderr
-    assert script("tune").returncode == 0
+    assert script("compare") == 2 and "scripts/tune.py" in capfd.readouterr().err
+    assert script("tune") == 0
     kept = sorted((tmp_path / "results" / "records" / "small_tuning").rglob(RECORD))
     assert len(kept) == 4
     times = [path.stat().st_mtime_ns for path in kept]
     removed = kept[0].parent
     for file in removed.iterdir():
         file.unlink()
-    assert script("tune").returncode == 0  # what is missing is run again, nothing else
+    assert script("tune") == 0  # what is missing is run again, nothing else
     assert [path.stat().st_mtime_ns for path in kept[1:]] == times[1:] and kept[0].is_file()
-    assert script("compare").returncode == 0
+    assert script("compare") == 0
     part = study.at_stage(1)
     chosen = choose(part, "gmp", tmp_path / "results")[0.5]
     scores = {}

@@ -1,20 +1,17 @@
 """Cached listings of folders: valid while no folder changes, made once for several processes, equal to new ones."""
 
 import os
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from pdp.benchmarks.forked_runs import CONTEXT
 from pdp.tasks import listing
 from pdp.tasks.image_layouts import scan_folder
 from pdp.tasks.listing import read_listing
 
-ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("train", "val")
 
 
@@ -182,22 +179,29 @@ def test_where_no_cache_can_be_written_it_lies_beside_the_runs_or_nowhere(root, 
     assert scans == [*NAMES, *NAMES, *NAMES]
 
 
+def list_slowly(root, folder, number):
+    """Lists both parts as one of several processes, and writes down which folders it read itself."""
+    os.environ["PDP_CACHE_DIR"] = str(folder / "shared")
+    listing.LEAST, listing.SETTLED = 1, 0.0
+
+    def slow(*given):
+        with open(folder / "read", "a") as read:
+            read.write(given[1] + "\n")
+        time.sleep(0.5)
+        return scan_folder(*given)
+
+    listing.scan_folder = slow
+    found = [listing.read_listing(str(root), name, name).source.signature.hex() for name in NAMES]
+    (folder / f"{number}.txt").write_text(" ".join(found))
+
+
 def test_of_several_processes_that_start_at_once_one_lists(root, tmp_path):
     """Each writes down when it read a folder; the others wait for it and take its listing."""
-    code = """
-import sys, time
-from pdp.tasks import listing
-from pdp.tasks.image_layouts import scan_folder
-listing.LEAST, listing.SETTLED = 1, 0.0
-def slow(*given):
-    open(sys.argv[2], "a").write(given[1] + "\\n")
-    time.sleep(0.5)
-    return scan_folder(*given)
-listing.scan_folder = slow
-print([listing.read_listing(sys.argv[1], name, name).source.signature.hex() for name in ("train", "val")])
-"""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PDP_CACHE_DIR": str(tmp_path / "shared")}
-    command = [sys.executable, "-c", code, str(root), str(tmp_path / "read")]
-    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    answers = {process.communicate()[0] for process in running}
+    running = [CONTEXT.Process(target=list_slowly, args=(root, tmp_path, number)) for number in range(3)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(120)
+    assert [process.exitcode for process in running] == [0, 0, 0]
+    answers = {(tmp_path / f"{number}.txt").read_text() for number in range(3)}
     assert len(answers) == 1 and (tmp_path / "read").read_text().split() == list(NAMES)

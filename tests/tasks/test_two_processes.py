@@ -1,13 +1,10 @@
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import two_processes
+from forked_ranks import in_ranks
 from making import configuration
 from two_processes import TEXTS
 
@@ -24,20 +21,7 @@ pytestmark = pytest.mark.slow
 def both(tmp_path_factory):
     """What each of two processes saw."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    here = Path(__file__).parent
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    shared["PYTHONPATH"] = os.pathsep.join([str(here.parents[1]), str(here)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(here / "two_processes.py"), str(folder)],
-            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=240) for process in processes] == [0, 0]
+    in_ranks(2, two_processes.main, str(folder), log=folder / "log")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,7 +1,5 @@
 """One of two processes that iterate over prepared loaders and write what they saw. Run by test_two_processes.py."""
 
-import sys
-
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from making import configuration
@@ -63,8 +61,3 @@ def main(folder: str) -> None:
     saw = images(accelerator) | {"texts": texts(accelerator)}
     torch.save(saw, f"{folder}/{accelerator.process_index}.pt")
     accelerator.end_training()
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(sys.argv[1])

@@ -5,14 +5,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import ddp_worker
 import pytest
 import torch
+from forked import wait_for
+from forked_ranks import in_ranks
 from small_models import CASES, VARIANT_CASES
 
+from pdp.benchmarks.forked_runs import two_ranks
 from pdp.config.command_line import main
 from pdp.runs.record import read_record
 
@@ -33,8 +35,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ddp")
-    done = launch("tests/ddp_worker.py", str(folder))
-    assert done.returncode == 0, done.stderr
+    in_ranks(2, ddp_worker.main, str(folder), log=folder / "log")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
@@ -101,28 +102,21 @@ def test_a_process_that_dies_takes_the_run_down_in_a_line_and_the_restart_goes_o
         "device=cpu",
         f"output_dir={tmp_path}",
     ]
-    first = subprocess.Popen(
-        [sys.executable, *LAUNCHER, "train.py", *run],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    first = two_ranks(run, tmp_path / "log")
     history = None
-    while not history or len(history.read_text().splitlines()) < 2:
-        assert first.poll() is None, first.communicate()
+
+    def two_epochs():
+        nonlocal history
         history = next(tmp_path.glob("*/seed0/history.jsonl"), None)
-        time.sleep(0.01)
-    children = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True, check=True)
-    last = max(int(line) for line in children.stdout.split())
-    os.kill(last, signal.SIGKILL)
-    _, error = first.communicate(timeout=120)
-    assert first.returncode != 0
-    assert "train: another process of the run is gone" in error
-    second = launch("train.py", *run)
-    assert second.returncode == 0, second.stderr
-    assert "going on from epoch" in second.stdout
+        return history and len(history.read_text().splitlines()) >= 2
+
+    wait_for(two_epochs, *first)
+    first[1].send(signal.SIGKILL)
+    assert first[0].wait() not in (0, None)
+    assert "train: another process of the run is gone" in first[0].output
+    second = two_ranks(run, tmp_path / "log")
+    assert [one.wait() for one in second] == [0, 0], second[0].output
+    assert "going on from epoch" in second[0].output
     (record,) = tmp_path.glob("*/seed0/record.json")
     assert read_record(record.parent).world_size == 2
     assert [line["epoch"] for line in map(json.loads, history.read_text().splitlines())] == list(range(6))

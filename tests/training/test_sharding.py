@@ -1,19 +1,18 @@
 """recipe.sharding=fsdp: masks, counts and weights of parts on two and four processes are those of one process."""
 
 import functools
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import sharding_worker
 import torch
+from forked import wait_for
+from forked_ranks import in_ranks
 from tiny_language import TINY, write_text
 
 import pdp
+from pdp.benchmarks.forked_runs import Start, two_ranks
 from pdp.config.compose import compose
 from pdp.config.identity import config_hash
 from pdp.errors import Refusal
@@ -21,20 +20,9 @@ from pdp.runs.checkpoint import read_tensors
 from pdp.runs.record import read_record
 from pdp.training.export_run import ExportedRun, export
 
-ROOT = Path(__file__).resolve().parents[2]
-LAUNCHER = ["-m", "torch.distributed.run", "--standalone"]
 # Every pattern on both models; the other methods find their cuts in the same way, and two processes show theirs.
 ON_FOUR = [case for case in sharding_worker.CASES if case[1] == "pdp"]
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-
-
-def launcher(processes: int) -> list[str]:
-    return [*LAUNCHER, f"--nproc_per_node={processes}"] if processes > 1 else []
-
-
-def launch(*arguments: str, processes: int = 2) -> subprocess.CompletedProcess:
-    command = [sys.executable, *launcher(processes), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+MODELS = ["transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama"]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +33,8 @@ def left_by_processes(tmp_path_factory):
     def left(processes):
         folder = tmp_path_factory.mktemp("fsdp")
         method = [] if processes == 2 else ["pdp"]
-        done = launch("tests/sharding_worker.py", str(folder), *method, processes=processes)
-        assert done.returncode == 0, done.stderr[-3000:]
+        arguments = (str(folder), *method)
+        in_ranks(processes, sharding_worker.main, *arguments, log=folder / "log", imports=MODELS)
         return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
     return left
@@ -89,18 +77,21 @@ def text(tmp_path_factory):
     return write_text(tmp_path_factory.mktemp("text"))
 
 
+def start(arguments: list[str], processes: int) -> list[Start]:
+    log = output_of(arguments) / "log"
+    return two_ranks(arguments, log) if processes == 2 else [Start(arguments, log)]
+
+
+def output_of(arguments: list[str]) -> Path:
+    return Path(next(one for one in arguments if one.startswith("output_dir=")).partition("=")[2])
+
+
 def killed_after_an_epoch(arguments, processes):
-    command = [sys.executable, *launcher(processes), "train.py", *arguments]
-    output = Path(next(one for one in arguments if one.startswith("output_dir=")).partition("=")[2])
-    first = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, start_new_session=True, stderr=subprocess.PIPE)
-    while not any(output.glob("*/seed0/checkpoint/step-*.pt")):
-        assert first.poll() is None, first.communicate()[1][-3000:]
-        time.sleep(0.002)
-    # torchrun's processes have sessions of their own.
-    children = subprocess.run(["pgrep", "-P", str(first.pid)], capture_output=True, text=True).stdout.split()
-    for one in [first.pid, *map(int, children)]:
-        os.kill(one, signal.SIGKILL)
-    first.communicate()
+    ranks = start(arguments, processes)
+    wait_for(lambda: any(output_of(arguments).glob("*/seed0/checkpoint/step-*.pt")), *ranks)
+    for one in ranks:
+        one.send(signal.SIGKILL)
+    assert ranks[0].wait() == -signal.SIGKILL and ranks[-1].wait() != 0, ranks[0].output
 
 
 def left_by(output):
@@ -145,9 +136,9 @@ def test_a_run_goes_on_from_one_process_to_two_sharded_and_from_pretrained_opens
 
     arguments = [*TINY, f"data.root={text}", f"output_dir={tmp_path}"]
     killed_after_an_epoch(arguments, 1)
-    done = launch("train.py", *arguments, "recipe.sharding=fsdp")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "going on from epoch" in done.stdout
+    ranks = start([*arguments, "recipe.sharding=fsdp"], 2)
+    assert [one.wait() for one in ranks] == [0, 0], ranks[0].output
+    assert "going on from epoch" in ranks[0].output
     left = left_by(tmp_path)
     alike(left, uninterrupted)
     assert [(one["sharding"], one["processes"]) for one in left[0].ran_under] == [("none", 1), ("fsdp", 2)]
