@@ -15,14 +15,12 @@ turn. Nothing is hidden: where zeros cost time, the table says so. Run it on a q
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from pdp import Pruner
 from pdp.export.integers import with_integers
 from pdp.export.latency import in_turn, processor
 from pdp.export.onnx import onnx_runner, save_onnx, save_onnx_integers
+from pdp.export.openvino_runtime import has_openvino, openvino_runner
 from pdp.quantize.fake import weight_scale
 from pdp.quantize.frozen import Frozen
 from pdp.scripting import Parser, guarded
@@ -147,30 +146,10 @@ def made(layer: nn.Linear, samples: Tensor, sparsity: float, folder: Path) -> di
     save_onnx_integers(with_integers(model, frozen, samples, onnx=True), named, expected, folder / "int8.onnx", 8)
     found["onnxruntime float32"] = onnx_runner(folder / "float.onnx", named)
     found["onnxruntime int8"] = onnx_runner(folder / "int8.onnx", named)
-    if importlib.util.find_spec("openvino") is not None:
-        found |= openvino_runners(folder / "int8.onnx", samples, sparsity)
+    if has_openvino():
+        found["OpenVINO int8"] = openvino_runner(folder / "int8.onnx", named)
+        found["OpenVINO int8, sparse"] = openvino_runner(folder / "int8.onnx", named, sparsity)
     return found
-
-
-def openvino_runners(path: Path, samples: Tensor, sparsity: float) -> dict[str, Callable[[], Any]]:
-    """The file through OpenVINO, without and with sparse weights that are decompressed as they are read."""
-    import openvino
-
-    core, array = openvino.Core(), samples.numpy()
-    core.set_property("CPU", {"INFERENCE_NUM_THREADS": torch.get_num_threads()})
-    found: dict[str, Callable[[], Any]] = {}
-    for name, rate in (("OpenVINO int8", 1.0), ("OpenVINO int8, sparse", max(0.0, sparsity - 0.05))):
-        model = core.read_model(path)
-        model.reshape(list(array.shape))
-        request = core.compile_model(
-            model, "CPU", {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": rate}
-        ).create_infer_request()
-        found[name] = partial(_infer, request, array)
-    return found
-
-
-def _infer(request: Any, array: Any) -> Any:
-    return request.infer([array]).values()
 
 
 def show(row: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
     python scripts/figures.py                       draws all of them
     python scripts/figures.py --results elsewhere   the same for another folder that holds records/
 
-Accuracy against sparsity and MACs with intervals; per-layer shares and MACs; sparsity and metric over epochs; weights
+Accuracy against sparsity, MACs, bytes and latency; per-layer shares and MACs; sparsity and metric over epochs; weights
 that come back; histograms of weights and masks. A figure for which no record has the data is left out, with a line that
 says what it needs. A figure that shows a single target shows the middle one. Exit codes: 0; 2 refused.
 """
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from pdp.reports.figures import draw_all, write_figures
     from pdp.reports.runs import read_kept
 
-    drawn, left_out = draw_all(read_kept(arguments.results))
+    drawn, left_out = draw_all(read_kept(arguments.results), arguments.results / "benchmarks")
     written = write_figures(drawn, arguments.to or arguments.results / "figures")
     for one in drawn:
         print(one.name)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = arguments.results / "README.md"
     prose = found.read_text(encoding="utf-8") if found.is_file() else "# Results\n"
     sheets = make_sheets(arguments.results)
-    drawn, left_out = draw_all(read_kept(arguments.results))
+    drawn, left_out = draw_all(read_kept(arguments.results), arguments.results / "benchmarks")
     target = arguments.to or arguments.results / "report.html"
     page.write(report(prose, sheets, drawn, left_out), target)
     print(f"{target}: {len(sheets)} tables, {len(drawn)} figures, {target.stat().st_size / 1e6:.1f} MB")

@@ -15,7 +15,14 @@ _INSTRUCTIONS = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "amx_int
 
 
 def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int = 9, seconds: float = 2.0) -> dict[str, float]:
-    """Milliseconds of a call of each, the median over rounds in which every one has its turn.
+    """Milliseconds of a call of each, the median of `rounds_of`."""
+    return {name: median(times) for name, times in rounds_of(contenders, rounds, seconds).items()}
+
+
+def rounds_of(
+    contenders: Mapping[str, Callable[[], object]], rounds: int = 9, seconds: float = 2.0
+) -> dict[str, list[float]]:
+    """Milliseconds of a call of each in every round; in a round every one has its turn, short calls many at once.
 
     No more rounds begin after `seconds` for each contender; three are made whatever they take.
     """
@@ -35,7 +42,7 @@ def in_turn(contenders: Mapping[str, Callable[[], object]], rounds: int = 9, sec
             for _ in range(calls[name]):
                 call()
             found[name].append(1000 * (time.perf_counter() - begun) / calls[name])
-    return {name: median(times) for name, times in found.items()}
+    return found
 
 
 def processor() -> str:

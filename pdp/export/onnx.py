@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pdp.errors import Refusal, Stopped
-from pdp.export.compare import TOLERANCE
+from pdp.export.compare import TOLERANCE, steps_off
 from pdp.export.inputs import dynamic_shapes
 from pdp.export.integers import OPSET
-
-STEPS = 255  # of the outputs' range: what an integer of 8 bits can say of them
 
 
 def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) -> float:
@@ -34,17 +32,18 @@ def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) 
     return off
 
 
-def save_onnx_integers(model: nn.Module, named: dict[str, Tensor], expected: Tensor, path: Path, bits: int) -> float:
+def save_onnx_integers(
+    model: nn.Module, named: dict[str, Tensor], expected: Tensor, path: Path, bits: int, most: float = 1.0
+) -> float:
     """Writes a model of `with_integers(..., onnx=True)` in QDQ form; `expected` is what fake quantization gave.
 
     Gives onnxruntime's difference in steps: the outputs' range over 255, which is what an output of 8 bits would have.
-    Raises `Stopped` where it is more than one.
+    Raises `Stopped` where it is more than `most`.
     """
     _write(model, named, path, OPSET)
     _tidy(path, bits)
-    step = (expected.max() - expected.min()).clamp(min=1e-30) / STEPS
-    off = float((onnx_outputs(path, named) - expected).abs().max() / step)
-    if not off <= 1:
+    off = steps_off(onnx_outputs(path, named), expected)
+    if not off <= most:
         raise Stopped(f"onnxruntime differs from torch by {off:.2g} steps of the outputs: {path} is not to be used")
     return off
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from pdp.patterns.options import kind_of
-from pdp.reports import bytes_figure, drawings
+from pdp.reports import bytes_figure, drawings, latency_figure
 from pdp.reports.bytes_figure import together
 from pdp.reports.cells import KEY, cells
 from pdp.reports.look import as_svg, style
@@ -44,16 +45,20 @@ class Kind:
     draw: Callable[[str, pd.DataFrame], Iterator[Drawn]]
 
 
-def draw_all(runs: pd.DataFrame) -> tuple[list[Drawn], list[str]]:
-    """Every figure for which these runs have the data, and one line for each kind without any."""
+def draw_all(runs: pd.DataFrame, benchmarks: Path | None = None) -> tuple[list[Drawn], list[str]]:
+    """Every figure for which these runs have the data, and one line for each kind without any.
+
+    `benchmarks` is the folder with latency_<study>.json of studies whose models were timed.
+    """
     drawn: list[Drawn] = []
     left_out: list[str] = []
     for kind in KINDS:
         mine: list[Drawn] = []
-        of_kind = together(runs) if kind.draw is _bytes else runs
+        of_kind = together(runs) if kind.draw in (_bytes, _latency) else runs
+        draw = partial(_latency, benchmarks=benchmarks) if kind.draw is _latency else kind.draw
         for key, group in of_kind.groupby(_STUDY, sort=True):
             where = f"{kind.name}-{key[0]}-{key[1]}-{key[2]}"
-            new = list(kind.draw(where, group.reset_index(drop=True)))
+            new = list(draw(where, group.reset_index(drop=True)))
             for one in new:
                 _head(one, f"{key[1]} on {key[2]}: {one.title or kind.title}")
             mine += new
@@ -211,6 +216,11 @@ def _bytes(name: str, runs: pd.DataFrame) -> Iterator[Drawn]:
         yield Drawn(name, caption, figure)
 
 
+def _latency(name: str, runs: pd.DataFrame, benchmarks: Path | None = None) -> Iterator[Drawn]:
+    for figure, caption in latency_figure.draw(runs, benchmarks) if benchmarks is not None else ():
+        yield Drawn(name, caption, figure)
+
+
 def _temperature(row: pd.Series) -> str:
     options: dict[str, Any] = row.method_options
     mode = options.get("temperature_mode", "absolute")
@@ -252,5 +262,6 @@ KINDS = (
     Kind("revived", "weights that come back", "records of PDP with `revived` in history.jsonl", _revived),
     Kind("weights", "weight distributions", "records of PDP with distributions.npz (kept whole)", _weights),
     Kind("bytes", "accuracy against bytes", "records of quantized runs", _bytes),
+    Kind("latency", "accuracy against latency", "a file of scripts/benchmark_latency.py of a kept study", _latency),
     Kind("masks", "mask values by temperature", "records of PDP with distributions.npz (kept whole)", _masks),
 )  # fmt: skip

@@ -69,6 +69,11 @@ def revised(row: Any) -> bool:
     return named(row.base_method, row.pattern, int(row.method_revision), holding) != row.base_method
 
 
+def shown_method(method: str, quantize: str) -> str:
+    """What rows call a method: of a quantized run not as that of the one in floats."""
+    return method if quantize == "none" else f"{method}+{quantize}"
+
+
 def _row(path: Path, study: str) -> dict[str, Any]:
     record = dataclasses.asdict(read_record(path))
     # A record older than an option was made with what is now the option's default.
@@ -82,5 +87,4 @@ def _row(path: Path, study: str) -> dict[str, Any]:
     except (TypeError, ValueError, AttributeError) as error:
         raise Refusal(f"{path}: {RECORD} cannot be read ({error}): move it away, the run is made again") from None
     method = record["method"]
-    quantized = "" if record["quantize"] == "none" else f"+{record['quantize']}"
-    return record | more | {"method": method + quantized, "base_method": method}
+    return record | more | {"method": shown_method(method, record["quantize"]), "base_method": method}

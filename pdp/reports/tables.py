@@ -10,6 +10,7 @@ from pdp.patterns.options import kind_of
 from pdp.reports.accuracy import accuracy_sheet
 from pdp.reports.comparisons import paired_sheet, sparsities_sheet
 from pdp.reports.cost import cost_sheet, hyperparameters_sheet
+from pdp.reports.latency_sheet import latency_sheet
 from pdp.reports.runs import read_kept
 from pdp.reports.sheet import Sheet, as_csv, as_latex, as_markdown
 
@@ -38,6 +39,8 @@ def make_sheets(results: Path) -> list[Sheet]:
             sheets.append(accuracy_sheet(f"{kind}_{data}", f"{title}, {data}", chosen, known, data))
     for data in sorted(set(runs.data)):
         sheets += [sheet for make in (sparsities_sheet, paired_sheet) if (sheet := make(runs, data))]
+    if latency := latency_sheet(runs, results / "benchmarks"):
+        sheets.append(latency)
     return sheets + ([cost_sheet(runs), hyperparameters_sheet(runs)] if len(runs) else [])
 
 

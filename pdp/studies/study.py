@@ -137,6 +137,12 @@ class Study:
             cell for setting in (settings[:1] if self.tuned else settings) for cell in self.runs(method, setting)
         ]
 
+    def shapes(self) -> list[Cell]:
+        """A run of every row at every sparsity: all models that its tables name, where a tuned setting changes none."""
+        settings = {method: found[:1] if self.tuned else found for method, found in self.methods.items()}
+        runs = [cell for method, found in settings.items() for one in found for cell in self.runs(method, one)]
+        return list({(cell.method, cell.setting, cell.sparsity): cell for cell in reversed(runs)}.values())[::-1]
+
     def at_stage(self, number: int | None) -> Study:
         """The part of the study in one of its stages, counted from 1; None means all of it. Raises `Refusal`."""
         if number is None:

@@ -9,69 +9,49 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_model
-from torch import Tensor, nn
 
 from pdp.config.schema import Config
 from pdp.config.stored import from_yaml
 from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
-from pdp.export.compare import TOLERANCE, difference
-from pdp.export.inputs import Logits
+from pdp.export.compare import steps_off
 from pdp.export.integers import with_integers
-from pdp.export.onnx import STEPS, onnx_runner, operators, refuse_without_onnx, save_onnx, save_onnx_integers
+from pdp.export.onnx import onnx_runner, operators, refuse_without_onnx
 from pdp.export.program import save_program
 from pdp.export.quantized_folder import save_quantized
 from pdp.export.semi_structured import check_nm, refuse_without_semi_structured, save_semi_structured
-from pdp.export.slim import Slimmed, slim
 from pdp.export.slim_folder import write_slim
 from pdp.export.transformer_folder import save_transformer
-from pdp.quantize.frozen import Frozen
 from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import SCALES, Record, read_record, write_json
 from pdp.tasks import build_task
-from pdp.tasks.image_data import model_input
-from pdp.tasks.task import Batch, Task
+from pdp.tasks.task import Task
 from pdp.tasks.text_task import TextTask
 from pdp.tasks.text_tokenizer import load_tokenizer
 from pdp.training.assembly import make_model, make_pruner
 from pdp.training.export_measures import Runner, measured, runner_of
+from pdp.training.exportable import Exportable, real_inputs
 from pdp.training.shipping import read_frozen, save_frozen
 
 FORMATS = ("slim", "nm", "onnx", "safetensors", "torch")
 
 
-class ExportedRun:
+class ExportedRun(Exportable):
     """A finished run: its record, configuration, task, and hard model in evaluation mode."""
 
     def __init__(self, path: Path):
         self.path = path
         self.record: Record = read_record(path)
-        self.config: Config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
-        self.task: Task = build_task(self.config)
-        self.task.recall(self.record.classes)
-        self.config.model.pretrained = "false"
-        self.batch, self.inputs_note = self._real_inputs()
-        self.inputs: Tensor = self.batch["image" if "image" in self.batch else "input_ids"]
-        self.model: nn.Module = make_model(self.config, self.task).to(memory_format=torch.contiguous_format)
-        load_weights(self.model, path / "model.safetensors")
-        self.model.eval()
+        config: Config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+        task = build_task(config)
+        task.recall(self.record.classes)
+        config.model.pretrained = "false"
+        batch, note = real_inputs(task)
+        model = make_model(config, task).to(memory_format=torch.contiguous_format)
+        load_weights(model, path / "model.safetensors")
         # Of a quantized run the scales, without which its weights are another model's.
-        self.frozen = read_frozen(path / SCALES) if self.record.quantize != "none" else None
-
-    def _real_inputs(self, size: int = 16) -> tuple[Batch, str]:
-        """A batch of the test set, or noise if the data is not available; and which of them it is."""
-        try:
-            self.task.open_data()
-            batch = next(iter(self.task.evaluation_loader("test", size, 0)))
-            if "image" in batch:
-                batch["image"] = model_input(batch["image"])
-            return batch, f"{len(batch['index'])} test samples of {self.task.data_name}"
-        except (Refusal, Stopped) as error:
-            example = self.task.example_input()
-            if not example.is_floating_point():
-                tokens = example.expand(size, -1).contiguous()
-                return {"input_ids": tokens}, f"one token, as the data is not at hand ({error})"
-            return {"image": torch.randn(size, *example.shape[1:])}, f"noise, as the data is not at hand ({error})"
+        frozen = read_frozen(path / SCALES) if self.record.quantize != "none" else None
+        super().__init__(config, task, model.eval(), frozen, batch, note)
 
 
 def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
@@ -85,7 +65,7 @@ def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
     try:
         makers = {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors, "torch": _torch}
         written, runner = makers[form](run, begun)
-        plain, named = _by_place(run, run.model)
+        plain, named = run.by_place(run.model)
         written += measured(run.model, run.frozen, plain, named, begun, runner)
         for one in sorted(begun.iterdir()):
             one.replace(folder / one.name)
@@ -101,13 +81,13 @@ Written = tuple[list[tuple[str, str]], Runner | None]
 
 def _slim(run: ExportedRun, folder: Path) -> Written:
     example = run.task.example_input()
-    slimmed, off = _verified(run)
+    slimmed, off = run.verified()
     plain = slimmed.model
-    smaller, named = _by_place(run, plain)
+    smaller, named = run.by_place(plain)
     values = tuple(named.values())
     write_slim(slimmed, folder, _origin(run), _tokenizer(run.task) if slimmed.opens else None)
     if run.frozen is not None:
-        save_frozen(_frozen_of(run, plain), folder / SCALES)
+        save_frozen(run.frozen_of(plain), folder / SCALES)
     save_program(smaller, values, folder / "model.pt2")
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
@@ -126,17 +106,6 @@ def _slim(run: ExportedRun, folder: Path) -> Written:
         *opens,
         *([("scales", f"{SCALES}; the model itself is of floats")] if run.frozen is not None else []),
     ], runner_of(smaller)
-
-
-def _verified(run: ExportedRun) -> tuple[Slimmed, float]:
-    """The slim model and its difference from the masked one on the run's inputs; raises `Stopped` if that is large."""
-    slimmed = slim(run.model, run.task.example_input())
-    slimmed.model.eval()
-    masked, named = _by_place(run, run.model)
-    off = difference(masked, _by_place(run, slimmed.model)[0], *named.values())
-    if not off <= TOLERANCE:
-        raise Stopped(f"the slim model differs from the masked one by {off:.2g} of the largest output: not exported")
-    return slimmed, off
 
 
 def _origin(run: ExportedRun) -> dict[str, Any]:
@@ -169,64 +138,19 @@ def _nm(run: ExportedRun, folder: Path) -> Written:
     return save_semi_structured(run.model, names, folder), None
 
 
-def _by_place(run: ExportedRun, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model wrapped to take positional inputs and return a tensor, and a batch of its inputs by name."""
-    if not isinstance(run.task, TextTask):
-        return model, {"input": run.inputs}
-    # The inputs are those of the task, so that the exported model gives the metric in the record.
-    named = run.task.inputs_of(model, {"attention_mask": torch.ones_like(run.inputs)} | run.batch)
-    return Logits(model, tuple(named)), named
-
-
-def _shipped(run: ExportedRun) -> tuple[nn.Module, str]:
-    """The hard model, slim where channels went, and what is said of it."""
-    if run.config.prune.pattern != "channel" or run.record.method == "dense":
-        return run.model, "the hard model"
-    slimmed, off = _verified(run)
-    return slimmed.model, f"the slim model, {off:.2g} of the largest output from the masked one"
-
-
-def _frozen_of(run: ExportedRun, model: nn.Module) -> Frozen:
-    """The scales for `model`, the run's own or its slim one."""
-    assert run.frozen is not None
-    if model is run.model:
-        return run.frozen
-    example = run.task.example_input()
-    return run.frozen.of_slim(run.model, model, lambda one: slim(one, example).model)
-
-
-def _quantized_outputs(run: ExportedRun, model: nn.Module, frozen: Frozen) -> Tensor:
-    """What fake quantization makes of the run's inputs: of the masked model, and of its slim one as well."""
-    found = []
-    for one, scales in ((run.model, run.frozen), (model, frozen)):
-        assert scales is not None
-        with torch.no_grad(), scales.applied(one):
-            plain, named = _by_place(run, one)
-            found.append(plain(*named.values()))
-    step = (found[0].max() - found[0].min()).clamp(min=1e-30) / STEPS
-    if not float((found[0] - found[1]).abs().max() / step) <= 1:
-        raise Stopped("the slim model in integers differs from the masked one by over a step: not exported")
-    return found[0]
-
-
 def _onnx(run: ExportedRun, folder: Path) -> Written:
     refuse_without_onnx()
-    model, of = _shipped(run)
+    model, of = run.shipped()
     path = folder / "model.onnx"
     lines = [
         ("compared on", run.inputs_note),
         ("holds", of),
         ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(model)[0]:,}"),
     ]
+    off = run.write_onnx(model, path)
     if run.frozen is None:
-        off = save_onnx(*_by_place(run, model), path)
         lines.append(("difference to torch", f"{off:.2g} of the largest output"))
     else:
-        frozen = _frozen_of(run, model)
-        expected = _quantized_outputs(run, model, frozen)
-        integers = with_integers(model, frozen, run.task.example_input(), onnx=True)
-        plain, named = _by_place(run, integers)
-        off = save_onnx_integers(plain, named, expected, path, frozen.bits)
         lines.append(("difference to the fake-quantized model", f"{off:.2g} steps of its outputs' range over 255"))
         kinds = operators(path)
         lines.append(("onnxruntime runs", ", ".join(f"{count} {kind}" for kind, count in kinds.items())))
@@ -234,21 +158,20 @@ def _onnx(run: ExportedRun, folder: Path) -> Written:
 
 
 def _torch(run: ExportedRun, folder: Path) -> Written:
-    model, of = _shipped(run)
+    model, of = run.shipped()
     if run.frozen is not None:
-        frozen = _frozen_of(run, model)
-        expected = _quantized_outputs(run, model, frozen)
-        plain, named = _by_place(run, with_integers(model, frozen, run.task.example_input(), onnx=False))
+        frozen = run.frozen_of(model)
+        expected = run.quantized_outputs(model, frozen)
+        plain, named = run.by_place(with_integers(model, frozen, run.task.example_input(), onnx=False))
         of += f", weights of {frozen.bits} bits and their scales"
     else:
-        plain, named = _by_place(run, model)
+        plain, named = run.by_place(model)
         with torch.no_grad():
             expected = plain(*named.values())
     save_program(plain, tuple(named.values()), folder / "model.pt2")
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
-        step = (expected.max() - expected.min()).clamp(min=1e-30) / STEPS
-        off = float((program(*named.values()) - expected).abs().max() / step)
+        off = steps_off(program(*named.values()), expected)
     if not off <= 1:
         raise Stopped(f"model.pt2 differs from the model by {off:.2g} steps of the outputs: not exported")
     return [

@@ -77,8 +77,11 @@ def test_settings_of_pdp_stand_each_in_a_panel_of_its_own_beside_the_bare_one(tm
 
 def test_every_kind_is_drawn_of_what_the_records_hold(results):
     drawn, left_out = draw_all(read_kept(results))
-    assert left_out == ["accuracy against bytes: not drawn; it needs records of quantized runs"]  # test_bytes_figure
-    assert {one.name.partition("-")[0] for one in drawn} == {kind.name for kind in KINDS} - {"bytes"}
+    # Those are in tests of their own.
+    kinds = ["accuracy against bytes", "accuracy against latency"]
+    assert [line.partition(":")[0] for line in left_out] == kinds
+    assert left_out[0] == "accuracy against bytes: not drawn; it needs records of quantized runs"
+    assert {one.name.partition("-")[0] for one in drawn} == {kind.name for kind in KINDS} - {"bytes", "latency"}
     by_name = {one.name.partition("-")[0]: one for one in drawn}
     axis = by_name["accuracy_sparsity"].figure.axes[0]
     lines = {one.get_label(): one for one in axis.containers}
