@@ -85,7 +85,9 @@ class Pattern(pattern.Pattern):
         if layer.pruned < saliency.numel() // self.options.m * self._free:
             candidates = torch.stack(sorted_columns(grouped)[: self._free], -1)
             counts = self._counts(candidates, layer.pruned)[..., None]
-        return self.ungroup(ranks >= counts, layer)
+        # In the saliency's memory order, because a weight that is masked takes its mask's.
+        keep = torch.empty_like(grouped, dtype=torch.bool).copy_(ranks >= counts)
+        return self.ungroup(keep, layer)
 
     def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
         sharded = any(layer.sharded for layer in layers)

@@ -267,3 +267,17 @@ def test_ranks_are_those_of_a_stable_sort_with_ties_infinities_and_nan(groups):
             range(len(row)), key=lambda one: (math.isnan(row[one]), 0 if math.isnan(row[one]) else row[one])
         )
         assert [ordered.index(member) for member in range(len(row))] == ranks
+
+
+@pytest.mark.parametrize(
+    "module", [nn.Conv2d(4, 8, 3, bias=False), nn.Conv2d(16, 8, 3), nn.Linear(4, 8), nn.Linear(16, 8)]
+)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_a_mask_lies_in_memory_as_its_weight(module, memory):
+    if module.weight.dim() == 4:
+        module.weight.data = module.weight.data.contiguous(memory_format=memory)
+    (layer,) = find_layers(module)
+    pattern = make_pattern("nm", n=2, m=4)
+    layer.pruned = layer.weight.numel() // 2
+    keep = pattern.keep(layer, pattern.saliency(layer))
+    assert keep.stride() == module.weight.stride()
