@@ -21,11 +21,12 @@ REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 
 def listen(place: Path, rank: int) -> None:
     """From now on a request to stop ends this process at once, with the exit code of a run to be started again."""
+    told = sys.stderr.fileno()  # asked now, because sys.stderr is something else while a model's module is imported
 
     def leave(number: int, frame: FrameType | None) -> None:
         # Not an exception, because the code that runs at this moment, such as an import, might catch it.
         words = f"train: {signal.Signals(number).name}: the same command goes on from the last checkpoint\n"
-        os.write(sys.stderr.fileno(), words.encode())
+        os.write(told, words.encode())
         note_code(place, rank, SavedForRestart.exit_code)
         os._exit(SavedForRestart.exit_code)
 
