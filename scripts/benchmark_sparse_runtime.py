@@ -15,7 +15,6 @@ turn. Nothing is hidden: where zeros cost time, the table says so. Run it on a q
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import tempfile
@@ -30,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from pdp import Pruner
+from pdp.benchmarks.benchmarking import machine, write_figures
 from pdp.export.integers import with_integers
 from pdp.export.latency import in_turn, processor
 from pdp.export.onnx import onnx_runner, save_onnx, save_onnx_integers
@@ -76,7 +76,8 @@ def main(arguments: list[str]) -> int:
                 )
                 show(rows[-1])
     if values.json:
-        values.json.write_text(json.dumps({"processor": processor(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        write_figures(values.json, machine(torch.device("cpu")) | {"instructions": processor()}, rows)
+        print(f"written to {values.json}")
     return 0
 
 
