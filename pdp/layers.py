@@ -33,7 +33,7 @@ class Site:
     @property
     def stored(self) -> nn.Parameter:
         """The weight; of a stack its matrix, which shares memory, version and gradient with the parameter."""
-        held = self.module._parameters.get(self.parameter)  # unlike [], never asks what may stand in for it
+        held = dict.__getitem__(self.module._parameters, self.parameter)  # asks nothing that may stand in for it
         return held if self.index is None else _matrix(held, self.index)  # type: ignore[return-value, arg-type]
 
     @property

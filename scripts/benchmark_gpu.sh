@@ -51,6 +51,7 @@ command -v "$python" > /dev/null || refuse "--python=$python is no program"
 mkdir -p "$out" || refuse "--out=$out cannot be made"
 [ ${#rows[@]} -gt 0 ] || rows=("${known[@]}")
 if $trying; then mapfile -t rows < <(printf '%s\n' "${rows[@]}" | grep -v '^sparse$'); fi  # it has no CPU to try
+[ ${#rows[@]} -gt 0 ] || refuse "--try has no row sparse: it needs a GPU"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 KINETO_LOG_LEVEL=6
 
 # Whatever is missing is found out now, not in the last row.

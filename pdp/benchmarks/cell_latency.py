@@ -44,7 +44,8 @@ def timed(cells: Sequence[CellModel], batches: Sequence[int], rounds: int, tell:
     `latency_ms` and `quartiles_ms` are milliseconds of one sample; `speedup` is the median over rounds of the dense
     float32 model's time in the same engine over this one's, None in a study without that model. `difference` is
     onnxruntime's from torch as exports say it, and OpenVINO's from onnxruntime in steps: the outputs' range over 255.
-    Raises `Stopped` where a file does not compute what torch does, `Refusal` for a batch larger than the test set.
+    Raises `Stopped` where a file in onnxruntime does not compute what torch does, `Refusal` for a batch larger than the
+    test set.
     """
     rows: list[dict[str, Any]] = []
     for group in dict.fromkeys((cell.model, cell.data) for cell in cells):

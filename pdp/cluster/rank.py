@@ -21,7 +21,7 @@ REQUESTS = (signal.SIGTERM, signal.SIGUSR1)
 
 def listen(place: Path, rank: int) -> None:
     """From now on a request to stop ends this process at once, with the exit code of a run to be started again."""
-    told = sys.stderr.fileno()  # asked now, because sys.stderr is something else while a model's module is imported
+    told = 2  # the process's own stderr: sys.stderr is something else while a model's module is imported
 
     def leave(number: int, frame: FrameType | None) -> None:
         # Not an exception, because the code that runs at this moment, such as an import, might catch it.

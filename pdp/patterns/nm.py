@@ -83,7 +83,7 @@ class Pattern(pattern.Pattern):
         ranks = ranks_in_groups(grouped)
         counts: Tensor | int = self._free
         if layer.pruned < saliency.numel() // self.options.m * self._free:
-            candidates = torch.stack(sorted_columns(grouped)[: self._free], -1)
+            candidates = grouped.sort(dim=-1).values[..., : self._free]  # with NaN last, unlike sorted_columns
             counts = self._counts(candidates, layer.pruned)[..., None]
         # In the saliency's memory order, because a weight that is masked takes its mask's.
         keep = torch.empty_like(grouped, dtype=torch.bool).copy_(ranks >= counts)

@@ -281,3 +281,12 @@ def test_a_mask_lies_in_memory_as_its_weight(module, memory):
     layer.pruned = layer.weight.numel() // 2
     keep = pattern.keep(layer, pattern.saliency(layer))
     assert keep.stride() == module.weight.stride()
+
+
+@pytest.mark.parametrize("m", [4, 8])
+def test_with_a_saliency_that_is_no_number_as_many_go_as_are_asked_for(m):
+    (layer,) = find_layers(nn.Linear(16, 4))
+    saliency = layer.weight.detach().abs()
+    saliency[1, 2] = math.nan
+    layer.pruned = 16  # half of what may go
+    assert (~make_pattern("nm", n=m // 2, m=m).keep(layer, saliency)).sum() == 16
