@@ -1,4 +1,4 @@
-"""A Slurm of its own for each file of tests that asks for one."""
+"""A Slurm of its own for each file of tests that asks for one, and ranks that start quickly in its jobs."""
 
 import os
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import small_slurm
 from slurm_jobs import Releaser
+from warm_ranks import WarmRanks
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +29,11 @@ def slurm(tmp_path_factory):
         finally:
             releaser.ended.set()
             small_slurm.stop(folder)
+
+
+@pytest.fixture(scope="module")
+def warm(slurm, tmp_path_factory):
+    """A context in which sweeps are submitted whose ranks need not import anything."""
+    ranks = WarmRanks(tmp_path_factory.mktemp("ranks"))
+    yield ranks.warm
+    ranks.close()

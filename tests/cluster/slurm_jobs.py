@@ -91,14 +91,18 @@ def job_of(folder, number):
 
 def processes_of(folder, number, module="pdp.cluster.rank"):
     """The processes of a run that Slurm started: its ranks, or with `module` pdp.cluster.job the one above them."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ", "ppid"]):
+    name, found = job_of(folder, number), []
+    for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if "-m" in command[:3] and command[command.index("-m") + 1] == module:  # torchrun's own -m is another
-            environment = process.info["environ"] or {}
-            job = f"{environment.get('SLURM_ARRAY_JOB_ID')}_{environment.get('SLURM_ARRAY_TASK_ID')}"
-            if job == job_of(folder, number) and environment.get("SLURM_CONF") == os.environ["SLURM_CONF"]:
-                found.append((int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0), process))
+        if "-m" not in command[:3] or command[command.index("-m") + 1] != module:  # torchrun's own -m is another
+            continue
+        try:
+            environment = process.environ()
+        except psutil.Error:  # it has ended
+            continue
+        job = f"{environment.get('SLURM_ARRAY_JOB_ID')}_{environment.get('SLURM_ARRAY_TASK_ID')}"
+        if job == name and environment.get("SLURM_CONF") == os.environ["SLURM_CONF"]:
+            found.append((int(environment.get("RANK") or environment.get("SLURM_PROCID") or 0), process))
     return [process for _, process in sorted(found, key=lambda one: one[0])]
 
 

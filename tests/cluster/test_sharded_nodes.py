@@ -13,15 +13,16 @@ from pdp.runs.record import read_record
 
 pytestmark = pytest.mark.slurm
 
-SHARDED = [*TINY, "recipe.epochs=12", "recipe.sharding=fsdp", "recipe.checkpoint_minutes=0.01"]
+SHARDED = [*TINY, "recipe.epochs=9", "recipe.sharding=fsdp", "recipe.checkpoint_minutes=0.01"]
 
 
-def test_a_sharded_run_on_two_nodes_killed_and_requeued_is_the_undisturbed_one(slurm, tmp_path):
+def test_a_sharded_run_on_two_nodes_killed_and_requeued_is_the_undisturbed_one(warm, tmp_path):
     words = [*SHARDED, f"data.root={write_text(tmp_path / 'text')}"]
-    folder = submit_sweep([*words, f"output_dir={tmp_path}/nodes"], "--nodes", "2", "--gpus", "0")
+    with warm():
+        folder = submit_sweep([*words, f"output_dir={tmp_path}/nodes"], "--nodes", "2", "--gpus", "0")
     (run,) = folder.runs()
     nodes = set()
-    for epoch, strike in ((2, "a rank is killed"), (6, "scontrol requeue")):
+    for epoch, strike in ((2, "a rank is killed"), (4, "scontrol requeue")):
         wait_until(lambda epoch=epoch: trains(folder, 0, "text") and len(history(run)) >= epoch, f"epoch {epoch}")
         starts = log_of(folder, 0).count("job: run ")
         if strike == "scontrol requeue":
@@ -37,7 +38,7 @@ def test_a_sharded_run_on_two_nodes_killed_and_requeued_is_the_undisturbed_one(s
     assert "job: rank 1 of 2 died without a word" in log or "job: rank 0, 1 of 2 died without a word" in log
     assert "Traceback" not in log
     assert log.count("job: run ") == 3 and log.count("going on from epoch") == 2, log
-    assert [line["epoch"] for line in history(run)] == list(range(12))
+    assert [line["epoch"] for line in history(run)] == list(range(9))
     record = read_record(run.path)
     assert record.world_size == 2
     assert [(one["sharding"], one["processes"]) for one in record.ran_under] == [("fsdp", 2)]

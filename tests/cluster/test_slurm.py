@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -42,16 +43,19 @@ pytestmark = pytest.mark.slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = ["model=resnet20", "debug=smoke", "device=cpu"]
-SWEEP = [*SMOKE, "method=pdp,gmp,optg", "sparsity=0.8", "seed=0,1"]
+# Five seconds a run, of which two run at once, so that after three strokes in nine seconds there is one to kill.
+SWEEP = ["model=slowed.Slowed", *SMOKE[1:], "data.image_size=8", "model.arguments={seconds: 0.4}"]
+SWEEP += ["method=pdp,gmp,optg", "sparsity=0.8", "seed=0,1"]
 FAILING = [*SMOKE, "sparsity=0.8", "recipe.lr=0.1,1e30"]
 LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=null"]
 SLOW = ["model=slowed.Slowed", *SMOKE[1:], "data.image_size=8", "sparsity=0.8"]
 SLOW += ["data.workers=2", "recipe.checkpoint_minutes=0.02"]  # signals reach the loader's processes too
 # Phases of eight seconds; and 84 seconds, of which a job's time limit leaves it a minute at most.
-PHASES = [*SLOW, "model.arguments={seconds: 0.15}", "data.limit=160"]
+PHASES = [*SLOW, "model.arguments={seconds: 0.3}", "data.limit=80"]
 PHASES += ["recipe.epochs=16", "schedule.warmup=5ep", "schedule.ramp=5ep"]
 LIMITED = [*SLOW, "model.arguments={seconds: 1.5}", "recipe.epochs=14", "schedule.warmup=3ep", "schedule.ramp=3ep"]
-TWO = [*SMOKE, "sparsity=0.7", "data.limit=320", "recipe.epochs=6"]
+TWO = ["model=slowed.Slowed", *SMOKE[1:], "data.image_size=8", "model.arguments={seconds: 0.15}"]
+TWO += ["sparsity=0.7", "data.limit=160", "recipe.epochs=6"]
 # How each run of two processes is started; where nothing is said of it, by torchrun on one node and by srun on two,
 # which test_sharded_nodes.py does.
 LAUNCHES = {
@@ -62,19 +66,20 @@ LAUNCHES = {
 
 
 @pytest.fixture(scope="module")
-def scenes(slurm, tmp_path_factory):
+def scenes(warm, tmp_path_factory):
     """Everything submitted, and what is done to it going on in threads."""
     place = tmp_path_factory.mktemp("runs")
-    folders = {
-        "phases": submit_sweep([*PHASES, f"output_dir={place}/phases"], "--gpus", "0", "--partition", "low"),
-        "limit": submit_sweep([*LIMITED, f"output_dir={place}/limit"], "--gpus", "0", "--time", "2", "--warn", "60"),
-        **{
-            name: submit_sweep([*TWO, f"seed={seed}", f"output_dir={place}/two{seed}"], "--gpus", "0", *options)
-            for seed, (name, options) in enumerate(LAUNCHES.items())
-        },
-        "sweep": submit_sweep([*SWEEP, f"output_dir={place}/sweep"]),
-        "failing": submit_sweep([*FAILING, f"output_dir={place}/failing"], "--gpus", "0"),
-    }
+    # Ranks of each launcher, and those that signals meet in every phase, are started as a user's are.
+    folders = {"phases": submit_sweep([*PHASES, f"output_dir={place}/phases"], "--gpus", "0", "--partition", "low")}
+    for seed, (name, options) in enumerate(LAUNCHES.items()):
+        words = [*TWO, f"seed={seed}", f"output_dir={place}/two{seed}"]
+        with warm() if name == "nodes by torchrun" else nullcontext():
+            folders[name] = submit_sweep(words, "--gpus", "0", *options)
+    with warm():
+        time_limit = ["--gpus", "0", "--time", "2", "--warn", "60"]
+        folders["limit"] = submit_sweep([*LIMITED, f"output_dir={place}/limit"], *time_limit)
+        folders["sweep"] = submit_sweep([*SWEEP, f"output_dir={place}/sweep"])
+        folders["failing"] = submit_sweep([*FAILING, f"output_dir={place}/failing"], "--gpus", "0")
     launched = subprocess.Popen(
         [sys.executable, "train.py", "-m", *FAILING, f"output_dir={place}/launched", *LAUNCHER],
         cwd=ROOT,
