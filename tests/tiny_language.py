@@ -17,10 +17,10 @@ TINY = [
 ]
 
 
-def write_text(folder):
-    """train.txt and test.txt; the test's windows do not divide by two."""
+def write_text(folder, pairs=60):
+    """train.txt with two lines a number, and test.txt; the test's windows do not divide by two."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [f"the {name} number {number} sat on mat {number % 7}" for number in range(60) for name in ("cat", "dog")]
+    lines = [f"the {one} number {number} sat on mat {number % 7}" for number in range(pairs) for one in ("cat", "dog")]
     (folder / "train.txt").write_text("\n".join(lines))
     (folder / "test.txt").write_text("\n".join(lines[5:38]))
     return folder
