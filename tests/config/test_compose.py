@@ -97,20 +97,6 @@ def test_a_key_that_a_file_misspells_is_refused(more_files):
         compose([more_files, "model=typo", "sparsity=0.5"])
 
 
-MARKS = ("paper", "third party (", "method's authors", "ours")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_composes_without_data_and_says_where_its_values_come_from(experiment, tmp_path):
-    config = compose([f"experiment={experiment}", "dry_run=true", *needed(experiment, tmp_path)])
-    assert not config.data.unasked
-    pruned = set() if config.method.name == "dense" else {"method", "schedule"}
-    assert {"cell", "recipe"} | pruned <= {*config.provenance}
-    for text in config.provenance.values():
-        assert text.startswith(MARKS), text
-
-
 # The others need words of their own, or set an option of their method, which no other takes: prune=none is refused.
 PLAIN = [name for name in DISTINCT if not name.endswith(("budget", "finetune_90", "asp", "soft_90", "pofa_prune_90"))]
 

@@ -254,8 +254,19 @@ SMOKED = [
 ]
 
 
+MARKS = ("paper", "third party (", "method's authors", "ours")
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_every_experiment_dry_runs(experiment, capsys, tmp_path):
+def test_every_experiment_says_where_its_values_come_from_and_dry_runs(experiment, capsys, tmp_path, monkeypatch):
+    """One composition of its files serves both, which takes as long as the dry run."""
+    monkeypatch.delenv("IMAGENET_DIR", raising=False)  # they compose without data
+    config = compose([f"experiment={experiment}", "dry_run=true", *needed(experiment, tmp_path)])
+    assert not config.data.unasked
+    pruned = set() if config.method.name == "dense" else {"method", "schedule"}
+    assert {"cell", "recipe"} | pruned <= {*config.provenance}
+    for text in config.provenance.values():
+        assert text.startswith(MARKS), text
     # The large language models once, with PDP: the other methods on small ones.
     large = ("glue/bert_base_mnli_pdp_90", "gpt2/gpt2_wikitext_2_pdp_90")
     small = ["debug=smoke"] if experiment.startswith(("glue", "gpt2")) and experiment not in large else []
