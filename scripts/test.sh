@@ -15,6 +15,8 @@ fi
 export PATH="$(cd "$venv/bin" && pwd):$PATH"
 # An environment shared between checkouts must test this one.
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+# Hundreds of processes import the same files: what they compile is kept, also where the machine's setting is not to.
+export PYTHONDONTWRITEBYTECODE=
 chosen=()
 if [ "${1:-}" = quick ]; then
     shift
@@ -32,7 +34,7 @@ beside() {
     "$@" >"$said/$1" 2>&1 &
     names+=("$1") pids+=("$!")
 }
-beside mypy
+beside mypy --cache-dir "$venv/.mypy_cache" # lies with the environment, so that a new checkout has it
 if [ ${#chosen[@]} -eq 0 ]; then
     beside sphinx-build -q -W docs docs/_build
 fi
