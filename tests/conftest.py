@@ -1,5 +1,6 @@
 """Settings that all tests share: one thread per process, because several processes run side by side."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,11 +12,17 @@ from hypothesis import settings
 settings.register_profile("project", deadline=None, max_examples=60)
 settings.load_profile("project")
 torch.set_num_threads(1)
+gc.disable()  # what is imported while tests are collected stays; to look for garbage in it takes as long as half of that
 
 
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

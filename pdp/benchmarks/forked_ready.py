@@ -1,6 +1,11 @@
 """Imported by the server that forks short runs: everything that such a run imports, and nothing that starts threads."""
+# ruff: noqa: E402
 
 from __future__ import annotations
+
+import gc
+
+gc.disable()  # nothing of what is imported is garbage, and looking for some takes a quarter of the time
 
 import timm.utils  # noqa: F401
 import torch
@@ -15,3 +20,5 @@ import pdp.training.run  # noqa: F401
 torch.set_num_threads(1)
 pdp.kernels.cpu.found()  # compiled once for all runs
 pdp.tasks.image_data.read_digits()
+gc.freeze()
+gc.enable()
