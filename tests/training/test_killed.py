@@ -23,8 +23,9 @@ from pdp.tasks import build_task
 pytestmark = pytest.mark.kills
 
 ROOT = Path(__file__).resolve().parents[2]
-# 8 epochs of 10 steps: dense 0, budget and ramp 1 to 3, full 4 to 7.
-RUN = ["model=resnet20", "sparsity=0.8", "recipe.epochs=8", "data.limit=320", "recipe.augmentation=pad_crop_flip"]
+# 8 epochs of 10 steps, and a line in steps.jsonl after each: dense 0, budget and ramp 1 to 3, full 4 to 7.
+RUN = ["model=resnet20", "sparsity=0.8", "recipe.epochs=8", "data.limit=160", "recipe.batch_size=16"]
+RUN += ["recipe.augmentation=pad_crop_flip", "recipe.history_steps=1"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -56,6 +57,12 @@ def epochs_done(folder: Path) -> int:
     return len(history.read_text().splitlines()) if history and history.is_file() else 0
 
 
+def steps_done(folder: Path) -> int:
+    """How many optimizer steps the run has written a line of."""
+    path = next(folder.glob("*/seed0/steps.jsonl"), None)
+    return len(path.read_text().splitlines()) if path else 0
+
+
 def writes_checkpoint(folder: Path) -> bool:
     run = the_run(folder)
     return bool(run) and any((run / "checkpoint").glob(".step-*.pt.*"))
@@ -77,18 +84,16 @@ def never_killed(tmp_path_factory):
 
 def test_killed_five_times_and_the_same_bit_for_bit(tmp_path, never_killed):
     moments = {
-        "dense phase": lambda: epochs_done(tmp_path) == 0 and the_run(tmp_path) is not None,
-        "the epoch that fixes the budget": lambda: epochs_done(tmp_path) == 1,
-        "ramp": lambda: epochs_done(tmp_path) == 3,
+        "dense phase": lambda: steps_done(tmp_path) >= 4,
+        "the epoch that fixes the budget": lambda: steps_done(tmp_path) >= 14,
+        "ramp": lambda: steps_done(tmp_path) >= 34,
         "a checkpoint's write": lambda: writes_checkpoint(tmp_path),
-        "after the ramp": lambda: epochs_done(tmp_path) >= 6,
+        "after the ramp": lambda: steps_done(tmp_path) >= 64,
     }
     for moment, reached in moments.items():
         process = start(tmp_path)
         short = moment == "a checkpoint's write"
         wait_for(lambda process=process: process.code is None, reached, 0.0002 if short else 0.002)
-        if not short:
-            time.sleep(0.15)  # into the epoch, before its end
         kill(process)
         assert not (the_run(tmp_path) / "record.json").exists()
         if short:
@@ -118,8 +123,7 @@ def test_killed_in_the_middle_of_another_method(words, tmp_path):
     for folder in (whole, killed):
         process = start(folder, *words)
         if folder == killed:
-            wait_for(lambda process=process: process.code is None, lambda: epochs_done(killed) == 4)
-            time.sleep(0.1)
+            wait_for(lambda process=process: process.code is None, lambda: steps_done(killed) >= 44)
             kill(process)
             process = start(folder, *words)
         assert process.wait() == 0, process.output

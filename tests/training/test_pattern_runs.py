@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_language import write_text
 
 from pdp.config.command_line import main
 from pdp.config.schema import ModelConfig
@@ -133,7 +134,9 @@ def test_a_channel_run_and_its_exports(tmp_path):
     ],
 )
 def test_a_language_model_loses_heads_and_hidden_units(words, tmp_path, capsys):
-    run = train(tmp_path / "runs", *words, "prune=channel", "sparsity=0.4")
+    # A short text of its own: to read and to tokenize the docstrings takes seconds.
+    text = ["data=text", f"data.root={write_text(tmp_path / 'text')}"] if words[0] == "model=gpt2_tiny" else []
+    run = train(tmp_path / "runs", *words, *text, "prune=channel", "sparsity=0.4")
     record = read_record(run)
     layers = pd.read_csv(run / "layers.csv")
     names = layers[layers.prunable & layers.share.notna()].name
