@@ -58,13 +58,12 @@ class Shadow:
         """Puts the effective weight in place of the stored one."""
         if not self.place.active:
             return
-        module = caller.get_submodule(self.inner) if self.inner else caller
-        held = module.__dict__
+        held = (caller.get_submodule(self.inner) if self.inner else caller).__dict__
         if self.around in held:
             return  # already put there for a forward around this one
-        weight = module._parameters.get(self.parameter)
+        weight = held["_parameters"].get(self.parameter)
         if torch.compiler.is_compiling():
-            held[self.parameter] = self.place.effective(weight)  # type: ignore[arg-type]
+            held[self.parameter] = self.place.effective(weight)
             return
         if weight is None:  # in a temporary replica of nn.DataParallel
             if isinstance(held.get(self.parameter), Tensor):
@@ -88,12 +87,11 @@ class Shadow:
 
     def _alone(self, own: int) -> bool:
         """Whether nothing but this one forward of this thread can find what is put in place."""
-        return len(self.inside) == 1 and (not self.threads or all(thread == own for thread in self.threads))
+        return len(self.inside) == 1 and self.threads.count(own) == len(self.threads)
 
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
         """Removes the effective weight again."""
-        module = caller.get_submodule(self.inner) if self.inner else caller
-        held = module.__dict__
+        held = (caller.get_submodule(self.inner) if self.inner else caller).__dict__
         if self.around in held:
             return
         if not torch.compiler.is_compiling():
