@@ -14,7 +14,7 @@ from pdp.layers import Layer, Member, compute_dtype
 from pdp.masks.units import mask_units, steepness
 from pdp.patterns.unit_table import UnitTable
 
-Found = tuple[Tensor, int, int]  # a tensor, its version and its address
+Found = tuple[Tensor, int | None, int]  # a tensor, its version (None in inference mode) and its address
 
 
 class Forward:
@@ -36,9 +36,15 @@ class Forward:
             self.made[recording] = {key: one for table in self.tables for key, one in _masked(*table)}
         stored, effective, found = self.made[recording].get(id(member), (None, weight, []))
         # A copy of the model has other weights, and autocast may have begun or ended since.
-        fits = stored is weight and effective.dtype in (weight.dtype, compute_dtype(member.sites[0], weight))
-        # A model may change its weights during its forward, for example to limit their norm.
-        return effective if fits and all(_as_found(one) == rest for one, *rest in found) else None
+        if stored is not weight:
+            return None
+        if effective.dtype != weight.dtype and effective.dtype != compute_dtype(member.sites[0], weight):
+            return None
+        for tensor, version, address in found:
+            # A model may change its weights during its forward, for example to limit their norm.
+            if tensor.data_ptr() != address or (version is not None and tensor._version != version):
+                return None
+        return effective
 
 
 def _kernels(layer: Layer, mask: Tensor, tensors: Sequence[Tensor], units: Sequence, dtypes: Sequence) -> Any:
@@ -47,10 +53,6 @@ def _kernels(layer: Layer, mask: Tensor, tensors: Sequence[Tensor], units: Seque
         return None
     found = unit_kernels(mask, tensors, units)
     return host_kernels.unit_kernels(mask, tensors, units, dtypes) if found is None else found
-
-
-def _as_found(tensor: Tensor) -> list[int]:
-    return [0 if tensor.is_inference() else tensor._version, tensor.data_ptr()]
 
 
 def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tuple[Tensor, Tensor, list[Found]]]]:
@@ -72,7 +74,9 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tu
             dtypes,
             _kernels(layer, mask, stored_rows, units, dtypes),
         )
-        found: list[Found] = [(tensor, *_as_found(tensor)) for tensor in tensors]  # type: ignore[misc]
+        found: list[Found] = [
+            (tensor, None if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in tensors
+        ]
         for member, stored, rows in zip(layer.members, tensors, effective, strict=True):
             made.append((id(member), (stored, member.rows(rows), found)))
     return made

@@ -80,8 +80,9 @@ class Forward:
         made: dict[int, Any] = {place: self._effective[place] for place in places}
         trained = [place for place in places if self._weights[place].requires_grad]  # frozen ones need no node
         if trained:
-            numbers, values = self._numbers[:, trained], [made[place] for place in trained]
-            made |= zip(trained, self._join([self._weights[place] for place in trained], numbers, values), strict=True)
+            numbers = self._numbers if len(trained) == len(self._weights) else self._numbers[:, trained]
+            own, values = [self._weights[place] for place in trained], [made[place] for place in trained]
+            made |= zip(trained, self._join(own, numbers, values), strict=True)
         for place, one in made.items():
             self._effective[place] = None  # autograd frees it after its layer's backward
             if (key := id(self._weights[place])) in self._left:

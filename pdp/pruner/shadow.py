@@ -70,24 +70,19 @@ class Shadow:
                 held[self.parameter] = self.place.effective(held[self.parameter])
                 held[self.around] = True
             return
+        effective = None
+        if not reads_stored():
+            given = reading.given_before(weight)
+            effective = self.place.effective(weight) if given is None else given
         own = threading.get_ident()
         with _placing:
             self.inside.append(own)
-            alone = self._alone(own)
-            if not alone:
+            if len(self.inside) > 1 or self.threads.count(own) < len(self.threads):
                 # The forward runs twice at the same time, in two threads or recursively, so each look-up is answered
                 # separately.
                 held.pop(self.parameter, None)
-        if alone and not reads_stored():
-            given = reading.given_before(weight)
-            effective = self.place.effective(weight) if given is None else given
-            with _placing:
-                if self._alone(own):  # no other thread has entered meanwhile
-                    held[self.parameter] = effective
-
-    def _alone(self, own: int) -> bool:
-        """Whether nothing but this one forward of this thread can find what is put in place."""
-        return len(self.inside) == 1 and self.threads.count(own) == len(self.threads)
+            elif effective is not None:  # nothing but this one forward of this thread can find it
+                held[self.parameter] = effective
 
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
         """Removes the effective weight again."""

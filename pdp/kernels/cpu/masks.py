@@ -52,7 +52,8 @@ def _launch(kernel: Any, numbers: Many, *tensors: Sequence[Tensor]) -> None:
     counts = [one.numel() for one in tensors[0]]
     places = [one.data_ptr() for ones in tensors for one in ones]
     whole = np.array(places + counts, np.int64).reshape(-1, len(counts))  # one conversion, as each costs as much
-    in_parts(kernel, *parting(sum(counts)), *whole, *numbers)
+    # A choice of columns lies in another order, for which the kernel would be compiled anew.
+    in_parts(kernel, *parting(sum(counts)), *whole, *np.ascontiguousarray(numbers))
 
 
 def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
@@ -122,10 +123,11 @@ class _HostJoint(torch.autograd.Function):
             return None, None, *gradients_with_a_graph(everything, ctx.kept, gradients)
         slopes = [torch.empty_like(weight) for weight in weights]
         upstream = [alike(gradients[place], weight) for place, weight in zip(given, weights, strict=True)]  # type: ignore[arg-type]
+        if len(given) == len(gradients):
+            _launch(masking.write_slopes, ctx.numbers, weights, upstream, slopes)
+            return None, None, *slopes
         if given:
             _launch(masking.write_slopes, ctx.numbers[:, given], weights, upstream, slopes)
-        if len(given) == len(gradients):
-            return None, None, *slopes
         found = dict(zip(given, slopes, strict=True))
         return None, None, *(found.get(place) for place in range(len(gradients)))
 
