@@ -52,8 +52,9 @@ def _product(first, second):
 def write_gradients(part, parts, tensors, upstream, slopes, lengths, weighs, units, mask, steep):
     """Writes the gradients of the tensors that have an address in `slopes`, for the units of one part.
 
-    Those are the tensors that have one in `upstream` or that weigh. A unit's mask has the gradient sum of tensor * upstream over all its rows with an address in `upstream`. Times
-    `steep` and a weight, it is the gradient that the mask adds to that weight where the tensor `weighs`.
+    Those are the tensors that have one in `upstream` or that weigh. A unit's mask has the gradient sum of tensor *
+    upstream over all its rows with an address in `upstream`. Times `steep` and a weight, it is the gradient that the
+    mask adds to that weight where the tensor `weighs`.
     """
     factors, steepness = bits_at(mask, units).view(np.float32), bits_at(steep, units).view(np.float32)
     for unit in range(units * part // parts, units * (part + 1) // parts):
