@@ -22,10 +22,6 @@ if [ "${1:-}" = quick ]; then
     shift
     chosen=(-m "not slow and not kills and not language and not slurm")
 fi
-ruff check .
-ruff format --check .
-lint-imports --no-logo
-
 # Types and documentation are checked beside the tests; what they have to say comes at the end.
 said="$(mktemp -d)"
 trap 'jobs -p | xargs -r kill 2>/dev/null; rm -rf "$said"' EXIT
@@ -35,6 +31,14 @@ beside() {
     names+=("$1") pids+=("$!")
 }
 beside mypy --cache-dir "$venv/.mypy_cache" # lies with the environment, so that a new checkout has it
+# The kernels are compiled once, before every process that needs them would do it.
+python -c "from pdp.kernels.cpu import found; found()" &
+kernels=$!
+ruff check .
+ruff format --check .
+lint-imports --no-logo
+wait "$kernels"
+
 if [ ${#chosen[@]} -eq 0 ]; then
     beside sphinx-build -q -W docs docs/_build
 fi
