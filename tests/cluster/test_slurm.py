@@ -69,7 +69,7 @@ LAUNCHES = {
 def scenes(warm, tmp_path_factory):
     """Everything submitted, and what is done to it going on in threads."""
     place = tmp_path_factory.mktemp("runs")
-    # Ranks of each launcher, and those that signals meet in every phase, are started as a user's are.
+    # With srun, with torchrun and alone, where signals meet it in every phase, ranks are started as a user's are.
     folders = {"phases": submit_sweep([*PHASES, f"output_dir={place}/phases"], "--gpus", "0", "--partition", "low")}
     for seed, (name, options) in enumerate(LAUNCHES.items()):
         words = [*TWO, f"seed={seed}", f"output_dir={place}/two{seed}"]

@@ -1,7 +1,7 @@
 """Ranks of Slurm's jobs forked from a process that has imported everything; importing takes longer than such a run.
 
-Only sweeps that are submitted inside `warm` have such ranks. Where a test is about how Slurm and a launcher start and
-end processes, they are started as a user's are.
+Only sweeps that are submitted inside `warm` have such ranks. The process that Slurm or a launcher starts is there, does
+not import, and stands for its rank (warm/sitecustomize.py).
 """
 
 import json

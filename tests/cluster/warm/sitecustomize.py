@@ -1,4 +1,4 @@
-"""Read by every Python of a job that has this folder in PYTHONPATH: a rank is left to warm_ranks.py, which has imported all.
+"""Read by every Python that has this folder in PYTHONPATH: leaves a rank to warm_ranks.py, where all is imported.
 
 The process that Slurm started stays, as the one that Slurm, the job and the tests see: it passes signals on, it ends as
 its rank ends, and its rank does not outlive it.
