@@ -30,13 +30,25 @@ from pdp.scripting import Parser, guarded
 
 ROOT = Path(__file__).resolve().parents[1]
 _FIRST = ["model=mobilenet_v1", "prune=random", "sparsity=0.866"]
+# Prints the seconds once the first optimizer step has ended. The watched program itself imports torch, when it does.
 _WATCH = """
-import os, runpy, sys, time
-from torch.optim.optimizer import register_optimizer_step_post_hook
+import importlib.util, os, runpy, sys, time
 def ended(*_):
     print("seconds", time.time() - float(os.environ["BEGUN"]), file=sys.stderr, flush=True)
     os._exit(0)
-register_optimizer_step_post_hook(ended)
+class Watch:
+    def find_spec(self, name, *_):
+        if name != "torch.optim.optimizer":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        def watched(module):
+            execute(module)
+            module.register_optimizer_step_post_hook(ended)
+        spec.loader.exec_module = watched
+        return spec
+sys.meta_path.insert(0, Watch())
 """
 _OURS = _WATCH + 'sys.argv[0] = "train.py"\nrunpy.run_path("train.py", run_name="__main__")\n'
 _TIMM = (
@@ -60,7 +72,7 @@ for inputs, labels in loader:
     optimizer.step()
 """
 )
-_TORCH = _WATCH + "ended()\n"
+_TORCH = _WATCH + "import torch\nended()\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

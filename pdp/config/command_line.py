@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.importing import uncollected
 from pdp.ranks import OWN_PROCESS
 
 DONE, OUR_BUG, INTERRUPTED = 0, 1, 130
@@ -99,26 +100,30 @@ def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[A
 
     `heading` is printed once the configuration is accepted; the record is appended to `made`.
     """
+    with uncollected():
+        accepted, values = _accepted(program, overrides)
+    if heading:
+        print(heading, file=sys.stderr, flush=True)
+    OWN_PROCESS.set(True)
+    with uncollected():  # torch is imported only here
+        home = importlib.import_module("pdp.training.run" if program == "train" else "pdp.training.measurement")
+    record = getattr(home, accepted)(*values)
+    if made is not None and record is not None:
+        made.append(record)
+    return DONE
+
+
+def _accepted(program: str, overrides: Sequence[str]) -> tuple[str, Sequence[Any]]:
+    """The function that does what these arguments ask for, and what it is given."""
     from pdp.config import arguments, compose, evaluation
 
     typed = arguments.parse(overrides)
     if program == "train":
-        accepted: tuple[str, Sequence[Any]] = ("train", (compose.build(typed),))
-    else:
-        typed, tasks = evaluation.take_lm_eval(typed)
-        if any(argument.key == "run" for argument in typed):
-            accepted = ("evaluate_run", (*evaluation.of_run(typed), tasks))
-        else:
-            accepted = ("evaluate", (evaluation.of_model(typed), tasks))
-    if heading:
-        print(heading, file=sys.stderr, flush=True)
-    entry, values = accepted
-    home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
-    OWN_PROCESS.set(True)
-    record = getattr(importlib.import_module(home), entry)(*values)  # torch is imported only here
-    if made is not None and record is not None:
-        made.append(record)
-    return DONE
+        return "train", (compose.build(typed),)
+    typed, tasks = evaluation.take_lm_eval(typed)
+    if any(argument.key == "run" for argument in typed):
+        return "evaluate_run", (*evaluation.of_run(typed), tasks)
+    return "evaluate", (evaluation.of_model(typed), tasks)
 
 
 def _sweep(program: str, overrides: Sequence[str]) -> int:
