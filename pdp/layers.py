@@ -39,7 +39,7 @@ class Site:
     @property
     def parameter_held(self) -> nn.Parameter:
         """The parameter, the whole stack where it is one."""
-        return self.module._parameters[self.parameter]  # type: ignore[return-value]
+        return dict.__getitem__(self.module._parameters, self.parameter)  # type: ignore[return-value]
 
 
 @dataclass(eq=False)
@@ -102,7 +102,9 @@ class Layer:
     @property
     def stored(self) -> nn.Parameter:
         """The weight itself, perhaps one of which this process holds a part."""
-        return self.sites[0].stored
+        site = self.sites[0]  # not by way of `site.stored`: a step asks this several times of every layer
+        held = dict.__getitem__(site.module._parameters, site.parameter)
+        return held if site.index is None else _matrix(held, site.index)  # type: ignore[return-value, arg-type]
 
     @property
     def stacked(self) -> bool:

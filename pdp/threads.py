@@ -24,6 +24,10 @@ def in_parts(work: Callable[..., Any], parts: int, helpers: int, *arguments: Any
     Each thread takes the next part when it has finished one. PyTorch's threads may keep a core busy for milliseconds
     while they wait for work, so a helper that has not started by the end is not waited for.
     """
+    if not helpers:
+        for part in range(parts):
+            work(part, parts, *arguments)
+        return
     left = iter(range(parts))
 
     def take() -> None:

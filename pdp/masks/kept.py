@@ -25,8 +25,9 @@ def kept(ctx: Any, places: Sequence[int] | None = None) -> tuple[Tensor, ...]:
     Raises `RuntimeError` if one of them has been changed in place since.
     """
     chosen = range(len(ctx.kept)) if places is None else places
-    tensors = tuple(ctx.kept[place] for place in chosen)
-    if _versions(tensors) != [ctx.versions[place] for place in chosen]:
+    tensors = ctx.kept if len(chosen) == len(ctx.kept) else tuple(ctx.kept[place] for place in chosen)
+    before = ctx.versions if tensors is ctx.kept else [ctx.versions[place] for place in chosen]
+    if _versions(tensors) != before:
         raise RuntimeError(
             "a weight or a cut that a mask was made of has been modified by an inplace operation since the forward: "
             "call backward before the optimizer's step"

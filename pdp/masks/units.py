@@ -43,8 +43,8 @@ def mask_units(
     computed from the tensors for which `weighs` is True. `steep` is the mask's `steepness`. Neither may be changed
     before backward. `units` gives, for each tensor, the unit of each slice along dimension 0, or None where slice i
     belongs to unit i. A slice that belongs to no unit has the index len(mask) and stays as it is. `kernels` is the
-    result of `pdp.kernels.gpu.unit_kernels` for these tensors. Raises `RuntimeError` in backward if a tensor has been
-    changed in place since.
+    result of `unit_kernels` of `pdp.kernels.gpu` or `.cpu` for these tensors. Raises `RuntimeError` in backward if a
+    tensor has been changed in place since.
     """
     if in_transform():
         return _plain(mask, steep, tensors, units, weighs, dtypes)

@@ -130,6 +130,10 @@ class Method(ABC):
         """Called when the forward that began last has ended or raised."""
         return None
 
+    def prepared_weight(self, member: Member, weight: Tensor) -> Tensor | None:
+        """`effective_weight`, if the forward that is running has computed it together with others; else None."""
+        return None
+
     @abstractmethod
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         """The weight used in training in place of `weight`, one of the layer's tensors; differentiable."""

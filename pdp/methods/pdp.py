@@ -158,6 +158,9 @@ class Method(method.Method):
     def end_forward(self) -> None:
         self.pattern.end_forward()
 
+    def prepared_weight(self, member: Member, weight: Tensor) -> Tensor | None:
+        return self.pattern.prepared(member, weight) if self.options.detach_cut and not self.learned else None
+
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         if self.learned:
             cut = self.pattern.spread(layer.state["cut"], layer, member or layer.members[0], weight)

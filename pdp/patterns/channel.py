@@ -228,11 +228,13 @@ class Pattern(pattern.Pattern):
         self._forwards.append(Forward([(table, _stacked(temperatures, layers, table)) for table in tables]))
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
-        if self._forwards and not torch.compiler.is_compiling() and not in_transform():
-            shared = self._forwards[-1].effective(member, weight)
-            if shared is not None:
-                return shared
+        shared = self.prepared(member, weight)
+        if shared is not None:
+            return shared
         return masked_alone(layer, member, weight, temperature, self._scale(layer))
+
+    def prepared(self, member: Member, weight: Tensor) -> Tensor | None:
+        return None if in_transform() else super().prepared(member, weight)
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
         """Zeroes the inputs that read pruned channels, which only multiply zeros: counts become the slim model's."""

@@ -120,7 +120,7 @@ class Pattern(pattern.Pattern):
         return torch.where(counts > 0, below + (above - below) * 0.5, -math.inf)[..., 0]
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
-        made = self._made(member, weight)
+        made = self.prepared(member, weight)
         if made is not None:
             return made
         if layer.state["cut"].device != weight.device or not (usable(weight) or host_kernels.usable(weight)):

@@ -201,7 +201,7 @@ class Pattern:
 
     def soft_weight(self, layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float) -> Tensor:
         """PDP's effective weight m(w) * w under the cuts in the layer's state."""
-        made = self._made(member, weight)
+        made = self.prepared(member, weight)
         if made is not None:
             return made
         cut = layer.state["cut"]
@@ -214,12 +214,13 @@ class Pattern:
                 return host_kernels.found().prune(weight, cut, temperature)  # type: ignore[union-attr]
         return soft_prune(weight, self.spread(cut, layer, member, weight), temperature)
 
-    def _made(self, member: Member, weight: Tensor) -> Tensor | None:
-        """The effective weight that the running forward has computed, or now computes, together with others."""
+    def prepared(self, member: Member, weight: Tensor) -> Tensor | None:
+        """`soft_weight` as the running forward has computed it, or now does, together with others; else None."""
+        running = self._threads.forwards
         # A part of the model may be compiled separately.
-        if not self._forwards or torch.compiler.is_compiling():
+        if not running or torch.compiler.is_compiling():
             return None
-        return self._forwards[-1].effective(member, weight)
+        return running[-1].effective(member, weight)
 
     def finish(self, model: nn.Module, layer: Layer, keep: Tensor) -> None:
         """Called when the layer has become hard: writes any further zeros that follow from it."""

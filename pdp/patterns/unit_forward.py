@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pdp.kernels import cpu as host_kernels
 from pdp.kernels.gpu import unit_kernels
 from pdp.layers import Layer, Member, compute_dtype
 from pdp.masks.units import mask_units, steepness
 from pdp.patterns.unit_table import UnitTable
 
-Found = tuple[Tensor, int, int]  # a tensor, its version and its address
+Found = tuple[Tensor, int | None, int]  # a tensor, its version (None in inference mode) and its address
 
 
 class Forward:
@@ -34,18 +36,23 @@ class Forward:
             self.made[recording] = {key: one for table in self.tables for key, one in _masked(*table)}
         stored, effective, found = self.made[recording].get(id(member), (None, weight, []))
         # A copy of the model has other weights, and autocast may have begun or ended since.
-        fits = stored is weight and effective.dtype in (weight.dtype, compute_dtype(member.sites[0], weight))
-        # A model may change its weights during its forward, for example to limit their norm.
-        return effective if fits and all(_as_found(one) == rest for one, *rest in found) else None
+        if stored is not weight:
+            return None
+        if effective.dtype != weight.dtype and effective.dtype != compute_dtype(member.sites[0], weight):
+            return None
+        for tensor, version, address in found:
+            # A model may change its weights during its forward, for example to limit their norm.
+            if tensor.data_ptr() != address or (version is not None and tensor._version != version):
+                return None
+        return effective
 
 
-def _whole(layer: Layer) -> bool:
-    """Whether every slice of its weights has a unit, as the kernels ask for."""
-    return all(member.whole for member in layer.members if member.weighs)
-
-
-def _as_found(tensor: Tensor) -> list[int]:
-    return [0 if tensor.is_inference() else tensor._version, tensor.data_ptr()]
+def _kernels(layer: Layer, mask: Tensor, tensors: Sequence[Tensor], units: Sequence, dtypes: Sequence) -> Any:
+    """The kernels that compute `mask_units` for a layer's tensors; None if its plain operations do."""
+    if not all(member.whole for member in layer.members if member.weighs):  # they ask for a unit of every slice
+        return None
+    found = unit_kernels(mask, tensors, units)
+    return host_kernels.unit_kernels(mask, tensors, units, dtypes) if found is None else found
 
 
 def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tuple[Tensor, Tensor, list[Found]]]]:
@@ -57,16 +64,19 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tu
         tensors = [member.tensor for member in layer.members]
         stored_rows = [member.rows(member.tensor) for member in layer.members]
         units = [units_of(member, mask) for member in layer.members]
+        dtypes = [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)]
         effective = mask_units(
             mask,
             steep,
             stored_rows,
             units,
             [member.weighs for member in layer.members],
-            [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)],
-            unit_kernels(mask, stored_rows, units) if _whole(layer) else None,
+            dtypes,
+            _kernels(layer, mask, stored_rows, units, dtypes),
         )
-        found: list[Found] = [(tensor, *_as_found(tensor)) for tensor in tensors]  # type: ignore[misc]
+        found: list[Found] = [
+            (tensor, None if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in tensors
+        ]
         for member, stored, rows in zip(layer.members, tensors, effective, strict=True):
             made.append((id(member), (stored, member.rows(rows), found)))
     return made
@@ -80,14 +90,15 @@ def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tens
     others = [one for one in layer.members if one.weighs and one.tensor is not weight]
     tensors = [*(one.rows(one.tensor) for one in others), member.rows(weight)]
     units = [units_of(one, mask) for one in (*others, member)]
+    dtypes = [*(None for _ in others), compute_dtype(member.sites[0], weight)]
     (rows,) = mask_units(
         mask,
         steep,
         tensors,
         units,
         [*(True for _ in others), member.weighs and weight is member.tensor],
-        [*(None for _ in others), compute_dtype(member.sites[0], weight)],
-        unit_kernels(mask, tensors, units) if _whole(layer) else None,
+        dtypes,
+        _kernels(layer, mask, tensors, units, dtypes),
     )
     return member.rows(rows)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pdp.kernels import cpu as host_kernels
 from pdp.kernels.gpu import usable
 from pdp.layers import Layer
 from pdp.masks.sums import row_sums
@@ -67,6 +68,8 @@ class UnitTable:
             if self._device_squares is None:
                 self._device_squares = UnitSquares(tensors, self.host_rows, self.exact_scale)
             return self._device_squares.find(tensors)
+        if host_kernels.usable(*tensors):
+            return self._joined([host_kernels.found().units.row_squares(tensors)])  # type: ignore[union-attr]
         return self._joined([row_sums(one, Tensor.square) for one in tensors])
 
     def _joined(self, sums: Sequence[Tensor]) -> Tensor:

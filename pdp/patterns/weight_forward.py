@@ -14,6 +14,8 @@ from pdp.layers import Layer, Member
 from pdp.masks.transforms import in_transform
 
 _SMALL = 400_000  # mean weights per layer; above this, fetching effective weights again costs more than separate calls
+_Made = tuple[Tensor, bool, int, int]  # an effective weight; whether its weight was trained, its version, its address
+
 _MOST = 1 << 22  # weights in a bundle, whose gradients all wait in memory for its last one
 
 
@@ -25,7 +27,8 @@ class Forward:
     """
 
     def __init__(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float, weights: Sequence[Tensor]):
-        self._bundle_of: dict[int, int] = {}  # by the weight's id; without those that were handed out
+        # By the weight's id, its bundle or what was made of it; without those that were handed out.
+        self._left: dict[int, int | _Made] = {}
         # Without gradients an effective weight is freed after its layer; keeping all of them would need more memory.
         if len(layers) < 2 or not torch.is_grad_enabled() or not weights[0].is_cpu:
             return
@@ -35,10 +38,10 @@ class Forward:
         if not host_kernels.usable(*weights) or any(cut.numel() > 1 or not cut.is_cpu for cut in cuts):
             return
         taus: Any = temperatures if isinstance(temperatures, Sequence) else [temperatures] * len(weights)
-        own = Counter(map(id, weights))
         # A weight with several masks is masked by each in turn. A gradient's hook must not run where none arrives, and
         # a node of several weights calls the hooks of all of them.
-        if len(own) < len(weights) or any(map(has_hooks, weights)):
+        if len(set(map(id, weights))) < len(weights) or any(map(has_hooks, weights)):
+            own = Counter(map(id, weights))
             chosen = [place for place, one in enumerate(weights) if own[id(one)] == 1 and not has_hooks(one)]
             if len(chosen) < 2:
                 return
@@ -52,36 +55,38 @@ class Forward:
         self._effective: list[Tensor | None] = effective
         # Others may wait for gradients too: for them a layer that a step does not use must stay out of its graph.
         self._bundles = _bundles(weights, 1 if _several_processes() else _MOST)
-        self._bundle_of = {id(self._weights[place]): n for n, ones in enumerate(self._bundles) for place in ones}
-        self._joined: dict[int, dict[int, tuple[int, Tensor]]] = {}  # by bundle and weight: its place, its tensor
+        self._left = {id(weights[place]): number for number, ones in enumerate(self._bundles) for place in ones}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
         """The effective weight for `weight`, handed out once; None if it must still be computed."""
-        if id(weight) not in self._bundle_of or not torch.is_grad_enabled() or in_transform():
+        made = self._left.get(id(weight))
+        if made is None or not torch.is_grad_enabled() or in_transform():
             return None
-        number = self._bundle_of.pop(id(weight))
-        if number not in self._joined:
-            self._make(number)
-        place, effective = self._joined[number].pop(id(weight))
+        if isinstance(made, int):
+            self._make(made)
+            made = self._left[id(weight)]
+        del self._left[id(weight)]
+        effective, *before = made  # type: ignore[misc]
         # A model may change its weights during its forward, freeze them or thaw them.
-        same = (weight._version, weight.data_ptr()) == self._found[place]
-        return effective if same and weight.requires_grad == effective.requires_grad else None
+        return effective if before == [weight.requires_grad, weight._version, weight.data_ptr()] else None
 
     @property
     def takes_part(self) -> bool:
         """Whether some weights were computed together and are not handed out yet."""
-        return bool(self._bundle_of)
+        return bool(self._left)
 
     def _make(self, number: int) -> None:
         places = self._bundles[number]
         made: dict[int, Any] = {place: self._effective[place] for place in places}
         trained = [place for place in places if self._weights[place].requires_grad]  # frozen ones need no node
         if trained:
-            numbers, values = [self._numbers[place] for place in trained], [made[place] for place in trained]
-            made |= zip(trained, self._join([self._weights[place] for place in trained], numbers, values), strict=True)
-        for place in places:
+            numbers = self._numbers if len(trained) == len(self._weights) else self._numbers[:, trained]
+            own, values = [self._weights[place] for place in trained], [made[place] for place in trained]
+            made |= zip(trained, self._join(own, numbers, values), strict=True)
+        for place, one in made.items():
             self._effective[place] = None  # autograd frees it after its layer's backward
-        self._joined[number] = {id(self._weights[place]): (place, one) for place, one in made.items()}
+            if (key := id(self._weights[place])) in self._left:
+                self._left[key] = (one, one.requires_grad, *self._found[place])
 
 
 def has_hooks(weight: Tensor) -> bool:

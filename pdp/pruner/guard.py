@@ -34,6 +34,9 @@ class Guard:
                 if key and id(site.module) not in seen:
                     seen.add(id(site.module))
                     self.places.append((name, model.get_submodule(parent)._modules, key, site.module))
+        sites = [site for layer in self.layers for member in layer.members for site in member.sites]
+        self.weights = [(site.module, site.parameter) for site in sites]
+        self.checked: list[int] | None = None  # the ids of these weights when they were last checked
 
     def check_places(self) -> None:
         """Raises `Refusal` if a module has since been replaced, or a weight tied, untied or parametrized."""
@@ -42,6 +45,13 @@ class Guard:
                 raise Refusal(
                     f"{name} is no longer the module that the pruner was made for: replace modules before Pruner(model)"
                 )
+        # Nothing is tied or untied while every place has the weight that it had.
+        found = [id(module._parameters.get(name)) for module, name in self.weights]
+        if found != self.checked:
+            self._check_ties()
+            self.checked = found
+
+    def _check_ties(self) -> None:
         owners: dict[tuple[int, int | None], str] = {}
         for layer in self.layers:
             for member in layer.members:

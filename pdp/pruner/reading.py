@@ -46,6 +46,9 @@ class Place:
         self.method = method
         self.quantizer, self.point = quantizer, point  # of a weight that is quantized after masking
         self.outside = False  # whether anything besides its module may read it
+        # The mask of a weight that has just one, and nothing else that changes the weight.
+        one = len(self.masks) == 1 and point is None and self.masks[0][1].sites[0].index is None
+        self.only = self.masks[0] if one else None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Place:
         return self  # a copy of the model uses the live masks
@@ -65,6 +68,13 @@ class Place:
 
     def effective(self, weight: Tensor) -> Tensor:
         """What the model uses in place of `weight` now."""
+        if self.only is not None:
+            layer, member = self.only
+            if layer.active and layer.adapter is None and layer.hard_keep is None:
+                made = self.method.prepared_weight(member, weight)
+                if made is not None:
+                    layer.was_read = True
+                    return made
         if not self.quantized:
             return self._masked(weight)
         if torch.compiler.is_compiling():

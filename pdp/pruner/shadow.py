@@ -58,42 +58,35 @@ class Shadow:
         """Puts the effective weight in place of the stored one."""
         if not self.place.active:
             return
-        module = caller.get_submodule(self.inner) if self.inner else caller
-        held = module.__dict__
+        held = (caller.get_submodule(self.inner) if self.inner else caller).__dict__
         if self.around in held:
             return  # already put there for a forward around this one
-        weight = module._parameters.get(self.parameter)
+        weight = held["_parameters"].get(self.parameter)
         if torch.compiler.is_compiling():
-            held[self.parameter] = self.place.effective(weight)  # type: ignore[arg-type]
+            held[self.parameter] = self.place.effective(weight)
             return
         if weight is None:  # in a temporary replica of nn.DataParallel
             if isinstance(held.get(self.parameter), Tensor):
                 held[self.parameter] = self.place.effective(held[self.parameter])
                 held[self.around] = True
             return
+        effective = None
+        if not reads_stored():
+            given = reading.given_before(weight)
+            effective = self.place.effective(weight) if given is None else given
         own = threading.get_ident()
         with _placing:
             self.inside.append(own)
-            alone = self._alone(own)
-            if not alone:
+            if len(self.inside) > 1 or self.threads.count(own) < len(self.threads):
                 # The forward runs twice at the same time, in two threads or recursively, so each look-up is answered
                 # separately.
                 held.pop(self.parameter, None)
-        if alone and not reads_stored():
-            given = reading.given_before(weight)
-            effective = self.place.effective(weight) if given is None else given
-            with _placing:
-                if self._alone(own):  # no other thread has entered meanwhile
-                    held[self.parameter] = effective
-
-    def _alone(self, own: int) -> bool:
-        """Whether nothing but this one forward of this thread can find what is put in place."""
-        return len(self.inside) == 1 and (not self.threads or all(thread == own for thread in self.threads))
+            elif effective is not None:  # nothing but this one forward of this thread can find it
+                held[self.parameter] = effective
 
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
         """Removes the effective weight again."""
-        module = caller.get_submodule(self.inner) if self.inner else caller
-        held = module.__dict__
+        held = (caller.get_submodule(self.inner) if self.inner else caller).__dict__
         if self.around in held:
             return
         if not torch.compiler.is_compiling():

@@ -313,5 +313,5 @@ def test_numbers_of_many_cuts_are_those_of_each():
     cuts = [0.0, 1e-30, 0.37, 3e20, math.inf, -math.inf, math.nan]
     pairs = [(cut, tau) for cut in cuts for tau in (1e-30, 1e-4, 1.0, 1e30)]
     many = masks._numbers_of([float(np.float32(cut)) for cut, _ in pairs], [tau for _, tau in pairs])
-    for (cut, tau), found in zip(pairs, many, strict=True):
-        assert found == pytest.approx(masks._numbers(torch.tensor(cut), tau), rel=0, abs=0, nan_ok=True)
+    for (cut, tau), found in zip(pairs, many.T.tolist(), strict=True):
+        assert tuple(found) == pytest.approx(masks._numbers(torch.tensor(cut), tau), rel=0, abs=0, nan_ok=True)

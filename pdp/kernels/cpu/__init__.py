@@ -2,27 +2,27 @@
 
 Everything here equals the definitions in `pdp.masks`; the cut is equal bit for bit. Each topic has two files, one with
 the kernels and one with the functions that call them: selection and cuts, masking and masks, grouping and groups,
-choosing and candidates. The threads are Python threads, because Numba's own share OpenMP with PyTorch and make its
-operations use a different number of threads once they have started.
+unit_masking and units, choosing and candidates. The threads are Python threads, because Numba's own share OpenMP with
+PyTorch and make its operations use a different number of threads once they have started.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pdp.masks.soft import lies_dense, lies_readable
+from pdp.masks.soft import lies_dense
 from pdp.masks.transforms import in_transform, is_watched
 
 if TYPE_CHECKING:
     from pdp.kernels.cpu.cuts import Cuts
-    from pdp.kernels.cpu.masks import Numbers
+    from pdp.kernels.cpu.masks import Many
 
 _PLAIN = {Tensor, nn.Parameter}
 
@@ -31,29 +31,39 @@ class Kernels(NamedTuple):
     """The functions that call the kernels."""
 
     prune: Callable[[Tensor, Tensor, Tensor | float], Tensor]
-    effective: Callable[..., tuple[list[Numbers], list[Tensor]]]
+    effective: Callable[..., tuple[Many, list[Tensor]]]
     joined: Callable[..., tuple[Tensor, ...]]
     cuts: type[Cuts]
     full_cuts: Callable[[Tensor, int, int, int], Tensor]
     prune_groups: Callable[[Tensor, Tensor, Tensor | float, int, int], Tensor]
+    units: Any  # the module
 
 
 def usable(*weights: Tensor) -> bool:
     """Whether the kernels accept these weights: float32, dense memory, on the CPU, and not inside a compiled step."""
-    return (
-        not torch.compiler.is_compiling()
-        and all(
-            weight.is_cpu
-            and weight.dtype is torch.float32
-            and type(weight) in _PLAIN  # a subclass, such as a sharded tensor, may have no memory address
-            and (weight.is_contiguous() or lies_dense(weight))  # the first spares a call for most
-            and lies_readable(weight)
-            for weight in weights
-        )
-        and not in_transform()
-        and not is_watched()
-        and found() is not None
-    )
+    if torch.compiler.is_compiling():
+        return False
+    for weight in weights:  # no generator: a step asks this twice of every layer
+        if (
+            not weight.is_cpu
+            or weight.dtype is not torch.float32
+            or type(weight) not in _PLAIN  # a subclass, such as a sharded tensor, may have no memory address
+            or not (weight.is_contiguous() or lies_dense(weight))  # the first spares a call for most
+            or weight._is_zerotensor()
+            or weight.is_neg()
+        ):
+            return False
+    return not in_transform() and not is_watched() and found() is not None
+
+
+def unit_kernels(
+    mask: Tensor, tensors: Sequence[Tensor], units: Sequence[Tensor | None], dtypes: Sequence[torch.dtype | None]
+) -> Any:
+    """The kernels that compute `pdp.masks.units.mask_units` for these arguments; None where there are none."""
+    plain = all(own is None for own in units) and all(one in (None, torch.float32) for one in dtypes)
+    if not plain or not mask.numel() or not usable(mask, *tensors):
+        return None
+    return found().units  # type: ignore[union-attr]
 
 
 @cache
@@ -66,6 +76,7 @@ def found() -> Kernels | None:
 
         if config.DISABLE_JIT:  # type: ignore[attr-defined]  # number by number in Python
             return None
+        from pdp.kernels.cpu import units
         from pdp.kernels.cpu.cuts import Cuts
         from pdp.kernels.cpu.groups import full_cuts, prune_groups
         from pdp.kernels.cpu.masks import effective_weights, host_prune, joined
@@ -79,10 +90,15 @@ def found() -> Kernels | None:
             Cuts([weight]).find([weight], [1])
             inner = weight.detach().reshape(1, 8).requires_grad_()
             prune_groups(inner, full_cuts(inner, 1, 4, 2), 1.0, 4, 1).sum().backward()
+            inner = inner.detach()
+            one = inner.new_ones(1)
+            given = dict(enumerate(units.masked(one, [inner], [one.dtype])))
+            units.gradients(one, one, [inner], [True], given)
+            units.row_squares([inner])
     # Numba may not support this processor or Python version, or find no writable cache folder. These errors have no
     # common class.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Numba's kernels do not run here, pruning goes on without: {reason}", stacklevel=2)
         return None
-    return Kernels(host_prune, effective_weights, joined, Cuts, full_cuts, prune_groups)
+    return Kernels(host_prune, effective_weights, joined, Cuts, full_cuts, prune_groups, units)

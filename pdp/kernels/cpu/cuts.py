@@ -17,19 +17,26 @@ from pdp.threads import in_parts
 _WHOLE = 1 << 12  # a layer of at most this many magnitudes is searched whole, without bounds
 _PIECE = 1 << 16  # magnitudes in a piece, the smallest amount of work for a thread
 _SHARE_NEAR = 16  # there is room for one in 16 of a piece's magnitudes to lie between the bounds
-_NARROWEST, _WIDEST = 2.0**-12, 2.0**-4  # distance of the search bounds from the last cut, relative to it
-_MOVES = 4  # the first search covers moves of the cut up to this many times the last move
-_AGAIN = 16  # the second search, if the first failed, has bounds this many times wider
 
 
 class Cuts:
-    """Finds the cuts of a fixed list of tensor sizes step after step; remembers where the last cuts were."""
+    """Finds the cuts of a fixed list of tensor sizes step after step; remembers where the last cuts were.
+
+    Layers of a single piece are searched in one call of a kernel, because for them the calls are most of the work;
+    longer ones are divided among threads.
+    """
 
     def __init__(self, weights: Sequence[Tensor]):
         self._known = [weight.numel() for weight in weights]
         self._sizes = np.array(self._known, np.int64)
         self._small = self._sizes <= _WHOLE
-        counts = -(-self._sizes // _PIECE)
+        self._all = np.arange(len(weights))
+        self._short = np.flatnonzero(self._sizes <= _PIECE)
+        rooms = np.where(self._small, self._sizes, -(-self._sizes // _SHARE_NEAR))[self._short]
+        self._short_rooms = np.concatenate([[0], np.cumsum(rooms)])
+        self._short_total = int(self._sizes[self._short].sum())
+        self._long = self._sizes > _PIECE
+        counts = np.where(self._long, -(-self._sizes // _PIECE), 0)
         self._pieces = np.concatenate([[0], np.cumsum(counts)])
         self._layers = layers = np.repeat(np.arange(len(weights)), counts)
         numbers = np.arange(len(layers)) - self._pieces[layers]
@@ -37,7 +44,7 @@ class Cuts:
         size = (-(-self._sizes // np.maximum(counts, 1)) + 15) // 16 * 16
         self._firsts = np.minimum(numbers * size[layers], self._sizes[layers])
         self._lasts = np.minimum(self._firsts + size[layers], self._sizes[layers])
-        self._room = np.where(self._small[layers], self._lasts - self._firsts, size[layers] // _SHARE_NEAR)
+        self._room = size[layers] // _SHARE_NEAR
         self._cuts = np.full(len(weights), math.nan)
         self._moved = np.full(len(weights), math.inf)
         self._below, self._above = np.full((2, len(weights)), math.nan)
@@ -49,25 +56,33 @@ class Cuts:
     def find(self, weights: Sequence[Tensor], pruned: Sequence[int]) -> Tensor:
         """One cut per weight, given the number of units to prune in each; float32, (weights,)."""
         ranks = np.array(pruned, np.int64)
-        within = (ranks > 0) & (ranks < self._sizes)
         addresses = np.array([weight.data_ptr() for weight in weights], np.int64)
+        last = (self._cuts, self._moved, self._below, self._above)
+        if self._short.size:
+            near = np.empty(self._short_rooms[-1], np.int32)
+            seen = (self._short, addresses, self._sizes, self._small, ranks, self._short_rooms, near, *last)
+            in_parts(selection.find_short, *parting(self._short_total), *seen)
+        if self._short.size < self._sizes.size:
+            self._find_long(addresses, ranks, (ranks > 0) & (ranks < self._sizes) & self._long)
+        found = np.empty(len(ranks), np.float32)
+        if selection.settle(self._all, self._sizes, ranks, *last, found):
+            missed = np.flatnonzero(np.isnan(self._below) & (ranks > 0) & (ranks < self._sizes))
+            for layer in missed.tolist():
+                weight = weights[layer].detach()
+                flat = weight.as_strided((weight.numel(),), (1,)).numpy()
+                self._below[layer], self._above[layer] = neighbours(flat, pruned[layer], magnitudes=True)
+            selection.settle(missed, self._sizes, ranks, *last, found)
+        return torch.from_numpy(found)
+
+    def _find_long(self, addresses: np.ndarray, ranks: np.ndarray, within: np.ndarray) -> None:
+        """`selection.find_short` for the layers of several pieces that are in `within`."""
         below, above = np.full((2, len(ranks)), math.nan)
-        reach = np.maximum(_MOVES * self._moved, _NARROWEST * self._cuts)
-        tried = within & (self._small | (reach <= _WIDEST * self._cuts))
-        self._search(addresses, ranks, tried, reach, below, above)
-        missed = within & np.isnan(below)
-        again = missed & ~self._small & (reach < _WIDEST * self._cuts)
-        self._search(addresses, ranks, again, np.minimum(_AGAIN * reach, _WIDEST * self._cuts), below, above)
-        for layer in np.flatnonzero(within & np.isnan(below)).tolist():
-            weight = weights[layer].detach()
-            flat = weight.as_strided((weight.numel(),), (1,)).numpy()
-            below[layer], above[layer] = neighbours(flat, pruned[layer], magnitudes=True)
-        with np.errstate(invalid="ignore"):  # infinite weights give inf - inf
-            cuts = below + (above - below) * 0.5
-            self._moved = np.where(np.isfinite(self._cuts), np.abs(cuts - self._cuts), math.inf)
-        self._cuts, self._below, self._above = cuts, below, above
-        endless = np.where(ranks > 0, math.inf, -math.inf)
-        return torch.from_numpy(np.where(within, cuts, endless).astype(np.float32))
+        reach = np.maximum(selection.MOVES * self._moved, selection.NARROWEST * self._cuts)
+        farthest = selection.WIDEST * self._cuts
+        self._search(addresses, ranks, within & (reach <= farthest), reach, below, above)
+        again = within & np.isnan(below) & (reach < farthest)
+        self._search(addresses, ranks, again, np.minimum(selection.AGAIN * reach, farthest), below, above)
+        self._below[self._long], self._above[self._long] = below[self._long], above[self._long]
 
     def _search(
         self,
@@ -81,8 +96,7 @@ class Cuts:
         """Fills in the two neighbours of the cut for each layer in `tried` whose cut moved by at most `reach`."""
         if not tried.any():
             return
-        low = np.where(self._small, 0.0, np.maximum(self._below - reach, 0.0))[tried]
-        high = np.where(self._small, math.inf, self._above + reach)[tried]
+        low, high = np.maximum(self._below - reach, 0.0)[tried], (self._above + reach)[tried]
         low, high = (bound.astype(np.float32).view(np.int32) for bound in (low, high))
         taken = tried[self._layers]
         counts = np.diff(self._pieces)[tried]

@@ -22,6 +22,7 @@ from pdp.threads import in_parts
 
 _LARGEST = torch.finfo(torch.float32).max / 4  # bound of the offset -t^2 / tau that keeps it finite
 Numbers = tuple[float, float]
+Many = np.ndarray  # `Numbers` of several weights, one row for each kind of number; (2, weights), float64
 
 
 def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
@@ -34,7 +35,7 @@ def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tens
 
 def effective_weights(
     weights: Sequence[Tensor], cuts: Sequence[Tensor], temperatures: Sequence[Tensor | float]
-) -> tuple[list[Numbers], list[Tensor]]:
+) -> tuple[Many, list[Tensor]]:
     """The values of `host_prune` for several weights at once, after the numbers that `joined` needs of each."""
     numbers = _numbers_of([cut.item() for cut in cuts], temperatures)
     effective = [torch.empty_like(weight) for weight in weights]
@@ -42,16 +43,17 @@ def effective_weights(
     return numbers, effective
 
 
-def joined(weights: Sequence[Tensor], numbers: Sequence[Numbers], effective: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def joined(weights: Sequence[Tensor], numbers: Many, effective: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """What `effective_weights` has computed, differentiable in the weights in a single node of autograd."""
     return _HostJoint.apply(numbers, effective, *weights)
 
 
-def _launch(kernel: Any, numbers: Sequence[Numbers], *tensors: Sequence[Tensor]) -> None:
-    offsets, inverses = np.array(numbers, np.float32).T
-    counts = np.array([one.numel() for one in tensors[0]], np.int64)
-    places = [np.array([one.data_ptr() for one in ones], np.int64) for ones in tensors]
-    in_parts(kernel, *parting(int(counts.sum())), *places, counts, offsets, inverses)
+def _launch(kernel: Any, numbers: Many, *tensors: Sequence[Tensor]) -> None:
+    counts = [one.numel() for one in tensors[0]]
+    places = [one.data_ptr() for ones in tensors for one in ones]
+    whole = np.array(places + counts, np.int64).reshape(-1, len(counts))  # one conversion, as each costs as much
+    # A choice of columns lies in another order, for which the kernel would be compiled anew.
+    in_parts(kernel, *parting(sum(counts)), *whole, *np.ascontiguousarray(numbers))
 
 
 def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
@@ -61,12 +63,14 @@ def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
     return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
 
 
-def _numbers_of(cuts: Sequence[float], temperatures: Sequence[Tensor | float]) -> list[Numbers]:
+def _numbers_of(cuts: Sequence[float], temperatures: Sequence[Tensor | float]) -> Many:
     """`_numbers` of every cut."""
     t, tau = np.array(cuts), np.array([float(one) for one in temperatures])
+    found = np.empty((2, len(cuts)))
     # Python's min and max keep NaN, and so do these.
-    offsets = np.maximum(np.minimum(t * np.abs(t) / -tau, _LARGEST), -_LARGEST)
-    return list(zip(offsets.tolist(), (1 / tau).tolist(), strict=True))
+    np.maximum(np.minimum(t * np.abs(t) / -tau, _LARGEST), -_LARGEST, out=found[0])
+    np.divide(1, tau, out=found[1])
+    return found
 
 
 def _plain(weight: Tensor, numbers: Numbers) -> Tensor:
@@ -104,9 +108,7 @@ class _HostPrune(torch.autograd.Function):
 
 class _HostJoint(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, numbers: Sequence[Numbers], effective: Sequence[Tensor], *weights: Tensor
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, numbers: Many, effective: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.numbers = numbers
         keep(ctx, *weights)
         ctx.set_materialize_grads(False)
@@ -115,31 +117,33 @@ class _HostJoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         given = [place for place, gradient in enumerate(gradients) if gradient is not None]
-        weights = [readable(weight) for weight in kept(ctx, given)]
+        weights = list(map(readable, kept(ctx, given)))
         if wants_a_graph():
             everything = partial(_plain_ones, numbers=ctx.numbers)
             return None, None, *gradients_with_a_graph(everything, ctx.kept, gradients)
-        numbers = [ctx.numbers[place] for place in given]
         slopes = [torch.empty_like(weight) for weight in weights]
         upstream = [alike(gradients[place], weight) for place, weight in zip(given, weights, strict=True)]  # type: ignore[arg-type]
+        if len(given) == len(gradients):
+            _launch(masking.write_slopes, ctx.numbers, weights, upstream, slopes)
+            return None, None, *slopes
         if given:
-            _launch(masking.write_slopes, numbers, weights, upstream, slopes)
+            _launch(masking.write_slopes, ctx.numbers[:, given], weights, upstream, slopes)
         found = dict(zip(given, slopes, strict=True))
         return None, None, *(found.get(place) for place in range(len(gradients)))
 
 
-def _plain_ones(*weights: Tensor, numbers: Sequence[Numbers]) -> tuple[Tensor, ...]:
-    return tuple(_plain(weight, own) for weight, own in zip(weights, numbers, strict=True))
+def _plain_ones(*weights: Tensor, numbers: Many) -> tuple[Tensor, ...]:
+    return tuple(_plain(weight, tuple(own)) for weight, own in zip(weights, numbers.T.tolist(), strict=True))
 
 
 def readable(weight: Tensor) -> Tensor:
     """The weight as the kernels read it, even if it was given other `data` since the forward, as by model.double()."""
-    if weight.dtype != torch.float32 or not weight.is_cpu or not lies_dense(weight):
+    if weight.dtype is not torch.float32 or not weight.is_cpu or not lies_dense(weight):
         return weight.detach().to("cpu", torch.float32).contiguous()
     return weight
 
 
 def alike(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient, which can have any layout, as the kernels read it: float32, in the weight's layout."""
-    plain = type(gradient) is Tensor and gradient.dtype == torch.float32 and lies_readable(gradient)
+    plain = type(gradient) is Tensor and gradient.dtype is torch.float32 and lies_readable(gradient)
     return gradient if plain and gradient.stride() == weight.stride() else torch.empty_like(weight).copy_(gradient)

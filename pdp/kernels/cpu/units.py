@@ -1,0 +1,78 @@
+"""Channel masks on the CPU: `pdp.masks.units` and the sums of squares of each step, one kernel each for a layer.
+
+Slice i along dimension 0 of every tensor belongs to unit i, and all tensors are float32 and dense in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pdp.kernels.cpu import unit_masking
+from pdp.kernels.cpu.masks import alike, readable
+from pdp.kernels.cpu.parting import parting
+from pdp.threads import in_parts
+
+
+def masked(mask: Tensor, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> list[Tensor]:
+    """m_u * tensor for each tensor whose entry in `dtypes` is not None; float32."""
+    wanted = [tensor for tensor, dtype in zip(tensors, dtypes, strict=True) if dtype is not None]
+    made = [torch.empty_like(tensor) for tensor in wanted]
+    lengths, places = _lengths(wanted, mask), _places(wanted, made)
+    in_parts(
+        unit_masking.write_masked, *_parting(lengths, mask), *places, lengths, mask.numel(), mask.data_ptr()
+    )  # fmt: skip
+    return made
+
+
+def gradients(
+    mask: Tensor, steep: Tensor, tensors: Sequence[Tensor], weighs: Sequence[bool], upstream: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """The gradients of the stored tensors, by position, in their memory layout.
+
+    `upstream` are the gradients of some of the effective tensors, by position.
+    """
+    stored = list(map(readable, tensors))
+    given = {place: alike(one, stored[place]) for place, one in upstream.items()}
+    found = {
+        place: torch.empty_like(one) for place, one in enumerate(stored) if weighs[place] or place in given
+    }  # fmt: skip
+    lengths = _lengths(stored, mask)
+    places = _places(stored, *([own.get(place) for place in range(len(stored))] for own in (given, found)))
+    units = (mask.numel(), mask.data_ptr(), steep.data_ptr())
+    in_parts(
+        unit_masking.write_gradients, *_parting(lengths, mask), *places, lengths, np.array(weighs, np.bool_), *units
+    )  # fmt: skip
+    return found
+
+
+def row_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of squares of each slice along dimension 0, one tensor after the other; (slices of all,), float64."""
+    rows = np.array([len(one) for one in tensors], np.int64)
+    sizes = np.array([one.numel() for one in tensors], np.int64)
+    starts = np.cumsum(rows) - rows
+    squares = np.empty(int(rows.sum()))
+    (places,) = _places(tensors)
+    in_parts(
+        unit_masking.write_squares, *parting(int(sizes.sum())), places, rows, sizes // np.maximum(rows, 1), starts,
+        squares,
+    )  # fmt: skip
+    return torch.from_numpy(squares)
+
+
+def _lengths(tensors: Sequence[Tensor], mask: Tensor) -> np.ndarray:
+    return np.array([one.numel() // mask.numel() for one in tensors], np.int64)
+
+
+def _parting(lengths: np.ndarray, mask: Tensor) -> tuple[int, int]:
+    parts, helpers = parting(int(lengths.sum()) * mask.numel())
+    return min(parts, mask.numel()), min(helpers, mask.numel() - 1)
+
+
+def _places(*tensors: Sequence[Any]) -> np.ndarray:
+    """The address of each tensor, one row for each sequence; 0 where there is none."""
+    return np.array([[0 if one is None else one.data_ptr() for one in ones] for ones in tensors], np.int64)
