@@ -73,10 +73,10 @@ def keep_units(saliency: Tensor, pruned: int) -> Tensor:
         return torch.full(saliency.shape, pruned <= 0, dtype=torch.bool, device=saliency.device)
     if _selects_on_host(values):
         parted = np.partition(values.numpy(), pruned - 1)
-        last = float(parted[pruned - 1])
-        keep = values > last
-        if not bool((parted[pruned:] > last).all()):  # some equal ones stay, or there is NaN
-            ties = (values == last).nonzero().reshape(-1)
+        highest = float(parted[pruned - 1])
+        keep = values > highest
+        if not bool((parted[pruned:] > highest).all()):  # some equal ones stay, or there is NaN
+            ties = (values == highest).nonzero().reshape(-1)
             keep[ties[pruned - (units - int(keep.sum()) - ties.numel()) :]] = True
         return keep.reshape(saliency.shape)
     last = values.sort().values[pruned - 1]
