@@ -115,9 +115,10 @@ def _movement(weight: Tensor, pruned: int, scores: Tensor) -> Tensor:
 
 
 def _optg(weight: Tensor, pruned: int, scores: Tensor) -> Tensor:
-    if id(scores) not in _ORDERS:  # found once in an epoch
-        _ORDERS[id(scores)] = scores.detach().flatten().sort().indices
-    order = _ORDERS[id(scores)]
+    held: Any = scores
+    if not hasattr(held, "order"):  # found once in an epoch
+        held.order = scores.detach().flatten().sort().indices
+    order = held.order
     return weight * _Scattered.apply(scores, order[:pruned], order[pruned:])
 
 
@@ -138,7 +139,6 @@ def _srste(weight: Tensor, pruned: int, _: Tensor) -> Tensor:
     return _Straight.apply(weight, kept, 2e-4)
 
 
-_ORDERS: dict[int, Tensor] = {}
 _PAIRS = torch.tensor([[float(index in pair) for index in range(4)] for pair in combinations(range(4), 2)])
 
 # By method: the pattern, the authors' operation, and whether it trains "scores" as large as the weight, one "threshold"
