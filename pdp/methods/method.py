@@ -131,7 +131,10 @@ class Method(ABC):
         return None
 
     def prepared_weight(self, member: Member, weight: Tensor) -> Tensor | None:
-        """`effective_weight`, if the forward that is running has computed it together with others; else None."""
+        """`effective_weight`, if the forward that is running has computed it together with others; else None.
+
+        It is asked first, so a method that overrides one of the two overrides both.
+        """
         return None
 
     @abstractmethod

@@ -14,9 +14,8 @@ from pdp.layers import Layer, Member
 from pdp.masks.transforms import in_transform
 
 _SMALL = 400_000  # mean weights per layer; above this, fetching effective weights again costs more than separate calls
-_Made = tuple[Tensor, bool, int, int]  # an effective weight; whether its weight was trained, its version, its address
-
 _MOST = 1 << 22  # weights in a bundle, whose gradients all wait in memory for its last one
+_Made = tuple[Tensor, bool, int, int]  # an effective weight; whether its weight was trained, its version, its address
 
 
 class Forward:
@@ -85,8 +84,7 @@ class Forward:
             made |= zip(trained, self._join(own, numbers, values), strict=True)
         for place, one in made.items():
             self._effective[place] = None  # autograd frees it after its layer's backward
-            if (key := id(self._weights[place])) in self._left:
-                self._left[key] = (one, one.requires_grad, *self._found[place])
+            self._left[id(self._weights[place])] = (one, one.requires_grad, *self._found[place])
 
 
 def has_hooks(weight: Tensor) -> bool:

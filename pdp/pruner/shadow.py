@@ -70,11 +70,10 @@ class Shadow:
                 held[self.parameter] = self.place.effective(held[self.parameter])
                 held[self.around] = True
             return
-        effective = None
-        if not reads_stored():
+        own, effective = threading.get_ident(), None
+        if not self.inside and self.threads.count(own) == len(self.threads) and not reads_stored():
             given = reading.given_before(weight)
             effective = self.place.effective(weight) if given is None else given
-        own = threading.get_ident()
         with _placing:
             self.inside.append(own)
             if len(self.inside) > 1 or self.threads.count(own) < len(self.threads):

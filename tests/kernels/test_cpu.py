@@ -199,6 +199,18 @@ def test_more_weights_near_the_cut_than_there_is_room_for_are_cut_as_well():
             assert finder.find([weight], [pruned])[0] == magnitude_cuts_at([weight], [pruned])[0]
 
 
+@pytest.mark.parametrize("size", [100, 5000, 70_000])
+def test_a_layer_without_enough_numbers_has_no_cut_and_the_next_one_is_exact(size):
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    broken, finder = weight.clone(), Cuts([weight])
+    broken[: size * 6 // 10] = math.nan  # more than are kept
+    for _ in range(3):
+        finder.find([weight], [size // 2])
+    assert finder.find([broken], [size // 2]).isnan().all()
+    for moved in (weight, weight * 1.0001):
+        assert finder.find([moved], [size // 2])[0] == magnitude_cuts_at([moved], [size // 2])[0]
+
+
 def test_weights_of_other_kinds_are_left_to_the_definitions():
     dense = torch.randn(8, 8)
     for other in (dense.double(), dense.bfloat16(), torch.randn(8, 9)[:, :8], dense.expand(2, 8, 8)):

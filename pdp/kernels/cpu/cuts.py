@@ -65,13 +65,13 @@ class Cuts:
         if self._short.size < self._sizes.size:
             self._find_long(addresses, ranks, (ranks > 0) & (ranks < self._sizes) & self._long)
         found = np.empty(len(ranks), np.float32)
-        if selection.settle(self._all, self._sizes, ranks, *last, found):
+        if selection.settle(self._all, False, self._sizes, ranks, *last, found):
             missed = np.flatnonzero(np.isnan(self._below) & (ranks > 0) & (ranks < self._sizes))
             for layer in missed.tolist():
                 weight = weights[layer].detach()
                 flat = weight.as_strided((weight.numel(),), (1,)).numpy()
                 self._below[layer], self._above[layer] = neighbours(flat, pruned[layer], magnitudes=True)
-            selection.settle(missed, self._sizes, ranks, *last, found)
+            selection.settle(missed, True, self._sizes, ranks, *last, found)
         return torch.from_numpy(found)
 
     def _find_long(self, addresses: np.ndarray, ranks: np.ndarray, within: np.ndarray) -> None:

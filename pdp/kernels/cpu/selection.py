@@ -119,16 +119,16 @@ def find_short(part, parts, places, addresses, sizes, whole, ranks, rooms, near,
 
 
 @njit(**_HOW)
-def settle(places, sizes, ranks, cuts, moved, under, over, found):
+def settle(places, searched, sizes, ranks, cuts, moved, under, over, found):
     """Writes the cuts of the layers at `places` between their neighbours, and how far they have moved.
 
-    Returns how many layers have no neighbours yet, and are left as they are.
+    Returns how many layers have no neighbours yet, and are left as they are; if all were `searched`, their cut is NaN.
     """
     without = 0
     for layer in places:
         cut = under[layer] + (over[layer] - under[layer]) * 0.5
         if 0 < ranks[layer] < sizes[layer]:
-            if np.isnan(under[layer]):
+            if np.isnan(under[layer]) and not searched:
                 without += 1
                 continue
             found[layer] = cut

@@ -12,7 +12,8 @@ from numba import njit
 
 from pdp.kernels.cpu.memory import bits_at
 
-# "reassoc" lets the compiler add in an order of its own, as vectors need; every row is added in the same one.
+# "reassoc" and "nsz" let the compiler add in an order of its own, as vectors need (the same one for every row), and
+# "contract" fuse a product with a sum; infinities and NaN keep their meaning.
 _HOW: dict[str, Any] = {
     "nogil": True,
     "cache": True,
@@ -51,8 +52,9 @@ def _product(first, second):
 def write_gradients(part, parts, tensors, upstream, slopes, lengths, weighs, units, mask, steep):
     """Writes the gradients of the tensors that have an address in `slopes`, for the units of one part.
 
-    A unit's mask has the gradient sum of tensor * upstream over all its rows with an address in `upstream`. Times
-    `steep` and a weight, it is the gradient that the mask adds to that weight where the tensor `weighs`.
+    Those are the tensors that have one in `upstream` or that weigh. A unit's mask has the gradient sum of tensor *
+    upstream over all its rows with an address in `upstream`. Times `steep` and a weight, it is the gradient that the
+    mask adds to that weight where the tensor `weighs`.
     """
     factors, steepness = bits_at(mask, units).view(np.float32), bits_at(steep, units).view(np.float32)
     for unit in range(units * part // parts, units * (part + 1) // parts):
@@ -67,16 +69,15 @@ def write_gradients(part, parts, tensors, upstream, slopes, lengths, weighs, uni
                 continue
             length = lengths[tensor]
             source, target = _row(tensors[tensor], unit, length), _row(slopes[tensor], unit, length)
-            own = slope if weighs[tensor] else np.float32(0.0)
             if not upstream[tensor]:
                 for i in range(length):
-                    target[i] = source[i] * own
-            elif weighs[tensor]:
-                given = _row(upstream[tensor], unit, length)
+                    target[i] = source[i] * slope
+                continue
+            given = _row(upstream[tensor], unit, length)
+            if weighs[tensor]:
                 for i in range(length):
-                    target[i] = given[i] * factor + source[i] * own
+                    target[i] = given[i] * factor + source[i] * slope
             else:
-                given = _row(upstream[tensor], unit, length)
                 for i in range(length):
                     target[i] = given[i] * factor
 

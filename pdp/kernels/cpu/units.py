@@ -22,31 +22,28 @@ def masked(mask: Tensor, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype
     """m_u * tensor for each tensor whose entry in `dtypes` is not None; float32."""
     wanted = [tensor for tensor, dtype in zip(tensors, dtypes, strict=True) if dtype is not None]
     made = [torch.empty_like(tensor) for tensor in wanted]
-    lengths, places = _lengths(wanted, mask), _places(wanted, made)
-    in_parts(
-        unit_masking.write_masked, *_parting(lengths, mask), *places, lengths, mask.numel(), mask.data_ptr()
-    )  # fmt: skip
+    lengths, factors = _lengths(wanted, mask), mask.contiguous()
+    seen = (*_places(wanted, made), lengths, mask.numel(), factors.data_ptr())
+    in_parts(unit_masking.write_masked, *_parting(lengths, mask), *seen)
     return made
 
 
 def gradients(
     mask: Tensor, steep: Tensor, tensors: Sequence[Tensor], weighs: Sequence[bool], upstream: dict[int, Tensor]
 ) -> dict[int, Tensor]:
-    """The gradients of the stored tensors, by position, in their memory layout.
+    """The gradients of the stored tensors, by position, in their memory layout; float32.
 
     `upstream` are the gradients of some of the effective tensors, by position.
     """
     stored = list(map(readable, tensors))
     given = {place: alike(one, stored[place]) for place, one in upstream.items()}
-    found = {
-        place: torch.empty_like(one) for place, one in enumerate(stored) if weighs[place] or place in given
-    }  # fmt: skip
-    lengths = _lengths(stored, mask)
+    touched = [place for place, own in enumerate(weighs) if own or place in given]
+    found = {place: torch.empty_like(stored[place]) for place in touched}
+    lengths, factors, steepness = _lengths(stored, mask), mask.contiguous(), steep.contiguous()
     places = _places(stored, *([own.get(place) for place in range(len(stored))] for own in (given, found)))
-    units = (mask.numel(), mask.data_ptr(), steep.data_ptr())
-    in_parts(
-        unit_masking.write_gradients, *_parting(lengths, mask), *places, lengths, np.array(weighs, np.bool_), *units
-    )  # fmt: skip
+    units = (mask.numel(), factors.data_ptr(), steepness.data_ptr())
+    seen = (*places, lengths, np.array(weighs, np.bool_), *units)
+    in_parts(unit_masking.write_gradients, *_parting(lengths, mask), *seen)
     return found
 
 
@@ -54,13 +51,9 @@ def row_squares(tensors: Sequence[Tensor]) -> Tensor:
     """The sum of squares of each slice along dimension 0, one tensor after the other; (slices of all,), float64."""
     rows = np.array([len(one) for one in tensors], np.int64)
     sizes = np.array([one.numel() for one in tensors], np.int64)
-    starts = np.cumsum(rows) - rows
     squares = np.empty(int(rows.sum()))
-    (places,) = _places(tensors)
-    in_parts(
-        unit_masking.write_squares, *parting(int(sizes.sum())), places, rows, sizes // np.maximum(rows, 1), starts,
-        squares,
-    )  # fmt: skip
+    seen = (*_places(tensors), rows, sizes // np.maximum(rows, 1), np.cumsum(rows) - rows, squares)
+    in_parts(unit_masking.write_squares, *parting(int(sizes.sum())), *seen)
     return torch.from_numpy(squares)
 
 
