@@ -7,15 +7,18 @@ A pass finds which weights stay, computes every layer's effective weight and tak
 scores or thresholds where the method has them. The authors' operations, written down here after their repositories:
 sign(w) relu(|w| - sigmoid(s)) (RAIVNLab/STR); w times a scaled sigmoid(b m) (lolemacs/continuous-sparsification); a
 sort of all magnitudes, zeros in the copy, gradients straight through (allenai/dnw); the same of scores
-(huggingface/transformers, movement-pruning); an argsort in groups, a mask scattered from it, gradients with the decay
-of what was pruned (NM-sparsity). Figures are medians over rounds in which both have their turn; `ratio` is the median
-of ours over theirs.
+(huggingface/transformers, movement-pruning); zeros and ones scattered into a copy of the scores, in an order that a
+sort has found once in the epoch (`MySparseConv` of zyxxmu/OptG); an argsort in groups, a mask scattered from it,
+gradients with the decay of what was pruned (NM-sparsity); a top-k that zeroes each group's lowest candidates, the
+product of the others' scores with what they contain, divided by itself as the mask (zyxxmu/LBC). Figures are medians
+over rounds in which both have their turn; `ratio` is the median of ours over theirs.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,6 +70,34 @@ class _Sorted(torch.autograd.Function):
         return gradient, None, None, None
 
 
+class _Scattered(torch.autograd.Function):
+    """A copy of the scores with zeros and ones at these places; straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, zeros: Tensor, ones: Tensor) -> Tensor:
+        found = scores.clone()
+        flat = found.view(-1)
+        flat[zeros] = 0
+        flat[ones] = 1
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient, None, None
+
+
+class _Ones(torch.autograd.Function):
+    """Each number over itself, and zero for zero; straight through."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor) -> Tensor:
+        return sums / (sums + (sums == 0))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
 def _str(weight: Tensor, pruned: int, threshold: Tensor) -> Tensor:
     return torch.sign(weight) * torch.relu(weight.abs() - torch.sigmoid(threshold))
 
@@ -83,6 +114,24 @@ def _movement(weight: Tensor, pruned: int, scores: Tensor) -> Tensor:
     return weight * _Sorted.apply(scores, scores.detach(), pruned, True)
 
 
+def _optg(weight: Tensor, pruned: int, scores: Tensor) -> Tensor:
+    held: Any = scores
+    if not hasattr(held, "order"):  # found once in an epoch
+        held.order = scores.detach().flatten().sort().indices
+    order = held.order
+    return weight * _Scattered.apply(scores, order[:pruned], order[pruned:])
+
+
+def _lbc(weight: Tensor, removed: int, scores: Tensor) -> Tensor:
+    with torch.no_grad():  # before every step
+        scores -= (scores == 0) * 1000
+        scores.scatter_(1, torch.topk(scores, removed, dim=1, largest=False).indices, 0)
+    out, inputs, *window = weight.shape
+    sums = (scores * (scores != 0).type_as(scores)) @ _PAIRS
+    mask = _Ones.apply(sums.reshape(out, *window, inputs))
+    return mask.movedim(-1, 1) * weight
+
+
 def _srste(weight: Tensor, pruned: int, _: Tensor) -> Tensor:
     magnitudes = weight.detach().abs().reshape(-1, 4)
     least = torch.argsort(magnitudes, dim=1)[:, :2]
@@ -90,14 +139,18 @@ def _srste(weight: Tensor, pruned: int, _: Tensor) -> Tensor:
     return _Straight.apply(weight, kept, 2e-4)
 
 
+_PAIRS = torch.tensor([[float(index in pair) for index in range(4)] for pair in combinations(range(4), 2)])
+
 # By method: the pattern, the authors' operation, and whether it trains "scores" as large as the weight, one "threshold"
-# for each layer, or nothing more.
+# for each layer, a score for each of the six "candidates" of a group of four, or nothing more.
 AUTHORS: dict[str, tuple[str, Callable[..., Tensor], str]] = {
     "str": ("random", _str, "threshold"),
     "cs": ("random", _cs, "scores"),
     "dnw": ("random", _dnw, ""),
     "movement": ("random", _movement, "scores"),
+    "optg": ("random", _optg, "scores"),
     "srste": ("nm", _srste, ""),
+    "lbc": ("nm", _lbc, "candidates"),
 }
 
 
@@ -177,10 +230,10 @@ def authors_pass(contender: Contender, operation: Callable[..., Tensor], extra: 
     pruned = [layer.pruned for layer in layers]
     extras = [torch.empty(0)] * len(weights)
     if extra:
-        extras = [
-            (torch.randn_like(one) * 0.01 if extra == "scores" else torch.full((1, 1), -5.0)).requires_grad_()
-            for one in weights
-        ]
+        extras = [_extra(extra, one).requires_grad_() for one in weights]
+    if extra == "candidates":
+        method: Any = contender.pruner.method
+        pruned = [len(_PAIRS) - method.left] * len(weights)
     upstream = [torch.randn_like(one) for one in weights]
 
     def work() -> None:
@@ -190,6 +243,17 @@ def authors_pass(contender: Contender, operation: Callable[..., Tensor], extra: 
             one.grad = None
 
     return work
+
+
+def _extra(kind: str, weight: Tensor) -> Tensor:
+    """What is trained beside a weight."""
+    if kind == "threshold":
+        return torch.full((1, 1), -5.0)
+    if kind == "candidates":
+        return (
+            torch.full((weight.numel() // 4, len(_PAIRS)), 1 / 3) + torch.randn(weight.numel() // 4, len(_PAIRS)) / 100
+        )
+    return torch.randn_like(weight) * 0.01
 
 
 def show(rows: list[dict[str, Any]]) -> None:

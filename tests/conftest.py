@@ -2,6 +2,7 @@
 
 import gc
 import os
+from contextlib import ExitStack
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from hypothesis import settings
 
+from pdp.importing import uncollected
+
 settings.register_profile("project", deadline=None, max_examples=60)
 settings.load_profile("project")
 torch.set_num_threads(1)
-gc.disable()  # what is imported while tests are collected stays; to look for garbage in it takes as long as half of that
+COLLECTION = ExitStack()  # of tests: what they import stays, and to look for garbage in it takes half as long again
+COLLECTION.enter_context(uncollected())
 
 
 @pytest.fixture(autouse=True)
@@ -21,8 +25,11 @@ def seeded():
 
 
 def pytest_collection_finish():
-    gc.freeze()
-    gc.enable()
+    COLLECTION.close()
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # pytest and Python look for garbage once more before they end: not in everything that was imported
 
 
 def pytest_collection_modifyitems(items):

@@ -1,24 +1,20 @@
 """Imported by the server that forks short runs: everything that such a run imports, and nothing that starts threads."""
-# ruff: noqa: E402
 
 from __future__ import annotations
 
-import gc
+from pdp.importing import uncollected
 
-gc.disable()  # nothing of what is imported is garbage, and looking for some takes a quarter of the time
+with uncollected():
+    import timm.utils  # noqa: F401
+    import torch
+    import transformers.models.bert.modeling_bert
+    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
-import timm.utils  # noqa: F401
-import torch
-import transformers.models.bert.modeling_bert
-import transformers.models.gpt2.modeling_gpt2  # noqa: F401
-
-import pdp.kernels.cpu
-import pdp.reports.run_figures  # noqa: F401
-import pdp.tasks.image_data
-import pdp.training.run  # noqa: F401
+    import pdp.kernels.cpu
+    import pdp.reports.run_figures  # noqa: F401
+    import pdp.tasks.image_data
+    import pdp.training.run  # noqa: F401
 
 torch.set_num_threads(1)
 pdp.kernels.cpu.found()  # compiled once for all runs
 pdp.tasks.image_data.read_digits()
-gc.freeze()
-gc.enable()

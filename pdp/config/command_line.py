@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import gc
 import importlib
 import logging
 import os
@@ -13,10 +12,10 @@ import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from types import ModuleType
 from typing import Any
 
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.importing import uncollected
 from pdp.ranks import OWN_PROCESS
 
 DONE, OUR_BUG, INTERRUPTED = 0, 1, 130
@@ -101,41 +100,30 @@ def _run(program: str, overrides: Sequence[str], heading: str = "", made: list[A
 
     `heading` is printed once the configuration is accepted; the record is appended to `made`.
     """
-    from pdp.config import arguments, compose, evaluation
-
-    typed = arguments.parse(overrides)
-    if program == "train":
-        accepted: tuple[str, Sequence[Any]] = ("train", (compose.build(typed),))
-    else:
-        typed, tasks = evaluation.take_lm_eval(typed)
-        if any(argument.key == "run" for argument in typed):
-            accepted = ("evaluate_run", (*evaluation.of_run(typed), tasks))
-        else:
-            accepted = ("evaluate", (evaluation.of_model(typed), tasks))
+    with uncollected():
+        accepted, values = _accepted(program, overrides)
     if heading:
         print(heading, file=sys.stderr, flush=True)
-    entry, values = accepted
-    home = "pdp.training.run" if program == "train" else "pdp.training.measurement"
     OWN_PROCESS.set(True)
-    record = getattr(_imported(home), entry)(*values)  # torch is imported only here
+    with uncollected():  # torch is imported only here
+        home = importlib.import_module("pdp.training.run" if program == "train" else "pdp.training.measurement")
+    record = getattr(home, accepted)(*values)
     if made is not None and record is not None:
         made.append(record)
     return DONE
 
 
-def _imported(home: str) -> ModuleType:
-    """The module; at its first import no garbage is looked for, and later none in what it left.
+def _accepted(program: str, overrides: Sequence[str]) -> tuple[str, Sequence[Any]]:
+    """The function that does what these arguments ask for, and what it is given."""
+    from pdp.config import arguments, compose, evaluation
 
-    There is none, and a search goes through hundreds of thousands of objects: a fifth of a start.
-    """
-    if home in sys.modules or not gc.isenabled():
-        return importlib.import_module(home)
-    gc.disable()
-    try:
-        return importlib.import_module(home)
-    finally:
-        gc.freeze()
-        gc.enable()
+    typed = arguments.parse(overrides)
+    if program == "train":
+        return "train", (compose.build(typed),)
+    typed, tasks = evaluation.take_lm_eval(typed)
+    if any(argument.key == "run" for argument in typed):
+        return "evaluate_run", (*evaluation.of_run(typed), tasks)
+    return "evaluate", (evaluation.of_model(typed), tasks)
 
 
 def _sweep(program: str, overrides: Sequence[str]) -> int:

@@ -72,10 +72,12 @@ def keep_units(saliency: Tensor, pruned: int) -> Tensor:
     if pruned <= 0 or pruned >= units:
         return torch.full(saliency.shape, pruned <= 0, dtype=torch.bool, device=saliency.device)
     if _selects_on_host(values):
-        last = np.partition(values.numpy(), pruned - 1)[pruned - 1]
-        keep = values > float(last)
-        ties = (values == float(last)).nonzero().reshape(-1)
-        keep[ties[pruned - (units - int(keep.sum()) - ties.numel()) :]] = True
+        parted = np.partition(values.numpy(), pruned - 1)
+        highest = float(parted[pruned - 1])
+        keep = values > highest
+        if not bool((parted[pruned:] > highest).all()):  # some equal ones stay, or there is NaN
+            ties = (values == highest).nonzero().reshape(-1)
+            keep[ties[pruned - (units - int(keep.sum()) - ties.numel()) :]] = True
         return keep.reshape(saliency.shape)
     last = values.sort().values[pruned - 1]
     tied = values == last

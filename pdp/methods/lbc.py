@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pdp.kernels import cpu as host_kernels
 from pdp.layers import Layer, Member
+from pdp.masks.candidates import prune_by_candidates
 from pdp.methods import method
 from pdp.methods.options import LbcOptions
 from pdp.patterns.nm import Pattern as NmPattern
+from pdp.patterns.nm import input_dim
 
 
 class Method(method.Method):
@@ -75,9 +78,13 @@ class Method(method.Method):
         keep = layer.state["keep"]
         if layer.pruned == layer.final and layer.final:
             return weight * keep  # with one candidate left, its score is frozen
-        scores = self.extra(layer, weight) * layer.state["alive"]
-        sums = self.pattern.ungroup(scores @ self.candidates, layer)
-        return (weight * (keep + (sums - sums.detach()))).to(weight.dtype)
+        scores, alive = self.extra(layer, weight), layer.state["alive"]
+        given = (weight, keep, scores, alive, self.candidates, input_dim(layer))
+        if not host_kernels.usable(weight):
+            return prune_by_candidates(*given)
+        from pdp.kernels.cpu.candidates import host_prune_by_candidates
+
+        return host_prune_by_candidates(*given)
 
     def recorded_with(self) -> int:
         return self.left

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import nullcontext
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
 from pdp.config.schema import ModelConfig
 from pdp.errors import Refusal
+from pdp.importing import hidden
+from pdp.ranks import OWN_PROCESS
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
 from pdp.tasks.image_weights import ANEW, load_weights
 from pdp.tasks.own_model import build_own, check_own, prove
@@ -33,8 +37,7 @@ def check_name(model: ModelConfig) -> None:
                 f"model.name={model.name} is unknown; near it: {', '.join(near)}; set model.name, or model=timm"
             )
         return
-    import timm
-
+    timm = _timm()
     if not timm.is_model(model.name):
         near = difflib.get_close_matches(model.name.split(".")[0], timm.list_models(), 3, 0.4)
         known = f"near it: {', '.join(near)}" if near else "timm.list_models() has them all"
@@ -59,6 +62,16 @@ def build_model(model: ModelConfig, classes: int, example: Tensor | None = None)
     return network, load_weights(network, pretrained, classes, _heads(model, network))
 
 
+def _timm() -> ModuleType:
+    """The package timm. In a process of ours it has no Weights & Biases, which none of its functions used here needs
+    and which is half a second's import; a tracker that imports it finds it.
+    """
+    with hidden("wandb") if OWN_PROCESS.get() else nullcontext():
+        import timm
+
+        return timm
+
+
 def _timm_name(model: ModelConfig) -> str | None:
     if model.library == "timm":
         return model.name
@@ -75,9 +88,7 @@ def _construct(model: ModelConfig, classes: int) -> nn.Module:
     timm_name = _timm_name(model)
     try:
         if timm_name is not None:
-            import timm
-
-            return timm.create_model(timm_name, num_classes=classes, **arguments)
+            return _timm().create_model(timm_name, num_classes=classes, **arguments)
         if model.name in _TORCHVISION:
             import torchvision
 
@@ -131,10 +142,8 @@ def _from_timm(name: str, plain: Any, classes: int, arguments: dict[str, Any]) -
 
     `plain` is the same model without weights, made before to check the arguments.
     """
-    import timm
-
     with cache_alone(not reachable()):
-        network = timm.create_model(name, pretrained=True, num_classes=classes, **arguments)
+        network = _timm().create_model(name, pretrained=True, num_classes=classes, **arguments)
     theirs = plain.pretrained_cfg.get("num_classes", classes)
     if theirs == classes:
         return network, []

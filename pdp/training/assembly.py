@@ -16,6 +16,7 @@ from pdp.config.command import command_of
 from pdp.config.schema import Config, pattern_options
 from pdp.environment import keep_freed_memory
 from pdp.errors import Refusal
+from pdp.importing import uncollected
 from pdp.pruner.pruner import Pruner
 from pdp.ranks import process_count
 from pdp.spoken import config_words
@@ -54,7 +55,8 @@ def make_accelerator(config: Config) -> Accelerator:
 def make_model(config: Config, task: Task) -> nn.Module:
     """The task's model; its random weights depend only on the seed."""
     set_seed(config.seed)
-    model = task.build_model()
+    with uncollected():
+        model = task.build_model()
     return model.to(memory_format=torch.channels_last) if config.recipe.channels_last else model
 
 

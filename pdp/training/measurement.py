@@ -16,6 +16,7 @@ from pdp.config.source import source_digest
 from pdp.config.stored import from_yaml
 from pdp.cost import count_bytes, count_macs, count_parameters
 from pdp.errors import Refusal
+from pdp.importing import set_apart
 from pdp.quantize.frozen import Frozen
 from pdp.runs.checkpoint import load_weights
 from pdp.runs.record import SCALES, Record, read_record
@@ -45,7 +46,8 @@ def evaluate_run(path: Path, overrides: dict[str, Any], tasks: Sequence[str] = (
     check_lm_eval(task, tasks)
     config.model.pretrained = "false"
     task.recall(record.classes)
-    task.open_data()
+    with set_apart():
+        task.open_data()
     _check_classes(path, record, task)
     if task.data_fingerprint != record.data_fingerprint:
         warnings.warn(
@@ -84,7 +86,8 @@ def evaluate(config: Config, tasks: Sequence[str] = ()) -> None:
     """Measures pretrained weights, without a run, on the test set of the configured data."""
     task = build_task(config)
     check_lm_eval(task, tasks)
-    task.open_data()
+    with set_apart():
+        task.open_data()
     accelerator = make_accelerator(config)
     display = Display(accelerator.is_main_process)
     display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")

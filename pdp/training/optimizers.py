@@ -13,6 +13,7 @@ from pdp.config.schema import RecipeConfig
 from pdp.errors import Refusal
 from pdp.layers import is_weighted, router_sites, weighted_sites
 from pdp.schedule.time import Time
+from pdp.sharded import is_sharded
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -72,10 +73,45 @@ def make_optimizer(
     if recipe.optimizer == "adamw":
         # fused updates each weight in one pass; unfused, the optimizer took a third of a small language model's step on
         # a CPU.
-        return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+        fused = all(fills_its_memory(one) for group in groups for one in group["params"])
+        adamw = torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=fused)
+        if fused:
+            adamw.register_step_pre_hook(_lay_out_gradients)
+        return adamw
     return torch.optim.SGD(
         groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.nesterov, weight_decay=recipe.weight_decay
     )
+
+
+def fills_its_memory(parameter: torch.Tensor) -> bool:
+    """Whether the parameter has neither gaps nor overlaps in memory, which a fused step takes for granted.
+
+    It would read and write elsewhere in memory, without an error, for one that is a slice of a larger tensor's columns.
+    """
+    if is_sharded(parameter):
+        return True  # a part that the sharding has laid out
+    order = sorted(pair for pair in zip(parameter.stride(), parameter.shape, strict=True) if pair[1] != 1)
+    expected = 1
+    for stride, size in order:
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _lay_out_gradients(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Gives each gradient its parameter's order in memory, in which a fused step reads both.
+
+    Autograd does so by itself, but not where a gradient is set by hand or was there before the parameter was laid out.
+    """
+    for group in optimizer.param_groups:
+        for one in group["params"]:
+            gradient = one.grad
+            if gradient is None or gradient.stride() == one.stride() or is_sharded(one):
+                continue
+            strides = zip(one.shape, gradient.stride(), one.stride(), strict=True)
+            if any(size != 1 and given != own for size, given, own in strides):
+                one.grad = torch.empty_like(one).copy_(gradient)
 
 
 def rate_factor(recipe: RecipeConfig, step: int, steps_per_epoch: int) -> float:

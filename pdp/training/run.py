@@ -14,6 +14,7 @@ from pdp.config.schema import Config
 from pdp.config.stored import to_yaml
 from pdp.distill.distillation import make_objective
 from pdp.errors import Refusal, SavedForRestart, Stopped
+from pdp.importing import set_apart
 from pdp.ranks import OWN_PROCESS
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD, Record, read_record
@@ -46,7 +47,8 @@ def train(config: Config, shown: bool = True) -> Record | None:
         preview(config, task)
         return None
     with StopSignals(OWN_PROCESS.get()) as signals, reported_failures(config):
-        task.open_data()
+        with set_apart():
+            task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
         display = Display(shown and accelerator.is_main_process)

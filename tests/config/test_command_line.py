@@ -1,6 +1,5 @@
 """train.py and evaluate.py as commands: help, refusals without torch, sweeps, exit codes."""
 
-import gc
 import os
 import subprocess
 import sys
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from pdp.config import command_line
 from pdp.config.command_line import main
 from pdp.config.groups import GROUPS, choices
 from pdp.errors import Refusal, SavedForRestart, Stopped
@@ -202,19 +200,3 @@ def test_hydras_own_questions_still_work(entered, capsys):
 def test_unknown_flags_are_refused(flag, capsys):
     assert main("train", [flag, "model=resnet18"]) == 2
     assert flag in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("looking", [True, False])
-def test_no_search_for_garbage_looks_at_what_was_imported_to_train(looking, monkeypatch):
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    before = gc.get_freeze_count()
-    (gc.enable if looking else gc.disable)()
-    try:
-        frozen = []
-        for _ in range(2):  # the second time nothing is imported, and what was made since may be garbage
-            assert command_line._imported("colorsys").__name__ == "colorsys"
-            assert gc.isenabled() == looking
-            frozen.append(gc.get_freeze_count())
-    finally:
-        gc.enable()
-    assert (frozen[0] > before) == looking and frozen[1] <= frozen[0]

@@ -2,8 +2,8 @@
 
 Everything here equals the definitions in `pdp.masks`; the cuts of single weights and of N:M are equal bit for bit. Each
 topic has two files, one with the kernels and one with the functions that call them: selection and cuts, masking and
-masks, grouping and groups, unit_masking and units. The threads are Python threads, because Numba's own share OpenMP
-with PyTorch and make its operations use a different number of threads once they have started.
+masks, grouping and groups, unit_masking and units, choosing and candidates. The threads are Python threads, because
+Numba's own share OpenMP with PyTorch and make its operations use a different number of threads once they have started.
 """
 
 from __future__ import annotations
