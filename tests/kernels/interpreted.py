@@ -349,7 +349,7 @@ def test_layers_masked_together_are_those_masked_one_by_one(pattern, mode, kind,
     writes = [one.__name__ for one in launched]
     assert writes.count("write_slopes_of_many") == writes.count("write_effective_of_many") >= 4
     launched.clear()
-    monkeypatch.setattr(Pattern, "_made", lambda *given: None)
+    monkeypatch.setattr(Pattern, "prepared", lambda *given: None)
     alone = trained_several(pattern, mode, kind)
     assert not launched and len(together) == len(alone)
     near = {"rtol": 2e-4, "atol": 2e-6} if kind is None else {"rtol": 1e-2, "atol": 1e-3}  # products round as they lie
