@@ -15,12 +15,18 @@ from torch import Tensor
 from pdp.kernels.cpu import unit_masking
 from pdp.kernels.cpu.masks import alike, readable
 from pdp.kernels.cpu.parting import parting
+from pdp.masks.units import along
 from pdp.threads import in_parts
+
+# Numbers of a layer. Above this a product is faster as an operation of PyTorch, whose threads are awake in a forward.
+_SMALL = 1 << 17
 
 
 def masked(mask: Tensor, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype | None]) -> list[Tensor]:
     """m_u * tensor for each tensor whose entry in `dtypes` is not None; float32."""
     wanted = [tensor for tensor, dtype in zip(tensors, dtypes, strict=True) if dtype is not None]
+    if sum(tensor.numel() for tensor in wanted) > _SMALL:
+        return [tensor * along(mask, None, tensor) for tensor in wanted]
     made = [torch.empty_like(tensor) for tensor in wanted]
     lengths, factors = _lengths(wanted, mask), mask.contiguous()
     seen = (*_places(wanted, made), lengths, mask.numel(), factors.data_ptr())
