@@ -99,7 +99,9 @@ class Exportable:
                 plain, named = self.by_place(one)
                 found.append(plain(*named.values()))
         if not steps_off(found[1], found[0]) <= self.steps_allowed(found[0]):
-            raise Stopped("the slim model in integers differs from the masked one by over a step: not exported")
+            raise Stopped(
+                "the slim model in integers differs from the masked one by more than roundings do: not exported"
+            )
         return found[0]
 
     def steps_allowed(self, quantized: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Quantized models in other forms: integers in the file, zeros exact, and the function that was measured."""
 
 import importlib.util
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -124,13 +125,22 @@ def run(request, tmp_path_factory):
 def test_a_run_s_exports_say_bytes_and_time_beside_the_dense_model(run, tmp_path):
     exported = ExportedRun(run)
     channels = "channel" in run.parent.name
+    outputs = []
+    with torch.no_grad():
+        for quantized in (nullcontext(), exported.frozen.applied(exported.model)):
+            with quantized:
+                plain, named = exported.by_place(exported.model)
+                outputs.append(plain(*named.values()))
+    steps = 255 * float((outputs[1] - outputs[0]).abs().max() / (outputs[1].max() - outputs[1].min()))
     for form in ("onnx", "torch") if channels else ("onnx", "safetensors"):
         said = dict(export(exported, form, tmp_path / form))
         assert "dense float32" in said["bytes"] and "int8 bitmask" in said["bytes in other forms"]
         if form == "safetensors":
             assert not [key for key in said if key.startswith("difference")]
             continue
-        assert float(next(value for key, value in said.items() if key.startswith("difference")).split()[0]) <= 1
+        assert float(next(value for key, value in said.items() if key.startswith("difference")).split()[0]) <= max(
+            1, steps / 4
+        )
         timed = next(value for key, value in said.items() if key.startswith("latency"))
         assert "ms exported" in timed and "ms dense float32" in timed
         if form == "onnx" and channels:
