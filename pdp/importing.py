@@ -12,8 +12,8 @@ from contextlib import contextmanager
 def uncollected() -> Iterator[None]:
     """While this context is open, Python's garbage collector does not run.
 
-    Importing torch and timm makes a million objects that stay; inspecting them again and again took a quarter of the
-    time. Afterwards they count as old: no collection inspects them at once, and the next full one does as ever.
+    Importing torch and timm makes very many objects that stay; inspecting them again and again took much of the time.
+    Afterwards they count as old: no collection inspects them at once, and the next full one does as ever.
     """
     if not gc.isenabled():
         yield

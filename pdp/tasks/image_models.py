@@ -64,7 +64,7 @@ def build_model(model: ModelConfig, classes: int, example: Tensor | None = None)
 
 def _timm() -> ModuleType:
     """The package timm. In a process of ours it has no Weights & Biases, which none of its functions used here needs
-    and which is half a second's import; a tracker that imports it finds it.
+    and which takes long to import; a tracker that imports it finds it.
     """
     with hidden("wandb") if OWN_PROCESS.get() else nullcontext():
         import timm
