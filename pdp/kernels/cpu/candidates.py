@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pdp.kernels.cpu import choosing
 from pdp.kernels.cpu.masks import alike, readable
-from pdp.kernels.cpu.parting import parting
+from pdp.kernels.cpu.team import run
 from pdp.masks.candidates import prune_by_candidates
 from pdp.masks.kept import keep as hold
 from pdp.masks.kept import kept
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
-from pdp.threads import in_parts
 
 _members_held: tuple[Tensor, Tensor] | None = None  # of the candidates that were asked for last
 
@@ -50,10 +48,9 @@ def _readable(scores: Tensor, *masks: Tensor) -> bool:
 
 def _all_finite(values: Tensor) -> bool:
     """Whether none of the float32 numbers, which fill their memory without gaps, is infinite or NaN."""
-    parts, helpers = parting(values.numel())
-    found = np.empty(parts, np.int32)
-    in_parts(choosing.find_unfinished, parts, helpers, values.data_ptr(), found.ctypes.data, values.numel())
-    return not found.any()
+    found = torch.zeros(1, dtype=torch.int32, device="cpu")
+    run(choosing.find_unfinished, values.numel(), (values.data_ptr(), values.numel(), found.data_ptr()))
+    return not found.item()
 
 
 def _ordered(keep: Tensor, weight: Tensor) -> Tensor:
@@ -84,14 +81,14 @@ class _HostCandidates(torch.autograd.Function):
         places = [one.data_ptr() for one in tensors]
         step = 1 if apart == inner else inputs  # between two places of a window
         sizes = (rows, inputs, inner, apart, step, *ctx.candidates.shape)
-        in_parts(choosing.write_candidate_slopes, *parting(weight.numel()), *places, *sizes)
+        run(choosing.write_candidate_slopes, weight.numel(), (*places, *sizes))
         return slope, scores_slope, None, None, None
 
 
 def _kept(weight: Tensor, keep: Tensor) -> Tensor:
     effective = torch.empty_like(weight)
     places = [one.data_ptr() for one in (weight, keep, effective)]
-    in_parts(choosing.write_kept, *parting(weight.numel()), *places, weight.numel())
+    run(choosing.write_kept, weight.numel(), (*places, weight.numel()))
     return effective
 
 

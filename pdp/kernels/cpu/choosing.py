@@ -6,14 +6,11 @@ as those of the definitions do.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 
 from pdp.kernels.cpu.memory import bits_at
-
-_EXACT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+from pdp.kernels.cpu.team import parted
 
 _ZERO = np.float32(0)
 _EXPONENT = np.int32(0x7F800000)  # all of its bits are ones in what is infinite or NaN
@@ -24,20 +21,29 @@ def _bytes_at(address, count):
     return bits_at(address, (count + 3) // 4).view(np.uint8)
 
 
-@njit(**_EXACT)
-def find_unfinished(part, parts, values, found, count):
-    """Writes to found[part] whether this part of the numbers has one that is infinite or NaN."""
+@parted()
+def find_unfinished(part, parts, integers, reals):
+    """Writes 1 where the last address says if this part of the numbers has one that is infinite or NaN.
+
+    Integers: the address of the numbers, how many there are, and that address.
+    """
+    count = integers[1]
     first, last = count * part // parts, count * (part + 1) // parts
-    bits = bits_at(values, count)[first:last]
+    bits = bits_at(integers[0], count)[first:last]
     unfinished = 0
     for i in range(last - first):
         unfinished |= (bits[i] & _EXPONENT) == _EXPONENT
-    bits_at(found, parts)[part] = unfinished
+    if unfinished:
+        bits_at(integers[2], 1)[0] = 1
 
 
-@njit(**_EXACT)
-def write_kept(part, parts, weight, keep, effective, count):
-    """Writes the weight times its mask, for this part of the numbers."""
+@parted()
+def write_kept(part, parts, integers, reals):
+    """Writes the weight times its mask, for this part of the numbers.
+
+    Integers: the addresses of weight, mask and what is written, and how many numbers there are.
+    """
+    weight, keep, effective, count = integers[0], integers[1], integers[2], integers[3]
     first, last = count * part // parts, count * (part + 1) // parts
     source = bits_at(weight, count).view(np.float32)[first:last]
     mask, target = _bytes_at(keep, count)[first:last], bits_at(effective, count).view(np.float32)[first:last]
@@ -60,16 +66,20 @@ def _write_pairs(products, living, made, groups, apart):
         made[own + 5] = (c + d) * np.float32(living[own + 5])
 
 
-@njit(**_EXACT)
-def write_candidate_slopes(
-    part, parts, weight, upstream, keep, alive, slope, score_slope, members, rows, inputs, inner, apart, step, many, of
-):
+@parted()
+def write_candidate_slopes(part, parts, integers, reals):
     """Writes `upstream` times the mask, and for each living candidate the sum of W * `upstream` over its members.
 
     A row has `inputs` numbers, `apart` from each other in memory, for each of `inner` places that lie `step` apart.
     Each group of `of` inputs has `many` candidates: the members of candidate c are the numbers from members[c] up to
     members[c + 1] of `members`, after its first many + 1. The scores' gradients are (rows, inner, groups, many).
+
+    Integers, in this order: the addresses of the weight, `upstream`, the mask, which candidates live, both gradients
+    and `members`; then rows, inputs, inner, apart, step, many and of.
     """
+    weight, upstream, keep, alive = integers[0], integers[1], integers[2], integers[3]
+    slope, score_slope, members, rows, inputs = integers[4], integers[5], integers[6], integers[7], integers[8]
+    inner, apart, step, many, of = integers[9], integers[10], integers[11], integers[12], integers[13]
     size, groups = inputs * inner, inputs // of
     own = inner * groups * many  # candidates of a row
     source, mask = bits_at(weight, rows * size).view(np.float32), _bytes_at(keep, rows * size)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from pdp.kernels.cpu import selection
-from pdp.kernels.cpu.parting import parting
+from pdp.kernels.cpu.team import address, run
 from pdp.masks.host_cut import neighbours
-from pdp.threads import in_parts
 
 _WHOLE = 1 << 12  # a layer of at most this many magnitudes is searched whole, without bounds
 _PIECE = 1 << 16  # magnitudes in a piece, the smallest amount of work for a thread
@@ -29,10 +28,10 @@ class Cuts:
     def __init__(self, weights: Sequence[Tensor]):
         self._known = [weight.numel() for weight in weights]
         self._sizes = np.array(self._known, np.int64)
-        self._small = self._sizes <= _WHOLE
+        self._small = (self._sizes <= _WHOLE).astype(np.int64)
         self._all = np.arange(len(weights))
         self._short = np.flatnonzero(self._sizes <= _PIECE)
-        rooms = np.where(self._small, self._sizes, -(-self._sizes // _SHARE_NEAR))[self._short]
+        rooms = np.where(self._small > 0, self._sizes, -(-self._sizes // _SHARE_NEAR))[self._short]
         self._short_rooms = np.concatenate([[0], np.cumsum(rooms)])
         self._short_total = int(self._sizes[self._short].sum())
         self._long = self._sizes > _PIECE
@@ -60,8 +59,9 @@ class Cuts:
         last = (self._cuts, self._moved, self._below, self._above)
         if self._short.size:
             near = np.empty(self._short_rooms[-1], np.int32)
-            seen = (self._short, addresses, self._sizes, self._small, ranks, self._short_rooms, near, *last)
-            in_parts(selection.find_short, *parting(self._short_total), *seen)
+            counts = (self._sizes.size, self._short.size, near.size)
+            seen = (self._short, self._short_rooms, near, addresses, self._sizes, ranks, self._small, *last)
+            run(selection.find_short, self._short_total, (*counts, *map(address, seen)))
         if self._short.size < self._sizes.size:
             self._find_long(addresses, ranks, (ranks > 0) & (ranks < self._sizes) & self._long)
         found = np.empty(len(ranks), np.float32)
@@ -107,10 +107,10 @@ class Cuts:
         layers = np.repeat(np.arange(len(counts)), counts)
         where = (layers, self._firsts[taken], self._lasts[taken], rooms)
         seen = (addresses[tried], low, high, *where, near, under, inside)
-        among = (ranks[tried], low, high, pieces, rooms, near, under, inside)
         found = np.empty((2, len(counts)), np.int32)
-        parts = parting(int(self._sizes[tried].sum()))
-        in_parts(selection.gather, *parts, *seen)
-        in_parts(selection.select, *parts, *among, *found)
+        among = (ranks[tried], low, high, pieces, rooms, near, under, inside, *found)
+        numbers = int(self._sizes[tried].sum())
+        run(selection.gather, numbers, (len(layers), len(counts), near.size, *map(address, seen)))
+        run(selection.select, numbers, (len(counts), len(layers), near.size, *map(address, among)))
         values = np.where(found < 0, math.nan, found.view(np.float32).astype(np.float64))
         below[tried], above[tried] = values

@@ -12,10 +12,10 @@ import numpy as np
 from numba import njit
 
 from pdp.kernels.cpu.masking import FARTHEST, NOTHING, _bounded, _sigmoid
-from pdp.kernels.cpu.memory import bits_at
+from pdp.kernels.cpu.memory import WIDE, bits_at, copy_wide
+from pdp.kernels.cpu.team import parted
 
-_HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
-_EXACT: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}  # rounds as the definition does
+_HOW: dict[str, Any] = {"fastmath": {"contract"}}
 
 _ZERO, _HALF, _ONE, _TWO, _NAN = (np.float32(value) for value in (0, 0.5, 1, 2, np.nan))
 _LARGEST = np.float64(np.finfo(np.float32).max) / 4  # bound of the offset that keeps it finite
@@ -33,39 +33,72 @@ def _more(a, b):
 
 
 @njit(inline="always")
-def _write_middles(source, cuts, first, last, inner):
-    """Writes midway between the second and the third magnitude of each group of four in these blocks, NaN where one is.
+def _middle(a, b, c, d):
+    """Midway between the second and the third of four magnitudes, NaN where one is."""
+    # The second and third of four: the larger of the lower halves' and the smaller of the upper halves'.
+    low, high = _more(_less(a, b), _less(c, d)), _less(_more(a, b), _more(c, d))
+    below, above = _less(low, high), _more(low, high)
+    cut, whole = below + (above - below) * _HALF, a + b + c + d
+    return cut if whole == whole else _NAN
+
+
+@njit(inline="always")
+def _write_middles(given, made, blocks, inner):
+    """Writes `_middle` of every group of four in these blocks.
 
     Places are counted from 0 and `inner` has no sign: what may be negative is not vectorized.
     """
-    given, made = source[4 * first * inner : 4 * last * inner], cuts[first * inner : last * inner]
-    for block in range(last - first):
-        start = 4 * block * inner
+    for block in range(blocks):
+        own, start = block * inner, 4 * block * inner
         for i in range(inner):
             a, b = abs(given[start + i]), abs(given[start + inner + i])
             c, d = abs(given[start + 2 * inner + i]), abs(given[start + 3 * inner + i])
-            # The second and third of four: the larger of the lower halves' and the smaller of the upper halves'.
-            low, high = _more(_less(a, b), _less(c, d)), _less(_more(a, b), _more(c, d))
-            below, above = _less(low, high), _more(low, high)
-            cut, whole = below + (above - below) * _HALF, a + b + c + d
-            made[block * inner + i] = cut if whole == whole else _NAN
+            made[own + i] = _middle(a, b, c, d)
 
 
-@njit(**_EXACT)
-def write_full_cuts(part, parts, weight, cuts, groups, inner, members, free):
-    """Writes the cut of every group in this part that loses its `free` smallest weights, 0 < free < members."""
-    first, last = groups * part // parts, groups * (part + 1) // parts
-    source = bits_at(weight, groups * members).view(np.float32)
-    target = bits_at(cuts, groups).view(np.float32)
+@njit(inline="always")
+def _write_short_middles(given, made, blocks, inner):
+    """`_write_middles` for runs of fewer than WIDE numbers: first brings each member of all groups side by side."""
+    most = _CHUNK // 4 // inner
+    room = most * inner + WIDE
+    rows = np.empty(4 * room, np.float32)
+    first, second, third, fourth = rows[:room], rows[room:], rows[2 * room :], rows[3 * room :]
+    for block in range(0, blocks, most):
+        here = min(most, blocks - block)
+        for i in range(here):
+            for member in range(4):
+                start, own = (4 * (block + i) + member) * inner, member * room + i * inner
+                if block + i < blocks - 4:  # what is copied in excess, the next run overwrites
+                    copy_wide(rows.ctypes.data + 4 * own, given.ctypes.data + 4 * start)
+                else:  # the weight may end here
+                    rows[own : own + inner] = given[start : start + inner]
+        cuts = made[block * inner :]
+        for i in range(here * inner):
+            cuts[i] = _middle(abs(first[i]), abs(second[i]), abs(third[i]), abs(fourth[i]))
+
+
+@parted()  # rounds as the definition does
+def write_full_cuts(part, parts, integers, reals):
+    """Writes the cut of every group in this part that loses its `free` smallest weights, 0 < free < members.
+
+    Integers: the addresses of the weight and of the cuts, how many groups there are, inner, members and free.
+    """
+    groups, inner, members, free = integers[2], integers[3], integers[4], integers[5]
+    source = bits_at(integers[0], groups * members).view(np.float32)
+    target = bits_at(integers[1], groups).view(np.float32)
     if members == 4 and free == 2:
         blocks = groups // inner
+        first, last = blocks * part // parts, blocks * (part + 1) // parts
+        given, made = source[4 * first * inner : 4 * last * inner], target[first * inner : last * inner]
         if inner == 1:
-            _write_middles(source, target, blocks * part // parts, blocks * (part + 1) // parts, 1)
+            _write_middles(given, made, last - first, 1)
+        elif inner < WIDE:
+            _write_short_middles(given, made, last - first, inner)
         else:
-            _write_middles(source, target, blocks * part // parts, blocks * (part + 1) // parts, np.uint32(inner))
+            _write_middles(given, made, last - first, np.uint32(inner))
         return
     least = np.empty(members, np.float32)  # the smallest so far, in order
-    for group in range(first, last):
+    for group in range(groups * part // parts, groups * (part + 1) // parts):
         start = group // inner * members * inner + group % inner
         whole = _ZERO
         for member in range(members):
@@ -87,7 +120,8 @@ def write_full_cuts(part, parts, weight, cuts, groups, inner, members, free):
 def _spread(offsets, own, cuts, first, blocks, inner, members, temperature):
     """Writes the offset of each weight of `blocks` blocks from `first` on, in the weights' memory order.
 
-    An offset is -t |t| / tau, within bounds that keep it finite; NaN stays NaN. `own` holds one for each group.
+    An offset is -t |t| / tau, within bounds that keep it finite; NaN stays NaN. `own` holds one for each group. Both
+    have room for WIDE numbers more.
     """
     inverse, held = -1.0 / temperature, cuts[first * inner : (first + blocks) * inner]
     for i in range(blocks * inner):
@@ -105,6 +139,13 @@ def _spread(offsets, own, cuts, first, blocks, inner, members, temperature):
             for member in range(members):
                 offsets[i * members + member] = own[i]
         return
+    if inner < WIDE:
+        for block in range(blocks):
+            for member in range(members):
+                start = (block * members + member) * inner
+                # What is copied in excess, the next run overwrites.
+                copy_wide(offsets.ctypes.data + 4 * start, own.ctypes.data + 4 * block * inner)
+        return
     row = np.uint32(inner)
     for block in range(blocks):
         for member in range(members):
@@ -113,16 +154,21 @@ def _spread(offsets, own, cuts, first, blocks, inner, members, temperature):
                 offsets[start + i] = own[block * row + i]
 
 
-@njit(**_HOW)
-def write_effective(part, parts, weight, effective, cuts, blocks, inner, members, temperature):
-    """Writes m(w) * w for this part of the blocks: m = sigmoid((w^2 - t |t|) / tau) with the cut t of its group."""
+@parted(**_HOW)
+def write_effective(part, parts, integers, reals):
+    """Writes m(w) * w for this part of the blocks: m = sigmoid((w^2 - t |t|) / tau) with the cut t of its group.
+
+    Integers: the addresses of the weight, of what is written and of the cuts, how many blocks there are, inner and
+    members; reals: tau.
+    """
+    blocks, inner, members, temperature = integers[3], integers[4], integers[5], reals[0]
     size = members * inner
-    source = bits_at(weight, blocks * size).view(np.float32)
-    target = bits_at(effective, blocks * size).view(np.float32)
-    held = bits_at(cuts, blocks * inner).view(np.float32)
+    source = bits_at(integers[0], blocks * size).view(np.float32)
+    target = bits_at(integers[1], blocks * size).view(np.float32)
+    held = bits_at(integers[2], blocks * inner).view(np.float32)
     inverse = np.float32(1.0 / temperature)
     most = max(1, _CHUNK // size)
-    offsets, own = np.empty(most * size, np.float32), np.empty(most * inner, np.float32)
+    offsets, own = np.empty(most * size + WIDE, np.float32), np.empty(most * inner + WIDE, np.float32)
     last = blocks * (part + 1) // parts
     for block in range(blocks * part // parts, last, most):
         here = min(most, last - block)
@@ -134,17 +180,21 @@ def write_effective(part, parts, weight, effective, cuts, blocks, inner, members
             made[i] = w * (_ZERO if mask <= NOTHING else mask)
 
 
-@njit(**_HOW)
-def write_slope(part, parts, weight, upstream, slope, cuts, blocks, inner, members, temperature):
-    """Writes `upstream` times m + 2 w^2 / tau * m (1 - m) for this part of the blocks."""
+@parted(**_HOW)
+def write_slope(part, parts, integers, reals):
+    """Writes `upstream` times m + 2 w^2 / tau * m (1 - m) for this part of the blocks.
+
+    As `write_effective`, with the address of `upstream` after that of the weight.
+    """
+    blocks, inner, members, temperature = integers[4], integers[5], integers[6], reals[0]
     size = members * inner
-    source = bits_at(weight, blocks * size).view(np.float32)
-    arriving = bits_at(upstream, blocks * size).view(np.float32)
-    target = bits_at(slope, blocks * size).view(np.float32)
-    held = bits_at(cuts, blocks * inner).view(np.float32)
+    source = bits_at(integers[0], blocks * size).view(np.float32)
+    arriving = bits_at(integers[1], blocks * size).view(np.float32)
+    target = bits_at(integers[2], blocks * size).view(np.float32)
+    held = bits_at(integers[3], blocks * inner).view(np.float32)
     inverse = np.float32(1.0 / temperature)
     most = max(1, _CHUNK // size)
-    offsets, own = np.empty(most * size, np.float32), np.empty(most * inner, np.float32)
+    offsets, own = np.empty(most * size + WIDE, np.float32), np.empty(most * inner + WIDE, np.float32)
     last = blocks * (part + 1) // parts
     for block in range(blocks * part // parts, last, most):
         here = min(most, last - block)

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from pdp.kernels.cpu import grouping
 from pdp.kernels.cpu.masks import alike, readable
-from pdp.kernels.cpu.parting import parting
+from pdp.kernels.cpu.team import run
 from pdp.masks.kept import keep, kept
 from pdp.masks.soft import memory_order, plain_prune
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
-from pdp.threads import in_parts
 
 
 def full_cuts(weight: Tensor, along: int, members: int, free: int) -> Tensor:
@@ -30,10 +29,8 @@ def full_cuts(weight: Tensor, along: int, members: int, free: int) -> Tensor:
     shape = list(weight.shape)
     shape[along] //= members
     cuts = torch.empty(shape, dtype=torch.float32, device=weight.device, memory_format=memory_order(weight))
-    in_parts(
-        grouping.write_full_cuts, *parting(weight.numel()), weight.data_ptr(), cuts.data_ptr(), cuts.numel(),
-        weight.stride(along), members, free,
-    )  # fmt: skip
+    places = (weight.data_ptr(), cuts.data_ptr())
+    run(grouping.write_full_cuts, weight.numel(), (*places, cuts.numel(), weight.stride(along), members, free))
     return cuts.movedim(along, -1)
 
 
@@ -70,7 +67,7 @@ class _HostGroups(torch.autograd.Function):
 def _launch(kernel: Any, ctx: Any, cuts: Tensor, *tensors: Tensor) -> None:
     blocks = cuts.numel() // ctx.inner
     places = [one.data_ptr() for one in (*tensors, cuts)]
-    in_parts(kernel, *parting(tensors[0].numel()), *places, blocks, ctx.inner, ctx.members, ctx.temperature)
+    run(kernel, tensors[0].numel(), (*places, blocks, ctx.inner, ctx.members), (ctx.temperature,))
 
 
 def spread_cuts(cuts: Tensor, size: Sequence[int], stride: Sequence[int], members: int, inner: int) -> Tensor:

@@ -8,10 +8,11 @@ import numpy as np
 from numba import njit
 
 from pdp.kernels.cpu.memory import bits_at
+from pdp.kernels.cpu.team import parted
 
 # Of the fast-math options only "contract" is on: the compiler may fuse a product with a sum, but infinities and NaN
 # keep their meaning.
-_HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+_HOW: dict[str, Any] = {"fastmath": {"contract"}}
 
 _ZERO, _HALF, _ONE, _TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
 # The constants of pdp.masks.soft, repeated because a cached kernel would not notice a change in another file; a test
@@ -23,6 +24,13 @@ _E0, _E1, _E2, _E3, _E4 = (
 )
 _PER_LN2, _LN2_HIGH, _LN2_LOW = (np.float32(value) for value in (1.44269504088896341, 0.693359375, -2.12194440e-4))
 _BIAS, _FRACTION = np.int32(127), np.int32(23)  # of a float32: exponent bias and number of fraction bits
+
+
+@njit(inline="always")
+def _ends(part, parts, count):
+    """Where a part begins and ends, on cache line boundaries."""
+    size = (count + parts * 16 - 1) // (parts * 16) * 16
+    return min(part * size, count), min((part + 1) * size, count)
 
 
 @njit(inline="always")
@@ -43,10 +51,9 @@ def _bounded(z):
     return SATURATED if z > SATURATED else z
 
 
-@njit(**_HOW)
-def write_effective(part, parts, weight, effective, count, offset, inverse):
-    """Writes m(w) * w for one part of `count` numbers divided into `parts`: m = sigmoid(offset + w^2 * inverse)."""
-    first, last = _ends(part, parts, count)
+@njit(inline="always")
+def _write_effective(weight, effective, first, last, offset, inverse):
+    """Writes m(w) * w for the numbers from `first` to `last`: m = sigmoid(offset + w^2 * inverse)."""
     source = bits_at(weight + 4 * first, last - first).view(np.float32)
     target = bits_at(effective + 4 * first, last - first).view(np.float32)
     offset, inverse = np.float32(offset), np.float32(inverse)
@@ -56,17 +63,9 @@ def write_effective(part, parts, weight, effective, count, offset, inverse):
         target[i] = w * (_ZERO if mask <= NOTHING else mask)
 
 
-@njit(**_HOW)
-def write_all(part, parts, weights, effective, counts, offsets, inverses):
-    """`write_effective` for several tensors that are divided into `parts`."""
-    for i in range(counts.size * part // parts, counts.size * (part + 1) // parts):
-        write_effective(0, 1, weights[i], effective[i], counts[i], offsets[i], inverses[i])
-
-
-@njit(**_HOW)
-def write_slope(part, parts, weight, upstream, slope, count, offset, inverse):
-    """Writes `upstream` times m + 2 w^2 / tau * m (1 - m) for one part of `count` numbers divided into `parts`."""
-    first, last = _ends(part, parts, count)
+@njit(inline="always")
+def _write_slope(weight, upstream, slope, first, last, offset, inverse):
+    """Writes `upstream` times m + 2 w^2 / tau * m (1 - m) for the numbers from `first` to `last`."""
     source = bits_at(weight + 4 * first, last - first).view(np.float32)
     given = bits_at(upstream + 4 * first, last - first).view(np.float32)
     target = bits_at(slope + 4 * first, last - first).view(np.float32)
@@ -81,15 +80,33 @@ def write_slope(part, parts, weight, upstream, slope, count, offset, inverse):
         target[i] = given[i] * (mask + _TWO * (z - subtracted) * (mask * (_ONE - mask)))
 
 
-@njit(**_HOW)
-def write_slopes(part, parts, weights, upstream, slopes, counts, offsets, inverses):
-    """`write_slope` for several tensors that are divided into `parts`."""
-    for i in range(counts.size * part // parts, counts.size * (part + 1) // parts):
-        write_slope(0, 1, weights[i], upstream[i], slopes[i], counts[i], offsets[i], inverses[i])
+@parted(**_HOW)
+def write_effective(part, parts, integers, reals):
+    """Integers: the addresses of the weight and of what is written, and their size; reals: offset and inverse."""
+    first, last = _ends(part, parts, integers[2])
+    _write_effective(integers[0], integers[1], first, last, reals[0], reals[1])
 
 
-@njit(inline="always")
-def _ends(part, parts, count):
-    """Where a part begins and ends, on cache line boundaries."""
-    size = (count + parts * 16 - 1) // (parts * 16) * 16
-    return min(part * size, count), min((part + 1) * size, count)
+@parted(**_HOW)
+def write_slope(part, parts, integers, reals):
+    """As `write_effective`, with the address of `upstream` after that of the weight."""
+    first, last = _ends(part, parts, integers[3])
+    _write_slope(integers[0], integers[1], integers[2], first, last, reals[0], reals[1])
+
+
+@parted(**_HOW)
+def write_all(part, parts, integers, reals):
+    """`write_effective` for many tensors: their number comes first, then each kind of argument of all."""
+    many = integers[0]
+    for i in range(many * part // parts, many * (part + 1) // parts):
+        size = integers[1 + 2 * many + i]
+        _write_effective(integers[1 + i], integers[1 + many + i], 0, size, reals[i], reals[many + i])
+
+
+@parted(**_HOW)
+def write_slopes(part, parts, integers, reals):
+    """`write_slope` for many tensors: their number comes first, then each kind of argument of all."""
+    many = integers[0]
+    for i in range(many * part // parts, many * (part + 1) // parts):
+        weight, upstream, slope = integers[1 + i], integers[1 + many + i], integers[1 + 2 * many + i]
+        _write_slope(weight, upstream, slope, 0, integers[1 + 3 * many + i], reals[i], reals[many + i])

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from pdp.kernels.cpu import masking
-from pdp.kernels.cpu.parting import parting
+from pdp.kernels.cpu.team import address, run
 from pdp.masks.kept import keep, kept
 from pdp.masks.soft import NOTHING, SATURATED, lies_dense, lies_readable
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
-from pdp.threads import in_parts
 
 _LARGEST = torch.finfo(torch.float32).max / 4  # bound of the offset -t^2 / tau that keeps it finite
 Numbers = tuple[float, float]
@@ -51,9 +50,8 @@ def joined(weights: Sequence[Tensor], numbers: Many, effective: Sequence[Tensor]
 def _launch(kernel: Any, numbers: Many, *tensors: Sequence[Tensor]) -> None:
     counts = [one.numel() for one in tensors[0]]
     places = [one.data_ptr() for ones in tensors for one in ones]
-    whole = np.array(places + counts, np.int64).reshape(-1, len(counts))  # one conversion, as each costs as much
-    # A choice of columns lies in another order, for which the kernel would be compiled anew.
-    in_parts(kernel, *parting(sum(counts)), *whole, *np.ascontiguousarray(numbers))
+    numbers = np.ascontiguousarray(numbers)  # a choice of columns does not lie in order
+    run(kernel, sum(counts), (len(counts), *places, *counts), address(numbers))
 
 
 def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
@@ -89,7 +87,7 @@ class _HostPrune(torch.autograd.Function):
             ctx.save_for_backward(weight)
         effective = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
-        in_parts(masking.write_effective, *parting(count), *places, count, *numbers)
+        run(masking.write_effective, count, (*places, count), numbers)
         return effective
 
     @staticmethod
@@ -102,7 +100,7 @@ class _HostPrune(torch.autograd.Function):
         gradient = alike(gradient, weight)
         slope = torch.empty_like(weight)
         count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
-        in_parts(masking.write_slope, *parting(count), *places, count, *ctx.numbers)  # type: ignore[attr-defined]
+        run(masking.write_slope, count, (*places, count), ctx.numbers)  # type: ignore[attr-defined]
         return slope, None
 
 

@@ -8,18 +8,55 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 
-@intrinsic
-def _pointer(_context: Any, address: Any) -> Any:
-    """The address as a pointer to 32-bit integers."""
-    signature = types.CPointer(types.int32)(address)
+def _pointer(number: Any) -> Any:
+    """An intrinsic that makes an address a pointer to numbers of this type."""
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+    @intrinsic
+    def pointer(_context: Any, address: Any) -> Any:
+        signature = types.CPointer(number)(address)
 
-    return signature, generate
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return signature, generate
+
+    return pointer
+
+
+_bits, _longs, _doubles = (_pointer(number) for number in (types.int32, types.int64, types.float64))
 
 
 @njit(inline="always")
 def bits_at(address, count):
     """The `count` 32-bit numbers at `address`, as an array of integers."""
-    return carray(_pointer(address), (count,))  # type: ignore[call-arg]
+    return carray(_bits(address), (count,))  # type: ignore[call-arg]
+
+
+@njit(inline="always")
+def longs_at(address, count):
+    """The `count` integers of 64 bits at `address`."""
+    return carray(_longs(address), (count,))  # type: ignore[call-arg]
+
+
+@njit(inline="always")
+def doubles_at(address, count):
+    """The `count` float64 numbers at `address`."""
+    return carray(_doubles(address), (count,))  # type: ignore[call-arg]
+
+
+WIDE = 16  # numbers that `copy_wide` copies
+
+
+@intrinsic
+def copy_wide(_context: Any, target: Any, source: Any) -> Any:
+    """Copies WIDE numbers of 32 bits from one address to another, in one or two instructions."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        from llvmlite import ir
+
+        pointer = ir.VectorType(ir.IntType(32), WIDE).as_pointer()
+        to, at = (builder.inttoptr(one, pointer) for one in arguments)
+        builder.store(builder.load(at, align=4), to, align=4)
+        return context.get_dummy_value()
+
+    return types.none(target, source), generate

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numba import njit
 
-from pdp.kernels.cpu.memory import bits_at
-
-_HOW: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
+from pdp.kernels.cpu.memory import bits_at, doubles_at, longs_at
+from pdp.kernels.cpu.team import parted
 
 INFINITE = np.int32(0x7F800000)  # the bits of infinity; larger values are NaN
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # all bits except the sign
@@ -52,9 +49,52 @@ def _sweep(address, first, last, low, high, near, place, room):
     return total, place
 
 
-@njit(**_HOW)
-def gather(part, parts, addresses, lows, highs, layers, firsts, lasts, rooms, near, below, inside):
-    """For each piece in one part: collects the magnitudes between its layer's bounds, and counts those below them."""
+@njit
+def _count(limit, first, last, rooms, near, inside):
+    reached = np.int64(0)
+    for piece in range(first, last):
+        held = near[rooms[piece] : rooms[piece] + inside[piece]]
+        for i in range(held.size):
+            reached += np.int32(held[i] <= limit)
+    return reached
+
+
+@njit(inline="always")
+def _smallest_with(rank, low, high, first, last, rooms, near, inside):
+    """The smallest m such that at least `rank` of the collected magnitudes are at most m, found by bisection."""
+    while low < high:
+        middle = low + (high - low) // 2
+        if _count(middle, first, last, rooms, near, inside) >= rank:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+@njit
+def _next(limit, first, last, rooms, near, inside):
+    """The smallest collected magnitude above `limit`."""
+    smallest = INFINITE
+    for piece in range(first, last):
+        held = near[rooms[piece] : rooms[piece] + inside[piece]]
+        for i in range(held.size):
+            smallest = min(smallest, held[i] if held[i] > limit else INFINITE)
+    return smallest
+
+
+@parted()
+def gather(part, parts, integers, reals):
+    """For each piece in one part: collects the magnitudes between its layer's bounds, and counts those below them.
+
+    Integers: how many pieces, layers and rooms there are; then the addresses of, for each layer, where its numbers are;
+    its bounds' bits, low and high; for each piece its layer, its first and its last number, and where its room begins;
+    and of what is written: the magnitudes, and for each piece how many are below and how many between the bounds.
+    """
+    pieces, count, room = integers[0], integers[1], integers[2]
+    addresses, lows, highs = longs_at(integers[3], count), bits_at(integers[4], count), bits_at(integers[5], count)
+    layers, firsts, lasts = longs_at(integers[6], pieces), longs_at(integers[7], pieces), longs_at(integers[8], pieces)
+    rooms, near = longs_at(integers[9], pieces + 1), bits_at(integers[10], room)
+    below, inside = longs_at(integers[11], pieces), longs_at(integers[12], pieces)
     for piece in range(layers.size * part // parts, layers.size * (part + 1) // parts):
         layer = layers[piece]
         address, low, high = addresses[layer], lows[layer], highs[layer]
@@ -63,11 +103,20 @@ def gather(part, parts, addresses, lows, highs, layers, firsts, lasts, rooms, ne
         inside[piece] = place - rooms[piece]
 
 
-@njit(**_HOW)
-def select(part, parts, ranks, lows, highs, pieces, rooms, near, below, inside, under, over):
+@parted()
+def select(part, parts, integers, reals):
     """The largest pruned and the smallest kept magnitude of each layer in a part; -1 where one is not between the
     bounds.
+
+    Integers: how many layers, pieces and rooms there are; then the addresses of, for each layer, its rank, its bounds'
+    bits, low and high, and its first piece; for each piece where its room begins, the magnitudes, and how many are
+    below and how many between the bounds; and of what is written, two for each layer.
     """
+    layers, many, room = integers[0], integers[1], integers[2]
+    ranks, lows, highs = longs_at(integers[3], layers), bits_at(integers[4], layers), bits_at(integers[5], layers)
+    pieces, rooms = longs_at(integers[6], layers + 1), longs_at(integers[7], many + 1)
+    near, below, inside = bits_at(integers[8], room), longs_at(integers[9], many), longs_at(integers[10], many)
+    under, over = bits_at(integers[11], layers), bits_at(integers[12], layers)
     for layer in range(ranks.size * part // parts, ranks.size * (part + 1) // parts):
         first, last = pieces[layer], pieces[layer + 1]
         rank, total, complete = ranks[layer], 0, True
@@ -83,27 +132,36 @@ def select(part, parts, ranks, lows, highs, pieces, rooms, near, below, inside, 
             over[layer] = found if reached > rank else _next(found, first, last, rooms, near, inside)
 
 
-@njit(**_HOW)
-def find_short(part, parts, places, addresses, sizes, whole, ranks, rooms, near, cuts, moved, under, over):
+@parted()
+def find_short(part, parts, integers, reals):
     """The two neighbours of the cut for each layer in one part of `places`, all layers of a single piece.
 
     `under` and `over` hold those of the last search, with `cuts` and `moved`, and then the new ones: NaN where the
     search between bounds failed or where nothing or everything is pruned. A layer in `whole` has room for a search
     without bounds, which cannot fail.
+
+    Integers: how many layers, places and rooms there are; then the addresses of `places`, where the rooms of these
+    begin, and the rooms; for each layer where its numbers are, how many, its rank, whether it is in `whole`, `cuts`,
+    `moved`, `under` and `over`.
     """
+    count, many, room = integers[0], integers[1], integers[2]
+    places, rooms, near = longs_at(integers[3], many), longs_at(integers[4], many + 1), bits_at(integers[5], room)
+    addresses, sizes, ranks = longs_at(integers[6], count), longs_at(integers[7], count), longs_at(integers[8], count)
+    whole, cuts, moved = longs_at(integers[9], count), doubles_at(integers[10], count), doubles_at(integers[11], count)
+    under, over = doubles_at(integers[12], count), doubles_at(integers[13], count)
     bounds, inside = np.empty(2, np.int64), np.empty(1, np.int64)
     for number in range(places.size * part // parts, places.size * (part + 1) // parts):
         layer = places[number]
-        rank, count, found = ranks[layer], sizes[layer], np.int32(-1)
+        rank, size, found = ranks[layer], sizes[layer], np.int32(-1)
         bounds[0], bounds[1] = rooms[number], rooms[number + 1]
         farthest = WIDEST * cuts[layer]
         reach = max(MOVES * moved[layer], NARROWEST * cuts[layer])
         bounded = reach <= farthest < np.inf
-        for attempt in range(2 if 0 < rank < count and (bounded or whole[layer]) else 0):
+        for attempt in range(2 if 0 < rank < size and (bounded or whole[layer]) else 0):
             everything = whole[layer] and (attempt == 1 or not bounded)
             low = np.float32(0.0 if everything else max(under[layer] - reach, 0.0)).view(np.int32)
             high = np.float32(np.inf if everything else over[layer] + reach).view(np.int32)
-            less, end = _sweep(addresses[layer], 0, count, low, high, near, bounds[0], bounds[1])
+            less, end = _sweep(addresses[layer], 0, size, low, high, near, bounds[0], bounds[1])
             inside[0] = end - bounds[0]
             if end <= bounds[1] and 0 < rank - less < inside[0]:
                 found = np.int32(_smallest_with(rank - less, low, high, 0, 1, bounds, near, inside))
@@ -118,7 +176,7 @@ def find_short(part, parts, places, addresses, sizes, whole, ranks, rooms, near,
             under[layer] = over[layer] = np.nan
 
 
-@njit(**_HOW)
+@njit(nogil=True, cache=True, error_model="numpy")
 def settle(places, searched, sizes, ranks, cuts, moved, under, over, found):
     """Writes the cuts of the layers at `places` between their neighbours, and how far they have moved.
 
@@ -137,36 +195,3 @@ def settle(places, searched, sizes, ranks, cuts, moved, under, over, found):
         moved[layer] = abs(cut - cuts[layer]) if np.isfinite(cuts[layer]) else np.inf
         cuts[layer] = cut
     return without
-
-
-@njit(inline="always")
-def _smallest_with(rank, low, high, first, last, rooms, near, inside):
-    """The smallest m such that at least `rank` of the collected magnitudes are at most m, found by bisection."""
-    while low < high:
-        middle = low + (high - low) // 2
-        if _count(middle, first, last, rooms, near, inside) >= rank:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-@njit
-def _count(limit, first, last, rooms, near, inside):
-    reached = np.int64(0)
-    for piece in range(first, last):
-        held = near[rooms[piece] : rooms[piece] + inside[piece]]
-        for i in range(held.size):
-            reached += np.int32(held[i] <= limit)
-    return reached
-
-
-@njit
-def _next(limit, first, last, rooms, near, inside):
-    """The smallest collected magnitude above `limit`."""
-    smallest = INFINITE
-    for piece in range(first, last):
-        held = near[rooms[piece] : rooms[piece] + inside[piece]]
-        for i in range(held.size):
-            smallest = min(smallest, held[i] if held[i] > limit else INFINITE)
-    return smallest

@@ -10,33 +10,17 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pdp.kernels.cpu.memory import bits_at
+from pdp.kernels.cpu.memory import bits_at, doubles_at
+from pdp.kernels.cpu.team import parted
 
 # "reassoc" and "nsz" let the compiler add in an order of its own, as vectors need (the same one for every row), and
 # "contract" fuse a product with a sum; infinities and NaN keep their meaning.
-_HOW: dict[str, Any] = {
-    "nogil": True,
-    "cache": True,
-    "error_model": "numpy",
-    "fastmath": {"contract", "reassoc", "nsz"},
-}
+_HOW: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}}
 
 
 @njit(inline="always")
 def _row(address, unit, length):
     return bits_at(address + 4 * unit * length, length).view(np.float32)
-
-
-@njit(**_HOW)
-def write_masked(part, parts, tensors, effective, lengths, units, mask):
-    """Writes m_u * tensor for every tensor and the units of one part."""
-    factors = bits_at(mask, units).view(np.float32)
-    for tensor in range(tensors.size):
-        for unit in range(units * part // parts, units * (part + 1) // parts):
-            length = lengths[tensor]
-            source, target = _row(tensors[tensor], unit, length), _row(effective[tensor], unit, length)
-            for i in range(length):
-                target[i] = source[i] * factors[unit]
 
 
 @njit(inline="always")
@@ -48,33 +32,58 @@ def _product(first, second):
     return total
 
 
-@njit(**_HOW)
-def write_gradients(part, parts, tensors, upstream, slopes, lengths, weighs, units, mask, steep):
+@parted(**_HOW)
+def write_masked(part, parts, integers, reals):
+    """Writes m_u * tensor for every tensor and the units of one part.
+
+    Integers: how many tensors and units there are, the address of the mask, and of each tensor its address, that of
+    what is written, and the length of its rows; each kind of all tensors in turn.
+    """
+    many, units = integers[0], integers[1]
+    factors = bits_at(integers[2], units).view(np.float32)
+    for tensor in range(3, 3 + many):
+        length = integers[2 * many + tensor]
+        for unit in range(units * part // parts, units * (part + 1) // parts):
+            source, target = _row(integers[tensor], unit, length), _row(integers[many + tensor], unit, length)
+            for i in range(length):
+                target[i] = source[i] * factors[unit]
+
+
+@parted(**_HOW)
+def write_gradients(part, parts, integers, reals):
     """Writes the gradients of the tensors that have an address in `slopes`, for the units of one part.
 
     Those are the tensors that have one in `upstream` or that weigh. A unit's mask has the gradient sum of tensor *
     upstream over all its rows with an address in `upstream`. Times `steep` and a weight, it is the gradient that the
     mask adds to that weight where the tensor `weighs`.
+
+    Integers: how many tensors and units there are, the addresses of mask and `steep`, and of each tensor its address,
+    those in `upstream` and in `slopes`, the length of its rows, and whether it weighs; each kind of all in turn.
     """
-    factors, steepness = bits_at(mask, units).view(np.float32), bits_at(steep, units).view(np.float32)
+    many, units = integers[0], integers[1]
+    factors, steepness = bits_at(integers[2], units).view(np.float32), bits_at(integers[3], units).view(np.float32)
     for unit in range(units * part // parts, units * (part + 1) // parts):
         total = 0.0
-        for tensor in range(tensors.size):
-            if upstream[tensor]:
-                length = lengths[tensor]
-                total += _product(_row(tensors[tensor], unit, length), _row(upstream[tensor], unit, length))
+        for tensor in range(4, 4 + many):
+            upstream, length = integers[many + tensor], integers[3 * many + tensor]
+            if upstream:
+                total += _product(_row(integers[tensor], unit, length), _row(upstream, unit, length))
         factor, slope = factors[unit], np.float32(total) * steepness[unit]
-        for tensor in range(tensors.size):
-            if not slopes[tensor]:
+        for tensor in range(4, 4 + many):
+            upstream, length, weighs = (
+                integers[many + tensor],
+                integers[3 * many + tensor],
+                integers[4 * many + tensor],
+            )
+            if not integers[2 * many + tensor]:
                 continue
-            length = lengths[tensor]
-            source, target = _row(tensors[tensor], unit, length), _row(slopes[tensor], unit, length)
-            if not upstream[tensor]:
+            source, target = _row(integers[tensor], unit, length), _row(integers[2 * many + tensor], unit, length)
+            if not upstream:
                 for i in range(length):
                     target[i] = source[i] * slope
                 continue
-            given = _row(upstream[tensor], unit, length)
-            if weighs[tensor]:
+            given = _row(upstream, unit, length)
+            if weighs:
                 for i in range(length):
                     target[i] = given[i] * factor + source[i] * slope
             else:
@@ -82,12 +91,18 @@ def write_gradients(part, parts, tensors, upstream, slopes, lengths, weighs, uni
                     target[i] = given[i] * factor
 
 
-@njit(**_HOW)
-def write_squares(part, parts, tensors, rows, lengths, starts, squares):
-    """Writes the sum of squares of each row in one part of every tensor; a tensor's first goes to its place in
-    `starts`.
+@parted(**_HOW)
+def write_squares(part, parts, integers, reals):
+    """Writes the sum of squares of each row in one part of every tensor, one tensor after the other.
+
+    Integers: how many tensors there are, the address of the sums (float64), and of each tensor its address, how many
+    rows it has and their length; each kind of all tensors in turn.
     """
-    for tensor in range(tensors.size):
-        for row in range(rows[tensor] * part // parts, rows[tensor] * (part + 1) // parts):
-            source = _row(tensors[tensor], row, lengths[tensor])
-            squares[starts[tensor] + row] = _product(source, source)
+    many, start = integers[0], 0
+    for tensor in range(2, 2 + many):
+        rows, length = integers[many + tensor], integers[2 * many + tensor]
+        squares = doubles_at(integers[1] + 8 * start, rows)
+        for row in range(rows * part // parts, rows * (part + 1) // parts):
+            source = _row(integers[tensor], row, length)
+            squares[row] = _product(source, source)
+        start += rows
