@@ -216,6 +216,8 @@ class Method(ABC):
         new: list[Tensor] = []
         for layer, value in zip(layers, values, strict=True):
             present = layer.state.get(key)
+            if present is value:
+                continue
             if present is not None and present.shape == value.shape and present.device == value.device:
                 held.append(present)
                 new.append(value)

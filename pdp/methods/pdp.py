@@ -88,7 +88,7 @@ class Method(method.Method):
             stale = [layer for layer in active if "cut" not in layer.state]
         with self.pattern.measuring():
             fresh = [layer for layer in stale if "cut" not in layer.state]
-            cuts = self.pattern.cuts(stale)
+            cuts = self.pattern.cuts(stale, [layer.state.get("cut") for layer in stale])
             self.replace_states(stale, "cut", cuts)
             self._set_temperatures(active, stale, cuts)
             self._begin_learning(fresh)

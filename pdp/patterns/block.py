@@ -156,7 +156,7 @@ class Pattern(pattern.Pattern):
         allowed = (gone <= layer.units - layer.least).sum()
         return torch.minimum(nearest(gone, layer.pruned), allowed)
 
-    def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
+    def cuts(self, layers: Sequence[Layer], held: Sequence[Tensor | None] = ()) -> list[Tensor]:
         return [self._cut(layer, self.saliency(layer)).to(layer.stored.device) for layer in layers]
 
     def _cut(self, layer: Layer, saliency: Tensor) -> Tensor:

@@ -177,7 +177,7 @@ class Pattern(pattern.Pattern):
         super().forget()
         self._known_tables.clear()
 
-    def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
+    def cuts(self, layers: Sequence[Layer], held: Sequence[Tensor | None] = ()) -> list[Tensor]:
         if self.options.saliency == "l1":
             return [cut_at(self.saliency(layer), layer.pruned).to(layer.stored.device) for layer in layers]
         found: dict[str, Tensor] = {}

@@ -89,22 +89,44 @@ class Pattern(pattern.Pattern):
         keep = torch.empty_like(grouped, dtype=torch.bool).copy_(ranks >= counts)
         return self.ungroup(keep, layer)
 
-    def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
-        sharded = any(layer.sharded for layer in layers)
-        if sharded or not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
-            return [self._cut(layer) if sharded else self._host_cut(layer) for layer in layers]
+    def cuts(self, layers: Sequence[Layer], held: Sequence[Tensor | None] = ()) -> list[Tensor]:
+        if any(layer.sharded for layer in layers):
+            return [self._cut(layer) for layer in layers]
+        if not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
+            return self._host_cuts(layers, held or [None] * len(layers))
         from pdp.kernels.gpu.groups import GroupCuts, Grouped
 
         if self._finder is None:
             self._finder = GroupCuts(self._free, self.options.m)
         return self._finder.find([Grouped(layer.weight, input_dim(layer), layer.pruned) for layer in layers])
 
-    def _host_cut(self, layer: Layer) -> Tensor:
-        weight = layer.weight
-        full = 0 < layer.pruned == weight.numel() // self.options.m * self._free
-        if not full or not host_kernels.usable(weight):
-            return self._cut(layer)
-        return host_kernels.found().full_cuts(weight, input_dim(layer), self.options.m, self._free)  # type: ignore[union-attr]
+    def _host_cuts(self, layers: Sequence[Layer], held: Sequence[Tensor | None]) -> list[Tensor]:
+        """The cuts of layers in the processor's memory: one kernel for all that lose N of every M."""
+        found: list[Tensor | None] = [None for _ in layers]
+        full: list[tuple[Tensor, Tensor, int]] = []  # weights, their cuts in the same memory order, inner
+        for place, (layer, own) in enumerate(zip(layers, held, strict=True)):
+            weight = layer.weight
+            if 0 < layer.pruned == weight.numel() // self.options.m * self._free and host_kernels.usable(weight):
+                along = input_dim(layer)
+                room = self._room(layer, weight, own)
+                if room is None:
+                    room = host_kernels.found().groups.new_cuts(weight, along, self.options.m)  # type: ignore[union-attr]
+                    own = room.movedim(along, -1)
+                found[place] = own
+                full.append((weight, room, weight.stride(along)))
+        if full:
+            weights, rooms, inner = zip(*full, strict=True)
+            kernels: Any = host_kernels.found()
+            kernels.groups.write_full_cuts(weights, rooms, inner, self.options.m, self._free)
+            torch.autograd.graph.increment_version(rooms)  # backward may still need what they held before
+        return [self._cut(layer) if cuts is None else cuts for layer, cuts in zip(layers, found, strict=True)]
+
+    def _room(self, layer: Layer, weight: Tensor, own: Tensor | None) -> Tensor | None:
+        """The layer's last cuts in the weight's memory order, where they are that without a copy."""
+        last, ordered, strides, _ = self._ordered.get(layer.name, (None, weight, None, 0))
+        if own is None or last is not own or strides != weight.stride() or own.data_ptr() != ordered.data_ptr():
+            return None
+        return ordered if own.is_cpu and own.dtype == torch.float32 and not own.is_inference() else None
 
     def _cut(self, layer: Layer) -> Tensor:
         values = self.groups(layer.weight.detach(), layer)
@@ -129,7 +151,7 @@ class Pattern(pattern.Pattern):
             return super().soft_weight(layer, member, weight, temperature)
         cuts, inner = self._cuts_in_memory(layer, weight)
         if not usable(weight):
-            return host_kernels.found().prune_groups(weight, cuts, temperature, self.options.m, inner)  # type: ignore[union-attr]
+            return host_kernels.found().groups.prune_groups(weight, cuts, temperature, self.options.m, inner)  # type: ignore[union-attr]
         from pdp.kernels.gpu.masks import device_prune
 
         return device_prune(weight, cuts, temperature, member.compute_dtype(weight), self.options.m, inner)
@@ -144,6 +166,16 @@ class Pattern(pattern.Pattern):
         cuts, inner = self._cuts_in_memory(layer, weight)
         # A copy would be gone when backward needs it, and the next one would be at another address.
         return Part(weight, cuts, temperature, inner) if cuts.data_ptr() == layer.state["cut"].data_ptr() else None
+
+    def _host_masks(
+        self, layers: Sequence[Layer], weights: Sequence[Tensor], temperatures: Sequence[Tensor | float]
+    ) -> Any:
+        if any(not layer.state["cut"].is_cpu or layer.state["cut"].dtype != torch.float32 for layer in layers):
+            return None
+        groups: Any = host_kernels.found().groups  # type: ignore[union-attr]
+        each = zip(layers, weights, temperatures, strict=True)
+        grouped = [groups.Grouped(one, *self._cuts_in_memory(layer, one), float(tau)) for layer, one, tau in each]
+        return groups.GroupCuts(grouped, self.options.m)
 
     def _cuts_in_memory(self, layer: Layer, weight: Tensor) -> tuple[Tensor, int]:
         """The layer's cuts in the memory order of `weight`, and the distance in memory between members of a group."""

@@ -125,8 +125,11 @@ class Pattern:
         """Which units are not zero in the stored weights: bool, shaped like `saliency`."""
         return layer.weight.detach() != 0
 
-    def cuts(self, layers: Sequence[Layer]) -> list[Tensor]:
-        """PDP's cut t of each layer for its current share: one number, or one per group of units."""
+    def cuts(self, layers: Sequence[Layer], held: Sequence[Tensor | None] = ()) -> list[Tensor]:
+        """PDP's cut t of each layer for its current share: one number, or one per group of units.
+
+        `held` are tensors, at most one for each layer, in which its cut may be written and returned.
+        """
         weights = _at_hand(layers)
         if weights is None:  # one whole weight at a time
             return [
@@ -168,7 +171,8 @@ class Pattern:
         weights = _at_hand(layers)
         if weights is None:  # each is whole only while its own forward runs
             layers, weights = [], []
-        self._forwards.append(self._joint_forward(layers, temperatures) or Forward(layers, temperatures, weights))
+        running = self._joint_forward(layers, temperatures)
+        self._forwards.append(running or Forward(layers, temperatures, weights, self._host_masks))
 
     def _joint_forward(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float) -> Any:
         """The joint forward on a GPU with the kernels; without gradients, layers compute their weights one by one."""
@@ -180,6 +184,15 @@ class Pattern:
         if self._bundles is None or self._bundles[0] != key:
             self._bundles = (key, Bundles(layers))
         return JointForward(self._bundles[1], temperatures, self._part, self._members)
+
+    def _host_masks(
+        self, layers: Sequence[Layer], weights: Sequence[Tensor], temperatures: Sequence[Tensor | float]
+    ) -> Any:
+        """The layers' masks for `pdp.kernels.cpu.joint`; None if they cannot be computed together."""
+        cuts = [layer.state["cut"] for layer in layers]
+        if any(cut.numel() > 1 or not cut.is_cpu for cut in cuts):
+            return None
+        return host_kernels.found().single_cuts.of(cuts, temperatures)  # type: ignore[union-attr]
 
     @property
     def _members(self) -> int:

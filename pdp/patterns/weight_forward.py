@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from pdp.kernels import cpu as host_kernels
 from pdp.layers import Layer, Member
 from pdp.masks.transforms import in_transform
 
-_SMALL = 400_000  # mean weights per layer; above this, fetching effective weights again costs more than separate calls
+_SMALL = 800_000  # mean weights per layer; above this, fetching effective weights again costs more than separate calls
 _MOST = 1 << 22  # weights in a bundle, whose gradients all wait in memory for its last one
+MasksOf = Callable[[Sequence[Layer], Sequence[Tensor], Sequence[Tensor | float]], Any]
 _Made = tuple[Tensor, bool, int, int]  # an effective weight; whether its weight was trained, its version, its address
 
 
@@ -22,10 +23,16 @@ class Forward:
     """A forward of the whole model in which `layers` are masked at these temperatures, one per layer or one for all.
 
     Layers of a bundle share one node of autograd, as for a small layer a node in each direction costs more than its
-    mask. `weights` are the layers' own.
+    mask. `weights` are the layers' own, and `masks_of` gives the masks for the kernels, or None if they have none.
     """
 
-    def __init__(self, layers: Sequence[Layer], temperatures: Sequence[Tensor] | float, weights: Sequence[Tensor]):
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        temperatures: Sequence[Tensor] | float,
+        weights: Sequence[Tensor],
+        masks_of: MasksOf,
+    ):
         # By the weight's id, its bundle or what was made of it; without those that were handed out.
         self._left: dict[int, int | _Made] = {}
         # Without gradients an effective weight is freed after its layer; keeping all of them would need more memory.
@@ -33,8 +40,7 @@ class Forward:
             return
         if sum(weight.numel() for weight in weights) > _SMALL * len(weights):
             return
-        cuts = [layer.state["cut"] for layer in layers]
-        if not host_kernels.usable(*weights) or any(cut.numel() > 1 or not cut.is_cpu for cut in cuts):
+        if not host_kernels.usable(*weights):
             return
         taus: Any = temperatures if isinstance(temperatures, Sequence) else [temperatures] * len(weights)
         # A weight with several masks is masked by each in turn. A gradient's hook must not run where none arrives, and
@@ -44,14 +50,15 @@ class Forward:
             chosen = [place for place, one in enumerate(weights) if own[id(one)] == 1 and not has_hooks(one)]
             if len(chosen) < 2:
                 return
-            weights, cuts = [weights[place] for place in chosen], [cuts[place] for place in chosen]
+            weights, layers = [weights[place] for place in chosen], [layers[place] for place in chosen]
             taus = [taus[place] for place in chosen]
+        self._masks = masks_of(layers, weights, taus)
+        if self._masks is None:
+            return
         self._weights = weights
         self._found = [(one._version, one.data_ptr()) for one in weights]
-        kernels: Any = host_kernels.found()
-        numbers, effective = kernels.effective(weights, cuts, taus)
-        self._join, self._numbers = kernels.joined, numbers
-        self._effective: list[Tensor | None] = effective
+        self._kernels: Any = host_kernels.found()
+        self._effective: list[Tensor | None] = self._kernels.effective(weights, self._masks)
         # Others may wait for gradients too: for them a layer that a step does not use must stay out of its graph.
         self._bundles = _bundles(weights, 1 if _several_processes() else _MOST)
         self._left = {id(weights[place]): number for number, ones in enumerate(self._bundles) for place in ones}
@@ -79,9 +86,9 @@ class Forward:
         made: dict[int, Any] = {place: self._effective[place] for place in places}
         trained = [place for place in places if self._weights[place].requires_grad]  # frozen ones need no node
         if trained:
-            numbers = self._numbers if len(trained) == len(self._weights) else self._numbers[:, trained]
+            masks = self._masks if len(trained) == len(self._weights) else self._masks.chosen(trained)
             own, values = [self._weights[place] for place in trained], [made[place] for place in trained]
-            made |= zip(trained, self._join(own, numbers, values), strict=True)
+            made |= zip(trained, self._kernels.joined(own, masks, values), strict=True)
         for place, one in made.items():
             self._effective[place] = None  # autograd frees it after its layer's backward
             self._left[id(self._weights[place])] = (one, one.requires_grad, *self._found[place])

@@ -16,7 +16,8 @@ from pdp import Pruner
 from pdp.kernels import cpu as host_kernels
 from pdp.kernels.cpu import masking, masks
 from pdp.kernels.cpu.cuts import Cuts
-from pdp.kernels.cpu.masks import effective_weights, host_prune, joined
+from pdp.kernels.cpu.joint import effective_weights, joined
+from pdp.kernels.cpu.masks import SingleCuts, host_prune
 from pdp.kernels.gpu import usable as usable_on_device
 from pdp.masks import soft as mask
 from pdp.masks.cut import count_pruned, magnitude_cuts_at
@@ -111,7 +112,8 @@ def test_a_weight_that_was_given_other_data_since_has_the_same_gradient(together
     for change in (lambda one: one, lambda one: one.double(), lambda one: one.bfloat16(), lambda one: one.T.clone().T):
         weights = [one.clone().requires_grad_() for one in drawn]
         if together:
-            effective = joined(weights, *effective_weights(weights, [torch.tensor(0.5)] * 2, [0.1] * 2))
+            masks = SingleCuts.of([torch.tensor(0.5)] * 2, [0.1] * 2)
+            effective = joined(weights, masks, effective_weights(weights, masks))
         else:
             effective = [host_prune(one, torch.tensor(0.5), 0.1) for one in weights]
         loss = sum(one.square().sum() for one in effective)
@@ -324,6 +326,6 @@ def test_where_they_cannot_run_one_warning_says_so(monkeypatch):
 def test_numbers_of_many_cuts_are_those_of_each():
     cuts = [0.0, 1e-30, 0.37, 3e20, math.inf, -math.inf, math.nan]
     pairs = [(cut, tau) for cut in cuts for tau in (1e-30, 1e-4, 1.0, 1e30)]
-    many = masks._numbers_of([float(np.float32(cut)) for cut, _ in pairs], [tau for _, tau in pairs])
+    many = SingleCuts.of([torch.tensor(cut) for cut, _ in pairs], [tau for _, tau in pairs]).numbers
     for (cut, tau), found in zip(pairs, many.T.tolist(), strict=True):
         assert tuple(found) == pytest.approx(masks._numbers(torch.tensor(cut), tau), rel=0, abs=0, nan_ok=True)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from pdp import Pruner
 from pdp.kernels import cpu as host_kernels
 from pdp.masks.soft import soft_prune
-from pdp.patterns import weight_forward
+from pdp.patterns import make_pattern, weight_forward
 
 pytestmark = pytest.mark.skipif(host_kernels.found() is None, reason="Numba is not installed")
 INPUTS = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
@@ -121,7 +121,8 @@ def test_a_layer_used_twice_and_one_not_used_have_their_gradients():
 
 
 def _forward(layers):
-    return weight_forward.Forward(layers, 1e-2, [layer.weight for layer in layers])
+    pattern = make_pattern("random")
+    return weight_forward.Forward(layers, 1e-2, [layer.weight for layer in layers], pattern._host_masks)
 
 
 def test_a_forward_that_raises_leaves_nothing_behind():

@@ -2,8 +2,8 @@
 
 Everything here equals the definitions in `pdp.masks`; the cuts of single weights and of N:M are equal bit for bit. Each
 topic has two files, one with the kernels and one with the functions that call them: selection and cuts, masking and
-masks, grouping and groups, unit_masking and units, choosing and candidates. The threads are Python threads, because
-Numba's own share OpenMP with PyTorch and make its operations use a different number of threads once they have started.
+masks, grouping and groups, unit_masking and units, choosing and candidates. Weights that share a call and a node of
+autograd are in joint, and team runs the parts of a kernel on threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pdp.masks.transforms import in_transform, is_watched
 
 if TYPE_CHECKING:
     from pdp.kernels.cpu.cuts import Cuts
-    from pdp.kernels.cpu.masks import Many
+    from pdp.kernels.cpu.masks import SingleCuts
 
 _PLAIN = {Tensor, nn.Parameter}
 
@@ -31,11 +31,11 @@ class Kernels(NamedTuple):
     """The functions that call the kernels."""
 
     prune: Callable[[Tensor, Tensor, Tensor | float], Tensor]
-    effective: Callable[..., tuple[Many, list[Tensor]]]
+    effective: Callable[..., list[Tensor]]
     joined: Callable[..., tuple[Tensor, ...]]
+    single_cuts: type[SingleCuts]
     cuts: type[Cuts]
-    full_cuts: Callable[[Tensor, int, int, int], Tensor]
-    prune_groups: Callable[[Tensor, Tensor, Tensor | float, int, int], Tensor]
+    groups: Any  # the module
     units: Any  # the module
 
 
@@ -76,20 +76,20 @@ def found() -> Kernels | None:
 
         if config.DISABLE_JIT:  # type: ignore[attr-defined]  # number by number in Python
             return None
-        from pdp.kernels.cpu import units
+        from pdp.kernels.cpu import groups, units
         from pdp.kernels.cpu.cuts import Cuts
-        from pdp.kernels.cpu.groups import full_cuts, prune_groups
-        from pdp.kernels.cpu.masks import effective_weights, host_prune, joined
+        from pdp.kernels.cpu.joint import effective_weights, joined
+        from pdp.kernels.cpu.masks import SingleCuts, host_prune
 
         # The first call may happen inside inference mode, no_grad or another default device.
         with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
             weight = torch.ones(8, requires_grad=True)
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
-            made = effective_weights([weight], [torch.tensor(0.5)], [1.0])
-            joined([weight], *made)[0].sum().backward()
+            masks = SingleCuts.of([torch.tensor(0.5)], [1.0])
+            joined([weight], masks, effective_weights([weight], masks))[0].sum().backward()
             Cuts([weight]).find([weight], [1])
             inner = weight.detach().reshape(1, 8).requires_grad_()
-            prune_groups(inner, full_cuts(inner, 1, 4, 2), 1.0, 4, 1).sum().backward()
+            groups.prune_groups(inner, groups.full_cuts(inner, 1, 4, 2), 1.0, 4, 1).sum().backward()
             inner = inner.detach()
             one = inner.new_ones(1)
             given = dict(enumerate(units.masked(one, [inner], [one.dtype])))
@@ -101,4 +101,4 @@ def found() -> Kernels | None:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         warnings.warn(f"Numba's kernels do not run here, pruning goes on without: {reason}", stacklevel=2)
         return None
-    return Kernels(host_prune, effective_weights, joined, Cuts, full_cuts, prune_groups, units)
+    return Kernels(host_prune, effective_weights, joined, SingleCuts, Cuts, groups, units)

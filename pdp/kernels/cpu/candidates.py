@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pdp.kernels.cpu import choosing
-from pdp.kernels.cpu.masks import alike, readable
+from pdp.kernels.cpu.layout import alike, readable
 from pdp.kernels.cpu.team import run
 from pdp.masks.candidates import prune_by_candidates
 from pdp.masks.kept import keep as hold

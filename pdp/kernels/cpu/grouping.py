@@ -13,7 +13,7 @@ from numba import njit
 
 from pdp.kernels.cpu.masking import FARTHEST, NOTHING, _bounded, _sigmoid
 from pdp.kernels.cpu.memory import WIDE, bits_at, copy_wide
-from pdp.kernels.cpu.team import parted
+from pdp.kernels.cpu.team import parted, share_of
 
 _HOW: dict[str, Any] = {"fastmath": {"contract"}}
 
@@ -77,28 +77,11 @@ def _write_short_middles(given, made, blocks, inner):
             cuts[i] = _middle(abs(first[i]), abs(second[i]), abs(third[i]), abs(fourth[i]))
 
 
-@parted()  # rounds as the definition does
-def write_full_cuts(part, parts, integers, reals):
-    """Writes the cut of every group in this part that loses its `free` smallest weights, 0 < free < members.
-
-    Integers: the addresses of the weight and of the cuts, how many groups there are, inner, members and free.
-    """
-    groups, inner, members, free = integers[2], integers[3], integers[4], integers[5]
-    source = bits_at(integers[0], groups * members).view(np.float32)
-    target = bits_at(integers[1], groups).view(np.float32)
-    if members == 4 and free == 2:
-        blocks = groups // inner
-        first, last = blocks * part // parts, blocks * (part + 1) // parts
-        given, made = source[4 * first * inner : 4 * last * inner], target[first * inner : last * inner]
-        if inner == 1:
-            _write_middles(given, made, last - first, 1)
-        elif inner < WIDE:
-            _write_short_middles(given, made, last - first, inner)
-        else:
-            _write_middles(given, made, last - first, np.uint32(inner))
-        return
+@njit(inline="always")
+def _write_cuts(source, target, first, last, inner, members, free):
+    """The cut of each group from `first` to `last`: midway between its last pruned and its next magnitude."""
     least = np.empty(members, np.float32)  # the smallest so far, in order
-    for group in range(groups * part // parts, groups * (part + 1) // parts):
+    for group in range(first, last):
         start = group // inner * members * inner + group % inner
         whole = _ZERO
         for member in range(members):
@@ -114,6 +97,34 @@ def write_full_cuts(part, parts, integers, reals):
             least[place] = value
         cut = least[free - 1] + (least[free] - least[free - 1]) * _HALF
         target[group] = cut if whole == whole else _NAN
+
+
+@parted()  # rounds as the definition does
+def write_full_cuts(part, parts, integers, reals):
+    """Writes the cut of every group that loses its `free` smallest weights, 0 < free < members, of many tensors.
+
+    Integers: how many tensors and how many weights there are, members and free; then of each tensor its address, that
+    of its cuts, how many blocks it has, and inner; each kind of all tensors in turn.
+    """
+    many, total, members, free, before = integers[0], integers[1], integers[2], integers[3], 0
+    for i in range(4, 4 + many):
+        blocks, inner = integers[2 * many + i], integers[3 * many + i]
+        size = members * inner
+        first, last = share_of(part, parts, total, before, blocks * size, size)
+        before += blocks * size
+        if first >= last:
+            continue
+        first, last = first // size, last // size
+        given = bits_at(integers[i] + 4 * first * size, (last - first) * size).view(np.float32)
+        made = bits_at(integers[many + i] + 4 * first * inner, (last - first) * inner).view(np.float32)
+        if members != 4 or free != 2:
+            _write_cuts(given, made, 0, (last - first) * inner, inner, members, free)
+        elif inner == 1:
+            _write_middles(given, made, last - first, 1)
+        elif inner < WIDE:
+            _write_short_middles(given, made, last - first, inner)
+        else:
+            _write_middles(given, made, last - first, np.uint32(inner))
 
 
 @njit(inline="always")
@@ -154,24 +165,13 @@ def _spread(offsets, own, cuts, first, blocks, inner, members, temperature):
                 offsets[start + i] = own[block * row + i]
 
 
-@parted(**_HOW)
-def write_effective(part, parts, integers, reals):
-    """Writes m(w) * w for this part of the blocks: m = sigmoid((w^2 - t |t|) / tau) with the cut t of its group.
-
-    Integers: the addresses of the weight, of what is written and of the cuts, how many blocks there are, inner and
-    members; reals: tau.
-    """
-    blocks, inner, members, temperature = integers[3], integers[4], integers[5], reals[0]
-    size = members * inner
-    source = bits_at(integers[0], blocks * size).view(np.float32)
-    target = bits_at(integers[1], blocks * size).view(np.float32)
-    held = bits_at(integers[2], blocks * inner).view(np.float32)
-    inverse = np.float32(1.0 / temperature)
+@njit(inline="always")
+def _write_effective(source, target, held, blocks, inner, members, temperature):
+    size, inverse = members * inner, np.float32(1.0 / temperature)
     most = max(1, _CHUNK // size)
     offsets, own = np.empty(most * size + WIDE, np.float32), np.empty(most * inner + WIDE, np.float32)
-    last = blocks * (part + 1) // parts
-    for block in range(blocks * part // parts, last, most):
-        here = min(most, last - block)
+    for block in range(0, blocks, most):
+        here = min(most, blocks - block)
         _spread(offsets, own, held, block, here, inner, members, temperature)
         given, made = source[block * size : (block + here) * size], target[block * size : (block + here) * size]
         for i in range(here * size):
@@ -180,24 +180,13 @@ def write_effective(part, parts, integers, reals):
             made[i] = w * (_ZERO if mask <= NOTHING else mask)
 
 
-@parted(**_HOW)
-def write_slope(part, parts, integers, reals):
-    """Writes `upstream` times m + 2 w^2 / tau * m (1 - m) for this part of the blocks.
-
-    As `write_effective`, with the address of `upstream` after that of the weight.
-    """
-    blocks, inner, members, temperature = integers[4], integers[5], integers[6], reals[0]
-    size = members * inner
-    source = bits_at(integers[0], blocks * size).view(np.float32)
-    arriving = bits_at(integers[1], blocks * size).view(np.float32)
-    target = bits_at(integers[2], blocks * size).view(np.float32)
-    held = bits_at(integers[3], blocks * inner).view(np.float32)
-    inverse = np.float32(1.0 / temperature)
+@njit(inline="always")
+def _write_slope(source, arriving, target, held, blocks, inner, members, temperature):
+    size, inverse = members * inner, np.float32(1.0 / temperature)
     most = max(1, _CHUNK // size)
     offsets, own = np.empty(most * size + WIDE, np.float32), np.empty(most * inner + WIDE, np.float32)
-    last = blocks * (part + 1) // parts
-    for block in range(blocks * part // parts, last, most):
-        here = min(most, last - block)
+    for block in range(0, blocks, most):
+        here = min(most, blocks - block)
         _spread(offsets, own, held, block, here, inner, members, temperature)
         low, high = block * size, (block + here) * size
         given, came, made = source[low:high], arriving[low:high], target[low:high]
@@ -207,3 +196,48 @@ def write_slope(part, parts, integers, reals):
             mask = _sigmoid(z)
             # 2 w^2 / tau = 2 z + 2 t^2 / tau; the bound keeps the slope of an infinite cut at zero.
             made[i] = came[i] * (mask + _TWO * (z - max(offset, FARTHEST)) * (mask * (_ONE - mask)))
+
+
+@parted(**_HOW)
+def write_effective(part, parts, integers, reals):
+    """Writes m(w) * w of many tensors: m = sigmoid((w^2 - t |t|) / tau) with the cut t of a weight's group.
+
+    Integers: how many tensors and how many weights there are, and members; then of each tensor its address, that of
+    what is written and that of its cuts, how many blocks it has, and inner; each kind of all tensors in turn. Reals:
+    the tau of each.
+    """
+    many, total, members, before = integers[0], integers[1], integers[2], 0
+    for i in range(many):
+        at = 3 + i
+        blocks, inner = integers[at + 3 * many], integers[at + 4 * many]
+        size = members * inner
+        first, last = share_of(part, parts, total, before, blocks * size, size)
+        before += blocks * size
+        if first < last:
+            source = bits_at(integers[at] + 4 * first, last - first).view(np.float32)
+            target = bits_at(integers[at + many] + 4 * first, last - first).view(np.float32)
+            held = bits_at(integers[at + 2 * many] + 4 * (first // members), (last - first) // members)
+            taken = (last - first) // size
+            _write_effective(source, target, held.view(np.float32), taken, inner, members, reals[i])
+
+
+@parted(**_HOW)
+def write_slope(part, parts, integers, reals):
+    """Writes `upstream` times m + 2 w^2 / tau * m (1 - m) of many tensors.
+
+    As for `write_effective`, with the addresses of `upstream` after those of the tensors.
+    """
+    many, total, members, before = integers[0], integers[1], integers[2], 0
+    for i in range(many):
+        at = 3 + i
+        blocks, inner = integers[at + 4 * many], integers[at + 5 * many]
+        size = members * inner
+        first, last = share_of(part, parts, total, before, blocks * size, size)
+        before += blocks * size
+        if first < last:
+            source = bits_at(integers[at] + 4 * first, last - first).view(np.float32)
+            arriving = bits_at(integers[at + many] + 4 * first, last - first).view(np.float32)
+            target = bits_at(integers[at + 2 * many] + 4 * first, last - first).view(np.float32)
+            held = bits_at(integers[at + 3 * many] + 4 * (first // members), (last - first) // members)
+            taken = (last - first) // size
+            _write_slope(source, arriving, target, held.view(np.float32), taken, inner, members, reals[i])

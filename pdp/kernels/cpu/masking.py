@@ -8,12 +8,13 @@ import numpy as np
 from numba import njit
 
 from pdp.kernels.cpu.memory import bits_at
-from pdp.kernels.cpu.team import parted
+from pdp.kernels.cpu.team import parted, share_of
 
 # Of the fast-math options only "contract" is on: the compiler may fuse a product with a sum, but infinities and NaN
 # keep their meaning.
 _HOW: dict[str, Any] = {"fastmath": {"contract"}}
 
+_LINE = 16  # numbers in a line of the processor's cache
 _ZERO, _HALF, _ONE, _TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
 # The constants of pdp.masks.soft, repeated because a cached kernel would not notice a change in another file; a test
 # holds them equal.
@@ -24,13 +25,6 @@ _E0, _E1, _E2, _E3, _E4 = (
 )
 _PER_LN2, _LN2_HIGH, _LN2_LOW = (np.float32(value) for value in (1.44269504088896341, 0.693359375, -2.12194440e-4))
 _BIAS, _FRACTION = np.int32(127), np.int32(23)  # of a float32: exponent bias and number of fraction bits
-
-
-@njit(inline="always")
-def _ends(part, parts, count):
-    """Where a part begins and ends, on cache line boundaries."""
-    size = (count + parts * 16 - 1) // (parts * 16) * 16
-    return min(part * size, count), min((part + 1) * size, count)
 
 
 @njit(inline="always")
@@ -82,31 +76,31 @@ def _write_slope(weight, upstream, slope, first, last, offset, inverse):
 
 @parted(**_HOW)
 def write_effective(part, parts, integers, reals):
-    """Integers: the addresses of the weight and of what is written, and their size; reals: offset and inverse."""
-    first, last = _ends(part, parts, integers[2])
-    _write_effective(integers[0], integers[1], first, last, reals[0], reals[1])
+    """m(w) * w of many tensors: m = sigmoid(offset + w^2 * inverse).
+
+    Integers: how many tensors and how many numbers there are; then of each tensor its address, that of what is written,
+    and its size; each kind of all tensors in turn, like the reals: offset and inverse.
+    """
+    many, total, before = integers[0], integers[1], 0
+    for i in range(many):
+        size = integers[2 + 2 * many + i]
+        first, last = share_of(part, parts, total, before, size, _LINE)
+        if first < last:
+            _write_effective(integers[2 + i], integers[2 + many + i], first, last, reals[i], reals[many + i])
+        before += size
 
 
 @parted(**_HOW)
 def write_slope(part, parts, integers, reals):
-    """As `write_effective`, with the address of `upstream` after that of the weight."""
-    first, last = _ends(part, parts, integers[3])
-    _write_slope(integers[0], integers[1], integers[2], first, last, reals[0], reals[1])
+    """`upstream` times m + 2 w^2 / tau * m (1 - m) of many tensors.
 
-
-@parted(**_HOW)
-def write_all(part, parts, integers, reals):
-    """`write_effective` for many tensors: their number comes first, then each kind of argument of all."""
-    many = integers[0]
-    for i in range(many * part // parts, many * (part + 1) // parts):
-        size = integers[1 + 2 * many + i]
-        _write_effective(integers[1 + i], integers[1 + many + i], 0, size, reals[i], reals[many + i])
-
-
-@parted(**_HOW)
-def write_slopes(part, parts, integers, reals):
-    """`write_slope` for many tensors: their number comes first, then each kind of argument of all."""
-    many = integers[0]
-    for i in range(many * part // parts, many * (part + 1) // parts):
-        weight, upstream, slope = integers[1 + i], integers[1 + many + i], integers[1 + 2 * many + i]
-        _write_slope(weight, upstream, slope, 0, integers[1 + 3 * many + i], reals[i], reals[many + i])
+    As for `write_effective`, with the addresses of `upstream` after those of the tensors.
+    """
+    many, total, before = integers[0], integers[1], 0
+    for i in range(many):
+        weight, upstream, slope = integers[2 + i], integers[2 + many + i], integers[2 + 2 * many + i]
+        size = integers[2 + 3 * many + i]
+        first, last = share_of(part, parts, total, before, size, _LINE)
+        if first < last:
+            _write_slope(weight, upstream, slope, first, last, reals[i], reals[many + i])
+        before += size

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from numba import cfunc, types
+from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
 from pdp.threads import in_parts
 
 _PART = 1 << 15  # numbers in a part on threads that are awake: some microseconds of work
-_LONG_PART = 1 << 17  # on threads that must be woken
+_EACH = 16  # most parts for each thread: enough to end together although others use the cores too
+_LONG_PART = 1 << 17  # numbers in a part on threads that must be woken
 _MOST = 7  # most threads that are woken, because waking each one takes time
 
 _INTEGERS, _REALS = types.CPointer(types.int64), types.CPointer(types.float64)
@@ -57,8 +58,7 @@ def run(kernel: Kernel, numbers: int, integers: Sequence[int], reals: Sequence[f
     """
     whole = (ctypes.c_int64 * len(integers))(*integers)
     rest = reals if isinstance(reals, int) else (ctypes.c_double * len(reals))(*reals)
-    parts = numbers // _PART
-    threads = torch.get_num_threads() if parts > 1 else 1
+    threads = torch.get_num_threads() if numbers >= 2 * _PART else 1
     if threads == 1:
         kernel.call(0, 1, whole, rest)
         return
@@ -68,8 +68,20 @@ def run(kernel: Kernel, numbers: int, integers: Sequence[int], reals: Sequence[f
         in_parts(kernel.call, parts, 0 if parts < 4 else min(threads - 1, parts - 1, _MOST), whole, rest)
         return
     second = rest if isinstance(rest, int) else ctypes.addressof(rest)
+    parts = min(numbers // _PART, _EACH * threads)
     job = (ctypes.c_int64 * 5)(0, parts, kernel.address, ctypes.addressof(whole), second)
     start(_take_parts.address, job, threads, 0)  # fewer threads would make OpenMP end the others
+
+
+@njit(inline="always")
+def share_of(part, parts, total, before, count, step):
+    """Where this part of `total` numbers begins and ends in a tensor of `count` of them, after `before` others.
+
+    Ends are multiples of `step` or the tensor's own.
+    """
+    first, last = total * part // parts - before, total * (part + 1) // parts - before
+    first, last = (max(first, 0) + step - 1) // step * step, (max(last, 0) + step - 1) // step * step
+    return min(first, count), min(last, count)
 
 
 def address(array: Any) -> int:

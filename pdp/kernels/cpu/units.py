@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pdp.kernels.cpu import unit_masking
-from pdp.kernels.cpu.masks import alike, readable
+from pdp.kernels.cpu.layout import alike, readable
 from pdp.kernels.cpu.team import run
 
 
