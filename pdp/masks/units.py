@@ -47,13 +47,13 @@ def mask_units(
     tensor has been changed in place since.
     """
     if in_transform():
-        return _plain(mask, steep, tensors, units, weighs, dtypes)
+        return plain_units(mask, steep, tensors, units, weighs, dtypes)
     if not torch.is_grad_enabled():
         return _masked(mask, tensors, units, dtypes, kernels)
     return _MaskUnits.apply(mask, steep, list(units), list(weighs), list(dtypes), kernels, *tensors)
 
 
-def _plain(
+def plain_units(
     mask: Tensor,
     steep: Tensor,
     tensors: Sequence[Tensor],
@@ -108,7 +108,7 @@ def _gathered(mask: Tensor, units: Tensor, sums: Tensor) -> Tensor:
 
 
 def _plain_of(mask: Tensor, steep: Tensor, units: list, weighs: list, dtypes: list, *tensors: Tensor):
-    return _plain(mask, steep, tensors, units, weighs, dtypes)
+    return plain_units(mask, steep, tensors, units, weighs, dtypes)
 
 
 def _masked(

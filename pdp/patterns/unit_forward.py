@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pdp.kernels import cpu as host_kernels
 from pdp.kernels.gpu import unit_kernels
 from pdp.layers import Layer, Member, compute_dtype
+from pdp.masks.transforms import in_transform
 from pdp.masks.units import mask_units, steepness
 from pdp.patterns.unit_table import UnitTable
+from pdp.patterns.weight_forward import MOST, bundles, has_hooks, several_processes
 
 Found = tuple[Tensor, int | None, int]  # a tensor, its version (None in inference mode) and its address
 
@@ -58,28 +61,86 @@ def _kernels(layer: Layer, mask: Tensor, tensors: Sequence[Tensor], units: Seque
 def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tuple[Tensor, Tensor, list[Found]]]]:
     # A copy, because the masks in the state change in place at the next step.
     masks = torch.cat([layer.state["mask"] for layer in table.layers])
-    parts = zip(table.layers, table.split(masks), table.split(table.steepness(masks, temperature)), strict=True)
     made: list[tuple[int, tuple[Tensor, Tensor, list[Found]]]] = []
-    for layer, mask, steep in parts:
-        tensors = [member.tensor for member in layer.members]
-        stored_rows = [member.rows(member.tensor) for member in layer.members]
-        units = [units_of(member, mask) for member in layer.members]
-        dtypes = [compute_dtype(member.sites[0], tensor) for member, tensor in zip(layer.members, tensors, strict=True)]
-        effective = mask_units(
-            mask,
-            steep,
-            stored_rows,
-            units,
-            [member.weighs for member in layer.members],
-            dtypes,
-            _kernels(layer, mask, stored_rows, units, dtypes),
+    seen = [
+        _Masked(layer, [member.tensor for member in layer.members], mask, steep)
+        for layer, mask, steep in zip(
+            table.layers, table.split(masks), table.split(table.steepness(masks, temperature)), strict=True
         )
+    ]
+    effective = _together(seen)
+    for place, one in enumerate(seen):
         found: list[Found] = [
-            (tensor, None if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in tensors
+            (tensor, None if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in one.tensors
         ]
-        for member, stored, rows in zip(layer.members, tensors, effective, strict=True):
-            made.append((id(member), (stored, member.rows(rows), found)))
+        rows = effective[place] if place in effective else one.alone()
+        for member, stored, own in zip(one.layer.members, one.tensors, rows, strict=True):
+            made.append((id(member), (stored, member.rows(own), found)))
     return made
+
+
+class _Masked(NamedTuple):
+    """A layer with its stored tensors, its mask and its steepness."""
+
+    layer: Layer
+    tensors: list[nn.Parameter]
+    mask: Tensor
+    steep: Tensor
+
+    def alone(self) -> tuple[Tensor, ...]:
+        """The effective tensors, units along dimension 0, by a node of the layer's own."""
+        members = self.layer.members
+        rows = [member.rows(tensor) for member, tensor in zip(members, self.tensors, strict=True)]
+        units = [units_of(member, self.mask) for member in members]
+        kernels = _kernels(self.layer, self.mask, rows, units, self.dtypes)
+        weighs = [member.weighs for member in members]
+        return mask_units(self.mask, self.steep, rows, units, weighs, self.dtypes, kernels)
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """The types in which its modules compute."""
+        pairs = zip(self.layer.members, self.tensors, strict=True)
+        return [compute_dtype(member.sites[0], tensor) for member, tensor in pairs]
+
+    @property
+    def shares(self) -> bool:
+        """Whether its tensors may share a node with those of other layers, and the CPU's kernels take them."""
+        if not self.mask.numel() or not all(one.in_order and not one.axis for one in self.layer.members):
+            return False
+        # A gradient's hook must not run where none arrives, and a node calls the hooks of all its tensors.
+        if any(map(has_hooks, self.tensors)) or any(one is not torch.float32 for one in self.dtypes):
+            return False
+        return host_kernels.usable(self.mask, *self.tensors)
+
+
+def _together(layers: Sequence[_Masked]) -> dict[int, Sequence[Tensor]]:
+    """The effective tensors of the layers that can be computed together, by place."""
+    if not torch.is_grad_enabled() or in_transform() or several_processes():
+        return {}
+    places = [place for place, layer in enumerate(layers) if layer.shares]
+    own = Counter(id(tensor) for place in places for tensor in layers[place].tensors)
+    places = [place for place in places if all(own[id(tensor)] == 1 for tensor in layers[place].tensors)]
+    if len(places) < 2:
+        return {}
+    kernels: Any = host_kernels.found().units  # type: ignore[union-attr]
+    found: dict[int, Sequence[Tensor]] = {}
+    sizes = [sum(tensor.numel() for tensor in layers[place].tensors) for place in places]
+    for bundle in bundles(sizes, MOST):
+        chosen = [places[number] for number in bundle]
+        units = [
+            kernels.Units(
+                layers[place].mask,
+                layers[place].steep,
+                layers[place].tensors,
+                [member.weighs for member in layers[place].layer.members],
+            )
+            for place in chosen
+        ]
+        made = kernels.joined(units, kernels.mask_layers(units))
+        for place in chosen:
+            count = len(layers[place].tensors)
+            found[place], made = made[:count], made[count:]
+    return found
 
 
 def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tensor | float, scale: float) -> Tensor:

@@ -14,7 +14,7 @@ from pdp.layers import Layer, Member
 from pdp.masks.transforms import in_transform
 
 _SMALL = 800_000  # mean weights per layer; above this, fetching effective weights again costs more than separate calls
-_MOST = 1 << 22  # weights in a bundle, whose gradients all wait in memory for its last one
+MOST = 1 << 22  # weights in a bundle, whose gradients all wait in memory for its last one
 MasksOf = Callable[[Sequence[Layer], Sequence[Tensor], Sequence[Tensor | float]], Any]
 _Made = tuple[Tensor, bool, int, int]  # an effective weight; whether its weight was trained, its version, its address
 
@@ -60,7 +60,7 @@ class Forward:
         self._kernels: Any = host_kernels.found()
         self._effective: list[Tensor | None] = self._kernels.effective(weights, self._masks)
         # Others may wait for gradients too: for them a layer that a step does not use must stay out of its graph.
-        self._bundles = _bundles(weights, 1 if _several_processes() else _MOST)
+        self._bundles = bundles([weight.numel() for weight in weights], 1 if several_processes() else MOST)
         self._left = {id(weights[place]): number for number, ones in enumerate(self._bundles) for place in ones}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
@@ -99,19 +99,20 @@ def has_hooks(weight: Tensor) -> bool:
     return bool(weight._backward_hooks) or bool(getattr(weight, "_post_accumulate_grad_hooks", None))
 
 
-def _bundles(weights: Sequence[Tensor], most: int) -> list[list[int]]:
-    """The places of the weights that share a node, in order; `most` numbers in one, or a single weight."""
-    bundles: list[list[int]] = [[]]
+def bundles(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """The places of what shares a node, in order; at most `most` numbers in one, or a single place."""
+    found: list[list[int]] = [[]]
     numbers = 0
-    for place, weight in enumerate(weights):
-        if bundles[-1] and numbers + weight.numel() > most:
-            bundles.append([])
+    for place, size in enumerate(sizes):
+        if found[-1] and numbers + size > most:
+            found.append([])
             numbers = 0
-        bundles[-1].append(place)
-        numbers += weight.numel()
-    return bundles
+        found[-1].append(place)
+        numbers += size
+    return found
 
 
-def _several_processes() -> bool:
+def several_processes() -> bool:
+    """Whether this process trains with others, which wait for its gradients."""
     there = torch.distributed.is_available() and torch.distributed.is_initialized()
     return there and torch.distributed.get_world_size() > 1
