@@ -142,6 +142,10 @@ class Pattern:
             return magnitude_cuts_at(weights, pruned, [layer.trail for layer in layers])
         if type(self._finder) is not kind or not self._finder.match(weights):
             self._finder = kind(weights)
+        into = getattr(self._finder, "find_into", None)  # of the CPU's
+        if into is not None and held and all(map(_is_host_number, held)):
+            into(weights, pruned, held)
+            return list(held)  # type: ignore[arg-type]
         return list(self._finder.find(weights, pruned).clone().unbind())
 
     def spread(self, values: Tensor, layer: Layer, member: Member, weight: Tensor) -> Tensor:
@@ -190,9 +194,9 @@ class Pattern:
     ) -> Any:
         """The layers' masks for `pdp.kernels.cpu.joint`; None if they cannot be computed together."""
         cuts = [layer.state["cut"] for layer in layers]
-        if any(cut.numel() > 1 or not cut.is_cpu for cut in cuts):
+        if any(cut.numel() > 1 or not cut.is_cpu or cut.dtype is not torch.float32 for cut in cuts):
             return None
-        return host_kernels.found().single_cuts.of(cuts, temperatures)  # type: ignore[union-attr]
+        return host_kernels.found().single_cuts(cuts, [float(tau) for tau in temperatures])  # type: ignore[union-attr]
 
     @property
     def _members(self) -> int:
@@ -260,6 +264,12 @@ def _finder_kind(weights: Sequence[Tensor]) -> Any:
         alike = all(one.dtype == first.dtype and one.device == first.device for one in weights)
         return Cuts if alike and all(map(kernels.usable, weights)) else None
     return host_kernels.found().cuts if host_kernels.usable(*weights) else None  # type: ignore[union-attr]
+
+
+def _is_host_number(held: Tensor | None) -> bool:
+    """Whether this is a float32 number in the processor's memory that may be overwritten."""
+    plain = type(held) is Tensor and held.dtype is torch.float32 and held.is_cpu and not held.dim()
+    return plain and not held.is_inference()  # type: ignore[union-attr]
 
 
 def squared_cut(cut: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from mask_formulas import reference, reference_cut
 
 from pdp import Pruner
 from pdp.kernels import cpu as host_kernels
-from pdp.kernels.cpu import masking, masks
+from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.cuts import Cuts
 from pdp.kernels.cpu.joint import effective_weights, joined
 from pdp.kernels.cpu.masks import SingleCuts, host_prune
@@ -112,8 +112,8 @@ def test_a_weight_that_was_given_other_data_since_has_the_same_gradient(together
     for change in (lambda one: one, lambda one: one.double(), lambda one: one.bfloat16(), lambda one: one.T.clone().T):
         weights = [one.clone().requires_grad_() for one in drawn]
         if together:
-            masks = SingleCuts.of([torch.tensor(0.5)] * 2, [0.1] * 2)
-            effective = joined(weights, masks, effective_weights(weights, masks))
+            single = SingleCuts([torch.tensor(0.5)] * 2, [0.1] * 2)
+            effective = joined(weights, single, effective_weights(weights, single))
         else:
             effective = [host_prune(one, torch.tensor(0.5), 0.1) for one in weights]
         loss = sum(one.square().sum() for one in effective)
@@ -323,9 +323,12 @@ def test_where_they_cannot_run_one_warning_says_so(monkeypatch):
         assert host_kernels.found.__wrapped__() is None
 
 
-def test_numbers_of_many_cuts_are_those_of_each():
+def test_numbers_of_many_cuts_are_those_of_the_definition():
     cuts = [0.0, 1e-30, 0.37, 3e20, math.inf, -math.inf, math.nan]
-    pairs = [(cut, tau) for cut in cuts for tau in (1e-30, 1e-4, 1.0, 1e30)]
-    many = SingleCuts.of([torch.tensor(cut) for cut, _ in pairs], [tau for _, tau in pairs]).numbers
-    for (cut, tau), found in zip(pairs, many.T.tolist(), strict=True):
-        assert tuple(found) == pytest.approx(masks._numbers(torch.tensor(cut), tau), rel=0, abs=0, nan_ok=True)
+    pairs = [(float(np.float32(cut)), tau) for cut in cuts for tau in (1e-30, 1e-4, 1.0, 1e30)]
+    single = SingleCuts([torch.tensor(cut) for cut, _ in pairs], [tau for _, tau in pairs])
+    effective_weights([torch.ones(3) for _ in pairs], single)
+    largest = torch.finfo(torch.float32).max / 4
+    for (cut, tau), (offset, inverse) in zip(pairs, single.numbers.T.tolist(), strict=True):
+        right = np.clip(np.float64(cut) * abs(cut) / -tau, -largest, largest)
+        assert (offset, inverse) == pytest.approx((right, 1 / tau), rel=0, abs=0, nan_ok=True)

@@ -85,7 +85,7 @@ def found() -> Kernels | None:
         with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
             weight = torch.ones(8, requires_grad=True)
             host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
-            masks = SingleCuts.of([torch.tensor(0.5)], [1.0])
+            masks = SingleCuts([torch.tensor(0.5)], [1.0])
             joined([weight], masks, effective_weights([weight], masks))[0].sum().backward()
             Cuts([weight]).find([weight], [1])
             inner = weight.detach().reshape(1, 8).requires_grad_()

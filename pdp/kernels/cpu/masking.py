@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from pdp.kernels.cpu.memory import bits_at
+from pdp.kernels.cpu.memory import bits_at, doubles_at
 from pdp.kernels.cpu.team import parted, share_of
 
 # Of the fast-math options only "contract" is on: the compiler may fuse a product with a sum, but infinities and NaN
 # keep their meaning.
 _HOW: dict[str, Any] = {"fastmath": {"contract"}}
 
+_LARGEST = np.float64(np.finfo(np.float32).max) / 4  # bound of the offset that keeps it finite
 _LINE = 16  # numbers in a line of the processor's cache
 _ZERO, _HALF, _ONE, _TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
 # The constants of pdp.masks.soft, repeated because a cached kernel would not notice a change in another file; a test
@@ -74,19 +75,34 @@ def _write_slope(weight, upstream, slope, first, last, offset, inverse):
         target[i] = given[i] * (mask + _TWO * (z - subtracted) * (mask * (_ONE - mask)))
 
 
+@njit(inline="always")
+def _numbers(cut, temperature):
+    """The offset -t |t| / tau (t with its sign), within bounds that keep it finite, and 1 / tau; NaN stays NaN."""
+    t = np.float64(cut)
+    offset = t * abs(t) / -temperature
+    offset = _LARGEST if offset > _LARGEST else offset
+    return -_LARGEST if offset < -_LARGEST else offset, 1.0 / temperature
+
+
 @parted(**_HOW)
 def write_effective(part, parts, integers, reals):
-    """m(w) * w of many tensors: m = sigmoid(offset + w^2 * inverse).
+    """m(w) * w of many tensors: m = sigmoid(offset + w^2 * inverse), and the numbers that `write_slope` needs.
 
-    Integers: how many tensors and how many numbers there are; then of each tensor its address, that of what is written,
-    and its size; each kind of all tensors in turn, like the reals: offset and inverse.
+    Integers: how many tensors and how many numbers they have, and the address of the offsets and then inverses
+    (float64) that are written; then of each tensor its address, that of what is written, its size, and the address of
+    its cut; each kind of all tensors in turn, like the reals: tau.
     """
     many, total, before = integers[0], integers[1], 0
+    numbers = doubles_at(integers[2], 2 * many)
     for i in range(many):
-        size = integers[2 + 2 * many + i]
+        size = integers[3 + 2 * many + i]
         first, last = share_of(part, parts, total, before, size, _LINE)
         if first < last:
-            _write_effective(integers[2 + i], integers[2 + many + i], first, last, reals[i], reals[many + i])
+            cut = bits_at(integers[3 + 3 * many + i], 1).view(np.float32)[0]
+            offset, inverse = _numbers(cut, reals[i])
+            _write_effective(integers[3 + i], integers[3 + many + i], first, last, offset, inverse)
+            if first == 0:
+                numbers[i], numbers[many + i] = offset, inverse
         before += size
 
 
@@ -94,7 +110,8 @@ def write_effective(part, parts, integers, reals):
 def write_slope(part, parts, integers, reals):
     """`upstream` times m + 2 w^2 / tau * m (1 - m) of many tensors.
 
-    As for `write_effective`, with the addresses of `upstream` after those of the tensors.
+    Integers: how many tensors and how many numbers there are; then of each tensor its address, those of `upstream` and
+    of what is written, and its size; each kind of all tensors in turn, like the reals: offset and inverse.
     """
     many, total, before = integers[0], integers[1], 0
     for i in range(many):

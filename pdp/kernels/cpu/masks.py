@@ -5,13 +5,11 @@ backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from pdp.kernels.cpu import masking
 from pdp.kernels.cpu.layout import alike, readable
@@ -20,8 +18,7 @@ from pdp.masks.kept import keep, kept
 from pdp.masks.soft import NOTHING, SATURATED
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 
-_LARGEST = torch.finfo(torch.float32).max / 4  # bound of the offset -t^2 / tau that keeps it finite
-Numbers = tuple[float, float]
+Numbers = tuple[float, float]  # the offset -t |t| / tau (t with its sign) and 1 / tau
 
 
 def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tensor:
@@ -29,30 +26,24 @@ def host_prune(weight: Tensor, cut: Tensor, temperature: Tensor | float) -> Tens
 
     `cut` and `temperature` are single numbers; the weight must fill its memory without gaps.
     """
-    return _HostPrune.apply(weight, _numbers(cut, temperature))
+    return _HostPrune.apply(weight, SingleCuts([cut.detach().float()], [float(temperature)]))
 
 
 class SingleCuts:
-    """The masks of weights with one cut each, for `pdp.kernels.cpu.joint`."""
+    """The masks of weights with one cut each, a float32 number, for `pdp.kernels.cpu.joint`."""
 
-    cuts: list[Tensor] = []  # numbers are enough
+    cuts: list[Tensor] = []  # numbers are enough for backward
 
-    def __init__(self, numbers: np.ndarray):
-        self.numbers = numbers  # `Numbers` of each weight, one row for each kind; (2, weights), float64
-
-    @classmethod
-    def of(cls, cuts: Sequence[Tensor], temperatures: Sequence[Tensor | float]) -> SingleCuts:
-        """The masks with these cuts and temperatures, one number each."""
-        t, tau = np.array([cut.item() for cut in cuts]), np.array([float(one) for one in temperatures])
-        numbers = np.empty((2, len(cuts)))
-        # As in `_numbers`: Python's min and max keep NaN there, and these do.
-        np.maximum(np.minimum(t * np.abs(t) / -tau, _LARGEST), -_LARGEST, out=numbers[0])
-        np.divide(1, tau, out=numbers[1])
-        return cls(numbers)
+    def __init__(self, cuts: Sequence[Tensor], temperatures: Sequence[float]):
+        self._found = list(cuts)
+        self.temperatures = temperatures
+        self.numbers = np.empty((2, len(cuts)))  # `Numbers` of each weight once its effective weight is written
 
     def chosen(self, places: Sequence[int]) -> SingleCuts:
         """The masks of the weights at these places."""
-        return SingleCuts(np.ascontiguousarray(self.numbers[:, places]))
+        some = SingleCuts([], [])
+        some.numbers = np.ascontiguousarray(self.numbers[:, places])
+        return some
 
     def readable(self, weights: Sequence[Tensor]) -> list[Tensor]:
         """The weights as the kernels read them."""
@@ -60,28 +51,23 @@ class SingleCuts:
 
     def write_effective(self, weights: Sequence[Tensor], effective: Sequence[Tensor]) -> None:
         """Writes m(w) * w of each weight."""
-        self._launch(masking.write_effective, weights, effective)
+        counts = [one.numel() for one in weights]
+        places = [one.data_ptr() for ones in (weights, effective) for one in ones]
+        cuts = [cut.data_ptr() for cut in self._found]
+        total = sum(counts)
+        of_all = (len(counts), total, address(self.numbers))
+        run(masking.write_effective, total, (*of_all, *places, *counts, *cuts), self.temperatures)
 
     def write_slopes(self, weights: Sequence[Tensor], upstream: Sequence[Tensor], slopes: Sequence[Tensor]) -> None:
         """Writes the gradient of each weight, given that of its effective weight."""
-        self._launch(masking.write_slope, weights, upstream, slopes)
+        counts = [one.numel() for one in weights]
+        places = [one.data_ptr() for ones in (weights, upstream, slopes) for one in ones]
+        total = sum(counts)
+        run(masking.write_slope, total, (len(counts), total, *places, *counts), address(self.numbers))
 
     def plain(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """The effective weights in plain operations."""
         return tuple(_plain(weight, tuple(own)) for weight, own in zip(weights, self.numbers.T.tolist(), strict=True))
-
-    def _launch(self, kernel: Any, *tensors: Sequence[Tensor]) -> None:
-        counts = [one.numel() for one in tensors[0]]
-        places = [one.data_ptr() for ones in tensors for one in ones]
-        total = sum(counts)
-        run(kernel, total, (len(counts), total, *places, *counts), address(self.numbers))
-
-
-def _numbers(cut: Tensor, temperature: Tensor | float) -> Numbers:
-    """The two numbers that a kernel needs: the offset -t |t| / tau (t with its sign) and 1 / tau."""
-    t, tau = cut.item(), float(temperature)
-    # The order matters for NaN: min and max return their first argument if a comparison with NaN is false.
-    return max(min(t * abs(t) / -tau, _LARGEST), -_LARGEST), 1 / tau
 
 
 def _plain(weight: Tensor, numbers: Numbers) -> Tensor:
@@ -92,27 +78,22 @@ def _plain(weight: Tensor, numbers: Numbers) -> Tensor:
 
 class _HostPrune(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, weight: Tensor, numbers: Numbers) -> Tensor:
-        ctx.numbers = numbers  # type: ignore[attr-defined]
+    def forward(ctx: Any, weight: Tensor, masks: SingleCuts) -> Tensor:
+        ctx.masks = masks
         if weight.is_leaf:
             keep(ctx, weight)
         else:  # it is freed with the graph
             ctx.save_for_backward(weight)
         effective = torch.empty_like(weight)
-        count, places = weight.numel(), (weight.data_ptr(), effective.data_ptr())
-        run(masking.write_effective, count, (1, count, *places, count), numbers)
+        masks.write_effective([weight], [effective])
         return effective
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        (weight,) = ctx.saved_tensors or kept(ctx)  # type: ignore[attr-defined]
-        numbers: Numbers = ctx.numbers  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:
+        (weight,) = ctx.saved_tensors or kept(ctx)
         if wants_a_graph():
-            plain = partial(_plain, numbers=numbers)
-            return *gradients_with_a_graph(plain, [weight], [gradient]), None  # type: ignore[return-value]
+            return gradients_with_a_graph(ctx.masks.plain, [weight], [gradient])[0], None
         weight = readable(weight)
-        gradient = alike(gradient, weight)
         slope = torch.empty_like(weight)
-        count, places = weight.numel(), (weight.data_ptr(), gradient.data_ptr(), slope.data_ptr())
-        run(masking.write_slope, count, (1, count, *places, count), numbers)
+        ctx.masks.write_slopes([weight], [alike(gradient, weight)], [slope])
         return slope, None

@@ -132,66 +132,92 @@ def select(part, parts, integers, reals):
             over[layer] = found if reached > rank else _next(found, first, last, rooms, near, inside)
 
 
+@njit(inline="always")
+def _settle(layer, searched, sizes, ranks, cuts, moved, under, over, address):
+    """Writes the layer's cut between its neighbours, and how far it has moved; NaN if it has none after a search.
+
+    Returns whether it has no neighbours yet, and is left as it is.
+    """
+    cut = under[layer] + (over[layer] - under[layer]) * 0.5
+    written = bits_at(address, 1).view(np.float32)
+    if 0 < ranks[layer] < sizes[layer]:
+        if np.isnan(under[layer]) and not searched:
+            return True
+        written[0] = cut
+    else:
+        written[0] = np.inf if ranks[layer] > 0 else -np.inf
+    moved[layer] = abs(cut - cuts[layer]) if np.isfinite(cuts[layer]) else np.inf
+    cuts[layer] = cut
+    return False
+
+
+@njit(inline="always")
+def _search_short(layer, address, first, last, near, sizes, ranks, whole, cuts, moved, under, over):
+    """The two neighbours of a layer's cut; NaN where the search between bounds failed or nothing or all is pruned."""
+    bounds, inside = np.empty(2, np.int64), np.empty(1, np.int64)
+    rank, size, found = ranks[layer], sizes[layer], np.int32(-1)
+    bounds[0], bounds[1] = first, last
+    farthest = WIDEST * cuts[layer]
+    reach = max(MOVES * moved[layer], NARROWEST * cuts[layer])
+    bounded = reach <= farthest < np.inf
+    for attempt in range(2 if 0 < rank < size and (bounded or whole[layer]) else 0):
+        everything = whole[layer] and (attempt == 1 or not bounded)
+        low = np.float32(0.0 if everything else max(under[layer] - reach, 0.0)).view(np.int32)
+        high = np.float32(np.inf if everything else over[layer] + reach).view(np.int32)
+        less, end = _sweep(address, 0, size, low, high, near, bounds[0], bounds[1])
+        inside[0] = end - bounds[0]
+        if end <= bounds[1] and 0 < rank - less < inside[0]:
+            found = np.int32(_smallest_with(rank - less, low, high, 0, 1, bounds, near, inside))
+            reached = _count(found, 0, 1, bounds, near, inside)
+            after = np.int32(found if reached > rank - less else _next(found, 0, 1, bounds, near, inside))
+            under[layer], over[layer] = found.view(np.float32), after.view(np.float32)
+            break
+        if everything or not (whole[layer] or reach < farthest):
+            break
+        reach = min(AGAIN * reach, farthest)
+    if found < 0:
+        under[layer] = over[layer] = np.nan
+
+
 @parted()
 def find_short(part, parts, integers, reals):
-    """The two neighbours of the cut for each layer in one part of `places`, all layers of a single piece.
+    """Finds and settles the cuts of layers of a single piece each.
 
-    `under` and `over` hold those of the last search, with `cuts` and `moved`, and then the new ones: NaN where the
-    search between bounds failed or where nothing or everything is pruned. A layer in `whole` has room for a search
-    without bounds, which cannot fail.
+    `under` and `over` hold the neighbours of the last cuts, with `cuts` and `moved`, and then those of the new ones. A
+    layer in `whole` has room for a search without bounds, which cannot fail. `missed` becomes 1 if a layer has none.
 
-    Integers: how many layers, places and rooms there are; then the addresses of `places`, where the rooms of these
-    begin, and the rooms; for each layer where its numbers are, how many, its rank, whether it is in `whole`, `cuts`,
-    `moved`, `under` and `over`.
+    Integers: how many layers, places and rooms there are; then the addresses of the places of the short ones, where
+    their rooms begin, and the rooms; of `missed`; for each layer of how many numbers it has, its rank, whether it is in
+    `whole`, `cuts`, `moved`, `under` and `over`; then for each layer where its numbers are, and where its cut goes.
     """
     count, many, room = integers[0], integers[1], integers[2]
     places, rooms, near = longs_at(integers[3], many), longs_at(integers[4], many + 1), bits_at(integers[5], room)
-    addresses, sizes, ranks = longs_at(integers[6], count), longs_at(integers[7], count), longs_at(integers[8], count)
+    missed, sizes, ranks = longs_at(integers[6], 1), longs_at(integers[7], count), longs_at(integers[8], count)
     whole, cuts, moved = longs_at(integers[9], count), doubles_at(integers[10], count), doubles_at(integers[11], count)
     under, over = doubles_at(integers[12], count), doubles_at(integers[13], count)
-    bounds, inside = np.empty(2, np.int64), np.empty(1, np.int64)
-    for number in range(places.size * part // parts, places.size * (part + 1) // parts):
+    for number in range(many * part // parts, many * (part + 1) // parts):
         layer = places[number]
-        rank, size, found = ranks[layer], sizes[layer], np.int32(-1)
-        bounds[0], bounds[1] = rooms[number], rooms[number + 1]
-        farthest = WIDEST * cuts[layer]
-        reach = max(MOVES * moved[layer], NARROWEST * cuts[layer])
-        bounded = reach <= farthest < np.inf
-        for attempt in range(2 if 0 < rank < size and (bounded or whole[layer]) else 0):
-            everything = whole[layer] and (attempt == 1 or not bounded)
-            low = np.float32(0.0 if everything else max(under[layer] - reach, 0.0)).view(np.int32)
-            high = np.float32(np.inf if everything else over[layer] + reach).view(np.int32)
-            less, end = _sweep(addresses[layer], 0, size, low, high, near, bounds[0], bounds[1])
-            inside[0] = end - bounds[0]
-            if end <= bounds[1] and 0 < rank - less < inside[0]:
-                found = np.int32(_smallest_with(rank - less, low, high, 0, 1, bounds, near, inside))
-                reached = _count(found, 0, 1, bounds, near, inside)
-                after = np.int32(found if reached > rank - less else _next(found, 0, 1, bounds, near, inside))
-                under[layer], over[layer] = found.view(np.float32), after.view(np.float32)
-                break
-            if everything or not (whole[layer] or reach < farthest):
-                break
-            reach = min(AGAIN * reach, farthest)
-        if found < 0:
-            under[layer] = over[layer] = np.nan
+        first, last = rooms[number], rooms[number + 1]
+        address, written = integers[14 + layer], integers[14 + count + layer]
+        _search_short(layer, address, first, last, near, sizes, ranks, whole, cuts, moved, under, over)
+        if _settle(layer, False, sizes, ranks, cuts, moved, under, over, written):
+            missed[0] = 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
-def settle(places, searched, sizes, ranks, cuts, moved, under, over, found):
-    """Writes the cuts of the layers at `places` between their neighbours, and how far they have moved.
+@parted()
+def settle(part, parts, integers, reals):
+    """`_settle` for the layers at `places`.
 
-    Returns how many layers have no neighbours yet, and are left as they are; if all were `searched`, their cut is NaN.
+    Integers: how many layers and places there are, and whether they were searched; then the addresses of the places, of
+    `missed`, and for each layer of how many numbers it has, its rank, `cuts`, `moved`, `under` and `over`; then of each
+    layer, where its cut goes.
     """
-    without = 0
-    for layer in places:
-        cut = under[layer] + (over[layer] - under[layer]) * 0.5
-        if 0 < ranks[layer] < sizes[layer]:
-            if np.isnan(under[layer]) and not searched:
-                without += 1
-                continue
-            found[layer] = cut
-        else:
-            found[layer] = np.inf if ranks[layer] > 0 else -np.inf
-        moved[layer] = abs(cut - cuts[layer]) if np.isfinite(cuts[layer]) else np.inf
-        cuts[layer] = cut
-    return without
+    count, many, searched = integers[0], integers[1], integers[2] > 0
+    places, missed = longs_at(integers[3], many), longs_at(integers[4], 1)
+    sizes, ranks = longs_at(integers[5], count), longs_at(integers[6], count)
+    cuts, moved = doubles_at(integers[7], count), doubles_at(integers[8], count)
+    under, over = doubles_at(integers[9], count), doubles_at(integers[10], count)
+    for number in range(many * part // parts, many * (part + 1) // parts):
+        layer = places[number]
+        if _settle(layer, searched, sizes, ranks, cuts, moved, under, over, integers[11 + layer]):
+            missed[0] = 1
