@@ -88,12 +88,14 @@ class Method(method.Method):
             stale = [layer for layer in active if "cut" not in layer.state]
         with self.pattern.measuring():
             fresh = [layer for layer in stale if "cut" not in layer.state]
-            cuts = self.pattern.cuts(stale, [layer.state.get("cut") for layer in stale])
-            self.replace_states(stale, "cut", cuts)
+            held = [layer.state.get("cut") for layer in stale]
+            cuts = self.pattern.cuts(stale, held)
+            if any(one is not own for one, own in zip(cuts, held, strict=True)):
+                self.replace_states(stale, "cut", cuts)
             self._set_temperatures(active, stale, cuts)
             self._begin_learning(fresh)
-            held = [layer.state["cut"] for layer in active]
-            for key, values in self.pattern.soft_states(active, held, self._temperatures(active)).items():
+            present = [layer.state["cut"] for layer in active]
+            for key, values in self.pattern.soft_states(active, present, self._temperatures(active)).items():
                 self.replace_states(active, key, values)
 
     def _anneal(self, moment: method.Moment) -> None:

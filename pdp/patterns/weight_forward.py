@@ -38,18 +38,21 @@ class Forward:
         # Without gradients an effective weight is freed after its layer; keeping all of them would need more memory.
         if len(layers) < 2 or not torch.is_grad_enabled() or not weights[0].is_cpu:
             return
-        if sum(weight.numel() for weight in weights) > _SMALL * len(weights):
+        sizes = [weight.numel() for weight in weights]
+        if sum(sizes) > _SMALL * len(weights):
             return
         if not host_kernels.usable(*weights):
             return
         taus: Any = temperatures if isinstance(temperatures, Sequence) else [temperatures] * len(weights)
         # A weight with several masks is masked by each in turn. A gradient's hook must not run where none arrives, and
         # a node of several weights calls the hooks of all of them.
-        if len(set(map(id, weights))) < len(weights) or any(map(has_hooks, weights)):
-            own = Counter(map(id, weights))
-            chosen = [place for place, one in enumerate(weights) if own[id(one)] == 1 and not has_hooks(one)]
+        hooked = [one for one in weights if one._backward_hooks or one._post_accumulate_grad_hooks]
+        if hooked or len(set(map(id, weights))) < len(weights):
+            own = Counter(map(id, [*weights, *hooked]))
+            chosen = [place for place, one in enumerate(weights) if own[id(one)] == 1]
             if len(chosen) < 2:
                 return
+            sizes = [sizes[place] for place in chosen]
             weights, layers = [weights[place] for place in chosen], [layers[place] for place in chosen]
             taus = [taus[place] for place in chosen]
         self._masks = masks_of(layers, weights, taus)
@@ -60,21 +63,23 @@ class Forward:
         self._kernels: Any = host_kernels.found()
         self._effective: list[Tensor | None] = self._kernels.effective(weights, self._masks)
         # Others may wait for gradients too: for them a layer that a step does not use must stay out of its graph.
-        self._bundles = bundles([weight.numel() for weight in weights], 1 if several_processes() else MOST)
+        self._bundles = bundles(sizes, 1 if several_processes() else MOST)
         self._left = {id(weights[place]): number for number, ones in enumerate(self._bundles) for place in ones}
 
     def effective(self, member: Member, weight: Tensor) -> Tensor | None:
         """The effective weight for `weight`, handed out once; None if it must still be computed."""
-        made = self._left.get(id(weight))
+        key = id(weight)
+        made = self._left.get(key)
         if made is None or not torch.is_grad_enabled() or in_transform():
             return None
-        if isinstance(made, int):
+        if type(made) is int:
             self._make(made)
-            made = self._left[id(weight)]
-        del self._left[id(weight)]
-        effective, *before = made  # type: ignore[misc]
+            made = self._left[key]
+        del self._left[key]
+        effective, trained, version, address = made  # type: ignore[misc]
         # A model may change its weights during its forward, freeze them or thaw them.
-        return effective if before == [weight.requires_grad, weight._version, weight.data_ptr()] else None
+        same = weight.requires_grad is trained and weight._version == version and weight.data_ptr() == address
+        return effective if same else None
 
     @property
     def takes_part(self) -> bool:

@@ -56,10 +56,9 @@ class Place:
     @property
     def active(self) -> bool:
         """Whether the effective weight differs from the stored one."""
-        for layer, _ in self.masks:  # no generator: this is asked several times for each layer in every step
-            if layer.active or layer.adapter is not None:
-                return True
-        return self.quantized
+        if self.only is not None and self.only[0].active:  # asked several times for each layer in every step
+            return True
+        return any(layer.active or layer.adapter is not None for layer, _ in self.masks) or self.quantized
 
     @property
     def quantized(self) -> bool:

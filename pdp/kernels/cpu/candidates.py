@@ -73,8 +73,12 @@ class _HostCandidates(torch.autograd.Function):
                 return prune_by_candidates(weight, keep, scores, alive, ctx.candidates, 1)
 
             return *gradients_with_a_graph(plain, [weight, ctx.scores], [gradient]), None, None, None
-        weight = _as_it_was(weight, ctx.stride)
-        gradient, slope, scores_slope = alike(gradient, weight), torch.empty_like(weight), torch.empty_like(ctx.scores)
+        weight = readable(weight, ctx.stride)
+        gradient, slope, scores_slope = (
+            alike(gradient, weight, ctx.stride),
+            torch.empty_like(weight),
+            torch.empty_like(ctx.scores),
+        )
         rows, inputs, apart = weight.shape[0], weight.shape[1], weight.stride(1)
         inner = math.prod(weight.shape[2:])
         tensors = (weight, gradient, keep, alive, slope, scores_slope, _members(ctx.candidates))
@@ -90,12 +94,6 @@ def _kept(weight: Tensor, keep: Tensor) -> Tensor:
     places = [one.data_ptr() for one in (weight, keep, effective)]
     run(choosing.write_kept, weight.numel(), (*places, weight.numel()))
     return effective
-
-
-def _as_it_was(weight: Tensor, stride: tuple[int, ...]) -> Tensor:
-    """The weight in the memory order that it had in the forward, even if it was given other data since."""
-    own = readable(weight)
-    return own if own.stride() == stride else torch.empty_strided(weight.shape, stride).copy_(own.detach())
 
 
 def _members(candidates: Tensor) -> Tensor:

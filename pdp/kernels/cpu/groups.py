@@ -79,14 +79,6 @@ class GroupCuts:
         some.inner, some.laid = [self.inner[place] for place in places], [self.laid[place] for place in places]
         return some
 
-    def readable(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights as the kernels read them, in the memory order that they had."""
-        found = list(map(readable, weights))
-        for place, (one, (size, stride)) in enumerate(zip(found, self.laid, strict=True)):
-            if one.stride() != stride:  # its data were replaced since
-                found[place] = torch.empty_strided(size, stride).copy_(one.detach())
-        return found
-
     def write_effective(self, weights: Sequence[Tensor], effective: Sequence[Tensor]) -> None:
         """Writes m(w) * w of each weight."""
         self._launch(grouping.write_effective, weights, effective)
@@ -125,9 +117,10 @@ class _HostGroups(torch.autograd.Function):
         weight, _ = kept(ctx)
         if wants_a_graph():
             return *gradients_with_a_graph(ctx.masks.plain, [weight], [gradient]), None
-        (own,) = ctx.masks.readable([weight])
+        stride = ctx.masks.laid[0][1]
+        own = readable(weight, stride)
         slope = torch.empty_like(own)
-        ctx.masks.write_slopes([own], [alike(gradient, own)], [slope])
+        ctx.masks.write_slopes([own], [alike(gradient, own, stride)], [slope])
         return slope, None
 
 

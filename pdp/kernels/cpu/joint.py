@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pdp.kernels.cpu.layout import alike
+from pdp.kernels.cpu.layout import alike, readable
 from pdp.masks.kept import keep, kept
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
 
@@ -20,9 +20,6 @@ class Masks(Protocol):
 
     def chosen(self, places: Sequence[int]) -> Masks:
         """The masks of the weights at these places."""
-
-    def readable(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights as `write_slopes` reads them, even if they were given other `data` since the forward."""
 
     def write_effective(self, weights: Sequence[Tensor], effective: Sequence[Tensor]) -> None:
         """Writes m(w) * w of each weight."""
@@ -50,6 +47,7 @@ class _HostJoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, masks: Masks, effective: Sequence[Tensor], *weights: Tensor) -> tuple[Tensor, ...]:
         ctx.masks, ctx.many = masks, len(weights)
+        ctx.strides = [weight.stride() for weight in weights]
         keep(ctx, *weights, *masks.cuts)
         ctx.set_materialize_grads(False)
         return tuple(effective)
@@ -60,10 +58,16 @@ class _HostJoint(torch.autograd.Function):
         tensors = kept(ctx, [*given, *(ctx.many + place for place in given if ctx.masks.cuts)])
         if wants_a_graph():
             return None, None, *gradients_with_a_graph(ctx.masks.plain, ctx.kept[: ctx.many], gradients)
-        masks = ctx.masks if len(given) == ctx.many else ctx.masks.chosen(given)
-        weights = masks.readable(tensors[: len(given)])
+        everything = len(given) == ctx.many
+        masks, strides, arrived = ctx.masks, ctx.strides, gradients
+        if not everything:
+            masks, strides = masks.chosen(given), [strides[place] for place in given]
+            arrived = tuple(gradients[place] for place in given)
+        weights = [readable(weight, stride) for weight, stride in zip(tensors, strides)]  # noqa: B905, cuts follow
         slopes = [torch.empty_like(weight) for weight in weights]
-        upstream = [alike(gradients[place], weight) for place, weight in zip(given, weights, strict=True)]  # type: ignore[arg-type]
+        upstream = [alike(one, weight, stride) for one, weight, stride in zip(arrived, weights, strides, strict=True)]  # type: ignore[arg-type]
         masks.write_slopes(weights, upstream, slopes)
+        if everything:
+            return None, None, *slopes
         found = dict(zip(given, slopes, strict=True))
         return None, None, *(found.get(place) for place in range(ctx.many))

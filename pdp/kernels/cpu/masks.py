@@ -45,10 +45,6 @@ class SingleCuts:
         some.numbers = np.ascontiguousarray(self.numbers[:, places])
         return some
 
-    def readable(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The weights as the kernels read them."""
-        return list(map(readable, weights))
-
     def write_effective(self, weights: Sequence[Tensor], effective: Sequence[Tensor]) -> None:
         """Writes m(w) * w of each weight."""
         counts = [one.numel() for one in weights]
@@ -79,7 +75,7 @@ def _plain(weight: Tensor, numbers: Numbers) -> Tensor:
 class _HostPrune(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, masks: SingleCuts) -> Tensor:
-        ctx.masks = masks
+        ctx.masks, ctx.stride = masks, weight.stride()
         if weight.is_leaf:
             keep(ctx, weight)
         else:  # it is freed with the graph
@@ -93,7 +89,7 @@ class _HostPrune(torch.autograd.Function):
         (weight,) = ctx.saved_tensors or kept(ctx)
         if wants_a_graph():
             return gradients_with_a_graph(ctx.masks.plain, [weight], [gradient])[0], None
-        weight = readable(weight)
+        weight = readable(weight, ctx.stride)
         slope = torch.empty_like(weight)
-        ctx.masks.write_slopes([weight], [alike(gradient, weight)], [slope])
+        ctx.masks.write_slopes([weight], [alike(gradient, weight, ctx.stride)], [slope])
         return slope, None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pdp.kernels.cpu import unit_masking
-from pdp.kernels.cpu.layout import alike, readable
+from pdp.kernels.cpu.layout import alike, dense_stride, readable
 from pdp.kernels.cpu.team import run
 from pdp.masks.kept import keep, kept
 from pdp.masks.transforms import gradients_with_a_graph, wants_a_graph
@@ -58,7 +58,8 @@ def gradients(
     `upstream` are the gradients of some of the effective tensors, by position.
     """
     given = [upstream.get(place) for place in range(len(tensors))]
-    found = _gradients([Units(mask, steep, list(tensors), list(weighs))], given)
+    strides = [dense_stride(tensor) for tensor in tensors]
+    found = _gradients([Units(mask, steep, list(tensors), list(weighs))], given, strides)
     return {place: one for place, one in enumerate(found) if one is not None}
 
 
@@ -77,7 +78,7 @@ class _HostUnits(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layers: Sequence[Units], effective: Sequence[Tensor], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.layers = [layer._replace(tensors=[]) for layer in layers]
-        ctx.counts = [len(layer.tensors) for layer in layers]
+        ctx.counts, ctx.strides = [len(layer.tensors) for layer in layers], [tensor.stride() for tensor in tensors]
         keep(ctx, *tensors)
         ctx.set_materialize_grads(False)
         return tuple(effective)
@@ -95,7 +96,8 @@ class _HostUnits(torch.autograd.Function):
                 given += upstream[start : start + count]
                 used.append(layer._replace(tensors=list(kept(ctx, own))))
             start += count
-        made = _graphs(used, given) if wants_a_graph() else _gradients(used, given)
+        strides = [ctx.strides[place] for place in places]
+        made = _graphs(used, given) if wants_a_graph() else _gradients(used, given, strides)
         by_place = dict(zip(places, made, strict=True))
         found = [by_place.get(place) for place in range(start)]
         return None, None, *found
@@ -114,29 +116,34 @@ def _graphs(layers: Sequence[Units], upstream: Sequence[Tensor | None]) -> list[
     return found
 
 
-def _gradients(layers: Sequence[Units], upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _gradients(
+    layers: Sequence[Units], upstream: Sequence[Tensor | None], strides: Sequence[tuple[int, ...]]
+) -> list[Tensor | None]:
     """The gradients of all layers' tensors, given those of some of their effective tensors."""
-    stored = [readable(tensor) for layer in layers for tensor in layer.tensors]
+    tensors = [tensor for layer in layers for tensor in layer.tensors]
+    stored = [readable(tensor, stride) for tensor, stride in zip(tensors, strides, strict=True)]
     weighs = [own for layer in layers for own in layer.weighs]
-    given = [one if one is None else alike(one, tensor) for one, tensor in zip(upstream, stored, strict=True)]
+    given = [
+        one if one is None else alike(one, tensor, stride)
+        for one, tensor, stride in zip(upstream, stored, strides, strict=True)
+    ]
     found = [
         torch.empty_like(tensor) if own or one is not None else None
         for tensor, own, one in zip(stored, weighs, given, strict=True)
     ]
     masks = [layer.mask.contiguous() for layer in layers]
     steeps = [layer.steep.contiguous() for layer in layers]
-    units, tensors = [mask.numel() for mask in masks], [len(layer.tensors) for layer in layers]
+    units, counts = [mask.numel() for mask in masks], [len(layer.tensors) for layer in layers]
     lengths = [
         tensor.numel() // layer.mask.numel()
         for layer, tensor in zip((layer for layer in layers for _ in layer.tensors), stored, strict=True)
     ]
-    ends = [sum(tensors[: number + 1]) for number in range(len(layers))]
-    whole = [sum(lengths[end - count : end]) for end, count in zip(ends, tensors, strict=True)]
+    ends = [sum(counts[: number + 1]) for number in range(len(layers))]
+    whole = [sum(lengths[end - count : end]) for end, count in zip(ends, counts, strict=True)]
     total = sum(one.numel() for one in stored)
-    counts = (len(layers), len(stored), total)
-    of_layers = (*_places(masks), *_places(steeps), *units, *tensors, *whole)
+    of_layers = (*_places(masks), *_places(steeps), *units, *counts, *whole)
     of_tensors = (*_places(stored), *_places(given), *_places(found), *lengths, *weighs)
-    run(unit_masking.write_gradients, total, (*counts, *of_layers, *of_tensors))
+    run(unit_masking.write_gradients, total, (len(layers), len(stored), total, *of_layers, *of_tensors))
     return found
 
 
