@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
+from channel_models import IMAGE, Residual, train
+from small_models import batch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pdp import Pruner
 from pdp.kernels import cpu as host_kernels
 from pdp.masks.soft import soft_prune
-from pdp.patterns import make_pattern, weight_forward
+from pdp.patterns import make_pattern, unit_forward, weight_forward
 
 pytestmark = pytest.mark.skipif(host_kernels.found() is None, reason="Numba is not installed")
 INPUTS = torch.randn(8, 30, generator=torch.Generator().manual_seed(0))
@@ -244,3 +246,32 @@ def test_a_transform_inside_of_the_forward_may_be_the_first_to_read():
     model.between = lambda: found.append(torch.func.vmap(model.second)(right))
     model(INPUTS)
     torch.testing.assert_close(found[0], model.second(right))
+
+
+def _residual(pattern, joint):
+    torch.manual_seed(0)
+    options = {"example_input": IMAGE, "sparsity": 0.5} if pattern == "channel" else {"temperature": 1e-3}
+    model = Residual()
+    pruner = Pruner(model, pattern=pattern, epochs=4, schedule={"warmup": "0ep", "ramp": "2ep"}, **options)
+    train(model, pruner, range(4), 2)
+    nodes = model(batch(9)[0]).grad_fn
+    seen, names = [nodes], set()
+    while seen:
+        one = seen.pop()
+        if one is not None and one.name() not in names:
+            names.add(one.name())
+        seen += [] if one is None else [after for after, _ in one.next_functions]
+    assert any("HostJoint" in name or "HostUnits" in name for name in names) == joint
+    return [one.detach() for one in model.parameters()]
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "channel"])
+@pytest.mark.parametrize("most", [weight_forward.MOST, 200])
+def test_groups_and_channels_train_the_same_bit_for_bit_together_and_alone(pattern, most, monkeypatch):
+    for module in (weight_forward, unit_forward):
+        monkeypatch.setattr(module, "MOST", most)  # with one node, and with several
+    together = _residual(pattern, True)
+    monkeypatch.setattr(weight_forward, "_SMALL", 0)
+    monkeypatch.setattr(unit_forward, "_together", lambda layers: {})
+    for one, other in zip(together, _residual(pattern, False), strict=True):
+        assert torch.equal(one, other)
