@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from pdp.kernels import cpu as host_kernels
 from pdp.kernels.gpu import unit_kernels
 from pdp.layers import Layer, Member, compute_dtype
-from pdp.masks.transforms import in_transform
 from pdp.masks.units import mask_units, steepness
 from pdp.patterns.unit_table import UnitTable
 from pdp.patterns.weight_forward import MOST, bundles, has_hooks, several_processes
@@ -62,11 +61,10 @@ def _masked(table: UnitTable, temperature: Tensor | float) -> list[tuple[int, tu
     # A copy, because the masks in the state change in place at the next step.
     masks = torch.cat([layer.state["mask"] for layer in table.layers])
     made: list[tuple[int, tuple[Tensor, Tensor, list[Found]]]] = []
+    steeps = table.split(table.steepness(masks, temperature))
     seen = [
         _Masked(layer, [member.tensor for member in layer.members], mask, steep)
-        for layer, mask, steep in zip(
-            table.layers, table.split(masks), table.split(table.steepness(masks, temperature)), strict=True
-        )
+        for layer, mask, steep in zip(table.layers, table.split(masks), steeps, strict=True)
     ]
     effective = _together(seen)
     for place, one in enumerate(seen):
@@ -89,57 +87,51 @@ class _Masked(NamedTuple):
 
     def alone(self) -> tuple[Tensor, ...]:
         """The effective tensors, units along dimension 0, by a node of the layer's own."""
-        members = self.layer.members
-        rows = [member.rows(tensor) for member, tensor in zip(members, self.tensors, strict=True)]
-        units = [units_of(member, self.mask) for member in members]
-        kernels = _kernels(self.layer, self.mask, rows, units, self.dtypes)
-        weighs = [member.weighs for member in members]
-        return mask_units(self.mask, self.steep, rows, units, weighs, self.dtypes, kernels)
+        pairs = list(zip(self.layer.members, self.tensors, strict=True))
+        rows = [member.rows(tensor) for member, tensor in pairs]
+        units = [units_of(member, self.mask) for member, _ in pairs]
+        dtypes = [compute_dtype(member.sites[0], tensor) for member, tensor in pairs]
+        kernels = _kernels(self.layer, self.mask, rows, units, dtypes)
+        return mask_units(self.mask, self.steep, rows, units, self.weighs, dtypes, kernels)
 
     @property
-    def dtypes(self) -> list[torch.dtype]:
-        """The types in which its modules compute."""
-        pairs = zip(self.layer.members, self.tensors, strict=True)
-        return [compute_dtype(member.sites[0], tensor) for member, tensor in pairs]
+    def weighs(self) -> list[bool]:
+        """Which of its tensors count as prunable."""
+        return [member.weighs for member in self.layer.members]
 
     @property
-    def shares(self) -> bool:
-        """Whether its tensors may share a node with those of other layers, and the CPU's kernels take them."""
-        if not self.mask.numel() or not all(one.in_order and not one.axis for one in self.layer.members):
-            return False
-        # A gradient's hook must not run where none arrives, and a node calls the hooks of all its tensors.
-        if any(map(has_hooks, self.tensors)) or any(one is not torch.float32 for one in self.dtypes):
-            return False
-        return host_kernels.usable(self.mask, *self.tensors)
+    def in_order(self) -> bool:
+        """Whether slice i along dimension 0 of each of its tensors belongs to unit i."""
+        return self.mask.numel() > 0 and all(one.in_order and not one.axis for one in self.layer.members)
 
 
 def _together(layers: Sequence[_Masked]) -> dict[int, Sequence[Tensor]]:
-    """The effective tensors of the layers that can be computed together, by place."""
-    if not torch.is_grad_enabled() or in_transform() or several_processes():
+    """The effective tensors of the layers that the CPU's kernels compute together, by place."""
+    if not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or several_processes():
         return {}
-    places = [place for place, layer in enumerate(layers) if layer.shares]
-    own = Counter(id(tensor) for place in places for tensor in layers[place].tensors)
-    places = [place for place in places if all(own[id(tensor)] == 1 for tensor in layers[place].tensors)]
+    places = [place for place, layer in enumerate(layers) if layer.in_order]
+    tensors = [tensor for place in places for tensor in layers[place].tensors]
+    if not places or not host_kernels.usable(layers[places[0]].mask):
+        return {}
+    if not host_kernels.usable(*tensors):
+        places = [place for place in places if host_kernels.usable(*layers[place].tensors)]
+    # A gradient's hook must not run where none arrives, and a node calls the hooks of all its tensors.
+    hooked = [tensor for tensor in tensors if has_hooks(tensor)]
+    if hooked or len(set(map(id, tensors))) < len(tensors):
+        own = Counter(map(id, [*tensors, *hooked]))
+        places = [place for place in places if all(own[id(tensor)] == 1 for tensor in layers[place].tensors)]
     if len(places) < 2:
         return {}
     kernels: Any = host_kernels.found().units  # type: ignore[union-attr]
     found: dict[int, Sequence[Tensor]] = {}
     sizes = [sum(tensor.numel() for tensor in layers[place].tensors) for place in places]
     for bundle in bundles(sizes, MOST):
-        chosen = [places[number] for number in bundle]
-        units = [
-            kernels.Units(
-                layers[place].mask,
-                layers[place].steep,
-                layers[place].tensors,
-                [member.weighs for member in layers[place].layer.members],
-            )
-            for place in chosen
-        ]
+        chosen = [layers[places[number]] for number in bundle]
+        units = [kernels.Units(one.mask, one.steep, one.tensors, one.weighs) for one in chosen]
         made = kernels.joined(units, kernels.mask_layers(units))
-        for place in chosen:
-            count = len(layers[place].tensors)
-            found[place], made = made[:count], made[count:]
+        for number, one in zip(bundle, chosen, strict=True):
+            count = len(one.tensors)
+            found[places[number]], made = made[:count], made[count:]
     return found
 
 

@@ -46,7 +46,7 @@ class Forward:
         taus: Any = temperatures if isinstance(temperatures, Sequence) else [temperatures] * len(weights)
         # A weight with several masks is masked by each in turn. A gradient's hook must not run where none arrives, and
         # a node of several weights calls the hooks of all of them.
-        hooked = [one for one in weights if one._backward_hooks or one._post_accumulate_grad_hooks]
+        hooked = [one for one in weights if has_hooks(one)]
         if hooked or len(set(map(id, weights))) < len(weights):
             own = Counter(map(id, [*weights, *hooked]))
             chosen = [place for place, one in enumerate(weights) if own[id(one)] == 1]
@@ -55,13 +55,14 @@ class Forward:
             sizes = [sizes[place] for place in chosen]
             weights, layers = [weights[place] for place in chosen], [layers[place] for place in chosen]
             taus = [taus[place] for place in chosen]
+        kernels: Any = host_kernels.found()
         self._masks = masks_of(layers, weights, taus)
         if self._masks is None:
             return
         self._weights = weights
         self._found = [(one._version, one.data_ptr()) for one in weights]
-        self._kernels: Any = host_kernels.found()
-        self._effective: list[Tensor | None] = self._kernels.effective(weights, self._masks)
+        self._kernels: Any = kernels
+        self._effective: list[Any] = kernels.effective(weights, self._masks)  # None where it was handed on
         # Others may wait for gradients too: for them a layer that a step does not use must stay out of its graph.
         self._bundles = bundles(sizes, 1 if several_processes() else MOST)
         self._left = {id(weights[place]): number for number, ones in enumerate(self._bundles) for place in ones}
@@ -101,7 +102,7 @@ class Forward:
 
 def has_hooks(weight: Tensor) -> bool:
     """Whether something is to be called with the weight's gradient, or after it was added."""
-    return bool(weight._backward_hooks) or bool(getattr(weight, "_post_accumulate_grad_hooks", None))
+    return bool(weight._backward_hooks or weight._post_accumulate_grad_hooks)
 
 
 def bundles(sizes: Sequence[int], most: int) -> list[list[int]]:

@@ -60,8 +60,7 @@ class Cuts:
         last = (self._cuts, self._moved, self._below, self._above)
         seen = (self._short, self._short_rooms, self._short_near, self._missed)
         each = (self._sizes, self._ranks, self._small, *last)
-        rooms = self._short_near.size
-        self._of_short = (many, self._short.size, rooms, *map(address, seen), *map(address, each))
+        self._of_short = (many, self._short.size, self._short_near.size, *map(address, seen), *map(address, each))
         self._of_all = tuple(map(address, (self._missed, self._sizes, self._ranks, *last)))
 
     def match(self, weights: Sequence[Tensor]) -> bool:

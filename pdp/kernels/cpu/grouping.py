@@ -69,7 +69,7 @@ def _write_short_middles(given, made, blocks, inner):
             for member in range(4):
                 start, own = (4 * (block + i) + member) * inner, member * room + i * inner
                 if block + i < blocks - 4:  # what is copied in excess, the next run overwrites
-                    copy_wide(rows.ctypes.data + 4 * own, given.ctypes.data + 4 * start)
+                    copy_wide(rows.ctypes.data + 4 * own, given.ctypes.data + 4 * start)  # type: ignore[call-arg]
                 else:  # the weight may end here
                     rows[own : own + inner] = given[start : start + inner]
         cuts = made[block * inner :]
@@ -155,7 +155,7 @@ def _spread(offsets, own, cuts, first, blocks, inner, members, temperature):
             for member in range(members):
                 start = (block * members + member) * inner
                 # What is copied in excess, the next run overwrites.
-                copy_wide(offsets.ctypes.data + 4 * start, own.ctypes.data + 4 * block * inner)
+                copy_wide(offsets.ctypes.data + 4 * start, own.ctypes.data + 4 * block * inner)  # type: ignore[call-arg]
         return
     row = np.uint32(inner)
     for block in range(blocks):

@@ -63,7 +63,8 @@ class SingleCuts:
 
     def plain(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """The effective weights in plain operations."""
-        return tuple(_plain(weight, tuple(own)) for weight, own in zip(weights, self.numbers.T.tolist(), strict=True))
+        pairs = zip(weights, self.numbers.T.tolist(), strict=True)
+        return tuple(_plain(weight, (offset, inverse)) for weight, (offset, inverse) in pairs)
 
 
 def _plain(weight: Tensor, numbers: Numbers) -> Tensor:

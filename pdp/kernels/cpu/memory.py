@@ -29,19 +29,19 @@ _bits, _longs, _doubles = (_pointer(number) for number in (types.int32, types.in
 @njit(inline="always")
 def bits_at(address, count):
     """The `count` 32-bit numbers at `address`, as an array of integers."""
-    return carray(_bits(address), (count,))  # type: ignore[call-arg]
+    return carray(_bits(address), (count,))
 
 
 @njit(inline="always")
 def longs_at(address, count):
     """The `count` integers of 64 bits at `address`."""
-    return carray(_longs(address), (count,))  # type: ignore[call-arg]
+    return carray(_longs(address), (count,))
 
 
 @njit(inline="always")
 def doubles_at(address, count):
     """The `count` float64 numbers at `address`."""
-    return carray(_doubles(address), (count,))  # type: ignore[call-arg]
+    return carray(_doubles(address), (count,))
 
 
 WIDE = 16  # numbers that `copy_wide` copies
@@ -52,7 +52,7 @@ def copy_wide(_context: Any, target: Any, source: Any) -> Any:
     """Copies WIDE numbers of 32 bits from one address to another, in one or two instructions."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        from llvmlite import ir
+        from llvmlite import ir  # type: ignore[import-untyped]
 
         pointer = ir.VectorType(ir.IntType(32), WIDE).as_pointer()
         to, at = (builder.inttoptr(one, pointer) for one in arguments)

@@ -46,7 +46,8 @@ def parted(**options: Any) -> Callable[[Callable[..., None]], Kernel]:
 
     def compiled(kernel: Callable[..., None]) -> Kernel:
         made = cfunc(_KERNEL, cache=True, error_model="numpy", **options)(kernel)
-        return Kernel(_CALL(made.address), made.address, made)
+        place: Any = made.address
+        return Kernel(_CALL(place), place, made)
 
     return compiled
 
@@ -129,7 +130,7 @@ def _call(_context: Any, kernel: Any, part: Any, parts: Any, integers: Any, real
     """Calls the kernel at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        from llvmlite import ir
+        from llvmlite import ir  # type: ignore[import-untyped]
 
         long = ir.IntType(64)
         places = (long.as_pointer(), ir.DoubleType().as_pointer())
@@ -144,7 +145,7 @@ def _call(_context: Any, kernel: Any, part: Any, parts: Any, integers: Any, real
 @cfunc(types.void(_INTEGERS), cache=True)
 def _take_parts(job):
     """Does one part after another as long as there are any: next part, parts, kernel, its integers, its reals."""
-    part = _next_part(job)
+    part: Any = _next_part(job)  # type: ignore[call-arg]
     while part < job[1]:
         _call(job[2], part, job[1], job[3], job[4])
-        part = _next_part(job)
+        part = _next_part(job)  # type: ignore[call-arg]

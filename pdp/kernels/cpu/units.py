@@ -88,7 +88,8 @@ class _HostUnits(torch.autograd.Function):
         found: list[Tensor | None] = []
         used: list[Units] = []
         given: list[Tensor | None] = []
-        start, places = 0, []
+        places: list[int] = []
+        start = 0
         for layer, count in zip(ctx.layers, ctx.counts, strict=True):
             own = range(start, start + count)
             if any(upstream[place] is not None for place in own):  # the forward may have left the layer out
