@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import pdp.threads  # noqa: F401, it notes forks from now on
+
 if TYPE_CHECKING:
     from pdp.cost import count_macs
     from pdp.errors import Refusal

@@ -8,6 +8,21 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 _held: tuple[int, int, ThreadPoolExecutor] | None = None
+_forked = False
+
+
+def forked() -> bool:
+    """Whether this process was forked from one that had imported this package; threads are not there in a fork."""
+    return _forked
+
+
+def _note_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no forks
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 def pool(count: int) -> ThreadPoolExecutor:

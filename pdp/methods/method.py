@@ -218,8 +218,9 @@ class Method(ABC):
             present = layer.state.get(key)
             if present is value:
                 continue
-            if present is not None and present.shape == value.shape and present.device == value.device:
-                held.append(present)
+            same = present is not None and present.shape == value.shape and present.device == value.device
+            if same and present.stride() == value.stride():  # type: ignore[union-attr]
+                held.append(present)  # type: ignore[arg-type]
                 new.append(value)
             else:
                 # A copy, because the values of several layers may be views of one tensor.

@@ -88,10 +88,8 @@ class Method(method.Method):
             stale = [layer for layer in active if "cut" not in layer.state]
         with self.pattern.measuring():
             fresh = [layer for layer in stale if "cut" not in layer.state]
-            held = [layer.state.get("cut") for layer in stale]
-            cuts = self.pattern.cuts(stale, held)
-            if any(one is not own for one, own in zip(cuts, held, strict=True)):
-                self.replace_states(stale, "cut", cuts)
+            cuts = self.pattern.cuts(stale, [layer.state.get("cut") for layer in stale])
+            self.replace_states(stale, "cut", cuts)
             self._set_temperatures(active, stale, cuts)
             self._begin_learning(fresh)
             present = [layer.state["cut"] for layer in active]

@@ -90,6 +90,8 @@ class Pattern(pattern.Pattern):
         return self.ungroup(keep, layer)
 
     def cuts(self, layers: Sequence[Layer], held: Sequence[Tensor | None] = ()) -> list[Tensor]:
+        if not layers:
+            return []
         if any(layer.sharded for layer in layers):
             return [self._cut(layer) for layer in layers]
         if not all(usable(one.weight) and one.weight.device == layers[0].weight.device for one in layers):
@@ -117,9 +119,14 @@ class Pattern(pattern.Pattern):
         if full:
             weights, rooms, inner = zip(*full, strict=True)
             kernels: Any = host_kernels.found()
+            torch.autograd.graph.increment_version(rooms)  # a backward may still need what they hold now
             kernels.groups.write_full_cuts(weights, rooms, inner, self.options.m, self._free)
-            torch.autograd.graph.increment_version(rooms)  # backward may still need what they held before
-        return [self._cut(layer) if cuts is None else cuts for layer, cuts in zip(layers, found, strict=True)]
+        return [self._laid(layer) if cuts is None else cuts for layer, cuts in zip(layers, found, strict=True)]
+
+    def _laid(self, layer: Layer) -> Tensor:
+        """The layer's cuts in the memory order of its weight, in which the kernels read them."""
+        along, weight = input_dim(layer), layer.weight
+        return self._cut(layer).movedim(-1, along).contiguous(memory_format=memory_order(weight)).movedim(along, -1)
 
     def _room(self, layer: Layer, weight: Tensor, own: Tensor | None) -> Tensor | None:
         """The layer's last cuts in the weight's memory order, where they are that without a copy."""

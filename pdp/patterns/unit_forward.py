@@ -141,7 +141,10 @@ def masked_alone(layer: Layer, member: Member, weight: Tensor, temperature: Tens
     factor = 2 * scale / temperature
     steep = steepness(mask, factor if isinstance(factor, Tensor) else mask.new_full((), factor))
     others = [one for one in layer.members if one.weighs and one.tensor is not weight]
-    tensors = [*(one.rows(one.tensor) for one in others), member.rows(weight)]
+    # A parameter that is not the layer's own belongs to a copy of the model, whose gradients are not for the original.
+    copied = weight.is_leaf and not layer.sharded and weight is not member.tensor
+    theirs = [one.rows(one.tensor.detach() if copied else one.tensor) for one in others]
+    tensors = [*theirs, member.rows(weight)]
     units = [units_of(one, mask) for one in (*others, member)]
     dtypes = [*(None for _ in others), compute_dtype(member.sites[0], weight)]
     (rows,) = mask_units(

@@ -1,4 +1,4 @@
-"""Many small layers in one forward of the whole model: all of their effective weights are computed at once."""
+"""Layers in one forward of the whole model: all of their effective weights are computed at once."""
 
 from __future__ import annotations
 

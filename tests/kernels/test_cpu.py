@@ -131,6 +131,33 @@ def test_whether_they_run_is_not_decided_by_where_the_question_is_asked():
         assert host_kernels.found.__wrapped__() is not None
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float64])
+def test_another_default_type_does_not_change_what_is_tried_out(kind, monkeypatch):
+    seen = []
+    written = SingleCuts.write_effective
+    watched = lambda *given: seen.extend(given[1]) or written(*given)  # noqa: E731
+    monkeypatch.setattr(SingleCuts, "write_effective", watched)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(kind)
+    try:
+        assert host_kernels.found.__wrapped__() is not None
+    finally:
+        torch.set_default_dtype(before)
+    assert seen and all(one.dtype == torch.float32 for one in seen)
+
+
+def test_a_weight_in_a_transform_is_not_asked():
+    def not_usable(weight):
+        assert not host_kernels.usable(weight)
+        return weight.sum()
+
+    for place in range(4):
+        weight = torch.randn(3, 3, 3, 3)
+        torch.testing.assert_close(
+            torch.vmap(not_usable, in_dims=place)(weight), weight.movedim(place, 0).sum((1, 2, 3))
+        )
+
+
 def test_the_number_of_threads_changes_nothing():
     weight, upstream = torch.randn(1_000_001) * 0.05, torch.randn(1_000_001)
     before, found = torch.get_num_threads(), []

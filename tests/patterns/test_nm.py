@@ -1,6 +1,7 @@
 """N:M: the counts of every group against brute force, the cuts against float64, layers that stay dense."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -290,3 +291,29 @@ def test_with_a_saliency_that_is_no_number_as_many_go_as_are_asked_for(m):
     saliency[1, 2] = math.nan
     layer.pruned = 16  # half of what may go
     assert (~make_pattern("nm", n=m // 2, m=m).keep(layer, saliency)).sum() == 16
+
+
+def test_no_layers_have_no_cuts_and_ask_no_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pdp.kernels.gpu.groups", None)
+    assert make_pattern("nm", n=2, m=4).cuts([]) == []
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_cuts_found_in_the_ramp_and_at_its_end_lie_as_the_weight_does_and_stay_there(last):
+    model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3))
+    model = model.to(memory_format=torch.channels_last) if last else model
+    pruner = Pruner(model, pattern="2:4", epochs=4, schedule={"warmup": "0ep", "ramp": "2ep"}, temperature=1e-3)
+    (layer,) = [one for one in pruner.layers if one.name == "1"]
+    for epoch in range(4):
+        pruner.start_epoch(epoch)
+        held = layer.state["cut"]
+        for _ in range(2):
+            model(torch.randn(2, 4, 6, 6)).square().mean().backward()
+            with torch.no_grad():
+                layer.weight.mul_(1.1)
+            pruner.step()
+            assert layer.state["cut"] is held
+            laid = held.movedim(-1, 1)
+            assert laid.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    ordered = layer.weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, 4)).sort(-1).values
+    assert torch.equal(held, ordered[..., 1] + (ordered[..., 2] - ordered[..., 1]) * 0.5)

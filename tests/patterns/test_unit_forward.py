@@ -313,3 +313,12 @@ def test_a_pattern_used_for_a_second_model_looks_at_the_second_one():
 
     first, second = cuts(1, pattern), cuts(2, pattern)
     assert first != second == cuts(2, "channel")
+
+
+def test_the_backward_of_a_copy_leaves_the_original_alone():
+    model, _ = pruned()
+    images, _ = batch(4)
+    twin = copy.deepcopy(model)
+    twin(images).square().sum().backward()
+    assert all(one.grad is None for one in model.parameters())
+    assert all(one.grad is not None for name, one in twin.named_parameters() if "weight" in name)

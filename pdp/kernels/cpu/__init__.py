@@ -41,7 +41,7 @@ class Kernels(NamedTuple):
 
 def usable(*weights: Tensor) -> bool:
     """Whether the kernels accept these weights: float32, dense memory, on the CPU, and not inside a compiled step."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or in_transform():  # inside of one a weight cannot even be asked
         return False
     for weight in weights:  # no generator: a step asks this twice of every layer
         if (
@@ -53,7 +53,7 @@ def usable(*weights: Tensor) -> bool:
             or weight.is_neg()
         ):
             return False
-    return not in_transform() and not is_watched() and found() is not None
+    return not is_watched() and found() is not None
 
 
 def unit_kernels(
@@ -83,9 +83,11 @@ def found() -> Kernels | None:
 
         # The first call may happen inside inference mode, no_grad or another default device.
         with torch.inference_mode(False), torch.enable_grad(), torch.device("cpu"):
-            weight = torch.ones(8, requires_grad=True)
-            host_prune(weight, torch.tensor(0.5), 1.0).sum().backward()
-            masks = SingleCuts([torch.tensor(0.5)], [1.0])
+            # Whatever the default type is: the kernels read float32.
+            weight = torch.ones(8, dtype=torch.float32, requires_grad=True)
+            cut = torch.tensor(0.5, dtype=torch.float32)
+            host_prune(weight, cut, 1.0).sum().backward()
+            masks = SingleCuts([cut], [1.0])
             joined([weight], masks, effective_weights([weight], masks))[0].sum().backward()
             Cuts([weight]).find([weight], [1])
             inner = weight.detach().reshape(1, 8).requires_grad_()

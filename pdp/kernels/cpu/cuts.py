@@ -76,13 +76,14 @@ class Cuts:
 
     def find_into(self, weights: Sequence[Tensor], pruned: Sequence[int], cuts: Sequence[Tensor]) -> None:
         """Writes the cut of each weight into one of `cuts`, float32."""
+        torch.autograd.graph.increment_version(cuts)  # a backward may still need what they hold now
         self._write(weights, pruned, [cut.data_ptr() for cut in cuts])
-        torch.autograd.graph.increment_version(cuts)  # a backward may still need what they held before
 
     def _write(self, weights: Sequence[Tensor], pruned: Sequence[int], written: Sequence[int]) -> None:
         if pruned != self._pruned:
+            self._pruned = []  # an interrupt may come between these lines
+            self._ranks[:] = pruned
             self._pruned = list(pruned)
-            self._ranks[:] = self._pruned
         places = [weight.data_ptr() for weight in weights]
         self._missed[0] = 0
         if self._short.size:

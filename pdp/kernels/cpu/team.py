@@ -8,8 +8,8 @@ PyTorch too and make its operations use a different number of threads once they 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ import torch
 from numba import cfunc, njit, types
 from numba.extending import intrinsic
 
-from pdp.threads import in_parts
+from pdp.threads import forked, in_parts
 
 _PART = 1 << 15  # numbers in a part on threads that are awake: some microseconds of work
 _EACH = 16  # most parts for each thread: enough to end together although others use the cores too
@@ -63,7 +63,8 @@ def run(kernel: Kernel, numbers: int, integers: Sequence[int], reals: Sequence[f
     if threads == 1:
         kernel.call(0, 1, whole, rest)
         return
-    start = None if _forked else _openmp()
+    # OpenMP's threads are not there in a forked process, and starting them would wait for ever.
+    start = None if forked() else _openmp()
     if start is None:
         parts = max(1, numbers // _LONG_PART)
         in_parts(kernel.call, parts, 0 if parts < 4 else min(threads - 1, parts - 1, _MOST), whole, rest)
@@ -90,25 +91,17 @@ def address(array: Any) -> int:
     return array.__array_interface__["data"][0]
 
 
-_forked = False  # OpenMP's threads do not exist in a forked process, and starting them there would wait for ever
-
-
-def _note_fork() -> None:
-    global _forked
-    _forked = True
-
-
-os.register_at_fork(after_in_child=_note_fork)
-
-
 @cache
 def _openmp() -> Any:
     """The function that runs another on all threads of PyTorch's OpenMP; None where PyTorch has no GNU OpenMP."""
     if "ATen parallel backend: OpenMP" not in torch.__config__.parallel_info():
         return None
-    try:
-        found = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")).GOMP_parallel
-    except (OSError, AttributeError):
+    found = None
+    # In the order in which PyTorch's own calls found theirs: what was loaded for all, as by LD_PRELOAD, comes first.
+    for name in (None, str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so")):
+        with suppress(OSError, AttributeError, TypeError):  # TypeError: Windows has no library of all
+            found = found or ctypes.CDLL(name).GOMP_parallel
+    if found is None:
         return None
     found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint), None
     return found
@@ -148,4 +141,4 @@ def _take_parts(job):
     part: Any = _next_part(job)  # type: ignore[call-arg]
     while part < job[1]:
         _call(job[2], part, job[1], job[3], job[4])
-        part = _next_part(job)  # type: ignore[call-arg]
+        part = _next_part(job)
