@@ -16,7 +16,7 @@ from pdp.kernels import cpu as host_kernels
 from pdp.kernels.gpu import usable
 from pdp.layers import Layer, Member, first_convolution, input_axis
 from pdp.masks.cut import keep_units
-from pdp.masks.soft import memory_order
+from pdp.masks.soft import lies_dense, memory_order
 from pdp.patterns import pattern
 from pdp.patterns.options import NmOptions
 from pdp.patterns.pattern import Wanted
@@ -125,8 +125,10 @@ class Pattern(pattern.Pattern):
 
     def _laid(self, layer: Layer) -> Tensor:
         """The layer's cuts in the memory order of its weight, in which the kernels read them."""
-        along, weight = input_dim(layer), layer.weight
-        return self._cut(layer).movedim(-1, along).contiguous(memory_format=memory_order(weight)).movedim(along, -1)
+        along, weight, cuts = input_dim(layer), layer.weight, self._cut(layer)
+        if not lies_dense(weight):
+            return cuts
+        return cuts.movedim(-1, along).contiguous(memory_format=memory_order(weight)).movedim(along, -1)
 
     def _room(self, layer: Layer, weight: Tensor, own: Tensor | None) -> Tensor | None:
         """The layer's last cuts in the weight's memory order, where they are that without a copy."""

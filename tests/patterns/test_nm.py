@@ -317,3 +317,28 @@ def test_cuts_found_in_the_ramp_and_at_its_end_lie_as_the_weight_does_and_stay_t
             assert laid.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
     ordered = layer.weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, 4)).sort(-1).values
     assert torch.equal(held, ordered[..., 1] + (ordered[..., 2] - ordered[..., 1]) * 0.5)
+
+
+def test_a_weight_that_lies_in_another_order_is_pruned_in_the_ramp_and_after_it():
+    found = []
+    for turned in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 8))
+        if turned:
+            for module in model:
+                own = module.weight.detach()
+                module.weight = nn.Parameter(own.transpose(0, 1).contiguous().transpose(0, 1))
+        pruner = Pruner(model, pattern="2:4", epochs=3, schedule={"warmup": "0ep", "ramp": "2ep"}, temperature=1e-3)
+        inputs = torch.randn(4, 8)
+        for epoch in range(3):
+            pruner.start_epoch(epoch)
+            for _ in range(2):
+                model.zero_grad()
+                model(inputs).square().mean().backward()
+                with torch.no_grad():
+                    for one in model.parameters():
+                        one -= 0.1 * one.grad
+                pruner.step()
+        found.append([one.detach().contiguous() for one in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
