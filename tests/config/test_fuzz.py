@@ -61,6 +61,7 @@ def value_at(config: Any, key: str) -> Any:
 @given(overrides)
 @example([("", "sparsity", "86.6")])
 @example([("+", "dry_run", "230")])
+@example([("", "rerun", "${seed}")])
 @example([("++", "method.temperature", "1"), ("", "method", "gmp")])
 def test_a_random_command_line_is_refused_in_one_line_or_means_what_it_says(parts):
     lines = ["model=resnet20", "sparsity=0.5", *(f"{plus}{key}={value}" for plus, key, value in parts)]
@@ -76,7 +77,7 @@ def test_a_random_command_line_is_refused_in_one_line_or_means_what_it_says(part
             continue
         if is_dense(config) and key.startswith(SET_BACK) or key in ("output_dir", "data.root"):
             continue
-        asked, got = yaml.safe_load(value), value_at(config, key)
+        asked, got = config.seed if value == "${seed}" else yaml.safe_load(value), value_at(config, key)
         assert got == asked or str(got) == str(asked) or str(got) == value.strip() or float(got) == float(asked), (
             key,
             value,
