@@ -195,3 +195,20 @@ def test_layers_without_a_gradient_stay_without_one():
         (alone,) = mask_units(own.mask, own.steep, own.tensors, [None], [True], [torch.float32])
         loss = alone.square().sum() if place else alone.sum()
         torch.testing.assert_close(found[place], torch.autograd.grad(loss, weights[place])[0])
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_another_default_type_does_not_change_how_replaced_weights_are_read(kind):
+    found, before = [], torch.get_default_dtype()
+    for default in (torch.float32, kind):
+        weight = WEIGHTS[0].clone().requires_grad_()
+        masks = SingleCuts([torch.tensor(0.05, dtype=torch.float32)], [1e-3])
+        (effective,) = joined([weight], masks, effective_weights([weight], masks))
+        weight.data = weight.data.double()
+        torch.set_default_dtype(default)
+        try:
+            effective.backward(UPSTREAM[0])
+        finally:
+            torch.set_default_dtype(before)
+        found.append(weight.grad.float())
+    assert torch.equal(*found)

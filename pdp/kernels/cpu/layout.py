@@ -17,7 +17,7 @@ def readable(weight: Tensor, stride: Sequence[int]) -> Tensor:
     """
     if weight.dtype is torch.float32 and weight.is_cpu and weight.stride() == stride:
         return weight
-    return torch.empty_strided(weight.size(), stride, device="cpu").copy_(weight.detach())
+    return torch.empty_strided(weight.size(), stride, dtype=torch.float32, device="cpu").copy_(weight.detach())
 
 
 def alike(gradient: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:

@@ -85,7 +85,6 @@ class _HostUnits(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        found: list[Tensor | None] = []
         used: list[Units] = []
         given: list[Tensor | None] = []
         places: list[int] = []
@@ -100,8 +99,7 @@ class _HostUnits(torch.autograd.Function):
         strides = [ctx.strides[place] for place in places]
         made = _graphs(used, given) if wants_a_graph() else _gradients(used, given, strides)
         by_place = dict(zip(places, made, strict=True))
-        found = [by_place.get(place) for place in range(start)]
-        return None, None, *found
+        return None, None, *(by_place.get(place) for place in range(start))
 
 
 def _graphs(layers: Sequence[Units], upstream: Sequence[Tensor | None]) -> list[Tensor | None]:
