@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import sys
 import tempfile
@@ -195,52 +196,48 @@ def check(arguments: argparse.Namespace) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints both rates, and writes JSON if --out names a file."""
     check(arguments)
-    import torch
     from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
-    from pdp.benchmarks.benchmarking import Apart, machine, verdict, write_figures
+    from pdp.benchmarks.benchmarking import Apart, verdict
     from pdp.benchmarks.made_images import make_image_folder
-    from pdp.benchmarks.step_timing import in_turn, quartiles
+    from pdp.benchmarks.step_timing import in_turn
 
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder, "images")
         root = str(arguments.root or make_image_folder(made, arguments.images, sides=tuple(arguments.sides)))
         values = {key: value for key, value in vars(arguments).items() if key not in ("root", "out", "preset")}
-        theirs, mine = Apart(timms, values, root), Apart(ours, values, root, str(Path(folder, "runs")))
-        try:
-            with Progress() as bar:
-                task = bar.add_task("runs", total=2 * (arguments.rounds + 1))
-                pairs = in_turn(theirs, mine, arguments.rounds, 1, 1, lambda: bar.advance(task))
-        finally:
-            theirs.close()
-            mine.close()
         still = Apart(resident, values, root)
         try:
             still.seconds(WARMUP)
             held = [values["batch"] * STEPS / still.seconds(STEPS) for _ in range(arguments.rounds)]
         finally:
             still.close()
-    rates = {}
-    for name, contender in (("timm", theirs), ("pdp", mine)):
-        rates[name] = [one["images"] / one["seconds"] for one in contender.seen[1:]]
-    ratios = [second / first for first, second in zip(rates["timm"], rates["pdp"], strict=True)]
-    row = values | {
-        "timm_per_second": median(rates["timm"]),
-        "pdp_per_second": median(rates["pdp"]),
-        "timm_steps": theirs.seen[-1]["steps"],
-        "pdp_steps": mine.seen[-1]["steps"],
-        "ratio": median(ratios),
-        "ratio_quartiles": quartiles(ratios),
-        "repeat_quartiles": quartiles(pairs.repeats) if pairs.repeats else None,
-        "target": TARGET,
-        "held": median(ratios) >= TARGET,
-        "resident_per_second": median(held),
-        "of_resident": median(rates["pdp"]) / median(held),
-        "resident_target": RESIDENT,
-        "resident_held": median(rates["pdp"]) >= RESIDENT * median(held),
-    }
+        print(f"resident: {median(held):.0f} images a second", file=sys.stderr)
+        theirs, mine = Apart(timms, values, root), Apart(ours, values, root, str(Path(folder, "runs")))
+        seen = {"timm": theirs.seen, "pdp": mine.seen}
+        try:
+            with Progress() as bar:
+                task = bar.add_task("runs", total=2 * (arguments.rounds + 1))
+                told, began = dict.fromkeys(seen, 0), time.perf_counter()
+
+                def tell() -> None:
+                    bar.advance(task)
+                    for name, runs in seen.items():
+                        for one in runs[told[name] :]:
+                            rate = one["images"] / one["seconds"]
+                            now = time.perf_counter() - began
+                            print(f"{name}: {rate:.0f} images a second; {now:.0f} s so far", file=sys.stderr)
+                        told[name] = len(runs)
+                    if min(map(len, seen.values())) > 1:  # a command that is stopped leaves its rounds
+                        keep(arguments, rated(values, seen, held))
+
+                in_turn(theirs, mine, arguments.rounds, 1, 1, tell)
+        finally:
+            theirs.close()
+            mine.close()
+    row = rated(values, seen, held)
     table = Table(
         "model", "timm images/s", "pdp images/s", "ratio", "quartiles", "target", "resident", "of it", "target"
     )
@@ -250,12 +247,47 @@ def run(arguments: argparse.Namespace) -> int:
     of_it = (rate, share, verdict(RESIDENT, row["resident_held"]))
     table.add_row(arguments.model, *figures, f"{low:.3f} to {high:.3f}", verdict(TARGET, row["held"]), *of_it)
     Console(width=None if sys.stdout.isatty() else 120).print(table)
+    keep(arguments, row)
+    if arguments.out:
+        print(f"written to {arguments.out}")
+    return 0
+
+
+def rated(values: dict[str, Any], seen: dict[str, list[dict[str, Any]]], held: list[float]) -> dict[str, Any]:
+    """The figures of the rounds so far, of which the first is a warm-up; `held` are the rates of the one batch."""
+    from pdp.benchmarks.step_timing import quartiles
+
+    rates = {name: [one["images"] / one["seconds"] for one in runs[1:]] for name, runs in seen.items()}
+    ratios = [second / first for first, second in zip(rates["timm"], rates["pdp"], strict=False)]
+    repeats = [later / sooner for runs in rates.values() for sooner, later in itertools.pairwise(runs)]
+    return values | {
+        "timm_per_second": median(rates["timm"]),
+        "pdp_per_second": median(rates["pdp"]),
+        "timm_steps": seen["timm"][-1]["steps"],
+        "pdp_steps": seen["pdp"][-1]["steps"],
+        "rounds": len(ratios),
+        "ratio": median(ratios),
+        "ratio_quartiles": quartiles(ratios),
+        "repeat_quartiles": quartiles(repeats) if repeats else None,
+        "target": TARGET,
+        "held": median(ratios) >= TARGET,
+        "resident_per_second": median(held),
+        "of_resident": median(rates["pdp"]) / median(held),
+        "resident_target": RESIDENT,
+        "resident_held": median(rates["pdp"]) >= RESIDENT * median(held),
+    }
+
+
+def keep(arguments: argparse.Namespace, row: dict[str, Any]) -> None:
+    """Writes the figures where --out names a file."""
+    import torch
+
+    from pdp.benchmarks.benchmarking import machine, write_figures
+
     if arguments.out:
         data = str(arguments.root or "generated JPEGs of {}x{}".format(*arguments.sides))
         where = machine(torch.device(arguments.device), arguments.threads) | {"data": data}
         write_figures(arguments.out, where, [row])
-        print(f"written to {arguments.out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ class Method(LearnedMethod):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self.beta = 1.0
+        # Not computed where it is used: a compiled step would end its graph there to read the number.
+        self._scale = 1 / float(torch.sigmoid(torch.tensor(self.options.initial, dtype=torch.float64)))
 
     def begin(self, layers: Sequence[Layer], plan: method.Plan) -> None:
         super().begin(layers, plan)
@@ -59,10 +61,6 @@ class Method(LearnedMethod):
                 for scores in self.extras.values():
                     scores.mul_(self.beta).clamp_(max=self.options.initial)
         self.beta = self.options.final_temperature ** min(1.0, within / max(1, length - 1))
-
-    @property
-    def _scale(self) -> float:
-        return 1 / float(torch.sigmoid(torch.tensor(self.options.initial, dtype=torch.float64)))
 
     def effective_weight(self, layer: Layer, weight: Tensor, member: Member | None = None) -> Tensor:
         mask = torch.sigmoid(self.beta * self.extra(layer, weight)) * self._scale
