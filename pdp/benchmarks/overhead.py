@@ -14,7 +14,7 @@ from pdp.benchmarks.measured_words import PATTERNS, pruned_words, words
 from pdp.benchmarks.step_memory import step_peak, step_peak_apart
 from pdp.benchmarks.step_profile import profile_steps
 from pdp.benchmarks.step_timing import in_turn, quartiles
-from pdp.benchmarks.step_ways import Captured, graph_breaks
+from pdp.benchmarks.step_ways import Captured, compile_anew, graph_breaks
 from pdp.errors import Refusal
 from pdp.methods.checks import PATTERNS_OF
 
@@ -27,6 +27,8 @@ def measure(model: str, batch: int, targets: dict[str, float | None], values: di
     of_pruning = ("method", "sparsity", "prune", "schedule", "allocation")
     dense_words = [word for word in base if not word.startswith(of_pruning)] + ["prune=none"]
     given = next((word[7:] for word in base if word.startswith("method=")), "pdp")
+    if values["compile"]:
+        compile_anew()
     dense = Contender(dense_words, made=True)
     of_dense: dict[str, Any] = {}
     peak: Any = partial(step_peak_apart, threads=values["threads"])

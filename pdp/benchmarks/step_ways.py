@@ -48,6 +48,15 @@ class Captured:
         return seconds(self.step, self.device, steps)
 
 
+def compile_anew() -> None:
+    """Drops what was compiled for earlier contenders, and makes room for a dense one beside one of every method.
+
+    By default PyTorch keeps eight compiled forms of a module's code and runs a ninth instance uncompiled.
+    """
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64
+
+
 def graph_breaks(contender: Contender, steps: int) -> dict[str, Any]:
     """Runs the first steps of a compiled contender; returns the numbers of graphs and graph breaks, and reasons.
 

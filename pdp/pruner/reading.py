@@ -71,9 +71,8 @@ class Place:
             layer, member = self.only
             if layer.active and layer.adapter is None and layer.hard_keep is None:
                 made = self.method.prepared_weight(member, weight)
-                if made is not None:
-                    layer.was_read = True
-                    return made
+                layer.was_read = True
+                return self._by(layer, member, weight) if made is None else made
         if not self.quantized:
             return self._masked(weight)
         if torch.compiler.is_compiling():

@@ -28,13 +28,14 @@ def bytes_on_disk(model: nn.Module, frozen: Frozen | None = None) -> dict[str, i
     """
     tensors, weights = _parts(model)
     rest = b"".join(_raw(tensor) for name, tensor in tensors.items() if name not in weights)
-    forms = {"fp32": rest, "fp32_bitmask": rest, "fp32_runs": rest}
+    # In parts, joined once: a growing whole would be copied again for each layer.
+    forms = {"fp32": [rest], "fp32_bitmask": [rest], "fp32_runs": [rest]}
     kind = f"int{frozen.bits}" if frozen is not None else ""
     if frozen is not None:
         # The biases that ship take the place of the stored ones, and as many bytes.
         kept = {name: tensor for name, tensor in frozen.tensors().items() if not name.endswith(".shipped")}
         scales = b"".join(_raw(tensor) for tensor in kept.values())
-        forms |= {kind: rest + scales, f"{kind}_bitmask": rest + scales, f"{kind}_runs": rest + scales}
+        forms |= {kind: [rest, scales], f"{kind}_bitmask": [rest, scales], f"{kind}_runs": [rest, scales]}
     for name in weights:
         floats = tensors[name].detach().float().cpu().numpy().reshape(-1)
         _add(forms, "fp32", floats, 32)
@@ -43,10 +44,10 @@ def bytes_on_disk(model: nn.Module, frozen: Frozen | None = None) -> dict[str, i
             _add(forms, kind, integers, frozen.bits)
         elif frozen is not None:
             _add(forms, kind, floats, 32)
-    found = {form: len(data) for form, data in forms.items()}
+    found = {form: sum(map(len, parts)) for form, parts in forms.items()}
     compress = compressor()
     if compress is not None:
-        found |= {f"{form}_zstd": len(compress(data)) for form, data in forms.items()}
+        found |= {f"{form}_zstd": len(compress(b"".join(parts))) for form, parts in forms.items()}
     return found
 
 
@@ -68,12 +69,12 @@ def _parts(model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, [name for name in tensors if id(parameters.get(name)) in own]
 
 
-def _add(forms: dict[str, bytes], kind: str, values: np.ndarray, bits: int) -> None:
+def _add(forms: dict[str, list[bytes]], kind: str, values: np.ndarray, bits: int) -> None:
     there = values != 0
-    forms[kind] += packed(values, bits)
-    forms[f"{kind}_bitmask"] += np.packbits(there).tobytes() + packed(values[there], bits)
+    forms[kind] += [packed(values, bits)]
+    forms[f"{kind}_bitmask"] += [np.packbits(there).tobytes(), packed(values[there], bits)]
     gaps, numbers = runs(values)
-    forms[f"{kind}_runs"] += gaps.tobytes() + packed(numbers, bits)
+    forms[f"{kind}_runs"] += [gaps.tobytes(), packed(numbers, bits)]
 
 
 def packed(values: np.ndarray, bits: int) -> bytes:

@@ -52,6 +52,16 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def compiled(model: nn.Module) -> Any:
+    """The model compiled by torch.compile; what earlier runs of this process have compiled is dropped.
+
+    PyTorch keeps eight compiled forms of a module's code, whichever instance it runs in; a ninth run of a sweep would
+    train without being compiled.
+    """
+    torch._dynamo.reset()
+    return torch.compile(model)
+
+
 def make_model(config: Config, task: Task) -> nn.Module:
     """The task's model; its random weights depend only on the seed."""
     set_seed(config.seed)

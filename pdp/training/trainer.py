@@ -9,7 +9,6 @@ from statistics import median
 from typing import Any, NoReturn
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -25,6 +24,7 @@ from pdp.schedule.time import Time
 from pdp.spoken import config_words
 from pdp.tasks.task import Task
 from pdp.tracking.tracker import Tracker
+from pdp.training.assembly import compiled
 from pdp.training.display import Display
 from pdp.training.evaluation import AskedToStop, measure
 from pdp.training.graphs import StepGraphs, usable
@@ -92,7 +92,7 @@ class Trainer:
             recipe.batch_size // recipe.accumulation, config.seed, recipe.augmentation, config.data.workers
         )
         self.sampler: Any = loader.batch_sampler
-        trained = torch.compile(model) if recipe.compile is True else model
+        trained = compiled(model) if recipe.compile is True else model
         if self.sharded:  # precision alone is left to do
             self.trained = accelerator.prepare_model(trained, device_placement=False, evaluation_mode=True)
             self.optimizer, self.loader = accelerator.prepare(optimizer, loader)

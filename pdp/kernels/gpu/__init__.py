@@ -25,7 +25,7 @@ LARGEST = 2**31 - 1  # most numbers in a tensor, because the kernels index with 
 
 def usable(weight: Tensor) -> bool:
     """Whether the kernels accept this weight: on a GPU, dense in memory, and not inside a compiled step."""
-    if not (weight.is_cuda or _interpreted()) or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not (weight.is_cuda or _interpreted()):
         return False
     if type(weight) not in (Tensor, nn.Parameter) or in_transform():  # a subclass may have no address
         return False

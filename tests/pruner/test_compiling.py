@@ -1,0 +1,88 @@
+"""A compiled training step of a pruned model: one graph, whatever the order of images in memory, and the same step."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pdp import Pruner
+from pdp.training.assembly import compiled
+
+NOW = {"warmup": "0ep", "ramp": "1ep"}
+METHODS = [("random", "pdp"), ("nm", "pdp"), ("channel", "pdp"), ("block", "pdp"), ("random", "cs"), ("nm", "srste")]
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 8),
+        nn.ReLU(),
+        nn.Linear(8, 4),
+    )
+
+
+def pruned(model, pattern, method, images):
+    options = {} if pattern == "nm" else {"sparsity": 0.5}
+    if pattern == "block":
+        options["pattern_options"] = {"block": [2, 2]}
+    if method == "pdp":
+        options["temperature"] = 1e-2
+    if method == "cs":
+        options["rounds"] = 1
+    pruner = Pruner(model, method, pattern, epochs=4, schedule=NOW, example_input=images[:1], **options)
+    pruner.start_epoch(0)
+    return pruner
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("pattern, method", METHODS)
+def test_a_step_is_one_graph_that_gives_no_operation_its_memory(pattern, method, order):
+    """PyTorch 2.11 breaks a graph where `out` is in channels last; later versions plan the memory themselves too."""
+    images, labels = torch.randn(4, 3, 6, 6).to(memory_format=order), torch.arange(4)
+    plain = net().to(memory_format=order)
+    model = copy.deepcopy(plain)
+    pruners = [pruned(one, pattern, method, images) for one in (plain, model)]
+    optimizers = [torch.optim.SGD(one.parameters(), 0.1) for one in (plain, model)]
+    for pruner, optimizer in zip(pruners, optimizers, strict=True):
+        pruner.attach(optimizer)
+    given: list[str] = []
+
+    def backend(graph, inputs):
+        for one in graph.modules():
+            if isinstance(one, torch.fx.GraphModule):  # the step's own and those of its autograd functions
+                given.extend(str(node) for node in one.graph.nodes if node.kwargs.get("out") is not None)
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    torch._dynamo.reset()
+    forward = torch.compile(model, backend=backend, fullgraph=True)
+    for _ in range(2):
+        for call, pruner, optimizer in zip((plain, forward), pruners, optimizers, strict=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(call(images), labels).backward()
+            pruner.after_backward()
+            optimizer.step()
+            pruner.step()
+    assert not given
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-5, rtol=1e-3)
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+@torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True)
+def test_each_run_of_a_process_is_compiled():
+    """More models of one class than PyTorch keeps compiled forms of its code."""
+    image = torch.ones(1, 2)
+    for outputs in (2, 3, 4):
+        model = nn.Linear(2, outputs)
+        torch.testing.assert_close(compiled(model)(image), model(image))
+    with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+        torch.compile(nn.Linear(2, 5))(image)
