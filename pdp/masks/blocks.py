@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pdp.masks.soft import NOTHING, SATURATED, exact, offset_of
-from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
+from pdp.masks.transforms import gradients_with_a_graph, takes_plain, wants_a_graph
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def soft_prune_blocks(
     a weight w_i of block b is m_b g_i + (2 scale / tau) m_b (1 - m_b) w_i * (sum over the block of g_j w_j), where g is
     the gradient of the result. Saves only the weight and the cut for backward.
     """
-    if in_transform():
+    if takes_plain():
         return _plain(weight, cut, temperature, grid, scale)
     return _SoftPruneBlocks.apply(weight, cut, temperature, grid, scale)
 

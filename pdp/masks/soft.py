@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
+from pdp.masks.transforms import gradients_with_a_graph, takes_plain, wants_a_graph
 
 # Beyond this |z| the mask is 0 or 1 to within 1e-26. A bounded z cannot overflow. Without the bound, a tiny mask or its
 # product with a weight or a gradient would be a subnormal number, which makes a CPU's convolutions four times slower.
@@ -25,7 +25,7 @@ def soft_mask(weight: Tensor, cut: Tensor | float, temperature: Tensor | float) 
     `cut` is t and `temperature` is tau; both broadcast against `weight`. t = -inf keeps every weight, t = +inf none.
     Derivatives of any order and `torch.func` transforms give those of the formula, with t held constant.
     """
-    if in_transform():
+    if takes_plain():
         return plain_mask(weight, as_cut(cut, weight), temperature)
     return _SoftMask.apply(weight, as_cut(cut, weight), temperature)
 
@@ -35,7 +35,7 @@ def soft_prune(weight: Tensor, cut: Tensor | float, temperature: Tensor | float)
 
     Saves only the weight and the cut for backward, which computes the mask again.
     """
-    if in_transform():
+    if takes_plain():
         return plain_prune(weight, as_cut(cut, weight), temperature)
     return _SoftPrune.apply(weight, as_cut(cut, weight), temperature)
 
@@ -72,16 +72,8 @@ def offset_of(cut: Tensor, temperature: Tensor | float, dtype: torch.dtype) -> T
     return (cut * cut.abs() / -temperature).clamp(-largest, largest)
 
 
-def room(values: Tensor, dtype: torch.dtype | None = None) -> Tensor | None:
-    """Memory for a result in the order of `values`; None in a compiled step, which plans its own memory.
-
-    The `out` of an operation would break its graph where it is not contiguous.
-    """
-    return None if torch.compiler.is_compiling() else torch.empty_like(values, dtype=dtype)
-
-
-def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float, out: Tensor | None) -> Tensor:
-    """z = (w^2 - t^2) / tau, written into `out` if there is one; `offset` is -t^2 / tau."""
+def _scaled_square(offset: Tensor, weight: Tensor, temperature: Tensor | float, out: Tensor) -> Tensor:
+    """z = (w^2 - t^2) / tau, written into `out`; `offset` is -t^2 / tau."""
     if isinstance(temperature, Tensor):
         return torch.addcmul(offset, weight / temperature.to(weight.dtype), weight, out=out)
     return torch.addcmul(offset, weight, weight, value=1 / temperature, out=out)
@@ -108,7 +100,7 @@ def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> It
     """
     first = tensors[0]
     single = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
-    if not single or first.device.type != "cpu" or first.numel() <= _PIECE or torch.compiler.is_compiling():
+    if not single or first.device.type != "cpu" or first.numel() <= _PIECE:
         return [tensors]
     if not lies_dense(first) or any(one.stride() != first.stride() for one in tensors):
         return [tensors]
@@ -116,36 +108,6 @@ def _pieces(offset: Tensor, temperature: Tensor | float, *tensors: Tensor) -> It
     # All pieces have about the same size: a short last piece would be too small to divide among several threads.
     size = -(-units // -(-units // _PIECE) // 16) * 16
     return zip(*(one.as_strided((units,), (1,)).split(size) for one in tensors), strict=True)
-
-
-def _masked(offset: Tensor, weight: Tensor, temperature: Tensor | float, out: Tensor | None) -> Tensor:
-    """m(w) * w, written into `out` if there is one."""
-    mask = _scaled_square(offset, weight, temperature, out).sigmoid_()
-    return torch.threshold_(mask, NOTHING, 0.0).mul_(weight)
-
-
-def _slopes(
-    offset: Tensor,
-    bounded: Tensor | None,
-    weight: Tensor,
-    upstream: Tensor,
-    temperature: Tensor | float,
-    out: Tensor | None,
-) -> Tensor:
-    """The gradient times m + (2 w^2 / tau) m (1 - m), written into `out` if there is one; without `bounded`, changes
-    `offset`.
-    """
-    z = _scaled_square(offset, weight, temperature, out).clamp_(-SATURATED, SATURATED)
-    mask = z.sigmoid()
-    if bounded is None:
-        bounded = offset.clamp_(min=FARTHEST)
-    # 2 w^2 / tau = 2 z + 2 t^2 / tau
-    twice_square = z.mul_(2).sub_(bounded, alpha=2)
-    if out is None:
-        out = torch.ops.aten.sigmoid_backward(twice_square, mask)
-    else:
-        torch.ops.aten.sigmoid_backward.grad_input(twice_square, mask, grad_input=out)
-    return out.add_(mask).mul_(upstream)
 
 
 class _SoftPrune(torch.autograd.Function):
@@ -156,12 +118,10 @@ class _SoftPrune(torch.autograd.Function):
         ctx.temperature = temperature  # type: ignore[attr-defined]
         precise = exact(weight)
         offset = offset_of(cut, temperature, precise.dtype)
-        effective = room(precise)
-        if effective is None:
-            effective = _masked(offset, precise, temperature, None)
-        else:
-            for w, out in _pieces(offset, temperature, precise, effective):
-                _masked(offset, w, temperature, out)
+        effective = torch.empty_like(precise)
+        for w, out in _pieces(offset, temperature, precise, effective):
+            mask = _scaled_square(offset, w, temperature, out).sigmoid_()
+            torch.threshold_(mask, NOTHING, 0.0).mul_(w)
         ctx.save_for_backward(weight, cut)
         return effective.to(weight.dtype)
 
@@ -174,15 +134,20 @@ class _SoftPrune(torch.autograd.Function):
             return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
         precise = exact(weight)
         offset = offset_of(cut, temperature, precise.dtype)
-        slope, upstream = room(precise), gradient.to(precise.dtype)
+        slope = torch.empty_like(precise)
+        tensors = (precise, gradient.to(precise.dtype), slope)
         one_number = offset.numel() == 1 and not (isinstance(temperature, Tensor) and temperature.numel() > 1)
         # With an infinite cut the slope is zero; without this bound, a clamped z times infinity would not give zero.
-        bounded = offset.clamp(min=FARTHEST) if one_number else None  # many offsets are bounded where they lie
-        if slope is None:
-            slope = _slopes(offset, bounded, precise, upstream, temperature, None)
-        else:
-            for w, own, out in _pieces(offset, temperature, precise, upstream, slope):
-                _slopes(offset, bounded, w, own, temperature, out)
+        bounded = offset.clamp(min=FARTHEST) if one_number else offset
+        for w, upstream, out in _pieces(offset, temperature, *tensors):
+            z = _scaled_square(offset, w, temperature, out).clamp_(-SATURATED, SATURATED)
+            mask = z.sigmoid()
+            if not one_number:  # then there is a single piece, and z no longer needs the offset
+                bounded.clamp_(min=FARTHEST)
+            # 2 w^2 / tau = 2 z + 2 t^2 / tau
+            twice_square = z.mul_(2).sub_(bounded, alpha=2)
+            torch.ops.aten.sigmoid_backward.grad_input(twice_square, mask, grad_input=out)
+            out.add_(mask).mul_(upstream)
         return slope.to(weight.dtype), None, None
 
 
@@ -193,7 +158,7 @@ class _SoftMask(torch.autograd.Function):
         ctx.save_for_backward(weight, cut)
         precise = exact(weight)
         offset = offset_of(cut, temperature, precise.dtype)
-        mask = _scaled_square(offset, precise, temperature, room(precise)).sigmoid_()
+        mask = _scaled_square(offset, precise, temperature, torch.empty_like(precise)).sigmoid_()
         return torch.threshold_(mask, NOTHING, 0.0)
 
     @staticmethod
@@ -205,7 +170,7 @@ class _SoftMask(torch.autograd.Function):
             return *gradients_with_a_graph(plain, [weight], [gradient]), None, None  # type: ignore[return-value]
         precise = exact(weight)
         offset = offset_of(cut, temperature, precise.dtype)
-        mask = _scaled_square(offset, precise, temperature, room(precise)).sigmoid_()
+        mask = _scaled_square(offset, precise, temperature, torch.empty_like(precise)).sigmoid_()
         slope = torch.ops.aten.sigmoid_backward(gradient, mask).mul_(precise)
         slope = slope.mul_(2 / temperature)
         return slope.to(weight.dtype), None, None

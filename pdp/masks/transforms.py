@@ -1,4 +1,4 @@
-"""Masks under `torch.func` and higher derivatives, which the fast autograd functions do not support."""
+"""Masks under `torch.func`, higher derivatives and torch.compile, which the fast autograd functions do not support."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ def in_transform() -> bool:
     if torch.compiler.is_compiling():
         return False
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def takes_plain() -> bool:
+    """Whether a mask must be computed by plain operations: in a transform, and in a step that is being compiled.
+
+    In a compiled step PyTorch 2.11 takes the gradient of an autograd function for zero if its result is also one of its
+    intermediate tensors, as after an operation in place; and a compiler needs no pieces, no order and no memory of ours.
+    """
+    return torch.compiler.is_compiling() or in_transform()
 
 
 def is_watched() -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pdp.masks.kept import keep, kept
-from pdp.masks.soft import exact, room
+from pdp.masks.soft import exact
 from pdp.masks.transforms import gradients_with_a_graph, in_transform, wants_a_graph
 
 _FLAT = 1e-7  # below this m (1 - m) the mask is treated as constant
@@ -176,6 +176,7 @@ class _MaskUnits(torch.autograd.Function):
         slope = (torch.stack(sums).sum(0) if len(sums) > 1 else sums[0]) * steep
         for place, tensor in enumerate(tensors):
             if place in upstream and place not in vectors:
+                # A graph of PyTorch 2.11 would break where memory in channels last is given.
                 into = None if torch.compiler.is_compiling() else found[place]
                 found[place] = torch.mul(upstream[place], along(mask, units[place], tensor), out=into)
             if weighs[place]:
@@ -212,8 +213,9 @@ def _scaled(tensor: Tensor, by: Tensor, dtype: torch.dtype) -> Tensor:
     """The product of `tensor` and float32 numbers in `dtype`, rounded only once."""
     if dtype == (torch.float64 if tensor.dtype == torch.float64 else by.dtype):
         return tensor * by
-    into = room(tensor, dtype)
-    return (tensor * by).to(dtype) if into is None else torch.mul(tensor, by, out=into)
+    if torch.compiler.is_compiling():
+        return (tensor * by).to(dtype)
+    return torch.mul(tensor, by, out=torch.empty_like(tensor, dtype=dtype))
 
 
 def _row_sums(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pdp.masks.transforms import in_transform
+from pdp.masks.transforms import takes_plain
 
 ACTIVATION_LEVELS = 255  # of unsigned 8 bits, 0 to 255
 
@@ -48,7 +48,7 @@ def fake_quantize(
     with clipping). The one for `scale` is LSQ's (arXiv 1902.08153, equation 3), times `gradient_scale`: round(x / s) -
     x / s where the integer was not clamped, and the bound elsewhere.
     """
-    if in_transform():
+    if takes_plain():
         return _composed(values, scale, zero_point, lowest, highest, gradient_scale)
     return _FakeQuantize.apply(values, scale, zero_point, lowest, highest, gradient_scale)
 
@@ -108,7 +108,7 @@ def _composed(
     highest: int,
     gradient_scale: Tensor | float,
 ) -> Tensor:
-    """The same in plain operations, for torch.func's transforms."""
+    """The same in plain operations, for torch.func's transforms and torch.compile."""
     scale = scale * gradient_scale + (scale - scale * gradient_scale).detach()
     steps = widened(values) / scale
     rounded = torch.round(steps.detach())
