@@ -125,9 +125,9 @@ def changed_values(config: Config) -> dict[str, Any]:
 
 def method_revision(config: Config) -> int:
     """The revision of the method in this run."""
-    allocation = config.allocation
-    pattern = config.prune.pattern
-    holding = conditions(allocation.least_density, allocation.ends, config.recipe.clip, config.model.name, pattern)
+    allocation, recipe, pattern = config.allocation, config.recipe, config.prune.pattern
+    of_model = (config.model.name, pattern, recipe.channels_last)
+    holding = conditions(allocation.least_density, allocation.ends, recipe.clip, *of_model)
     return revision_of(config.method.name, pattern, holding)
 
 

@@ -20,7 +20,7 @@ def takes_plain() -> bool:
     """Whether a mask must be computed by plain operations: in a transform, and in a step that is being compiled.
 
     In a compiled step PyTorch 2.11 takes the gradient of an autograd function for zero if its result is also one of its
-    intermediate tensors, as after an operation in place; and a compiler needs no pieces, no order and no memory of ours.
+    intermediate tensors, as after an operation in place; and a compiler needs no pieces and no memory of ours.
     """
     return torch.compiler.is_compiling() or in_transform()
 

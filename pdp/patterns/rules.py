@@ -12,7 +12,7 @@ from pdp.patterns import labels as lab
 from pdp.patterns.moves import MOVES, SAME, concatenate, copy_into, move, same
 from pdp.patterns.pointwise import is_pointwise, pointwise
 from pdp.patterns.products import PRODUCTS
-from pdp.patterns.walk import Walk, title
+from pdp.patterns.walk import Walk, lay_of, title
 
 HEADS = "its channels are parts of heads, in an attention of a kind that is not known"
 _ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "multi_head_attention")
@@ -50,6 +50,8 @@ def follow(walk: Walk, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         PRODUCTS[base](walk, args, kwargs, out)
     elif base in SAME or base == "native_dropout":
         same(walk, args[0], _first(out))
+    elif base == "as_strided" and lay_of(_first(out)) == walk.lay:
+        same(walk, args[0], _first(out))  # as a pooling to 1 x 1 gives its result the strides of channels last
     elif base in MOVES:
         move(walk, base, func, args, kwargs, out)
     elif base in ("cat", "stack"):

@@ -29,6 +29,7 @@ from pdp.patterns.labels import Mark
 _MOST_ELEMENTS = 2**18  # most elements of a parameter to follow one by one; larger ones are weights
 
 Owner = tuple[str, nn.Module, str]  # module name, module, name of the tensor in it
+Lay = tuple[torch.Size, tuple[int, ...], int]  # sizes, strides and first place of a tensor in its memory
 
 
 class Walk(TorchDispatchMode):
@@ -58,6 +59,7 @@ class Walk(TorchDispatchMode):
         self.read_kept: list[np.ndarray] = []  # atoms of columns that read something other than zero from a pruned unit
         self.shared: dict[int, str] = {}  # parameters that something reads as a whole, with the reason
         self.stack: list[tuple[str, str]] = []
+        self.lay: Lay | None = None  # of the operation's first tensor, before it
         self.closed = 0  # nesting depth of modules that are followed as a whole
         self.macs = 0
         self.choices = Choices()
@@ -164,6 +166,8 @@ class Walk(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = self.stack[-1][0] if self.stack else ""
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        self.lay = None if first is None else lay_of(first)
         out = self.choices.note(title(func), args, kwargs, func(*args, **kwargs), name, self.owners)
         if self.closed:
             self._note(func, args, out)
@@ -266,6 +270,12 @@ class Walk(TorchDispatchMode):
 def title(func: Any) -> str:
     """The operation's name in the dispatcher."""
     return str(func).removeprefix("aten.").partition(".")[0]
+
+
+def lay_of(tensor: Tensor) -> Lay:
+    """Where its elements lie in memory; the stride of a dimension of size 1 does not matter and is 0."""
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.shape, tuple(stride if size > 1 else 0 for size, stride in strides), int(tensor.storage_offset())
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:

@@ -64,8 +64,9 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 def revised(row: Any) -> bool:
     """Whether the method's code has changed since the run, so that the same command would now give another result."""
-    clip = (row.recipe or {}).get("clip")
-    holding = conditions(row.least_density, row.allocation_ends, clip, row.model, row.pattern)
+    recipe = row.recipe or {}
+    of_model = (row.model, row.pattern, bool(recipe.get("channels_last")))
+    holding = conditions(row.least_density, row.allocation_ends, recipe.get("clip"), *of_model)
     return named(row.base_method, row.pattern, int(row.method_revision), holding) != row.base_method
 
 

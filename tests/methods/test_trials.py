@@ -73,6 +73,9 @@ def test_revisions_are_named_where_the_code_has_a_later_one():
     assert conditions(0.0, "pruned", None) == () and conditions(None, None, None) == ()
     followed = conditions(None, None, None, "convnext_atto", "channel")
     assert revision_of("pdp", "channel", followed) == 3 and revision_of("dense", "channel", followed) == 1
+    reordered = conditions(None, None, None, "convnext_atto", "channel", True)
+    assert revision_of("pdp", "channel", reordered) == 4 and revision_of("dense", "channel", reordered) == 1
+    assert revision_of("pdp", "channel", conditions(None, None, None, "resnet20", "channel", True)) == 1
     for model, pattern in (("resnet50", "channel"), ("bert_base", "channel"), ("convnext_atto", "random")):
         assert revision_of("pdp", pattern, conditions(None, None, None, model, pattern)) == 1
     assert (revision_of("gmp", "random", floor), revision_of("str", "random"), revision_of("str", "random", floor)) == (
