@@ -59,7 +59,7 @@ class Walk(TorchDispatchMode):
         self.read_kept: list[np.ndarray] = []  # atoms of columns that read something other than zero from a pruned unit
         self.shared: dict[int, str] = {}  # parameters that something reads as a whole, with the reason
         self.stack: list[tuple[str, str]] = []
-        self.lay: Lay | None = None  # of the operation's first tensor, before it
+        self.lay: Lay | None = None  # of the tensor that as_strided is about to give other strides
         self.closed = 0  # nesting depth of modules that are followed as a whole
         self.macs = 0
         self.choices = Choices()
@@ -166,8 +166,7 @@ class Walk(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = self.stack[-1][0] if self.stack else ""
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        self.lay = None if first is None else lay_of(first)
+        self.lay = lay_of(args[0]) if title(func).startswith("as_strided") else None
         out = self.choices.note(title(func), args, kwargs, func(*args, **kwargs), name, self.owners)
         if self.closed:
             self._note(func, args, out)
