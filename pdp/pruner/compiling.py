@@ -36,7 +36,21 @@ def take_out(held: dict[str, Any], parameter: str) -> None:
         held.pop(parameter, None)
 
 
+def mark_of(parameter: str) -> str:
+    """The key in a module's `__dict__` that says that a forward around the module's own has put this weight there."""
+    return f"{parameter} around"
+
+
+def unmark(held: dict[str, Any], mark: str) -> None:
+    """Takes a mark away, or makes it None where that cannot be compiled."""
+    if torch.compiler.is_compiling() and not DELETIONS_COMPILE:
+        held[mark] = None
+    else:
+        held.pop(mark, None)
+
+
 def uncover(sites: Iterable[Site]) -> None:
     """Removes anything that hides the stored weights, as a compiled forward may have left it."""
     for site in sites:
         site.module.__dict__.pop(site.parameter, None)
+        site.module.__dict__.pop(mark_of(site.parameter), None)

@@ -21,7 +21,7 @@ from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner import reading
 from pdp.pruner.code import may_read
-from pdp.pruner.compiling import guard_hooks, take_out, uncover
+from pdp.pruner.compiling import guard_hooks, mark_of, take_out, uncover, unmark
 from pdp.pruner.reading import Place, Watched
 from pdp.quantize.hooks import ActivationHook
 from pdp.quantize.points import WeightPoint
@@ -41,7 +41,7 @@ class Shadow:
         self.inner = _path(site.caller, site.module)
         self.parameter = site.parameter
         self.key = key  # the module's name in its parent
-        self.around = f"{site.parameter} around"  # the key in `__dict__` that says which hook put the weight there
+        self.around = mark_of(site.parameter)  # the key in `__dict__` that says which hook put the weight there
         self.inside: list[int] = []  # ids of the threads that are in the forward
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shadow:
@@ -59,7 +59,7 @@ class Shadow:
         if not self.place.active:
             return
         held = (caller.get_submodule(self.inner) if self.inner else caller).__dict__
-        if self.around in held:
+        if held.get(self.around) is not None:
             return  # already put there for a forward around this one
         weight = held["_parameters"].get(self.parameter)
         if torch.compiler.is_compiling():
@@ -86,7 +86,7 @@ class Shadow:
     def take(self, caller: nn.Module, inputs: Any, output: Any) -> None:
         """Removes the effective weight again."""
         held = (caller.get_submodule(self.inner) if self.inner else caller).__dict__
-        if self.around in held:
+        if held.get(self.around) is not None:
             return
         if not torch.compiler.is_compiling():
             own = threading.get_ident()
@@ -125,7 +125,7 @@ class Around:
             return
         for shadow, path in self.inner:
             held = (model.get_submodule(path) if path else model).__dict__
-            if not shadow.place.active or not shadow.place.outside or shadow.around in held:
+            if not shadow.place.active or not shadow.place.outside or held.get(shadow.around) is not None:
                 continue
             weight = held["_parameters"].get(shadow.parameter)
             if weight is None:
@@ -145,7 +145,8 @@ class Around:
         for shadow, path in self.inner:
             held = (model.get_submodule(path) if path else model).__dict__
             if held.get(shadow.around) == self.number:
-                del held[shadow.around], held[shadow.parameter]
+                unmark(held, shadow.around)
+                take_out(held, shadow.parameter)
 
     def _enter(self, model: nn.Module) -> None:
         own = threading.get_ident()
@@ -157,7 +158,7 @@ class Around:
                 self.threads[:] = [thread for thread in self.threads if thread in alive]
                 for shadow, path in self.inner:
                     held = (model.get_submodule(path) if path else model).__dict__
-                    if shadow.around not in held:
+                    if held.get(shadow.around) is None:
                         held.pop(shadow.parameter, None)
 
 

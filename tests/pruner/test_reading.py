@@ -11,6 +11,7 @@ from torch import nn
 from pdp import Pruner, count_macs
 from pdp.errors import Refusal, Stopped
 from pdp.masks.soft import soft_prune
+from pdp.pruner import compiling
 
 
 @pytest.mark.parametrize("kind", ["called", "module checkpointed", "method checkpointed", "reentrant"])
@@ -24,8 +25,10 @@ def test_a_weight_that_its_parent_reads_is_masked_forward_and_backward(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("deletions", [True, False])  # the way of PyTorch 2.14, and that of earlier ones
 @pytest.mark.parametrize("part", ["whole", "a part"])
-def test_compiled_without_a_graph_break(part):
+def test_compiled_without_a_graph_break(part, deletions, monkeypatch):
+    monkeypatch.setattr("pdp.pruner.compiling.DELETIONS_COMPILE", deletions and compiling.DELETIONS_COMPILE)
     torch._dynamo.reset()
     model, pruner = pruned()
     forward = model
@@ -41,6 +44,7 @@ def test_compiled_without_a_graph_break(part):
     pruner.step()
     pruner.finalize()
     assert torch.allclose(model(ROWS), hard, atol=1e-6)
+    assert not any(key.startswith("weight") for module in model.modules() for key in module.__dict__)
 
 
 def test_a_part_called_alone_and_a_copy_are_masked():
