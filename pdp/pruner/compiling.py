@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from pdp.layers import Site
 DELETIONS_COMPILE = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 14)
 
 
-def guard_hooks() -> None:
-    """Makes torch.compile check hooks before it reuses a graph.
+def guard_hooks(hooks: Iterable[Callable[..., Any]]) -> None:
+    """Makes torch.compile check hooks before it reuses a graph, and compile these ones only inside of a forward.
 
     By default it does not: then the graph of a dense model is reused for a pruned one of the same class, which silently
     trains without its masks. Graphs made so far have no such check and are dropped, once per process.
@@ -24,6 +25,13 @@ def guard_hooks() -> None:
     if torch._dynamo.config.skip_nnmodule_hook_guards:
         torch._dynamo.config.skip_nnmodule_hook_guards = False
         torch._dynamo.reset()
+    # Of many modules that are compiled one by one PyTorch runs the ninth and later ones uncompiled, and then compiles
+    # the functions that they call: a hook that is compiled beside another that is not would leave a weight in place.
+    frames: Any = torch._C._dynamo.eval_frame
+    with suppress(AttributeError):  # these names are PyTorch's own, and a later version may have others
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
+        for one in hooks:
+            frames.set_code_exec_strategy(one.__code__, skip)
 
 
 def take_out(held: dict[str, Any], parameter: str) -> None:

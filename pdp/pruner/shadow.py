@@ -207,7 +207,7 @@ def hook(
     model: nn.Module, layers: Sequence[Layer], method: Method, quantizer: Quantizer | None = None
 ) -> list[RemovableHandle]:
     """Registers all hooks of these layers and of the quantizer, and intercepts look-ups of their weights."""
-    guard_hooks()
+    guard_hooks([Shadow.put, Shadow.take])
     # The whole model's hooks come first: if the model is a layer itself, its weight is masked inside its own forward.
     threads: list[int] = []
     handles = WholeForward(model, layers, method).attach()

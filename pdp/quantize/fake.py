@@ -108,11 +108,16 @@ def _composed(
     highest: int,
     gradient_scale: Tensor | float,
 ) -> Tensor:
-    """The same in plain operations, for torch.func's transforms and torch.compile."""
-    scale = scale * gradient_scale + (scale - scale * gradient_scale).detach()
-    steps = widened(values) / scale
-    rounded = torch.round(steps.detach())
+    """The same in plain operations, for torch.func's transforms and torch.compile; to second derivatives a constant."""
+    exact, fixed = widened(values), scale.detach()
+    steps = exact.detach() / fixed
+    rounded = torch.round(steps)
     inside = (rounded + zero_point >= lowest) & (rounded + zero_point <= highest)
     found = (rounded + zero_point).clamp(lowest, highest) - zero_point
-    moving = torch.where(inside, steps - steps.detach(), torch.zeros_like(steps))
-    return ((found + moving) * scale).to(values.dtype)
+    # Both terms are exactly zero, and have the derivatives for the values and for the scale. A factor that is infinite
+    # must not make the second one not a number.
+    moving = torch.where(inside, exact - exact.detach(), torch.zeros_like(steps))
+    slope = found - torch.where(inside, steps, torch.zeros_like(steps))
+    largest = torch.finfo(scale.dtype).max
+    factor = gradient_scale.detach().clamp(max=largest) if isinstance(gradient_scale, Tensor) else gradient_scale
+    return (found * fixed + moving + slope * ((scale - fixed) * factor)).to(values.dtype)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from pdp import Pruner
+from pdp.pruner import compiling
 from pdp.training.assembly import compiled
 
 NOW = {"warmup": "0ep", "ramp": "1ep"}
@@ -93,3 +94,37 @@ def test_each_run_of_a_process_is_compiled():
         torch.testing.assert_close(compiled(model)(image), model(image))
     with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
         torch.compile(nn.Linear(2, 5))(image)
+
+
+@pytest.mark.slow
+@torch._dynamo.config.patch(recompile_limit=2)
+@pytest.mark.parametrize("deletions", [True, False])  # the way of PyTorch 2.14, and that of earlier ones
+def test_modules_compiled_one_by_one_are_masked_also_beyond_the_limit(deletions, monkeypatch):
+    """PyTorch runs the third and later ones uncompiled here; none may keep a weight of another moment."""
+    monkeypatch.setattr("pdp.pruner.compiling.DELETIONS_COMPILE", deletions and compiling.DELETIONS_COMPILE)
+    torch._dynamo.reset()
+    images, labels = torch.randn(4, 3, 6, 6), torch.arange(4)
+    plain = net()
+    model = copy.deepcopy(plain)
+    for module in model:
+        module.compile(backend="aot_eager")
+    seen = []
+    for one in (plain, model):
+        pruner = pruned(one, "channel", "pdp", images)
+        optimizer = torch.optim.SGD(one.parameters(), 0.1)
+        pruner.attach(optimizer)
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(one(images), labels).backward()
+            pruner.after_backward()
+            optimizer.step()
+            pruner.step()
+        one.eval()
+        with torch.no_grad():
+            first = one(images)
+            with pruner.hard():
+                hard = one(images)
+            seen.append([first, hard, one(images)])
+    assert torch.equal(seen[1][0], seen[1][2])
+    for mine, theirs in zip(*seen, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)

@@ -89,6 +89,27 @@ def test_transforms_of_torch_see_the_same_numbers_and_gradients(learned):
     assert all(torch.allclose(one, other.grad, rtol=1e-10) for one, other in zip(found, mine, strict=True))
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("factor", [0.5, "of the scale"])
+def test_compiled_it_is_the_same_grid_whatever_the_factor_of_its_gradient(size, factor):
+    """LSQ's factor may be larger than float32's precision allows beside the scale itself."""
+    torch.manual_seed(3)
+    values, upstream = torch.randn(3, 40), torch.randn(3, 40)
+    values[0, 0], values[1, 1] = float("inf"), -float("inf")
+    scale = torch.rand(3, 1) * size / 50
+    by = scale**-2 / 30 if factor == "of the scale" else factor
+    torch._dynamo.reset()
+    compiled = torch.compile(fake_quantize, backend="aot_eager", fullgraph=True)
+    found = []
+    for function in (fake_quantize, compiled):
+        own = [values.clone().requires_grad_(), scale.clone().requires_grad_()]
+        made = function(*own, 0, -127, 127, by)
+        found.append((made, *torch.autograd.grad(made, own, upstream)))
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert torch.isfinite(found[1][2]).all()
+    torch.testing.assert_close(found[1][2], found[0][2], rtol=1e-4, atol=0)
+
+
 def test_torch_s_own_operation_reads_the_same_grid():
     torch.manual_seed(3)
     weight, upstream = torch.randn(16, 40), torch.randn(16, 40)
