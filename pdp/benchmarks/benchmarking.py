@@ -69,7 +69,7 @@ def _serve(pipe: Any, make: Callable[..., Callable[[int], dict[str, Any]]], argu
 
 
 def machine(device: Any, threads: int | None = None) -> dict[str, Any]:
-    """What the figures depend on besides the code: torch device, threads, load, versions, commit, and the command."""
+    """What figures depend on besides the code: device, processor, threads, load, versions, commit and the command."""
     import torch
 
     from pdp.environment import device_name, git_commit, versions
@@ -77,6 +77,7 @@ def machine(device: Any, threads: int | None = None) -> dict[str, Any]:
     return {
         "device": device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
         "processor": _processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),  # processors of one name differ in them
         "cores": os.cpu_count(),
         "threads": threads or torch.get_num_threads(),
         "load_average": [round(one, 2) for one in os.getloadavg()],
