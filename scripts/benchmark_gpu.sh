@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The figures that need a GPU, a JSON file for each row, the most telling ones first:
+# The figures that need a GPU, a JSON file for each row, those that are still open first:
 #
 #     bash scripts/benchmark_gpu.sh                           # all rows, nine minutes at most
 #     bash scripts/benchmark_gpu.sh gpt2 cut                  # these alone
@@ -7,15 +7,16 @@
 #     bash scripts/benchmark_gpu.sh --try                     # every row on the CPU with tiny models, to see that it runs
 #
 # rows:
-#   gpt2       PDP's step over the dense one, GPT-2 8 x 1024 bf16: single weights, 2:4, channels; with a profile of
-#              both, and replayed from CUDA graphs, which leaves the host's part out
-#   small      ResNet-20 at 32 x 32, batch 64: plain, captured in a CUDA graph, compiled
-#   cut        cut and mask by themselves, from 10 to 300 million weights and in 10 to 1000 layers
-#   methods    every method's step over the dense one, ResNet-50 bf16
-#   compiled   BERT-base and ResNet-50 bf16, compiled, with their graph breaks
-#   texts      every method's step over the dense one, BERT-base bf16
-#   sparse     2:4 and blocks in linear layers and BERT-base beside dense and slim ones (not with --try)
-#   training   a dense run on JPEGs beside timm's loop, and beside the same steps on images in the GPU's memory
+#   compiled_images  ResNet-50 bf16, compiled, and compiled steps in a CUDA graph; compiling takes minutes
+#   training         a dense run on JPEGs beside timm's loop, and beside the same steps on images in the GPU's memory
+#   compiled         BERT-base bf16, compiled, with its graph breaks
+#   small            ResNet-20 at 32 x 32, batch 64: plain, captured in a CUDA graph, compiled
+#   gpt2             PDP's step over the dense one, GPT-2 8 x 1024 bf16: single weights, 2:4, channels; with a profile
+#                    of both, and replayed from CUDA graphs, which leaves the host's part out
+#   cut              cut and mask by themselves, from 10 to 300 million weights and in 10 to 1000 layers
+#   methods          every method's step over the dense one, ResNet-50 bf16
+#   texts            every method's step over the dense one, BERT-base bf16
+#   sparse           2:4 and blocks in linear layers and BERT-base beside dense and slim ones (not with --try)
 #
 # options:
 #   --out DIR      where gpu_<row>.json and gpu_<row>.log go (results/benchmarks)
@@ -30,7 +31,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 rows=() out=results/benchmarks python=python3 seconds=540 trying=false
-known=(gpt2 small cut methods compiled texts sparse training)
+known=(compiled_images training compiled small gpt2 cut methods texts sparse)
 refuse() { echo "benchmark_gpu.sh: $1; --help says all" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -82,8 +83,10 @@ small=(110 "${overhead[@]}" --model resnet20 --size 32 --batch 64 --pairs 9 --st
 cut=(50 scripts/benchmark_cut.py --device cuda --rounds 7)
 methods=(100 "${overhead[@]}" --model resnet50 --batch 128 --precision bf16 --channels-last --pairs 3 --steps 5 --warmup 3
     --no-memory --method all --device cuda)
-compiled=(120 "${overhead[@]}" --model resnet50 bert_base --batch 64 --precision bf16 --channels-last --pairs 5 --steps 10
+compiled=(120 "${overhead[@]}" --model bert_base --batch 64 --precision bf16 --pairs 5 --steps 10
     --no-memory --ways compiled --device cuda --target 1.02)
+compiled_images=(260 "${overhead[@]}" --model resnet50 --batch 64 --precision bf16 --channels-last --pairs 5 --steps 10
+    --no-memory --ways compiled both --device cuda --target 1.02)
 texts=(90 "${overhead[@]}" --model bert_base --batch 32 --precision bf16 --pairs 3 --steps 5 --warmup 3 --no-memory
     --method all --device cuda)
 sparse=(60 scripts/benchmark_sparse_gpu.py --bert 64)
@@ -95,6 +98,8 @@ if $trying; then
     cut=(200 scripts/benchmark_cut.py --device cpu --rounds 1 --threads 1 --millions 1 2 --layers 1 4 --total 1)
     methods=(200 "${overhead[@]}" --model resnet20 --size 16 --method all "${tiny[@]}")
     compiled=(200 "${overhead[@]}" --model bert_tiny --length 16 --ways compiled --target 1.02 "${tiny[@]}")
+    compiled_images=(400 "${overhead[@]}" --model resnet20 --size 16 --channels-last --ways compiled --target 1.02
+        "${tiny[@]}")
     texts=(200 "${overhead[@]}" --model bert_tiny --length 16 --method all "${tiny[@]}")
     training=(200 scripts/benchmark_training.py --model resnet20 --images 24 --sides 60 48 --size 32 --batch 4 --rounds 1
         --threads 1)

@@ -32,7 +32,7 @@ beside() {
 }
 beside mypy --cache-dir "$venv/.mypy_cache" # lies with the environment, so that a new checkout has it
 # The kernels are compiled once, before every process that needs them would do it.
-python -c "from pdp.kernels.cpu import found; found()" &
+python -c "from pdp.kernels.cpu import found_groups, found_units; found_groups(), found_units()" &
 kernels=$!
 ruff check .
 ruff format --check .

@@ -16,5 +16,5 @@ with uncollected():
     import pdp.training.run  # noqa: F401
 
 torch.set_num_threads(1)
-pdp.kernels.cpu.found()  # compiled once for all runs
+pdp.kernels.cpu.found_groups(), pdp.kernels.cpu.found_units()  # compiled once for all runs
 pdp.tasks.image_data.read_digits()

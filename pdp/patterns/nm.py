@@ -108,19 +108,18 @@ class Pattern(pattern.Pattern):
         full: list[tuple[Tensor, Tensor, int]] = []  # weights, their cuts in the same memory order, inner
         for place, (layer, own) in enumerate(zip(layers, held, strict=True)):
             weight = layer.weight
-            if 0 < layer.pruned == weight.numel() // self.options.m * self._free and host_kernels.usable(weight):
+            if 0 < layer.pruned == weight.numel() // self.options.m * self._free and _host_usable(weight):
                 along = input_dim(layer)
                 room = self._room(layer, weight, own)
                 if room is None:
-                    room = host_kernels.found().groups.new_cuts(weight, along, self.options.m)  # type: ignore[union-attr]
+                    room = host_kernels.found_groups().new_cuts(weight, along, self.options.m)
                     own = room.movedim(along, -1)
                 found[place] = own
                 full.append((weight, room, weight.stride(along)))
         if full:
             weights, rooms, inner = zip(*full, strict=True)
-            kernels: Any = host_kernels.found()
             torch.autograd.graph.increment_version(rooms)  # a backward may still need what they hold now
-            kernels.groups.write_full_cuts(weights, rooms, inner, self.options.m, self._free)
+            host_kernels.found_groups().write_full_cuts(weights, rooms, inner, self.options.m, self._free)
         return [self._laid(layer) if cuts is None else cuts for layer, cuts in zip(layers, found, strict=True)]
 
     def _laid(self, layer: Layer) -> Tensor:
@@ -154,13 +153,13 @@ class Pattern(pattern.Pattern):
         made = self.prepared(member, weight)
         if made is not None:
             return made
-        if layer.state["cut"].device != weight.device or not (usable(weight) or host_kernels.usable(weight)):
+        if layer.state["cut"].device != weight.device or not (usable(weight) or _host_usable(weight)):
             return super().soft_weight(layer, member, weight, temperature)
         if not usable(weight) and layer.state["cut"].dtype != torch.float32:  # found while the model was in double
             return super().soft_weight(layer, member, weight, temperature)
         cuts, inner = self._cuts_in_memory(layer, weight)
         if not usable(weight):
-            return host_kernels.found().groups.prune_groups(weight, cuts, temperature, self.options.m, inner)  # type: ignore[union-attr]
+            return host_kernels.found_groups().prune_groups(weight, cuts, temperature, self.options.m, inner)
         from pdp.kernels.gpu.masks import device_prune
 
         return device_prune(weight, cuts, temperature, member.compute_dtype(weight), self.options.m, inner)
@@ -181,7 +180,9 @@ class Pattern(pattern.Pattern):
     ) -> Any:
         if any(not layer.state["cut"].is_cpu or layer.state["cut"].dtype != torch.float32 for layer in layers):
             return None
-        groups: Any = host_kernels.found().groups  # type: ignore[union-attr]
+        groups = host_kernels.found_groups()
+        if groups is None:
+            return None
         each = zip(layers, weights, temperatures, strict=True)
         grouped = [groups.Grouped(one, *self._cuts_in_memory(layer, one), float(tau)) for layer, one, tau in each]
         return groups.GroupCuts(grouped, self.options.m)
@@ -217,6 +218,11 @@ class Pattern(pattern.Pattern):
     def ungroup(self, grouped: Tensor, layer: Layer) -> Tensor:
         """The inverse of `groups`."""
         return grouped.flatten(-2).movedim(-1, input_dim(layer))
+
+
+def _host_usable(weight: Tensor) -> bool:
+    """Whether the CPU's kernels of groups accept this weight."""
+    return host_kernels.usable(weight) and host_kernels.found_groups() is not None
 
 
 def input_dim(layer: Layer) -> int:

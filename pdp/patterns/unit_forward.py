@@ -111,7 +111,7 @@ def _together(layers: Sequence[_Masked]) -> dict[int, Sequence[Tensor]]:
         return {}
     places = [place for place, layer in enumerate(layers) if layer.in_order]
     tensors = [tensor for place in places for tensor in layers[place].tensors]
-    if not places or not host_kernels.usable(layers[places[0]].mask):
+    if not places or not host_kernels.usable(layers[places[0]].mask) or host_kernels.found_units() is None:
         return {}
     if not host_kernels.usable(*tensors):
         places = [place for place in places if host_kernels.usable(*layers[place].tensors)]
@@ -122,7 +122,7 @@ def _together(layers: Sequence[_Masked]) -> dict[int, Sequence[Tensor]]:
         places = [place for place in places if all(own[id(tensor)] == 1 for tensor in layers[place].tensors)]
     if len(places) < 2:
         return {}
-    kernels: Any = host_kernels.found().units  # type: ignore[union-attr]
+    kernels = host_kernels.found_units()
     found: dict[int, Sequence[Tensor]] = {}
     sizes = [sum(tensor.numel() for tensor in layers[place].tensors) for place in places]
     for bundle in bundles(sizes, MOST):

@@ -68,8 +68,8 @@ class UnitTable:
             if self._device_squares is None:
                 self._device_squares = UnitSquares(tensors, self.host_rows, self.exact_scale)
             return self._device_squares.find(tensors)
-        if host_kernels.usable(*tensors):
-            return self._joined([host_kernels.found().units.row_squares(tensors)])  # type: ignore[union-attr]
+        if host_kernels.usable(*tensors) and host_kernels.found_units() is not None:
+            return self._joined([host_kernels.found_units().row_squares(tensors)])
         return self._joined([row_sums(one, Tensor.square) for one in tensors])
 
     def _joined(self, sums: Sequence[Tensor]) -> Tensor:

@@ -320,6 +320,22 @@ pruner.finalize()
 assert (model.weight == 0).sum() == 32
 """
 
+ALONE = """
+import sys, torch
+from pdp import Pruner
+from pdp.kernels.cpu import usable
+model = torch.nn.Linear(8, 8)
+pruner = Pruner(model, sparsity=0.5, epochs=4, schedule={"warmup": "1ep", "rate": 0.5})
+for epoch in range(4):
+    pruner.start_epoch(epoch)
+    model(torch.ones(8)).sum().backward()
+    pruner.step()
+pruner.finalize()
+compiled = {name for name in sys.modules if name.startswith("pdp.kernels.cpu.")}
+assert usable(torch.ones(3)) and "pdp.kernels.cpu.masking" in compiled
+assert not compiled & {"pdp.kernels.cpu.grouping", "pdp.kernels.cpu.unit_masking", "pdp.kernels.cpu.choosing"}, compiled
+"""
+
 SWITCHED_OFF = """
 import torch
 from pdp.kernels.cpu import usable
@@ -330,8 +346,8 @@ assert not usable(torch.ones(3))
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "environment"),
-    [(FORKED, {}), (WITHOUT, {}), (SWITCHED_OFF, {"NUMBA_DISABLE_JIT": "1"})],
-    ids=["in a fork", "without Numba", "with Numba switched off"],
+    [(FORKED, {}), (WITHOUT, {}), (ALONE, {}), (SWITCHED_OFF, {"NUMBA_DISABLE_JIT": "1"})],
+    ids=["in a fork", "without Numba", "without the kernels that nothing needs", "with Numba switched off"],
 )
 def test_it_works(script, environment):
     done = subprocess.run(
@@ -344,10 +360,15 @@ def test_it_works(script, environment):
     assert done.returncode == 0, done.stderr
 
 
-def test_where_they_cannot_run_one_warning_says_so(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pdp.kernels.cpu.cuts", None)
-    with pytest.warns(UserWarning, match="Numba's kernels do not run here, pruning goes on without: "):
-        assert host_kernels.found.__wrapped__() is None
+@pytest.mark.parametrize("kind", [("found", "cuts"), ("found_groups", "groups"), ("found_units", "units")])
+def test_where_they_cannot_run_one_warning_says_so(kind, monkeypatch):
+    name, module = kind
+    host_kernels.found()
+    monkeypatch.delattr(host_kernels, module, raising=False)  # as if nothing had imported it yet
+    monkeypatch.setitem(sys.modules, f"pdp.kernels.cpu.{module}", None)
+    with pytest.warns(UserWarning, match="Numba's kernels do not run here, pruning goes on without: ") as told:
+        assert getattr(host_kernels, name).__wrapped__() is None
+    assert len(told) == 1
 
 
 def test_numbers_of_many_cuts_are_those_of_the_definition():
