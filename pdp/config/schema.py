@@ -76,7 +76,7 @@ class RecipeConfig:
     clip: float | None = None
     # decay per step of a running average of the weights, which is evaluated in place of the weights; null: none
     ema: float | None = None
-    precision: str = "fp32"  # fp32, or bf16 or fp16 with autocast
+    precision: str = "fp32"  # fp32, or bf16 or (on a GPU) fp16 with autocast
     sharding: str = "none"  # none, or fsdp: each process holds a part of a language model; results do not depend on it
     channels_last: bool = False  # whether images and convolution weights are stored with channels last in memory
     # true: torch.compile; graphs: steps are replayed from CUDA graphs, which speeds up small nets and changes no

@@ -52,6 +52,15 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def check_precision(config: Config, accelerator: Accelerator) -> None:
+    """Raises `Refusal` where the device would train in another precision than asked for."""
+    if config.recipe.precision == "fp16" and accelerator.device.type == "cpu":
+        raise Refusal(
+            "recipe.precision=fp16 has no effect on a CPU, which would train in fp32: give recipe.precision=bf16 or "
+            "recipe.precision=fp32"
+        )
+
+
 def compiled(model: nn.Module) -> Any:
     """The model compiled by torch.compile; what earlier runs of this process have compiled is dropped.
 
@@ -114,5 +123,15 @@ def _check_times(config: Config, steps_per_epoch: int) -> None:
 
 
 def steps_in_epoch(config: Config, task: Task) -> int:
-    """The number of optimizer steps in an epoch: whole batches, at least one."""
-    return max(1, task.sizes()["train"] // config.recipe.batch_size)
+    """The number of optimizer steps in an epoch: whole batches, or one of all samples where they are fewer.
+
+    Raises `Refusal` where fewer would have to be accumulated: they are no whole number of micro-batches.
+    """
+    samples, recipe = task.sizes()["train"], config.recipe
+    if samples < recipe.batch_size and recipe.accumulation > 1:
+        raise Refusal(
+            f"recipe.batch_size={recipe.batch_size} with recipe.accumulation={recipe.accumulation}: the training part "
+            f"has {samples} samples, too few for one step: give recipe.accumulation=1, or recipe.batch_size="
+            f"{samples // recipe.accumulation * recipe.accumulation or recipe.accumulation} or less"
+        )
+    return max(1, samples // recipe.batch_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import nn
 
 from pdp.config.schema import BlockPruneConfig, Config
 from pdp.pruner.pruner import Pruner
+from pdp.quantize.bias import shipped_biases
 from pdp.quantize.sizes import bytes_on_disk
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import write_record
 from pdp.tasks.task import Task
+from pdp.training.averaged import averaged
 from pdp.training.closing import close
 from pdp.training.display import Display
 from pdp.training.hardening import note_gap
@@ -39,7 +42,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
         attempt(notes, "the histograms of the end", lambda: keep_histograms(trainer, "end"))
     soft: dict[str, float] = {}
     if trainer.total:  # without training it is hard already
-        with pruner.unquantized():
+        with averaged(trainer, soft=True), pruner.unquantized():
             soft = trainer.measure(test)
     if trainer.average:
         model.load_state_dict(trainer.average.module.state_dict())
@@ -74,6 +77,14 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
         if key == "best" and pruner.frozen is not None:
             wait_until_visible(directory.best_scales)
             scales = read_frozen(directory.best_scales)
+        if key == "best" and config.recipe.recalibrate_bn:  # as what is shipped was
+            with shipped(model, scales):
+                trainer.sampler.set_epoch(config.recipe.epochs, 0)
+                recalibrate(task, model, trainer.loader, config.recipe.recalibrate_bn)
+            if scales is not None:
+                norms = pruner.quantizer.norms  # type: ignore[union-attr]
+                biases = shipped_biases(model, norms, scales.weights, scales.activations)
+                scales = replace(scales, biases=biases)
         with shipped(model, scales):
             elsewhere[key] = trainer.measure(test)[name]
     load_written(model, directory.weights)

@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from pdp.pruner.alive import live_share
+from pdp.training.averaged import averaged
 from pdp.training.sharding import save_model_weights
 from pdp.training.shipping import save_frozen
 
@@ -24,9 +25,9 @@ def measure_and_file(trainer: Any, stop: Callable[[], bool]) -> dict[str, Any]:
     passed = soft_every and done // soft_every > trainer.measured / trainer.steps_per_epoch // soft_every
     soft = None
     if trainer.config.method.name != "dense" and trainer.total and (trainer.step == trainer.total or passed):
-        with pruner.unquantized():
+        with averaged(trainer, soft=True), pruner.unquantized():
             soft = trainer.measure(trainer.validation, stop)
-    with pruner.hard():
+    with averaged(trainer), pruner.hard():
         metrics = trainer.measure(trainer.validation, stop)
     trainer.metric = metrics[name]
     if trainer.evaluate_every is not None:
@@ -76,7 +77,7 @@ def note_best(trainer: Any, epoch: int) -> None:
         if main:
             trainer.directory.checkpoints.mkdir(parents=True, exist_ok=True)
         if trainer.takes_part:
-            with trainer.pruner.baked(trainer.average.module if trainer.average else trainer.model) as hard_model:
+            with averaged(trainer), trainer.pruner.baked() as hard_model:
                 save_model_weights(hard_model, trainer.directory.best, main)
                 if main and trainer.pruner.quantizer is not None:
                     save_frozen(trainer.pruner.quantizer.freeze(hard_model), trainer.directory.best_scales)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from pdp.pruner.distributions import histograms
+from pdp.training.averaged import averaged
 from pdp.training.sharding import save_model_weights
 
 
@@ -30,7 +31,8 @@ def keep_weights(trainer: Any) -> None:
     main = trainer.accelerator.is_main_process
     if main:
         trainer.directory.checkpoints.mkdir(parents=True, exist_ok=True)
-    save_model_weights(trainer.model, trainer.directory.before_pruning, main)
+    with averaged(trainer):
+        save_model_weights(trainer.model, trainer.directory.before_pruning, main)
     keep_histograms(trainer, "start")
 
 

@@ -124,5 +124,8 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         start=start_of(config),
         quantize=config.quantize.name,
         quantization=quantization_of(pruner, trainer.model),
-        notes=[task.data_note, *task.notes, *(f"unreadable: {name}" for name in sorted(task.unreadable))],
+        notes=[
+            *(task.data_note, *task.notes, *trainer.said),
+            *(f"unreadable: {name}" for name in sorted(task.unreadable)),
+        ],
     )

@@ -20,7 +20,7 @@ from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD, Record, read_record
 from pdp.tasks import build_task
 from pdp.tracking.making import make_tracker
-from pdp.training.assembly import make_accelerator, make_pruner, steps_in_epoch
+from pdp.training.assembly import check_precision, make_accelerator, make_pruner, steps_in_epoch
 from pdp.training.calibrating import prune_calibrated
 from pdp.training.closing import close, say_renamed
 from pdp.training.display import Display
@@ -51,6 +51,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
             task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
+        check_precision(config, accelerator)
         display = Display(shown and accelerator.is_main_process)
         display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
         if not config.rerun and decided_by_main(accelerator, lambda: directory.finished):
@@ -88,8 +89,8 @@ def train(config: Config, shown: bool = True) -> Record | None:
                 if accelerator.is_main_process:
                     directory.cut_history(-1, -1)
                 if pruner.method.calibrates:
-                    task.notes.append(prune_calibrated(config, task, model, pruner, accelerator, directory))
-                    display.say(task.notes[-1])
+                    trainer.said = [prune_calibrated(config, task, model, pruner, accelerator, directory)]
+                    display.say(trainer.said[0])
                     trainer.average = make_average(model, config.recipe)
             objective.prepare(directory, display.say)
             tracker.start(trainer.step)

@@ -117,6 +117,7 @@ class Trainer:
         self.seconds = 0.0
         self.metric: float | None = None  # of the last validation
         self.best: dict[str, float | int] | None = None
+        self.said: list[str] = []  # notes for the record on what was done before the first step
         self.losses = Losses(accelerator.device)
         self.step_history = StepHistory(directory, recipe.history_steps, self.total)
         self.step_ms: deque[float] = deque(maxlen=2000)
@@ -244,10 +245,9 @@ class Trainer:
         self._measure()
 
     def measure(self, loader: Any, stop: Callable[[], bool] | None = None) -> dict[str, float]:
-        """Metrics of the model, or of its running average if there is one."""
-        model = self.average.module if self.average else self.model
-        share_buffers(self.accelerator, model)
-        return measure(self.task, model, loader, self.accelerator, stop)
+        """Metrics of the model as it is."""
+        share_buffers(self.accelerator, self.model)
+        return measure(self.task, self.model, loader, self.accelerator, stop)
 
     # ---------------------------------------------------------------- the state
 

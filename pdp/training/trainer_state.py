@@ -26,6 +26,7 @@ def state_of(trainer: Any, random_states: list[dict[str, Any]]) -> dict[str, Any
     return {
         **{key: getattr(trainer, key) for key in _OWN},
         "measured": trainer.measured,
+        "said": trainer.said,
         **trainer.losses.state_dict(),
         "step_ms": list(trainer.step_ms),
         "mask_ms": list(trainer.mask_ms),
@@ -67,6 +68,7 @@ def load_state(trainer: Any, state: dict[str, Any]) -> None:
     trainer.objective.load_state_dict(state.get("objective", {}))
     for key in _OWN:
         setattr(trainer, key, state[key])
+    trainer.said = list(state.get("said", []))
     trainer.ran_under = with_change([*state.get("ran_under", [])], trainer.ran_under[-1], trainer.step)
     trainer.losses.load_state_dict(state)
     if "measured" not in state and state["batch"] == 0:
