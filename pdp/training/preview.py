@@ -10,7 +10,7 @@ from pdp.tasks.task import Task
 from pdp.training.assembly import make_pruner, steps_in_epoch
 from pdp.training.display import Display
 from pdp.training.shipping import said_of
-from pdp.training.start import make_first_model, note_zeros
+from pdp.training.start import make_first_model, note_times, note_zeros
 from pdp.wording import percent
 
 
@@ -19,7 +19,7 @@ def preview(config: Config, task: Task) -> None:
     display = Display()
     model = make_first_model(config, task)
     pruner = make_pruner(config, task, model, steps_in_epoch(config, task))
-    task.notes += note_zeros(config, model, pruner)
+    task.notes += note_zeros(config, model, pruner) + note_times(config, pruner)
     frame = count_macs(model, task.example_input())
     params, _ = count_parameters(model)
     shares = {}

@@ -31,7 +31,7 @@ from pdp.training.preview import preview
 from pdp.training.sharding import shards
 from pdp.training.shipping import said_of
 from pdp.training.signals import StopSignals
-from pdp.training.start import make_first_model, note_zeros
+from pdp.training.start import make_first_model, note_times, note_zeros
 from pdp.training.together import decided_by_main, wait_until_visible
 from pdp.training.trainer import Trainer
 from pdp.wording import percent
@@ -69,7 +69,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
         objective = make_objective(config, task, model, accelerator)
         steps = steps_in_epoch(config, task)
         pruner = make_pruner(config, task, model, steps)
-        task.notes += note_zeros(config, model, pruner)
+        task.notes += note_zeros(config, model, pruner) + note_times(config, pruner)
         if pruner.quantizer is not None:
             display.say(said_of(pruner.quantizer))
         if pruner.method.prunes:

@@ -1,4 +1,4 @@
-"""The weights that a run begins with: another run's, and a note about zeros in any weights that it begins with."""
+"""The weights that a run begins with, and notes on what of them, or of its times, will not be as one may expect."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pdp.config.start import Start, open_start
 from pdp.layers import weighted_sites
 from pdp.pruner.pruner import Pruner
 from pdp.runs.checkpoint import read_tensors
+from pdp.schedule.shapes import WHOLE_RUN
+from pdp.schedule.time import Time
 from pdp.tasks.image_weights import load_weights
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_model
@@ -92,4 +94,17 @@ def note_zeros(config: Config, model: nn.Module, pruner: Pruner) -> list[str]:
     return [
         f"{source} has {count:,} zeros among its {total:,} convolution and linear weights ({count / total:.1%}), and "
         f"{fate}{cure}"
+    ]
+
+
+def note_times(config: Config, pruner: Pruner) -> list[str]:
+    """A sentence for the user if a dense part was asked for that rounds to no epoch."""
+    schedule, asked = pruner.schedule, config.schedule.warmup
+    if schedule is None or schedule.unit != "epoch" or schedule.start or schedule.name in WHOLE_RUN or asked == "auto":
+        return []
+    if not schedule.moments or not Time.parse(asked, "schedule.warmup").value:
+        return []
+    return [
+        f"schedule.warmup={asked} is less than half an epoch of {config.recipe.epochs}, so pruning begins with the "
+        "first: schedule.unit=step places it exactly"
     ]

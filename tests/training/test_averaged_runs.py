@@ -128,3 +128,10 @@ def test_half_precision_that_a_cpu_would_not_compute_in_is_refused(device, tmp_p
     words = ["sparsity=0.5", "recipe.epochs=2", "recipe.precision=fp16", f"device={device}", f"output_dir={tmp_path}"]
     assert main("train", [*BASE, *words]) == 2
     assert "recipe.precision=bf16" in capsys.readouterr().err and not list(tmp_path.glob("*/*/*"))
+
+
+def test_a_dense_part_that_rounds_to_nothing_is_said_to(tmp_path):
+    words = ["method=pdp", "sparsity=0.5", "recipe.epochs=3"]
+    said = [read_record(train(tmp_path / str(more), *words, *more)).notes for more in ([], ["schedule.unit=step"])]
+    assert any("schedule.warmup=0.16 is less than half an epoch of 3" in note for note in said[0])
+    assert not any("schedule.warmup" in note for note in said[1])
