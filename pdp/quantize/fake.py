@@ -90,11 +90,11 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
-        inside = ctx.saved_tensors[0]
+        inside, *others = ctx.saved_tensors  # asked once: activation checkpointing refuses to make them twice
         passed = gradient * inside
         if not ctx.learned:
             return passed, None, None, None, None, None
-        _, steps, values, scale = ctx.saved_tensors
+        steps, values, scale = others
         slope = steps - torch.where(inside, widened(values) / scale, torch.zeros_like(steps))
         of_scale = summed_to(widened(gradient) * slope, scale.shape) * ctx.gradient_scale
         return passed, of_scale.to(scale.dtype), None, None, None, None

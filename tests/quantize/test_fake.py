@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from pdp import soft_mask
+from pdp import Pruner, soft_mask
 from pdp.quantize.fake import fake_quantize, weight_scale
 from pdp.quantize.frozen import Frozen
 from pdp.quantize.sizes import packed, runs, unrun
@@ -72,6 +74,31 @@ def test_a_learned_scale_has_the_gradient_of_lsq(zero_point):
     slope = np.where(rounded < 0, -zero_point, np.where(rounded > 255, 255 - zero_point, np.rint(steps) - steps))
     assert (rounded < 0).any() and (rounded > 255).any()
     assert np.isclose(scale.grad.item(), 0.5 * (slope * upstream.numpy()).sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("ranges", ["observed", "learned"])
+@pytest.mark.parametrize("quantize", ["int4w", "int8"])
+def test_activation_checkpointing_gives_the_same_gradients(quantize, ranges):
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).double()
+    inputs = torch.randn(4, 8, dtype=torch.float64)
+    options = {"start": "0", "ranges": ranges}
+    pruner = Pruner(
+        model, "gmp", sparsity=0.5, epochs=4, quantize=quantize, quantize_options=options, example_input=inputs
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner.attach(optimizer)
+    pruner.start_epoch(0)
+    trained = [one for group in optimizer.param_groups for one in group["params"]]
+    assert (len(trained) > len(list(model.parameters()))) == (ranges == "learned")
+    model(inputs)  # finds the ranges
+    seen = []
+    for forward in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        optimizer.zero_grad()
+        forward(inputs).square().sum().backward()
+        seen.append([one.grad for one in trained])
+    for mine, theirs in zip(*seen, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("learned", [False, True])
