@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -27,11 +28,23 @@ def guard_hooks(hooks: Iterable[Callable[..., Any]]) -> None:
         torch._dynamo.reset()
     # Of many modules that are compiled one by one PyTorch runs the ninth and later ones uncompiled, and then compiles
     # the functions that they call: a hook that is compiled beside another that is not would leave a weight in place.
+    # Where each hook is compiled by itself, one that removes weights may have been compiled when there were none.
     frames: Any = torch._C._dynamo.eval_frame
     with suppress(AttributeError):  # these names are PyTorch's own, and a later version may have others
         skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.SKIP)
         for one in hooks:
             frames.set_code_exec_strategy(one.__code__, skip)
+
+
+def counted_apart(hook: Any) -> MethodType:
+    """The same hook with code of its own.
+
+    PyTorch keeps eight compiled forms of a code, whichever instance it runs for, and then runs it uncompiled: the hook
+    of the third or fourth model of a process would put no weight in place for a forward that is compiled.
+    """
+    function: Any = hook.__func__
+    apart = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+    return MethodType(apart, hook.__self__)
 
 
 def take_out(held: dict[str, Any], parameter: str) -> None:

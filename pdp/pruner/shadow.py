@@ -21,7 +21,7 @@ from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner import reading
 from pdp.pruner.code import may_read
-from pdp.pruner.compiling import guard_hooks, mark_of, take_out, uncover, unmark
+from pdp.pruner.compiling import counted_apart, guard_hooks, mark_of, take_out, uncover, unmark
 from pdp.pruner.reading import Place, Watched
 from pdp.quantize.hooks import ActivationHook
 from pdp.quantize.points import WeightPoint
@@ -107,6 +107,7 @@ class Around:
         self.inner = [(shadow, _path(model, module)) for shadow, module in shadows]
         self.number = id(self)
         self.threads = threads
+        self.entered: list[int] = []  # ids of the threads whose forward, not a compiled one, began with this hook
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Around:
         return self
@@ -114,7 +115,7 @@ class Around:
     def attach(self, model: nn.Module) -> list[RemovableHandle]:
         """Registers both hooks; the second one runs even if the forward raises."""
         return [
-            model.register_forward_pre_hook(self.put),
+            model.register_forward_pre_hook(counted_apart(self.put)),
             model.register_forward_hook(self.take, always_call=True),
         ]
 
@@ -135,22 +136,36 @@ class Around:
                 held[shadow.around] = self.number
 
     def take(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        """Removes what this forward put in place."""
-        if not torch.compiler.is_compiling():
-            if "_is_replica" not in model.__dict__:
-                own = threading.get_ident()
-                if own in self.threads:
-                    self.threads.remove(own)
+        """Removes what this forward put in place, also if only `put` was compiled."""
+        if torch.compiler.is_compiling() or "_is_replica" in model.__dict__:
+            self._clear(model, self.inner)
             return
-        for shadow, path in self.inner:
+        own = threading.get_ident()
+        if own in self.entered:
+            self.entered.remove(own)
+            if own in self.threads:
+                self.threads.remove(own)
+        self._clear_left(model)
+
+    def _clear(self, model: nn.Module, inner: Sequence[tuple[Shadow, str]]) -> None:
+        for shadow, path in inner:
             held = (model.get_submodule(path) if path else model).__dict__
             if held.get(shadow.around) == self.number:
                 unmark(held, shadow.around)
                 take_out(held, shadow.parameter)
 
+    def _clear_left(self, model: nn.Module) -> None:
+        """Removes what a compiled `put` has left: torch.compile may make each hook a frame of its own, and reuse one.
+
+        It does so around a forward of the user's own class, and where the graph breaks.
+        """
+        self._clear(model, [one for one in self.inner if one[0].place.outside])
+
     def _enter(self, model: nn.Module) -> None:
+        self._clear_left(model)
         own = threading.get_ident()
         with _placing:
+            self.entered.append(own)
             self.threads.append(own)
             if any(thread != own for thread in self.threads):
                 alive = {thread.ident for thread in threading.enumerate()}
@@ -207,7 +222,7 @@ def hook(
     model: nn.Module, layers: Sequence[Layer], method: Method, quantizer: Quantizer | None = None
 ) -> list[RemovableHandle]:
     """Registers all hooks of these layers and of the quantizer, and intercepts look-ups of their weights."""
-    guard_hooks([Shadow.put, Shadow.take])
+    guard_hooks([Shadow.put, Shadow.take, Around.take])
     # The whole model's hooks come first: if the model is a layer itself, its weight is masked inside its own forward.
     threads: list[int] = []
     handles = WholeForward(model, layers, method).attach()

@@ -1,10 +1,12 @@
 """A compiled training step of a pruned model: one graph, whatever the order of images in memory, and the same step."""
 
 import copy
+import types
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from pdp import Pruner
 from pdp.pruner import compiling
@@ -137,3 +139,98 @@ def test_modules_compiled_one_by_one_are_masked_also_beyond_the_limit(deletions,
     assert torch.equal(seen[1][0], seen[1][2])
     for mine, theirs in zip(*seen, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
+
+
+class Twice(nn.Module):
+    """Calls a layer and multiplies by its weight once more."""
+
+    def __init__(self, breaks):
+        super().__init__()
+        self.proj, self.out, self.breaks = nn.Linear(8, 8), nn.Linear(8, 4), breaks
+
+    def forward(self, x):
+        h = self.proj(x).relu()
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return self.out(functional.linear(h, self.proj.weight.t()))
+
+
+class Around(nn.Module):
+    def __init__(self, breaks):
+        super().__init__()
+        self.inner = Twice(breaks)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def trained_beside_eager(model, compile_first=False):
+    """Trains the compiled model and a copy that is not, with a dense start; compares whatever looks at the weights."""
+    plain = copy.deepcopy(model)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    forward = torch.compile(model, backend="eager")
+    if compile_first:
+        forward(x)
+    pruners = [
+        Pruner(one, "gmp", sparsity=0.7, epochs=3, schedule={"warmup": "1ep", "ramp": "1ep"}) for one in (plain, model)
+    ]
+    if not compile_first:
+        forward = torch.compile(model, backend="eager")
+    calls = (plain, forward)
+    optimizers = [torch.optim.SGD(one.parameters(), 0.1) for one in (plain, model)]
+    for epoch in range(3):
+        for one, pruner in zip((plain, model), pruners, strict=True):
+            pruner.start_epoch(epoch)
+            one.train()
+        for _ in range(2):
+            x = torch.randn(5, 8, dtype=torch.float64)
+            for call, pruner, optimizer in zip(calls, pruners, optimizers, strict=True):
+                call(x).square().mean().backward()
+                optimizer.step()
+                pruner.step()
+                optimizer.zero_grad()
+            for name, module in model.named_modules():
+                assert not [key for key in module.__dict__ if key in module._parameters or "around" in key], name
+        plain.eval(), model.eval()
+        with torch.no_grad(), pruners[0].hard(), pruners[1].hard():
+            right = plain(x)
+            for one in (model, copy.deepcopy(model), forward):
+                assert torch.equal(one(x), right)
+    for mine, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(mine, theirs)
+    for pruner in pruners:
+        pruner.finalize()
+    assert torch.equal(forward(x), plain(x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compile_first", [False, True])
+@pytest.mark.parametrize("breaks", [False, True])
+@pytest.mark.parametrize("kind", [Twice, Around])
+def test_evaluation_without_the_graph_finds_no_weight_of_it(kind, breaks, compile_first):
+    """Around a forward of one's own class, and where a graph breaks, each hook is compiled by itself."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    trained_beside_eager(kind(breaks).double(), compile_first)
+
+
+@pytest.mark.slow
+def test_each_model_of_a_process_is_masked_where_its_weights_are_read():
+    """PyTorch keeps eight compiled forms of a hook's code; each model takes two or three."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    for number in range(4):
+        kind = type(f"Kind{number}", (nn.Module,), {"__init__": made, "forward": called(number)})
+        trained_beside_eager(kind().double())
+
+
+def made(self):
+    nn.Module.__init__(self)
+    self.proj, self.out = nn.Linear(8, 8), nn.Linear(8, 4)
+
+
+def called(number):
+    def forward(self, x):
+        return self.out(functional.linear(self.proj(x).relu(), self.proj.weight.t())) + number
+
+    return types.FunctionType(forward.__code__.replace(), globals(), "forward", None, forward.__closure__)
