@@ -20,7 +20,7 @@ from pdp.layers import Layer, Member, Site
 from pdp.masks.transforms import in_transform
 from pdp.methods.method import Method
 from pdp.pruner import reading
-from pdp.pruner.code import may_read
+from pdp.pruner.code import reading_of
 from pdp.pruner.compiling import counted_apart, guard_hooks, mark_of, take_out, uncover, unmark
 from pdp.pruner.reading import Place, Watched
 from pdp.quantize.hooks import ActivationHook
@@ -245,7 +245,8 @@ def hook(
     for module in model.modules():
         within = set(map(id, module.modules())) - {id(module)}
         below = [(shadow, site.module) for shadow, site in shadows if id(site.module) in within]
-        read = [(shadow, inner) for shadow, inner in below if may_read(module, shadow.key)]
+        may_read = reading_of(module) if below else None
+        read = [(shadow, inner) for shadow, inner in below if may_read and may_read(shadow.key)]
         for shadow, _ in read:
             shadow.place.outside = True
         if module is model or read:
