@@ -8,6 +8,7 @@ from collections.abc import Sequence, Set
 from typing import Any
 
 from pdp.config.check_data import check_data, check_model
+from pdp.config.check_effects import check_effects
 from pdp.config.check_prune import check_prune, is_dense
 from pdp.config.check_schedule import check_schedule
 from pdp.config.check_sharding import check_sharding
@@ -46,6 +47,7 @@ def check(config: Config, typed: Set[str] = frozenset(), words: Sequence[str] = 
     check_distill(config)
     check_sharding(config)
     _check_tracker(config)
+    check_effects(config, typed)
     if not config.output_dir.strip():
         raise Refusal("output_dir is empty: give output_dir=<folder>")
 

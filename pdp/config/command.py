@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from pdp.config.arguments import parse, parse_overrides
 from pdp.config.check import normalise
+from pdp.config.check_effects import idle
 from pdp.config.compose import compose_tree
 from pdp.config.groups import choices, nearest_choice, said
 from pdp.config.schema import Config
@@ -45,6 +46,10 @@ def command_of(config: Config) -> str:
     known = flat(plain)
     differing = {key: value for key, value in flat(config).items() if known.get(key, ...) != value}
     differing.pop("model.name", None)
+    for key, _ in idle(config):
+        # Where a file sets it, it does no harm; typed, it would be refused. The recipe also decides the dense run's id.
+        if not key.startswith("recipe."):
+            differing.pop(key, None)
     return shlex.join(["python", "train.py", *groups, *(f"{key}={spell(key, one)}" for key, one in differing.items())])
 
 

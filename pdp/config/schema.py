@@ -63,7 +63,8 @@ class RecipeConfig:
     lr_drops: list[str] = field(default_factory=list)
     lr_unit: str = "step"  # when the rate changes: step (at every step) or epoch (only when an epoch begins)
     lr_warmup: str = "0"  # a time during which the rate rises to its peak
-    lr_min: float = 0.0  # learning rate at the end of the run
+    # lr_schedule=cosine and linear: learning rate at the end of the run; steps: the lowest one
+    lr_min: float = 0.0
     momentum: float = 0.9  # optimizer=sgd: momentum
     nesterov: bool = True  # optimizer=sgd: whether the momentum is Nesterov's
     weight_decay: float = MISSING  # weight decay of convolution, linear and embedding weights; nothing else decays
@@ -109,14 +110,15 @@ class RecipeConfig:
 class ScheduleConfig:
     """When pruning starts and how the share grows to its target."""
 
-    name: str = MISSING  # linear, cubic, constant, oneshot or alternating
-    # a time before which nothing is pruned; auto: until five validation metrics in a row were above half of the best
-    # possible value
+    name: str = MISSING  # linear, cubic, constant, oneshot, sigmoid or alternating
+    # name=linear, cubic and oneshot: a time before which nothing is pruned; auto: until five validation metrics in a
+    # row were above half of the best possible value
     warmup: str = "0.16"
-    ramp: str | None = None  # a time from the first pruned share to the target; null with rate null: 0.4 of the run
-    # share of the target that is added per epoch, above 0 and at most 1; given in place of ramp
+    # name=linear and cubic: a time from the first pruned share to the target; null with rate null: 0.4 of the run
+    ramp: str | None = None
+    # name=linear and cubic: share of the target that is added per epoch, above 0 and at most 1; given in place of ramp
     rate: float | None = None
-    unit: str = "epoch"  # how often the share changes: every epoch or every step
+    unit: str = "epoch"  # how often the share changes, where it does: every epoch or every step
     # name=alternating: an odd number of growing times; pruning begins at the first, ends at the second, and so on; []:
     # those of AC/DC's authors
     phases: list[str] = field(default_factory=list)

@@ -109,6 +109,11 @@ def _check_annealing(options: PdpOptions) -> None:
             f"method.anneal={options.anneal} needs where it ends: give method.kappa_end (relative) or "
             "method.temperature_end (absolute), one of them"
         )
+    elif options.kappa_end is not None and options.chosen is not None:
+        raise Refusal(
+            f"method.kappa_end={options.kappa_end} has no effect with method.{options.chosen}, which is absolute: give "
+            "method.temperature_end in its place, or drop method.temperature"
+        )
 
 
 def check_pattern(options: MethodOptions, pattern: str) -> None:

@@ -56,6 +56,22 @@ class PdpOptions(MethodOptions):
     # is the paper's, as a third party quotes it]
     budget: str = "fixed"
 
+    @property
+    def chosen(self) -> str | None:
+        """The temperature that the user has chosen, as key=value; None if it is left to the paper or the pattern."""
+        if self.temperature != PAPERS_TEMPERATURE:
+            return f"temperature={self.temperature:g}"
+        return None if self.temperature_end is None else f"temperature_end={self.temperature_end:g}"
+
+    def mode(self, own: str) -> str:
+        """absolute, relative or learned; `own` is what auto means for the pattern."""
+        if self.temperature_mode != "auto":
+            return self.temperature_mode
+        # A temperature that the user has chosen is kept: it is not annealed unless they ask for it.
+        if self.chosen is not None:
+            return "absolute"
+        return own if self.kappa_end is None else "relative"
+
 
 @dataclass
 class PdpAnnealedOptions(PdpOptions):

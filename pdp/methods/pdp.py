@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pdp.layers import Layer, Member
 from pdp.methods import method
-from pdp.methods.options import PAPERS_TEMPERATURE, PdpOptions
+from pdp.methods.options import PdpOptions
 from pdp.patterns.pattern import Pattern, squared_cuts
 from pdp.schedule.annealing import annealed, progress_of
 from pdp.schedule.time import Time
@@ -33,12 +33,7 @@ class Method(method.Method):
 
     def __init__(self, options: PdpOptions, pattern: Pattern):
         super().__init__(options, pattern)
-        mode = options.temperature_mode
-        if mode == "auto":
-            # A temperature that the user has chosen is kept: it is not annealed unless they ask for it.
-            chosen = options.temperature != PAPERS_TEMPERATURE or options.temperature_end is not None
-            ends = "relative" if options.kappa_end is not None else pattern.temperature_mode
-            mode = "absolute" if chosen else ends
+        mode = options.mode(pattern.temperature_mode)
         self.relative, self.learned = mode == "relative", mode == "learned"
         self.kappa = pattern.kappa if options.kappa is None else options.kappa
         self.annealing_start: float | None = None  # in epochs, as soon as it is known

@@ -52,6 +52,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
         frame = attempt(notes, gap.name, pruner.soft_gap)
         if accelerator.is_main_process and frame is not None:
             attempt(notes, gap.name, lambda: frame.to_csv(gap, index=False))
+    ended_at = pruner.fraction if trainer.total and pruner.method.prunes else 1.0
     pruner.finalize()
     with shipped(model, pruner.frozen):
         notes += recalibrated(config, task, trainer)
@@ -111,7 +112,7 @@ def finish(config: Config, task: Task, trainer: Trainer, directory: RunDirectory
     record.metric_before_pruning = elsewhere.get("before", hard[name])
     record.bytes_on_disk = attempt(record.notes, "bytes on disk", lambda: bytes_on_disk(model, pruner.frozen)) or {}
     record.metric_best = elsewhere.get("best", metrics[name])
-    note_gap(record, config, task.higher_is_better, display.say)
+    note_gap(record, config, task.higher_is_better, display.say, ended_at)
     directory.check_held()
     write_record(record, directory.path)
     _draw(directory, display)

@@ -179,7 +179,6 @@ def test_refused(overrides, words):
         ["schedule.warmup=7ep"],
         ["schedule.rate=0.1"],
         ["schedule.ramp=100000it"],  # steps: judged when the data are known
-        ["schedule=constant", "schedule.warmup=11ep"],
         ["schedule=oneshot", "schedule.warmup=11ep"],
         ["schedule.unit=step", "schedule.warmup=0.5", "schedule.ramp=0.5"],
         ["sparsity=0"],
