@@ -144,9 +144,10 @@ def made(layer: nn.Linear, samples: Tensor, sparsity: float, folder: Path) -> di
     frozen = Frozen("int8", 8, weights, inputs)
     with frozen.applied(model):
         expected = model(samples)
-    save_onnx_integers(with_integers(model, frozen, samples, onnx=True), named, expected, folder / "int8.onnx", 8)
+    integers = with_integers(model, frozen, samples, onnx=True)
+    save_onnx_integers(integers, named, expected, folder / "int8.onnx", 8, weights="int8")
     found["onnxruntime float32"] = onnx_runner(folder / "float.onnx", named)
-    found["onnxruntime int8"] = onnx_runner(folder / "int8.onnx", named)
+    found["onnxruntime int8"] = onnx_runner(folder / "int8.onnx", named, exact=True)
     if has_openvino():
         found["OpenVINO int8"] = openvino_runner(folder / "int8.onnx", named)
         found["OpenVINO int8, sparse"] = openvino_runner(folder / "int8.onnx", named, sparsity)

@@ -6,7 +6,10 @@
     python scripts/export.py run=... format=safetensors                        # hard weights under their dense names
     python scripts/export.py run=... format=torch                              # a torch.export program
 
-Of a quantized run (quantize=int8, int4w) the ONNX file is in QDQ form, the others hold integers and scales. Each prints
+Of a quantized run (quantize=int8, int4w) the ONNX file is in QDQ form, the others hold integers and scales. Its weights
+of 8 bits have no sign (weights=uint8), which onnxruntime computes exactly on every processor. weights=int8 gives them
+one: for its kernels where the processor has VNNI and for OpenVINO's sparse weights, and wrong on other x86 processors
+unless the session has session.x64quantprecision=1. Each format prints
 what it takes on the disk and a forward of one sample beside the dense float32 model's, in turn.
 
 Without output= the files are written to <run>/export/<format>. Exit codes: 0 done, 2 refused, 3 the exported model did
@@ -22,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp.errors import Refusal, Stopped
 
-KEYS = ("run", "format", "output")
+KEYS = ("run", "format", "output", "weights")
 
 
 def main(arguments: list[str]) -> int:
@@ -45,7 +48,7 @@ def main(arguments: list[str]) -> int:
         if not path.is_dir():
             raise Refusal(f"run={path} is no directory: give the directory of a finished run")
         folder = Path(values.get("output") or path / "export" / values["format"]).expanduser()
-        for label, value in export(ExportedRun(path), values["format"], folder):
+        for label, value in export(ExportedRun(path), values["format"], folder, values.get("weights")):
             print(f"{label}: {value}")
         print(f"written to {folder}")
     except (Refusal, Stopped) as error:

@@ -73,7 +73,7 @@ def written(cells: Sequence[CellModel], batches: Sequence[int], folder: Path, te
         made, share = build(cell, task, batch, note)
         model, of = made.shipped()
         path = folder / f"{number}.onnx"
-        off = made.write_onnx(model, path)
+        off = made.write_onnx(model, path, weights="int8")
         unit = "of the largest output" if made.frozen is None else "steps"
         tell(f"{cell.label}: {of}, onnxruntime {off:.2g} {unit} from torch, {path.stat().st_size:,} bytes")
         inputs = {size: made.by_place(model, _of_size(batch, size))[1] for size in batches}
@@ -90,7 +90,7 @@ def _in_turn(files: Sequence[File], batch: int, rounds: int, tell: Tell) -> list
     off: dict[tuple[int, str], float] = {}
     for number, file in enumerate(files):
         named = file.inputs[batch]
-        calls[number, ENGINES[0]] = onnx_runner(file.path, named)
+        calls[number, ENGINES[0]] = onnx_runner(file.path, named, exact=True)
         expected = torch.as_tensor(calls[number, ENGINES[0]]()[0])
         if not has_openvino():
             continue

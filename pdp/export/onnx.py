@@ -14,6 +14,11 @@ from pdp.errors import Refusal, Stopped
 from pdp.export.compare import TOLERANCE, steps_off
 from pdp.export.inputs import dynamic_shapes
 from pdp.export.integers import OPSET
+from pdp.export.onnx_weights import STORED, store_weights
+
+# The entry of a session with which onnxruntime computes products of signed weights exactly where the processor has no
+# instructions for them; it changes nothing where it has.
+EXACT = ("session.x64quantprecision", "1")
 
 
 def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) -> float:
@@ -33,38 +38,57 @@ def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) 
 
 
 def save_onnx_integers(
-    model: nn.Module, named: dict[str, Tensor], expected: Tensor, path: Path, bits: int, most: float = 1.0
+    model: nn.Module,
+    named: dict[str, Tensor],
+    expected: Tensor,
+    path: Path,
+    bits: int,
+    most: float = 1.0,
+    weights: str = "uint8",
 ) -> float:
     """Writes a model of `with_integers(..., onnx=True)` in QDQ form; `expected` is what fake quantization gave.
 
-    Gives onnxruntime's difference in steps: the outputs' range over 255, which is what an output of 8 bits would have.
-    Raises `Stopped` where it is more than `most`.
+    Weights of 8 bits are stored as `weights` says: "uint8" is right on every processor, "int8" on those with
+    instructions for it and elsewhere in sessions with `EXACT` alone. Gives onnxruntime's difference in steps: the
+    outputs' range over 255, which is what an output of 8 bits would have. Raises `Stopped` where it is more than
+    `most`, `ValueError` for other `weights`.
     """
+    if weights not in STORED:
+        raise ValueError(f"weights={weights!r} is not one of {', '.join(STORED)}")
     _write(model, named, path, OPSET)
-    _tidy(path, bits)
-    off = steps_off(onnx_outputs(path, named), expected)
+    store_weights(path, bits, weights)
+    off = steps_off(onnx_outputs(path, named, exact=weights == "int8"), expected)
     if not off <= most:
         raise Stopped(f"onnxruntime differs from torch by {off:.2g} steps of the outputs: {path} is not to be used")
     return off
 
 
-def onnx_runner(path: Path, named: dict[str, Tensor]) -> Callable[[], Any]:
-    """A call that runs the file on these inputs."""
+def onnx_runner(path: Path, named: dict[str, Tensor], exact: bool = False) -> Callable[[], Any]:
+    """A call that runs the file on these inputs, in a plain session or with `exact` in one with `EXACT`."""
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = _options(exact)
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     arrays = {name: value.numpy() for name, value in named.items()}
     return lambda: session.run(None, arrays)
 
 
-def onnx_outputs(path: Path, named: dict[str, Tensor]) -> Tensor:
-    """What onnxruntime makes of the inputs."""
-    return torch.from_numpy(onnx_runner(path, named)()[0])
+def onnx_outputs(path: Path, named: dict[str, Tensor], exact: bool = False) -> Tensor:
+    """What onnxruntime makes of the inputs, as `onnx_runner` does."""
+    return torch.from_numpy(onnx_runner(path, named, exact)()[0])
 
 
-def operators(path: Path) -> dict[str, int]:
+def _options(exact: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    if exact:
+        options.add_session_config_entry(*EXACT)
+    return options
+
+
+def operators(path: Path, exact: bool = False) -> dict[str, int]:
     """How often each operator stands in the graph that onnxruntime runs, its own fusions made."""
     import tempfile
 
@@ -72,7 +96,7 @@ def operators(path: Path) -> dict[str, int]:
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
-        options = onnxruntime.SessionOptions()
+        options = _options(exact)
         options.log_severity_level = 3
         options.optimized_model_filepath = str(Path(folder) / "optimised.onnx")
         onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -104,38 +128,3 @@ def _write(model: nn.Module, named: dict[str, Tensor], path: Path, opset: int | 
             verbose=False,
             opset_version=opset,
         )
-
-
-def _tidy(path: Path, bits: int) -> None:
-    """Drops what an exporter notes of its work, which is more than small weights take; of 4 bits stores them so.
-
-    torch has no type of 4 bits: they are the integers that DequantizeLinear reads.
-    """
-    import onnx
-
-    model = onnx.load(path)
-    for node in model.graph.node:
-        node.ClearField("doc_string")
-        node.ClearField("metadata_props")
-    for value in model.graph.value_info:
-        value.ClearField("metadata_props")
-    for tensor in model.graph.initializer:
-        tensor.ClearField("metadata_props")
-    if bits == 4:
-        _as_int4(model)
-    onnx.save(model, path)
-
-
-def _as_int4(model: Any) -> None:
-    import onnx
-
-    read = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.input}
-    for tensor in list(model.graph.initializer):
-        if tensor.name in read and tensor.data_type == onnx.TensorProto.INT8:
-            values = onnx.numpy_helper.to_array(tensor)
-            packed = onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT4, values.shape, values.reshape(-1))
-            model.graph.initializer.remove(tensor)
-            model.graph.initializer.append(packed)
-    for one in list(model.graph.value_info):
-        if one.name in read:
-            model.graph.value_info.remove(one)

@@ -16,7 +16,8 @@ from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
 from pdp.export.compare import steps_off
 from pdp.export.integers import with_integers
-from pdp.export.onnx import onnx_runner, operators, refuse_without_onnx
+from pdp.export.onnx import EXACT, onnx_runner, operators, refuse_without_onnx
+from pdp.export.onnx_weights import STORED
 from pdp.export.program import save_program
 from pdp.export.quantized_folder import save_quantized
 from pdp.export.semi_structured import check_nm, refuse_without_semi_structured, save_semi_structured
@@ -54,17 +55,25 @@ class ExportedRun(Exportable):
         super().__init__(config, task, model.eval(), frozen, batch, note)
 
 
-def export(run: ExportedRun, form: str, folder: Path) -> list[tuple[str, str]]:
-    """Writes `folder` and returns what was measured, as lines of two texts; raises `Refusal`."""
+def export(run: ExportedRun, form: str, folder: Path, weights: str | None = None) -> list[tuple[str, str]]:
+    """Writes `folder` and returns what was measured, as lines of two texts; raises `Refusal`.
+
+    `weights` says how an ONNX file of integers stores those of 8 bits, see `save_onnx_integers`.
+    """
     if form not in FORMATS:
         raise Refusal(f"format={form}: no such format; known: {', '.join(FORMATS)}")
+    if weights is not None and (weights not in STORED or form != "onnx" or run.record.quantize != "int8"):
+        raise Refusal(
+            f"weights={weights}: {' or '.join(STORED)}, of format=onnx and runs with quantize=int8 "
+            f"(this is format={form} of one with quantize={run.record.quantize})"
+        )
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     # A temporary folder beside existing files, so that they are replaced by a complete export or not at all.
     begun = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        makers = {"slim": _slim, "nm": _nm, "onnx": _onnx, "safetensors": _safetensors, "torch": _torch}
-        written, runner = makers[form](run, begun)
+        makers = {"slim": _slim, "nm": _nm, "safetensors": _safetensors, "torch": _torch}
+        written, runner = makers[form](run, begun) if form in makers else _onnx(run, begun, weights or "uint8")
         plain, named = run.by_place(run.model)
         written += measured(run.model, run.frozen, plain, named, begun, runner)
         for one in sorted(begun.iterdir()):
@@ -138,7 +147,7 @@ def _nm(run: ExportedRun, folder: Path) -> Written:
     return save_semi_structured(run.model, names, folder), None
 
 
-def _onnx(run: ExportedRun, folder: Path) -> Written:
+def _onnx(run: ExportedRun, folder: Path, weights: str) -> Written:
     refuse_without_onnx()
     model, of = run.shipped()
     path = folder / "model.onnx"
@@ -147,22 +156,27 @@ def _onnx(run: ExportedRun, folder: Path) -> Written:
         ("holds", of),
         ("parameters", f"{count_parameters(run.model)[0]:,} -> {count_parameters(model)[0]:,}"),
     ]
-    off = run.write_onnx(model, path)
+    off = run.write_onnx(model, path, weights)
+    exact = weights == "int8"
     if run.frozen is None:
         lines.append(("difference to torch", f"{off:.2g} of the largest output"))
     else:
         lines.append(("difference to the fake-quantized model", f"{off:.2g} steps of its outputs' range over 255"))
-        kinds = operators(path)
+        kinds = operators(path, exact)
         lines.append(("onnxruntime runs", ", ".join(f"{count} {kind}" for kind, count in kinds.items())))
-    return lines, lambda named: onnx_runner(path, named)
+        if exact:
+            lines.append(("sessions need", f"{' = '.join(EXACT)} on x86 without VNNI, where they are wrong without it"))
+    return lines, lambda named: onnx_runner(path, named, exact)
 
 
 def _torch(run: ExportedRun, folder: Path) -> Written:
     model, of = run.shipped()
+    most = 1.0
     if run.frozen is not None:
         frozen = run.frozen_of(model)
         expected = run.quantized_outputs(model, frozen)
         plain, named = run.by_place(with_integers(model, frozen, run.task.example_input(), onnx=False))
+        most = run.steps_allowed(expected)
         of += f", weights of {frozen.bits} bits and their scales"
     else:
         plain, named = run.by_place(model)
@@ -172,7 +186,7 @@ def _torch(run: ExportedRun, folder: Path) -> Written:
     program: Any = torch.export.load(folder / "model.pt2").module()
     with torch.no_grad():
         off = steps_off(program(*named.values()), expected)
-    if not off <= 1:
+    if not off <= most:
         raise Stopped(f"model.pt2 differs from the model by {off:.2g} steps of the outputs: not exported")
     return [
         ("compared on", run.inputs_note),

@@ -116,15 +116,16 @@ class Exportable:
             rounding = steps_off(plain(*named.values()), quantized)
         return max(1.0, rounding * (0.25 if self.trained else 2.0))
 
-    def write_onnx(self, model: nn.Module, path: Path) -> float:
+    def write_onnx(self, model: nn.Module, path: Path, weights: str = "uint8") -> float:
         """Writes what `shipped` gave, in QDQ form if it is quantized; returns how far onnxruntime is from torch.
 
-        Of floats that is relative to the largest output, of integers in steps of the outputs' range over 255. Raises
-        `Stopped` where it is too far.
+        `weights` says how those of 8 bits are stored, see `save_onnx_integers`. Of floats the difference is relative to
+        the largest output, of integers in steps of the outputs' range over 255. Raises `Stopped` where it is too large.
         """
         if self.frozen is None:
             return save_onnx(*self.by_place(model), path)
         frozen = self.frozen_of(model)
         expected = self.quantized_outputs(model, frozen)
         integers = with_integers(model, frozen, self.task.example_input(), onnx=True)
-        return save_onnx_integers(*self.by_place(integers), expected, path, frozen.bits, self.steps_allowed(expected))
+        most = self.steps_allowed(expected)
+        return save_onnx_integers(*self.by_place(integers), expected, path, frozen.bits, most, weights)
