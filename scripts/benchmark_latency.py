@@ -5,11 +5,12 @@
 
 A forward takes as long whatever the weights are but for their zeros, so no run is needed: each cell's model is built as
 train.py builds it with weights of chance, pruned at once to the cell's sparsity by magnitude, quantized with ranges of
-one batch, exported as by scripts/export.py format=onnx weights=int8, checked against torch, and timed in onnxruntime. Where openvino
-is installed the same files are timed in it, pruned integers also with its decompression of sparse weights. A study in
-turn beside the file (<study>_in_turn.yaml) is timed with it. Rows are cells, engines and batches; times are
-milliseconds of one sample, medians over rounds in which each has its turn, with quartiles. Inputs are of the test set,
-noise where it is not at hand; a single text is the one of middle length. Words after the file apply to every cell.
+one batch, exported as by scripts/export.py format=onnx weights=int8, checked against torch, and timed in onnxruntime.
+Where openvino is installed the same files are timed in it, pruned integers also with its decompression of sparse
+weights. A study in turn beside the file (<study>_in_turn.yaml) is timed with it. Rows are cells, engines and batches;
+times are milliseconds of one sample, medians over rounds in which each has its turn, with quartiles. Inputs are of the
+test set, noise where it is not at hand; a single text is the one of middle length. Words after the file apply to every
+cell.
 
 Writes results/benchmarks/latency_<study>.json, from which scripts/figures.py draws accuracy against latency. Run it on
 a quiet machine. Exit codes: 0; 2 refused; 3 an exported model did not compute the same.

@@ -205,8 +205,9 @@ def test_a_run_interrupted_in_each_phase_is_the_same_bit_for_bit(scenes, tmp_pat
     assert log.count("job: run ") == 5 and log.count("going on from epoch") == 4
     told = [line for line in log.splitlines() if line.startswith("train: SIG")]
     assert len(told) == 4 and "saved at step" in told[0]
-    # Where time is left to it a job puts itself back: when preempted and before its limit. The others Slurm did itself.
-    assert log.count("put back into the queue") == 2
+    # Where time is left to it a job puts itself back: before its limit, and when preempted unless saving takes longer
+    # than Slurm's grace. The others Slurm did itself.
+    assert log.count("put back into the queue") in (1, 2)
     same_as_unkilled(folder, PHASES, tmp_path)
     assert [line["epoch"] for line in history(folder.runs()[0])] == list(range(16))
 
