@@ -61,6 +61,7 @@ _ENUMERATIONS: dict[str, tuple[str, ...]] = {
     "data.source": tuple(TEXT_SOURCES),
     "data.task": GLUE_TASKS,
     "data.unreadable": ("stop", "skip"),
+    "data.decode": ("cpu", "gpu"),
     "recipe.optimizer": ("sgd", "adamw"),
     "recipe.lr_schedule": ("cosine", "linear", "constant", "steps"),
     "recipe.lr_unit": ("step", "epoch"),

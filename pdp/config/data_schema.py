@@ -37,6 +37,9 @@ class ImagesDataConfig(DataConfig):
     image_size: int | None = None  # side of the images in pixels; null: the data set's own
     # what happens at an image that cannot be read: stop ends the run, skip leaves the image out and names it
     unreadable: str = "stop"
+    # which decodes the training images: cpu, the loader's processes, or gpu, the device that trains, ahead of its
+    # steps; others are always decoded by the processor
+    decode: str = "cpu"
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pdp.errors import Stopped
+from pdp.tasks.encoded_images import EncodedImages, jpeg_size, packed
 from pdp.tasks.image_data import IMAGENET_MEAN, IMAGENET_STD, ImageDataset, split_keys
 from pdp.tasks.image_decoding import read_rgb
 from pdp.tasks.image_parts import ImagePart
@@ -41,15 +43,24 @@ class FolderImages(ImageDataset):
         # In shared memory: worker processes mark the images that they could not read, and the main process reads the
         # marks.
         self.skipped = torch.zeros(len(part), dtype=torch.uint8).share_memory_() if skip else None
+        self.encoded = False
+
+    def left_encoded(self) -> FolderImages:
+        """The same images, whose batches hold `EncodedImages`; of augmented ones that are cropped at random."""
+        dataset = copy.copy(self)
+        dataset.encoded = True
+        return dataset
 
     def unreadable(self) -> list[str]:
         """Names, relative to data.root, of the images left out so far."""
         if self.skipped is None:
             return []
-        return [self._name(int(i)) for i in np.flatnonzero(self.skipped.numpy())]
+        return [self.name(int(i)) for i in np.flatnonzero(self.skipped.numpy())]
 
-    def __getitems__(self, keys: list[Key]) -> dict[str, Tensor]:
+    def __getitems__(self, keys: list[Key]) -> dict[str, Any]:
         epochs, indices = split_keys(keys)
+        if self.encoded:
+            return self._encoded(epochs, indices)
         random = self.augmentation is not None and self.augmentation.name == "random_resized_crop"
         draws = self.augmentation.draws(epochs, indices) if random and self.augmentation else None
         pixels = np.empty((len(keys), 3, self.size, self.size), dtype=np.uint8)
@@ -61,14 +72,67 @@ class FolderImages(ImageDataset):
                 pixels[len(kept)] = cut.transpose(2, 0, 1)
                 kept.append(position)
         if not kept and self.augmentation is not None:
-            raise UnreadableImage(f"every image of a batch is unreadable, the last {self._name(int(indices[-1]))}")
+            raise UnreadableImage(f"every image of a batch is unreadable, the last {self.name(int(indices[-1]))}")
         epochs, indices = epochs[kept], indices[kept]
         batch = torch.from_numpy(pixels[: len(kept)])
         if self.augmentation is not None and self.augmentation.name == "pad_crop_flip":
             batch = self.augmentation.pad_crop_flip(batch, epochs, indices)
         return self.labelled(batch, indices)
 
-    def _name(self, index: int) -> str:
+    def _encoded(self, epochs: np.ndarray, indices: np.ndarray) -> dict[str, Any]:
+        """A batch whose JPEGs are not decoded; other images are, here."""
+        assert self.augmentation is not None
+        draws = self.augmentation.draws(epochs, indices)
+        kept: list[int] = []
+        contents: list[bytes] = []
+        decoded: dict[int, Tensor] = {}
+        sizes = np.ones((len(indices), 2), dtype=np.int64)
+        for position, index in enumerate(indices):
+            content, size = self._jpeg(int(index))
+            if size is None:
+                made = self.cropped(int(epochs[position]), int(index))
+                if made is None:
+                    continue
+                decoded[len(kept)] = made
+            else:
+                sizes[position] = size
+            contents.append(content)
+            kept.append(position)
+        if not kept:
+            raise UnreadableImage(f"every image of a batch is unreadable, the last {self.name(int(indices[-1]))}")
+        epochs, indices, draws, sizes = epochs[kept], indices[kept], draws[kept], sizes[kept]
+        boxes = self.augmentation.boxes_of(draws, sizes[:, 0], sizes[:, 1])
+        joined, ends = packed(contents)
+        mirrored, positions = draws[:, 0] < 0.5, np.array(list(decoded), dtype=np.int64)
+        # One tensor, because each takes a handle of its own to another process.
+        pixels = torch.stack(list(decoded.values())) if decoded else torch.zeros(0, dtype=torch.uint8)
+        images = EncodedImages(joined, ends, sizes, boxes, mirrored, epochs, indices, positions, pixels)
+        return {
+            "image": images,
+            "label": torch.from_numpy(self.labels[indices]),
+            "index": torch.from_numpy(indices),
+        }
+
+    def _jpeg(self, index: int) -> tuple[bytes, tuple[int, int] | None]:
+        """The bytes and the size of an image that any decoder may decode, else none."""
+        try:
+            content = self.part.source.read(int(self.part.rows[index]))
+        except OSError:
+            return b"", None
+        size = jpeg_size(content, self.turned)
+        return (b"", None) if size is None else (content, size)
+
+    def cropped(self, epoch: int, index: int) -> Tensor | None:
+        """One image decoded here and cropped at random, uint8 (3, size, size); None if it is left out as unreadable."""
+        assert self.augmentation is not None
+        image = self._decode(index)
+        if image is None:
+            return None
+        pixels = self._random(image, self.augmentation.draws(np.array([epoch]), np.array([index])))
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+    def name(self, index: int) -> str:
+        """Where an image is stored, relative to data.root."""
         return self.part.source.name(int(self.part.rows[index]))
 
     def _decode(self, index: int) -> Any:
@@ -77,7 +141,7 @@ class FolderImages(ImageDataset):
         except Exception as error:  # decoders raise many types of exceptions for damaged files
             if self.skipped is None:
                 raise UnreadableImage(
-                    f"{self.root}/{self._name(index)} cannot be read as an image ({type(error).__name__});"
+                    f"{self.root}/{self.name(index)} cannot be read as an image ({type(error).__name__});"
                     " repair it, or leave such images out: data.unreadable=skip"
                 ) from None
             self.skipped[index] = 1

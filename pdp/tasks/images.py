@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from pdp.config.schema import Config
 from pdp.errors import Refusal, Stopped
 from pdp.tasks import image_data as memory
+from pdp.tasks.device_decoding import DecodedAhead, check_decoding
 from pdp.tasks.folder_images import FolderImages
 from pdp.tasks.image_augmentation import check_augmentation
 from pdp.tasks.image_models import build_model, check_name
@@ -50,6 +51,7 @@ class ImagesTask(Task):
         self.config = config
         data: Any = config.data
         memory.check_data(data)
+        check_decoding(data, config.recipe.augmentation)
         check_name(config.model)
         self.image_set = memory.IMAGE_SETS[data.name]
         self.data_name = data.name
@@ -237,8 +239,20 @@ class ImagesTask(Task):
         """Shuffled, augmented batches; `batch_size` is the sum over all processes. Raises `Refusal`."""
         check_augmentation(augmentation)
         dataset = self._part("train").augmented(augmentation, seed)
+        if self._decodes_there(dataset):
+            dataset = dataset.left_encoded()
         sampler = EpochBatchSampler(len(dataset), batch_size, seed)
         return training_loader(dataset, sampler, self._useful(workers, len(sampler)))
+
+    def _decodes_there(self, dataset: memory.ImageDataset) -> TypeGuard[FolderImages]:
+        """Whether data.decode=gpu is for this data set: calibration, without augmentation, is decoded as ever."""
+        asked = self.config.data.decode == "gpu" and isinstance(dataset, FolderImages)  # type: ignore[attr-defined]
+        return asked and dataset.augmentation is not None
+
+    def ahead(self, loader: Any, device: torch.device) -> Any:
+        """Training batches decoded on the device, where data.decode=gpu asks for it."""
+        dataset = loader.dataset
+        return DecodedAhead(loader, device, dataset) if getattr(dataset, "encoded", False) else loader
 
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:
         """Every sample of "validation" (the test set if data.validation is 0) or "test", once and in order."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -97,6 +98,10 @@ class Task(ABC):
     @abstractmethod
     def train_loader(self, batch_size: int, seed: int, augmentation: str, workers: int) -> DataLoader[Any]:
         """Shuffled training batches; `batch_size` counts all processes (see `pdp.tasks.sampling`)."""
+
+    def ahead(self, loader: Any, device: torch.device) -> Any:
+        """The prepared training loader, with what the device does to its batches before the steps take them."""
+        return loader
 
     @abstractmethod
     def evaluation_loader(self, part: str, batch_size: int, workers: int) -> DataLoader[Any]:

@@ -52,8 +52,12 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
-def check_precision(config: Config, accelerator: Accelerator) -> None:
-    """Raises `Refusal` where the device would train in another precision than asked for."""
+def check_device(config: Config, accelerator: Accelerator) -> None:
+    """Raises `Refusal` where the device would train in another precision than asked for, or cannot decode images."""
+    if getattr(config.data, "decode", "cpu") == "gpu" and accelerator.device.type != "cuda":
+        raise Refusal(
+            f"data.decode=gpu needs a CUDA device, and this run is on {accelerator.device.type}: give data.decode=cpu"
+        )
     if config.recipe.precision == "fp16" and accelerator.device.type == "cpu":
         raise Refusal(
             "recipe.precision=fp16 has no effect on a CPU, which would train in fp32: give recipe.precision=bf16 or "

@@ -20,7 +20,7 @@ from pdp.runs.directory import RunDirectory
 from pdp.runs.record import RECORD, Record, read_record
 from pdp.tasks import build_task
 from pdp.tracking.making import make_tracker
-from pdp.training.assembly import check_precision, make_accelerator, make_pruner, steps_in_epoch
+from pdp.training.assembly import check_device, make_accelerator, make_pruner, steps_in_epoch
 from pdp.training.calibrating import prune_calibrated
 from pdp.training.closing import close, say_renamed
 from pdp.training.display import Display
@@ -51,7 +51,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
             task.open_data()
         directory = RunDirectory(Path(run_directory(config, task.data_fingerprint)))
         accelerator = make_accelerator(config)
-        check_precision(config, accelerator)
+        check_device(config, accelerator)
         display = Display(shown and accelerator.is_main_process)
         display.say(f"{config.model.name} on {data_label(config.data)}. {task.data_note}")
         if not config.rerun and decided_by_main(accelerator, lambda: directory.finished):

@@ -98,6 +98,7 @@ class Trainer:
             self.optimizer, self.loader = accelerator.prepare(optimizer, loader)
         else:
             self.trained, self.optimizer, self.loader = accelerator.prepare(trained, optimizer, loader)
+        self.loader = task.ahead(self.loader, accelerator.device)
         self.validation = accelerator.prepare(
             task.evaluation_loader(
                 "validation", task.evaluation_batch(recipe.batch_size, accelerator.device.type), config.data.workers
