@@ -9,6 +9,7 @@
 # rows:
 #   compiled_images  ResNet-50 bf16, compiled, and compiled steps in a CUDA graph; compiling takes minutes
 #   training         a dense run on JPEGs beside timm's loop, and beside the same steps on images in the GPU's memory
+#   decoding         the same with data.decode=gpu (not with --try)
 #   compiled         BERT-base bf16, compiled, with its graph breaks
 #   small            ResNet-20 at 32 x 32, batch 64: plain, captured in a CUDA graph, compiled
 #   gpt2             PDP's step over the dense one, GPT-2 8 x 1024 bf16: single weights, 2:4, channels; with a profile
@@ -31,7 +32,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 rows=() out=results/benchmarks python=python3 seconds=540 trying=false
-known=(compiled_images training compiled small gpt2 cut methods texts sparse)
+known=(compiled_images training decoding compiled small gpt2 cut methods texts sparse)
 refuse() { echo "benchmark_gpu.sh: $1; --help says all" >&2; exit 2; }
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -51,8 +52,9 @@ done
 command -v "$python" > /dev/null || refuse "--python=$python is no program"
 mkdir -p "$out" || refuse "--out=$out cannot be made"
 [ ${#rows[@]} -gt 0 ] || rows=("${known[@]}")
-if $trying; then mapfile -t rows < <(printf '%s\n' "${rows[@]}" | grep -v '^sparse$'); fi  # it has no CPU to try
-[ ${#rows[@]} -gt 0 ] || refuse "--try has no row sparse: it needs a GPU"
+# They have no CPU to try.
+if $trying; then mapfile -t rows < <(printf '%s\n' "${rows[@]}" | grep -v -e '^sparse$' -e '^decoding$'); fi
+[ ${#rows[@]} -gt 0 ] || refuse "--try has no rows sparse and decoding: they need a GPU"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 KINETO_LOG_LEVEL=6
 
 # Whatever is missing is found out now, not in the last row.
@@ -91,6 +93,7 @@ texts=(90 "${overhead[@]}" --model bert_base --batch 32 --precision bf16 --pairs
     --method all --device cuda)
 sparse=(60 scripts/benchmark_sparse_gpu.py --bert 64)
 training=(150 scripts/benchmark_training.py --preset h200 --images 8192 --rounds 2 --epochs 4)
+decoding=("${training[@]}" --decode gpu)
 if $trying; then
     tiny=(--no-memory --device cpu --threads 1 --pairs 1 --batch 2)
     gpt2=(200 "${overhead[@]}" --model gpt2_tiny --length 16 --pattern random nm channel --profile "${tiny[@]}")

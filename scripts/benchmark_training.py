@@ -2,6 +2,7 @@
 
     python scripts/benchmark_training.py                                        # ResNet-18, generated JPEGs, CPU
     python scripts/benchmark_training.py --preset h200 --root /data/imagenet --images 100000 --workers 16
+    python scripts/benchmark_training.py --preset h200 --decode gpu             # train.py's images decoded on the GPU
     python scripts/benchmark_training.py --model mobilenet_v1 --batch 256 --precision bf16 --channels-last
 
 Both train the same model with the same batch size, image size, precision, augmentation and number of loader workers,
@@ -47,6 +48,8 @@ def words(values: dict[str, Any], root: str) -> list[str]:
     recipe = [f"recipe.epochs={values['epochs']}", f"recipe.batch_size={values['batch']}", "recipe.lr=0.01"]
     recipe += ["recipe.lr_warmup=0", "recipe.lr_unit=step", f"recipe.precision={values['precision']}"]
     recipe += [f"recipe.channels_last={values['channels_last']}", f"recipe.compile={values['compile']}"]
+    if values["decode"] == "gpu":
+        data.append("data.decode=gpu")
     rest = [f"data.workers={values['workers']}", f"data.limit={values['images']}", f"device={values['device']}"]
     return [*model, *data, *recipe, *rest, "prune=none", "seed=0"]
 
@@ -164,6 +167,12 @@ def make_parser() -> Parser:
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument(
+        "--decode",
+        choices=["cpu", "gpu"],
+        default="cpu",
+        help="what decodes train.py's images, not timm's",
+    )
     parser.add_argument("--out", type=Path, help="a JSON file for the figures")
     return parser
 
@@ -191,6 +200,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise Refusal(f"--root={arguments.root} has no train/: give a folder with train/<class>/<image> and val/")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise Refusal("--device=cuda: no CUDA device is at hand; give --device cpu")
+    if arguments.decode == "gpu" and arguments.device != "cuda":
+        raise Refusal("--decode=gpu needs a CUDA device: give --device cuda, or --decode cpu")
 
 
 def run(arguments: argparse.Namespace) -> int:

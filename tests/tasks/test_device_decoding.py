@@ -232,7 +232,10 @@ WORDS += ["recipe.batch_size=16", "recipe.lr_warmup=0", "device=cpu", "data.vali
         ),
         ([*WORDS, "data.decode=disk"], "data.decode=disk"),
         ([*WORDS, "data.decode=gpu", "recipe.augmentation=none"], "is of recipe.augmentation=random_resized_crop"),
-        (["model=resnet20", "data=digits", "data.decode=gpu", "prune=none"], "data.decode=gpu: data=digits is not encoded"),
+        (
+            ["model=resnet20", "data=digits", "data.decode=gpu", "prune=none"],
+            "data.decode=gpu: data=digits is not encoded",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(words, told, root, tmp_path, capsys):
