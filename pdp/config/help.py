@@ -52,7 +52,7 @@ Measures a model on every test sample once: metric, sparsity, parameters and MAC
 Groups (* where nothing else is asked); --help <group> and --help <group>=<choice> say all keys of one:
 {groups}
 
-Exit codes: 0 done; 1 an error of ours; 2 refused before work began; 3 stopped in work.
+Exit codes: 0 done; 1 an error of ours; 2 refused before work; 3 stopped, or not what the record says.
 """
 
 

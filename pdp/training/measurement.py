@@ -15,7 +15,7 @@ from pdp.config.schema import Config
 from pdp.config.source import source_digest
 from pdp.config.stored import from_yaml
 from pdp.cost import count_bytes, count_macs, count_parameters
-from pdp.errors import Refusal
+from pdp.errors import Refusal, Stopped
 from pdp.importing import set_apart
 from pdp.quantize.frozen import Frozen
 from pdp.runs.checkpoint import load_weights
@@ -29,6 +29,8 @@ from pdp.training.failures import reported_failures
 from pdp.training.lm_eval_tasks import check_lm_eval, show_lm_eval
 from pdp.training.shipping import read_frozen, shipped
 from pdp.wording import one_line, percent, score
+
+_ROUNDING = 0.01  # of the metric: more than other processors' roundings, and other batches, change in it
 
 
 def evaluate_run(path: Path, overrides: dict[str, Any], tasks: Sequence[str] = ()) -> None:
@@ -164,6 +166,14 @@ def _measure_and_show(
     if record:
         same = metrics[name] == record.metric and nonzero == record.params_nonzero
         display.say("agrees with the record" if same else f"DIFFERS from the record: {name} {record.metric!r}")
+        same_data = task.data_fingerprint == record.data_fingerprint
+        if nonzero != record.params_nonzero:
+            raise Stopped(f"these are not the record's weights: {nonzero:,} are not zero, not {record.params_nonzero:,}")
+        if same_data and not abs(metrics[name] - record.metric) <= _ROUNDING:
+            raise Stopped(
+                f"{name} is {metrics[name]:.4f} and not the record's {record.metric:.4f}: further than roundings on "
+                f"another processor lead ({_ROUNDING}), so these are not its weights or not its settings"
+            )
 
 
 def _recorded(record: Record, key: str) -> str:

@@ -248,6 +248,8 @@ def test_training_takes_the_same_steps_in_both(tmp_path):
     assert row["target"] == 0.98 and row["held"] == (row["ratio"] >= 0.98)
     with pytest.raises(Refusal, match="--epochs=1"):
         benchmark_training.run(benchmark_training.parsed(["--epochs", "1"]))
+    with pytest.raises(Refusal, match="--decode=gpu needs a CUDA device"):
+        benchmark_training.run(benchmark_training.parsed(["--decode", "gpu"]))
 
 
 def test_made_images_weigh_what_imagenets_do(tmp_path):

@@ -131,8 +131,14 @@ def test_evaluate_says_when_the_weights_are_not_the_records(short_run, tmp_path,
         {key: value.roll(1) if value.dim() > 1 else value for key, value in state.items()},
         tmp_path / "model.safetensors",
     )
-    assert main("evaluate", [f"run={tmp_path}"]) == 0
-    assert "DIFFERS from the record" in capsys.readouterr().out
+    assert main("evaluate", [f"run={tmp_path}"]) == 3
+    said = capsys.readouterr()
+    assert "DIFFERS from the record" in said.out
+    assert "further than roundings on another processor" in said.err and len(said.err.strip().splitlines()) == 1
+    state["fc.bias"].zero_()
+    save_file(state, tmp_path / "model.safetensors")
+    assert main("evaluate", [f"run={tmp_path}"]) == 3
+    assert "these are not the record's weights" in capsys.readouterr().err
 
 
 def test_the_metric_is_that_of_a_plain_loop_over_the_test_set(short_run):
