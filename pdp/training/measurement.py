@@ -168,7 +168,8 @@ def _measure_and_show(
         display.say("agrees with the record" if same else f"DIFFERS from the record: {name} {record.metric!r}")
         same_data = task.data_fingerprint == record.data_fingerprint
         if nonzero != record.params_nonzero:
-            raise Stopped(f"these are not the record's weights: {nonzero:,} are not zero, not {record.params_nonzero:,}")
+            counts = f"{nonzero:,} are not zero, and {record.params_nonzero:,} were"
+            raise Stopped(f"these are not the record's weights: {counts}")
         if same_data and not abs(metrics[name] - record.metric) <= _ROUNDING:
             raise Stopped(
                 f"{name} is {metrics[name]:.4f} and not the record's {record.metric:.4f}: further than roundings on "
