@@ -288,7 +288,7 @@ def test_a_profile_names_what_is_long_and_methods_take_the_patterns_they_know(tm
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["nothing"], "nothing is no row: choose among gpt2 small cut"),
+        (["nothing"], "nothing is no row: choose among compiled_images training decoding"),
         (["--fast"], "--fast is no option"),
         (["--seconds", "0"], "--seconds=0: give a whole number of at least 1"),
         (["--seconds"], "--seconds needs a value"),
