@@ -18,6 +18,7 @@ from pdp.errors import Refusal, Stopped
 from pdp.tasks.encoded_images import EncodedImages
 from pdp.tasks.folder_images import FolderImages
 from pdp.tasks.image_data import IMAGE_SETS
+from pdp.wording import one_line
 
 _AHEAD = 2  # batches that are decoded before the steps need them
 _AT_ONCE = 2**28  # bytes of decoded images that a call of the decoder may make
@@ -37,6 +38,9 @@ def check_decoding(data: Any, augmentation: str) -> None:
         )
 
 
+_Decoded = tuple[Tensor, list[int], Any]  # pixels, positions that are left out, the event that ends the work
+
+
 class DecodedAhead:
     """A loader whose batches hold `EncodedImages`, with their pixels in place of these: uint8 (N, 3, side, side).
 
@@ -46,46 +50,46 @@ class DecodedAhead:
 
     def __init__(self, loader: Any, device: torch.device, images: FolderImages):
         self.loader, self.device, self.images = loader, device, images
-        self._compared = False
+        self._compared = self._able = False
+        self._fault = ""
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        waiting: deque[Future[tuple[dict[str, Any], Any]]] = deque()
+        waiting: deque[tuple[dict[str, Any], Future[_Decoded]]] = deque()
         with ThreadPoolExecutor(1, "decoding") as pool:
             try:
                 for batch in self.loader:
-                    waiting.append(pool.submit(self._decoded, batch))
+                    waiting.append((batch, pool.submit(self._decoded, batch["image"])))
                     if len(waiting) > _AHEAD:
-                        yield self._arrived(waiting.popleft())
+                        yield self._arrived(*waiting.popleft())
                 while waiting:
-                    yield self._arrived(waiting.popleft())
+                    yield self._arrived(*waiting.popleft())
             finally:
-                for one in waiting:
+                for _, one in waiting:
                     one.cancel()
 
-    def _arrived(self, decoded: Future[tuple[dict[str, Any], Any]]) -> dict[str, Any]:
-        """The batch, safe to use in the stream that computes."""
-        batch, done = decoded.result()
+    def _arrived(self, batch: dict[str, Any], decoded: Future[_Decoded]) -> dict[str, Any]:
+        """The batch with its pixels, in the stream that computes and without images that cannot be read."""
+        pixels, lost, done = decoded.result()
         if done is not None:
             computing = torch.cuda.current_stream(self.device)
             computing.wait_event(done)
-            batch["image"].record_stream(computing)
-        return batch
+            pixels.record_stream(computing)
+        batch = batch | {"image": pixels}
+        if not lost:
+            return batch
+        kept = torch.from_numpy(np.setdiff1d(np.arange(len(pixels)), lost))
+        return {name: values[kept.to(values.device)] for name, values in batch.items()}
 
-    def _decoded(self, batch: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    def _decoded(self, encoded: EncodedImages) -> _Decoded:
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
-            encoded = batch["image"]
             pixels, lost = self._pixels(encoded)
             if not self._compared:
                 self._compare(encoded, pixels, lost)
-            batch = batch | {"image": pixels}
-            if lost:
-                kept = np.setdiff1d(np.arange(len(encoded)), lost)
-                batch = {name: values[torch.from_numpy(kept).to(values.device)] for name, values in batch.items()}
-            return batch, None if self._stream is None else self._stream.record_event()
+            return pixels, lost, None if self._stream is None else self._stream.record_event()
 
     def _pixels(self, encoded: EncodedImages) -> tuple[Tensor, list[int]]:
         """The pixels, and the positions of images that cannot be read and are left out."""
@@ -110,10 +114,16 @@ class DecodedAhead:
         """The decoded images, uint8 (3, height, width); None where the device cannot."""
         jpegs = [encoded.jpeg(position) for position in positions]
         try:
-            return list(self._decode(jpegs))
-        except RuntimeError:
+            found: list[Tensor | None] = list(self._decode(jpegs))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._fault = one_line(error)[:200]
             if len(jpegs) == 1:
                 return [None]
+        else:
+            self._able = True
+            return found
         # One of them spoils the call: that one alone is for the processor.
         return [image for position in positions for image in self._images(encoded, [position])]
 
@@ -137,6 +147,10 @@ class DecodedAhead:
         Decoders round and smooth colours differently, which the mean over an eighth of the side does not see.
         """
         self._compared = True
+        if self._fault and not self._able:
+            raise Stopped(
+                f"data.decode=gpu: torchvision decodes no image on {self.device} ({self._fault}): give data.decode=cpu"
+            )
         here = [one for one in range(len(encoded)) if one not in lost and one not in encoded.decoded][:_COMPARED]
         for position in here:
             plain = self._by_processor(encoded, position)

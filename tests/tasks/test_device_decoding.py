@@ -197,6 +197,16 @@ def test_a_device_that_makes_other_pictures_stops_the_run(wrong, root):
         next(iter(Wrong(loader, torch.device("cpu"), loader.dataset)))
 
 
+def test_a_device_that_decodes_nothing_stops_the_run(root):
+    class Unable(DecodedAhead):
+        def _decode(self, jpegs):
+            torch.ops.image.decode_jpegs_cuda(jpegs, 3, torch.device("cpu"))  # raises, on every machine
+
+    loader = task_of(root, "gpu").train_loader(16, 3, "random_resized_crop", 0)
+    with pytest.raises(Stopped, match="torchvision decodes no image on cpu .*: give data.decode=cpu"):
+        next(iter(Unable(loader, torch.device("cpu"), loader.dataset)))
+
+
 def test_images_of_another_size_than_their_header_says_are_decoded_by_the_processor(root):
     class Smaller(DecodedAhead):
         def _decode(self, jpegs):
