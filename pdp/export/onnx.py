@@ -19,6 +19,8 @@ from pdp.export.onnx_weights import STORED, store_weights
 # The entry of a session with which onnxruntime computes products of signed weights exactly where the processor has no
 # instructions for them; it changes nothing where it has.
 EXACT = ("session.x64quantprecision", "1")
+# The one with which products of weights of 4 bits multiply floats: onnxruntime rounds them to 8 bits by itself.
+FLOATS = ("session.qdq_matmulnbits_accuracy_level", "1")
 
 
 def save_onnx(model: nn.Module, inputs: Tensor | dict[str, Tensor], path: Path) -> float:
@@ -64,7 +66,7 @@ def save_onnx_integers(
 
 
 def onnx_runner(path: Path, named: dict[str, Tensor], exact: bool = False) -> Callable[[], Any]:
-    """A call that runs the file on these inputs, in a plain session or with `exact` in one with `EXACT`."""
+    """A call that runs the file on these inputs, in a plain session or in one with `EXACT` and `FLOATS`."""
     import onnxruntime
 
     options = _options(exact)
@@ -84,7 +86,8 @@ def _options(exact: bool) -> Any:
 
     options = onnxruntime.SessionOptions()
     if exact:
-        options.add_session_config_entry(*EXACT)
+        for entry in (EXACT, FLOATS):
+            options.add_session_config_entry(*entry)
     return options
 
 

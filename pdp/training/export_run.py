@@ -16,7 +16,7 @@ from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
 from pdp.export.compare import steps_off
 from pdp.export.integers import with_integers
-from pdp.export.onnx import EXACT, onnx_runner, operators, refuse_without_onnx
+from pdp.export.onnx import EXACT, FLOATS, onnx_runner, operators, refuse_without_onnx
 from pdp.export.onnx_weights import STORED
 from pdp.export.program import save_program
 from pdp.export.quantized_folder import save_quantized
@@ -164,6 +164,8 @@ def _onnx(run: ExportedRun, folder: Path, weights: str) -> Written:
         lines.append(("difference to the fake-quantized model", f"{off:.2g} steps of its outputs' range over 255"))
         kinds = operators(path, exact)
         lines.append(("onnxruntime runs", ", ".join(f"{count} {kind}" for kind, count in kinds.items())))
+        if "MatMulNBits" in kinds:
+            lines.append(("onnxruntime rounds", f"what 4-bit weights multiply to 8 bits, without {' = '.join(FLOATS)}"))
         if exact:
             lines.append(("sessions need", f"{' = '.join(EXACT)} on x86 without VNNI, where they are wrong without it"))
     return lines, lambda named: onnx_runner(path, named, exact)
