@@ -27,7 +27,7 @@ from pdp.runs.clearing import archive, delete, to_delete
 from pdp.runs.differences import differences
 from pdp.runs.keeping import keep as keep_run
 from pdp.runs.keeping import size
-from pdp.runs.store import find_runs, read_run, resolve
+from pdp.runs.store import current_runs, find_runs, read_run, resolve
 from pdp.scripting import Parser, guarded
 
 
@@ -103,7 +103,7 @@ def tabulate(folder: Path, target: Path | None) -> None:
 
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
-    tables = make_tables(find_runs(folder))
+    tables = make_tables(current_runs(folder))
     print_table(tables, str(folder))
     if target:
         print(f"written: {', '.join(map(str, write_tables(tables, target)))}")

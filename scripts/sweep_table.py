@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pdp.cluster.manifest import SweepFolder
 from pdp.errors import Refusal, Stopped
-from pdp.runs.store import find_runs
+from pdp.runs.store import current_runs
 from pdp.scripting import Parser, guarded
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [run.path for run in sweep.runs()]
         missing = [run for run in sweep.runs() if not run.finished]
     else:
-        runs = find_runs(folder)
+        runs = current_runs(folder)
 
     from pdp.reports.sweep_table import make_tables, print_table, write_tables
 

@@ -23,11 +23,14 @@ TUNING = "_tuning"  # studies with this ending chose settings, and are in no tab
 def read_runs(paths: Iterable[Path], study: str = "") -> pd.DataFrame:
     """The finished ones of these runs, in the order of `ORDER`; raises `Refusal` for a damaged record.
 
+    A run of which there are copies has one row, so that no seed counts twice; raises `Refusal` for two runs of one
+    configuration and seed whose records differ, as nothing says which of them counts.
+
     Columns: the record's fields, study, cell (the first 8 digits of the configuration's hash), setting (what a dense
     baseline must share) and path. The method of a quantized run is called pdp+int8, so that no row takes it for the one
     in floats; base_method is the name without that.
     """
-    rows = [_row(path, study) for path in paths if (path / RECORD).is_file()]
+    rows = _once(_row(path, study) for path in paths if (path / RECORD).is_file())
     frame = pd.DataFrame(rows, columns=[*FIELDS, "base_method", "study", "cell", "setting", "path"])
     return frame.sort_values(ORDER, ignore_index=True)
 
@@ -73,6 +76,19 @@ def revised(row: Any) -> bool:
 def shown_method(method: str, quantize: str) -> str:
     """What rows call a method: of a quantized run not as that of the one in floats."""
     return method if quantize == "none" else f"{method}+{quantize}"
+
+
+def _once(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each configuration and seed."""
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows:
+        first = found.setdefault((row["config_hash"], row["seed"]), row)
+        if any(repr(first[key]) != repr(row[key]) for key in FIELDS):  # by their words, as NaN is no NaN's equal
+            raise Refusal(
+                f"{first['path']} and {row['path']} are both run {row['cell']}-{row['seed']}, with different records: "
+                "move one of them elsewhere"
+            )
+    return list(found.values())
 
 
 def _row(path: Path, study: str) -> dict[str, Any]:

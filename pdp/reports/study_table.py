@@ -14,6 +14,7 @@ from pdp.reports.statistics import median, summarise
 from pdp.runs.record import RECORD
 
 _KEYS = ["pattern", "target_sparsity", "method"]
+_SETTING = ["model", "data", "data_fingerprint", "allocation", "recipe", "schedule", "method_options"]
 
 
 def read_study(results: Path, study: str) -> pd.DataFrame:
@@ -34,6 +35,7 @@ def study_table(runs: pd.DataFrame, timed: dict[str, float] | None = None) -> pd
     beside["method"] = [
         f"{row.method} (revision {row.method_revision})" if revised(row) else row.method for row in beside.itertuples()
     ]
+    beside["method"] = _told_apart(beside)
     # In a study of one pattern the dense run comes first, whatever the pattern is.
     beside["pattern"] = beside.pattern.where(beside.pattern != "none", "")
     values = ["metric", "metric_soft", "sparsity", "macs_sparse"]
@@ -51,6 +53,19 @@ def study_table(runs: pd.DataFrame, timed: dict[str, float] | None = None) -> pd
     kept = ["pattern", "target", "method", "metric_name", "seeds", "metric", "interval", "soft", "sparsity"]
     kept += ["macs_sparse", "step_ratio", "mask_ms", "extra_memory_mb", "extra_parameters"]
     return frame.sort_values(["pattern", "target", "_order"], ignore_index=True)[kept]
+
+
+def _told_apart(runs: pd.DataFrame) -> pd.Series:
+    """The methods' names, with the cell where a name stands for several configurations.
+
+    Runs that begin with weights of their own for each seed have as many cells as seeds, and are one configuration.
+    """
+    names = runs.method.copy()
+    settings = runs[_SETTING].map(str).agg(" ".join, axis=1)
+    for _, group in runs.groupby(_KEYS):
+        if settings[group.index].nunique() > 1 or group.seed.duplicated().any():
+            names[group.index] = group.method + " (" + group.cell + ")"
+    return names
 
 
 def markdown(frame: pd.DataFrame) -> str:

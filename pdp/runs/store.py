@@ -23,6 +23,7 @@ from pdp.wording import nearest, of_unit, percent
 
 _TAIL = 1 << 16  # bytes; more than a line of the history
 _ID = re.compile(r"([0-9a-f]{8})(?:-(\d.*))?")
+_ASIDE = re.compile(r"seed\d+\.before-")  # as `RunDirectory.move_aside` names it
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -69,6 +70,11 @@ def find_runs(folder: Path) -> list[Path]:
     if re.match(r"seed\d", folder.name):
         return [folder]
     return sorted(path for glob in ("seed[0-9]*", "*/seed[0-9]*") for path in folder.glob(glob) if path.is_dir())
+
+
+def current_runs(folder: Path) -> list[Path]:
+    """Those of `find_runs` that tables count: without runs that rerun=true has moved aside, unless `folder` is one."""
+    return [path for path in find_runs(folder) if path == folder or not _ASIDE.match(path.name)]
 
 
 def resolve(names: Iterable[str], runs: Path) -> list[Path]:

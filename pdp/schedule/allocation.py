@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -169,6 +170,11 @@ def read_shares(path: Path) -> dict[str, float]:
                 given = row.get("share", row[share_key]) if path.is_dir() else row[share_key]
                 if path.is_dir() and (row.get("prunable", "True") != "True" or not given):
                     continue
+                if row[name_key] in shares:
+                    raise Refusal(
+                        f"allocation.path={table} names {row[name_key]} twice, with {shares[row[name_key]]:g} and "
+                        f"{given}: leave one row of it"
+                    )
                 shares[row[name_key]] = float(given)
     except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise Refusal(f"allocation.path={table} cannot be read as {name_key},{share_key}: {error!r}") from None
@@ -178,11 +184,29 @@ def read_shares(path: Path) -> dict[str, float]:
     return shares
 
 
+def _check_units(layers: Sequence[Layer], path: Path) -> None:
+    """Raises `Refusal` for the directory of a run whose shares are of channels while these are of weights, or the
+    other way round: channels name one of several coupled layers, so that the others would stay dense.
+    """
+    try:
+        record = json.loads((path / "record.json").read_text(encoding="utf-8"))
+        theirs = "channels" if record["pattern"] == "channel" else "weights"
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a CSV, or a folder of one, which says nothing of it
+    ours = "weights" if all(layer.units == layer.stored.numel() for layer in layers) else "channels"
+    if record["pattern"] != "none" and theirs != ours:
+        raise Refusal(
+            f"allocation.path={path} is a run of prune={record['pattern']}, whose shares are of {theirs}, and this "
+            f"one's are of {ours}: give allocation.path=<a run that prunes {ours}, or a CSV of layer,share>"
+        )
+
+
 def file_budget(layers: Sequence[Layer], path: Path, share: float | None) -> list[int]:
     """The budget that a file gives; layers that it does not name stay dense.
 
-    Raises `Refusal` if the file names layers that the model does not have.
+    Raises `Refusal` if the file names layers that the model does not have, or gives shares of other units.
     """
+    _check_units(layers, path)
     shares = read_shares(path)
     known = [layer.name for layer in layers]
     for name, value in shares.items():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -147,6 +148,24 @@ def test_five_hundred_runs_are_tabled_and_cleaned(results, call):
     code, out, _ = call("clean", "--yes")
     assert code == 0 and not list((results / "runs").glob("*/seed*/checkpoint/*.pt"))
     assert len(list((results / "runs").glob("*/seed*/record.json"))) == 500
+
+
+def test_a_run_counts_once_in_the_table(results, call):
+    first = make_run(results, metric=0.5, finished_at="2026-01-01T00:00:00Z")
+    RunDirectory(first).move_aside()  # as rerun=true does
+    make_run(results, metric=0.9)
+    second = make_run(results, seed="1", metric=0.7)
+    values = json.loads((second / "record.json").read_text()) | {"seed": 1}
+    (second / "record.json").write_text(json.dumps(values))
+    shutil.copytree(second, second.with_name("seed2"))
+    code, out, err = call("table")
+    assert (code, err) == (0, "")
+    (row,) = [line for line in out.splitlines() if "resnet20" in line]
+    cells = [one.strip() for one in row.strip("│").split("│")]
+    assert cells[6] == "2" and cells[8] == "80.00 %"
+    (second / "record.json").write_text(json.dumps(values | {"metric": 0.1}))
+    code, _, err = call("table")
+    assert code == 2 and "seed1" in err and "seed2" in err and "different records" in err
 
 
 def test_keep_copies_what_tables_need(results, call):

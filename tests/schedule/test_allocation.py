@@ -112,6 +112,18 @@ def test_a_run_hands_its_budget_on(small, tmp_path):
     assert allocate("file", small, None, magnitude, tmp_path) == [162, 0, 576]
 
 
+@pytest.mark.parametrize(("pattern", "units", "words"), [("channel", 1, "are of channels"), ("4x1", 27, "are of wei")])
+def test_a_run_of_other_units_hands_no_budget_on(small, tmp_path, pattern, units, words):
+    # The run of channels names the first of two coupled layers alone: the other one would stay dense.
+    (tmp_path / "layers.csv").write_text("name,sparsity,prunable,share\n0,0.5,True,0.5\n1,0.5,True,\n")
+    (tmp_path / "record.json").write_text(f'{{"pattern": "{pattern}"}}')
+    small[0].units //= units
+    with pytest.raises(Refusal, match=words):
+        allocate("file", small, None, magnitude, tmp_path)
+    small[0].units = small[0].weight.numel() // (28 - units)
+    assert allocate("file", small, None, magnitude, tmp_path) == [small[0].units // 2, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -120,6 +132,7 @@ def test_a_run_hands_its_budget_on(small, tmp_path):
         ("a,b\n1,2\n", "layer,share"),
         ("", "no layers"),
         ("layer,share\n0,much\n", "much"),
+        ("layer,share\n0,0.9\n3,0.5\n0,0.1\n", "names 0 twice, with 0.9 and 0.1"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(small, tmp_path, text, words):

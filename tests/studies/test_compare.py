@@ -159,7 +159,7 @@ def test_a_file_that_is_no_study_is_refused(tmp_path, text, words):
 
 def kept(folder: Path, **values) -> Path:
     """A record below `folder`, in a directory of its own."""
-    path = folder / f"{values['method']}-{values['seed']}"
+    path = folder / f"{values['method']}-{values.get('config_hash', '')}-{values['seed']}"
     path.mkdir(parents=True)
     write_record(Record(**record_values(**values)), path)
     return path
@@ -196,3 +196,15 @@ def test_the_table_is_that_of_numpy_and_scipy(tmp_path):
     assert frame.macs_sparse["pdp"] == pytest.approx(102.0)
     assert frame.seeds.to_dict() == {"dense": 3, "pdp": 5}
     assert f"93.00 ± {100 * (high - low) / 2:.2f} %" in markdown(table)
+
+
+def test_a_method_of_several_configurations_has_a_row_for_each(tmp_path):
+    folder = tmp_path / "records" / "some"
+    for seed in (0, 1):  # the setting that was chosen at first, and the one that is now
+        kept(folder, method="pdp", recipe={"lr": 0.1}, config_hash="a" * 16, seed=seed, metric=0.5 + seed / 10)
+        kept(folder, method="pdp", recipe={"lr": 0.2}, config_hash="b" * 16, seed=seed, metric=0.8 + seed / 10)
+        # One configuration, whose weights at the start are another run's for each seed.
+        kept(folder, method="held", pretrained=f"run 0-{seed}", config_hash=f"{seed}" * 16, seed=seed, metric=0.3)
+    frame = study_table(read_study(tmp_path, "some")).set_index("method")
+    assert frame.metric.to_dict() == pytest.approx({"pdp (bbbbbbbb)": 0.85, "pdp (aaaaaaaa)": 0.55, "held": 0.3})
+    assert set(frame.seeds) == {2}
