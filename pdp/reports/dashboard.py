@@ -15,7 +15,7 @@ from pdp.reports import page as pages
 from pdp.reports import plots, sweep_table
 from pdp.reports.runs import read_history, read_layers
 from pdp.reports.sweep_table import Tables, make_tables, shown
-from pdp.runs.store import StoredRun, find_runs, read_run, seconds_left
+from pdp.runs.store import StoredRun, current_runs, read_run, seconds_left
 from pdp.wording import duration, score
 
 CURVES = 12  # most runs in progress whose curves are drawn
@@ -28,7 +28,7 @@ def write_page(folder: Path, target: Path, refresh: int | None = None) -> str:
     """Writes the page of the runs in `folder`; returns a description of it. Raises `Refusal` without such a folder."""
     if not folder.is_dir():
         raise Refusal(f"{folder} is no folder: give the one that holds the runs")
-    runs = [read_run(path) for path in find_runs(folder)]
+    runs = [read_run(path) for path in current_runs(folder)]
     text = page(str(folder), runs, refresh)
     pages.write(text, target)
     counts = pd.Series([run.state for run in runs]).value_counts().to_dict()

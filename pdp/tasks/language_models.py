@@ -15,6 +15,7 @@ from pdp.errors import Refusal
 from pdp.layers import is_weighted
 from pdp.tasks.hub import cache_alone, limited_patience, reachable
 from pdp.tasks.language_heads import align_head, complete_encoder_decoder
+from pdp.tasks.language_sizes import check_known, check_sizes
 from pdp.tasks.text_tokenizer import size_of
 from pdp.wording import one_line
 
@@ -100,11 +101,18 @@ def _configuration(config: Config, checkpoint: str | None, values: dict[str, Any
 
     model = config.model
     if checkpoint is None and model.architecture is not None:
-        return AutoConfig.for_model(model.architecture, **{**model.sizes, **values})
+        usual = AutoConfig.for_model(model.architecture)
+        check_known("model.sizes", model.sizes, usual, model.name)
+        check_known("model.arguments", values, usual, model.name)
+        shape = AutoConfig.for_model(model.architecture, **{**model.sizes, **values})
+        check_sizes(model.sizes, shape)
+        return shape
     source = checkpoint or model.hub or model.name
     offline = not reachable()
     with limited_patience(), cache_alone(offline):
-        return AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False, **values)
+        shape = AutoConfig.from_pretrained(source, local_files_only=offline, trust_remote_code=False, **values)
+    check_known("model.arguments", values, shape, model.name)
+    return shape
 
 
 def _load(kind: Any, checkpoint: str, shape: Any) -> tuple[Any, list[str]]:
@@ -146,16 +154,19 @@ def _take_generation_options(model: Any, checkpoint: str) -> None:
 @contextmanager
 def _refusals(config: Config, checkpoint: str | None) -> Iterator[None]:
     """Inside this context, errors of transformers about files and arguments become a `Refusal`."""
+    from huggingface_hub import errors
+
+    strict: type[Exception] = getattr(errors, "StrictDataclassError", ValueError)  # what newer configurations raise
     try:
         yield
     except Refusal:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError, strict) as error:
         reason = f"{type(error).__name__}: {one_line(error)[:160]}"
         if checkpoint is None and config.model.architecture is not None:
             values = {**config.model.sizes, **config.model.arguments}
             raise Refusal(
-                f"model.arguments: {values} does not suit {config.model.name} ({reason}); change it"
+                f"model.sizes and model.arguments: {values} does not suit {config.model.name} ({reason}); change it"
             ) from None
         wanted = checkpoint or config.model.name
         raise Refusal(

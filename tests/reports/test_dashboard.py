@@ -3,6 +3,7 @@
 import html.parser
 import json
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -15,7 +16,7 @@ from stored_runs import make_run
 
 from pdp.errors import Refusal
 from pdp.reports import plots
-from pdp.reports.dashboard import _together
+from pdp.reports.dashboard import _together, write_page
 from pdp.reports.sweep_table import make_tables, write_tables
 from pdp.runs.directory import RunDirectory
 from pdp.runs.record import Record, write_record
@@ -102,6 +103,15 @@ def test_patterns_and_fine_tuned_runs_are_drawn_apart_and_their_cost_too(tmp_pat
     for title in groups:
         assert text.count(f"{title}: training") == 1, title
     assert "86.6 % of channels" in text
+
+
+def test_a_run_that_was_moved_aside_is_not_on_the_page(results, tmp_path):
+    shown = write_page(results / "runs", tmp_path / "before.html")
+    run = next((results / "runs").glob("*/seed0"))
+    shutil.copytree(run, run.with_name("seed0.before-20260101-000000"))
+    values = json.loads((run / "record.json").read_text())
+    (run / "record.json").write_text(json.dumps(values | {"finished_at": "2026-02-03T04:05:06Z"}))
+    assert write_page(results / "runs", tmp_path / "after.html") == shown
 
 
 def test_a_page_of_nothing_and_of_no_folder(tmp_path, capsys):
