@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from pdp.training.lm_eval_tasks import check_lm_eval, show_lm_eval
 from pdp.training.shipping import read_frozen, shipped
 from pdp.wording import one_line, percent, score
 
-_ROUNDING = 0.01  # of the metric: more than other processors' roundings, and other batches, change in it
+_ROUNDING = 0.01  # of metric and loss: more than other processors' roundings, and other batches, change in them
 
 
 def evaluate_run(path: Path, overrides: dict[str, Any], tasks: Sequence[str] = ()) -> None:
@@ -164,17 +165,37 @@ def _measure_and_show(
         f"{stored.bitmask:.2f} MB as a bitmask, {stored.csr:.2f} MB as CSR"
     )
     if record:
-        same = metrics[name] == record.metric and nonzero == record.params_nonzero
+        same = _same(metrics[name], record.metric) and nonzero == record.params_nonzero
         display.say("agrees with the record" if same else f"DIFFERS from the record: {name} {record.metric!r}")
         same_data = task.data_fingerprint == record.data_fingerprint
         if nonzero != record.params_nonzero:
             counts = f"{nonzero:,} are not zero, and {record.params_nonzero:,} were"
             raise Stopped(f"these are not the record's weights: {counts}")
-        if same_data and not abs(metrics[name] - record.metric) <= _ROUNDING:
+        if same_data and not as_recorded(metrics, record):
             raise Stopped(
                 f"{name} is {metrics[name]:.4f} and not the record's {record.metric:.4f}: further than roundings on "
-                f"another processor lead ({_ROUNDING}), so these are not its weights or not its settings"
+                "another processor lead, so these are not its weights or not its settings"
             )
+
+
+def as_recorded(metrics: dict[str, float], record: Record) -> bool:
+    """Whether metric or loss is the record's but for roundings.
+
+    Roundings that turn over one prediction change the accuracy of few samples, or a correlation, by more than a
+    hundredth, and a perplexity by any number; a mean loss they hardly change.
+    """
+    if _same(metrics[record.metric_name], record.metric):
+        return True
+    if abs(metrics[record.metric_name] - record.metric) <= _ROUNDING:
+        return True
+    key = "loss" if "loss" in record.metrics else record.metric_name
+    now, then = metrics[key], record.metrics.get(key, record.metric)
+    return _same(now, then) or math.isclose(now, then, rel_tol=_ROUNDING, abs_tol=_ROUNDING)
+
+
+def _same(one: float, other: float) -> bool:
+    """Whether two numbers are equal; so are two that are none."""
+    return one == other or (math.isnan(one) and math.isnan(other))
 
 
 def _recorded(record: Record, key: str) -> str:

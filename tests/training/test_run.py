@@ -26,6 +26,7 @@ from pdp.runs.record import read_record
 from pdp.tasks import build_task
 from pdp.tasks.image_models import build_model
 from pdp.training.display import Display, Look, stage
+from pdp.training.measurement import as_recorded
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +140,49 @@ def test_evaluate_says_when_the_weights_are_not_the_records(short_run, tmp_path,
     save_file(state, tmp_path / "model.safetensors")
     assert main("evaluate", [f"run={tmp_path}"]) == 3
     assert "these are not the record's weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("recorded", "code"),
+    [
+        ({"top1": 0.3, "loss": None}, 0),  # as of few images, of which roundings turn over some
+        ({"top1": 0.3, "loss": 7.0}, 3),
+        ({"top1": 0.3}, 3),  # older than its loss
+        ({"top1": math.nan, "loss": math.nan}, 3),
+    ],
+)
+def test_evaluate_stops_at_what_roundings_cannot_explain(short_run, tmp_path, recorded, code, capsys):
+    for name in ("config.yaml", "record.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((short_run / name).read_bytes())
+    record = json.loads((tmp_path / "record.json").read_text())
+    recorded = {key: record["metrics"][key] * 1.001 if value is None else value for key, value in recorded.items()}
+    record |= {"metrics": recorded, "metric": recorded["top1"]}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    assert main("evaluate", [f"run={tmp_path}"]) == code
+    assert "DIFFERS from the record" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "same"),
+    [
+        ({"perplexity": 3012.0, "loss": 8.0104}, {"perplexity": 2981.0, "loss": 8.0}, True),
+        ({"perplexity": 3641.0, "loss": 8.2}, {"perplexity": 2981.0, "loss": 8.0}, False),
+        ({"perplexity": math.inf, "loss": 712.0}, {"perplexity": math.inf, "loss": 711.9}, True),
+        ({"perplexity": math.inf, "loss": 712.0}, {"perplexity": 2981.0, "loss": 8.0}, False),
+        ({"pearson": math.nan, "loss": math.nan}, {"pearson": math.nan, "loss": math.nan}, True),
+        ({"pearson": math.nan, "loss": math.nan}, {"pearson": 0.9, "loss": 0.4}, False),
+        ({"pearson": 0.04, "loss": 2.2501}, {"pearson": 0.0, "loss": 2.25}, True),  # constant but for roundings
+        ({"matthews_correlation": 0.031, "loss": 0.62}, {"matthews_correlation": 0.0, "loss": 0.62}, True),
+        ({"perplexity": 2985.0}, {"perplexity": 2981.0}, True),  # of an old record
+        ({"perplexity": 3100.0}, {"perplexity": 2981.0}, False),
+        ({"perplexity": 2981.0}, {"perplexity": math.inf}, False),
+    ],
+)
+def test_what_roundings_explain_is_a_matter_of_the_loss(short_run, now, then, same):
+    record = read_record(short_run)
+    record.metric_name = next(iter(then))
+    record.metric, record.metrics = then[record.metric_name], then
+    assert as_recorded(now, record) == same
 
 
 def test_the_metric_is_that_of_a_plain_loop_over_the_test_set(short_run):
