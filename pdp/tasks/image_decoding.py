@@ -34,7 +34,7 @@ def check_decodes(file: str | IO[bytes]) -> None:
     from PIL import Image
 
     with Image.open(file) as image:
-        image.draft("RGB", (image.width // 8, image.height // 8))
+        image.draft("RGB", (max(1, image.width // 8), max(1, image.height // 8)))
         image.load()
 
 

@@ -115,6 +115,11 @@ def test_what_is_cut_off_is_found_before_training(kind):
             check_decodes(io.BytesIO(content[: int(share * len(content))]))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 7)])
+def test_images_of_few_pixels_are_no_damaged_ones(size):
+    check_decodes(io.BytesIO(saved(Image.new("RGB", size), "JPEG")))
+
+
 # ------------------------------------------------------------------------------------------------------------ layouts
 
 
