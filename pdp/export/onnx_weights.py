@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
+
+from pdp.errors import Refusal
 
 STORED = ("uint8", "int8")
 
@@ -11,7 +14,8 @@ STORED = ("uint8", "int8")
 def store_weights(path: Path, bits: int, weights: str) -> None:
     """Rewrites the file: weights of 8 bits as `weights` says, of 4 bits as such, and without an exporter's notes.
 
-    An exporter's notes of its work take more than small weights do.
+    An exporter's notes of its work take more than small weights do. Raises `Refusal` for `weights="int8"` of a layer
+    that is called more than once.
     """
     import onnx
 
@@ -55,8 +59,21 @@ def _replace(model: Any, kind: int, zero: int) -> None:
 
 
 def _unshare(model: Any) -> None:
-    """Gives each weight a zero point of its own: onnxruntime's exact sessions fail where two read the same one."""
+    """Gives each weight a zero point of its own: onnxruntime's exact sessions fail where two read the same one.
+
+    They fail as well where several products read the same weight, which only a copy for each would mend.
+    """
+    import onnx
+
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    for node in model.graph.node:
+        weight = stored.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if weight is not None and weight.data_type == onnx.TensorProto.INT8 and readers[node.output[0]] > 1:
+            raise Refusal(
+                f"weights=int8: {weight.name} is of a layer that is called {readers[node.output[0]]} times, which "
+                "onnxruntime's exact sessions cannot read: give weights=uint8"
+            )
     seen: set[str] = set()
     for node in model.graph.node:
         if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[0] not in stored:

@@ -114,6 +114,28 @@ def test_a_plain_session_is_exact_where_products_do_not_fit_in_16_bits(kind, tmp
     assert off < 0.01 and kinds[{"linear": "QGemm", "sequence": "MatMulIntegerToFloat"}.get(kind, "QLinearConv")] == 1
 
 
+def test_a_layer_that_is_called_twice_is_stored_without_a_sign_alone(tmp_path):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.again = nn.Linear(48, 16), nn.Linear(16, 16)
+
+        def forward(self, values):
+            return self.again(torch.relu(self.again(torch.relu(self.first(values)))))
+
+    torch.manual_seed(0)
+    model, inputs = Twice().eval(), torch.randn(5, 48)
+    scales = {f"{name}.weight": weight_scale(one.weight.detach(), 8) for name, one in model.named_children()}
+    grid = (torch.tensor(0.05), torch.tensor(128.0))
+    frozen = Frozen("int8", 8, scales, {"first.input": grid, "again.input": grid})
+    with torch.no_grad(), frozen.applied(model):
+        expected = model(inputs)
+    integers = with_integers(model, frozen, inputs[:1], onnx=True)
+    assert save_onnx_integers(integers, {"input": inputs}, expected, tmp_path / "model.onnx", 8) < 0.1
+    with pytest.raises(Refusal, match=r"weights=int8: again.* is called 2 times.*: give weights=uint8"):
+        save_onnx_integers(integers, {"input": inputs}, expected, tmp_path / "other.onnx", 8, weights="int8")
+
+
 def test_a_program_of_torch_computes_it_too():
     for quantize in ("int8", "int4w"):
         model, frozen, images, expected = quantized(quantize)
