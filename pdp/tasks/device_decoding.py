@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -22,7 +23,7 @@ from pdp.wording import one_line
 
 _AHEAD = 2  # batches that are decoded before the steps need them
 _AT_ONCE = 2**28  # bytes of decoded images that a call of the decoder may make
-_COMPARED, _LEVELS = 8, 8.0  # images of the first batch that are also decoded by a processor; how far they may differ
+_COMPARED, _LEVELS = 8, 8.0  # images that are also decoded by a processor; how far they may differ, of 255 levels
 
 
 def check_decoding(data: Any, augmentation: str) -> None:
@@ -50,8 +51,10 @@ class DecodedAhead:
 
     def __init__(self, loader: Any, device: torch.device, images: FolderImages):
         self.loader, self.device, self.images = loader, device, images
-        self._compared = self._able = False
-        self._fault = ""
+        self._able, self._to_compare = False, _COMPARED
+        # torchvision announces that it will hand decoding over to another package. The filter is set here, because one
+        # for the time of a call would change what other threads are warned of.
+        warnings.filterwarnings("ignore", message=".*TorchCodec", module=r"torchvision\.io")
         self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __len__(self) -> int:
@@ -87,19 +90,18 @@ class DecodedAhead:
     def _decoded(self, encoded: EncodedImages) -> _Decoded:
         with torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
             pixels, lost = self._pixels(encoded)
-            if not self._compared:
-                self._compare(encoded, pixels, lost)
             return pixels, lost, None if self._stream is None else self._stream.record_event()
 
     def _pixels(self, encoded: EncodedImages) -> tuple[Tensor, list[int]]:
         """The pixels, and the positions of images that cannot be read and are left out."""
         side = self.images.size
         found = torch.zeros((len(encoded), 3, side, side), device=self.device)
-        lost = []
+        lost, there = [], []
         for chunk in _chunks(encoded):
             for position, image in zip(chunk, self._images(encoded, chunk), strict=True):
                 if image is not None and image.shape == (3, *encoded.sizes[position]):
                     found[position] = _cropped(image, encoded.boxes[position], bool(encoded.mirrored[position]), side)
+                    there.append(position)
                 elif (pixels := self._by_processor(encoded, position)) is not None:
                     found[position] = pixels
                 else:
@@ -108,6 +110,9 @@ class DecodedAhead:
             found[torch.from_numpy(encoded.decoded).to(self.device)] = encoded.pixels.to(self.device).float()
         if len(lost) == len(encoded):
             raise Stopped("every image of a batch is unreadable; see data.unreadable")
+        for position in there[: self._to_compare]:
+            self._compare(encoded, position, found[position])
+        self._to_compare -= min(self._to_compare, len(there))
         return found.round_().clamp_(0, 255).to(torch.uint8), lost
 
     def _images(self, encoded: EncodedImages, positions: list[int]) -> list[Tensor | None]:
@@ -118,7 +123,7 @@ class DecodedAhead:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self._fault = one_line(error)[:200]
+            self._check_able(error)
             if len(jpegs) == 1:
                 return [None]
         else:
@@ -133,37 +138,46 @@ class DecodedAhead:
         if self._stream is not None:
             # The decoder has a stream of its own, which would write to memory that this one still reads.
             self._stream.synchronize()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchvision announces that it will hand decoding over to another package
-            return decode_jpeg(jpegs, ImageReadMode.RGB, self.device)
+        return decode_jpeg(jpegs, ImageReadMode.RGB, self.device)
+
+    def _check_able(self, error: RuntimeError) -> None:
+        """Raises `Stopped` if the device decodes nothing; `error` is what it said of images that may be damaged."""
+        from PIL import Image
+
+        if self._able:
+            return
+        plain = io.BytesIO()
+        Image.new("RGB", (64, 64), "gray").save(plain, "JPEG")
+        try:
+            self._decode([torch.frombuffer(bytearray(plain.getvalue()), dtype=torch.uint8)])
+        except RuntimeError:
+            raise Stopped(
+                f"data.decode=gpu: torchvision decodes no image on {self.device} ({one_line(error)[:200]}): give "
+                "data.decode=cpu"
+            ) from None
+        self._able = True
 
     def _by_processor(self, encoded: EncodedImages, position: int) -> Tensor | None:
         pixels = self.images.cropped(int(encoded.epochs[position]), int(encoded.indices[position]))
         return None if pixels is None else pixels.to(self.device)
 
-    def _compare(self, encoded: EncodedImages, pixels: Tensor, lost: list[int]) -> None:
+    def _compare(self, encoded: EncodedImages, position: int, pixels: Tensor) -> None:
         """Raises `Stopped` if an image is another picture than the processor makes of it.
 
-        Decoders round and smooth colours differently, which the mean over an eighth of the side does not see.
+        Decoders round and smooth colours differently. Of a large image the means over an eighth of the side do not see
+        that; of one that is not much larger than the eighths, the mean of their differences does not.
         """
-        self._compared = True
-        if self._fault and not self._able:
+        plain = self._by_processor(encoded, position)
+        if plain is None:  # of a damaged image a decoder may make more than another
+            return
+        pooled = [functional.adaptive_avg_pool2d(one.float(), 8) for one in (pixels, plain)]
+        off = float((pooled[0] - pooled[1]).abs().mean())
+        if off > _LEVELS:
+            name = self.images.name(int(encoded.indices[position]))
             raise Stopped(
-                f"data.decode=gpu: torchvision decodes no image on {self.device} ({self._fault}): give data.decode=cpu"
+                f"data.decode=gpu: this device makes another picture of {name} than the processor does, {off:.0f} of "
+                "255 levels off: give data.decode=cpu"
             )
-        here = [one for one in range(len(encoded)) if one not in lost and one not in encoded.decoded][:_COMPARED]
-        for position in here:
-            plain = self._by_processor(encoded, position)
-            if plain is None:  # of a damaged image a decoder may make more than another
-                continue
-            pooled = [functional.adaptive_avg_pool2d(one.float(), 8) for one in (pixels[position], plain)]
-            off = float((pooled[0] - pooled[1]).abs().max())
-            if off > _LEVELS:
-                name = self.images.name(int(encoded.indices[position]))
-                raise Stopped(
-                    f"data.decode=gpu: this device makes another picture of {name} than the processor does, {off:.0f} "
-                    "of 255 levels off: give data.decode=cpu"
-                )
 
 
 def _chunks(encoded: EncodedImages) -> list[list[int]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 _ORIENTATION = 0x0112  # EXIF's tag
 _AS_STORED = 1
+_RGB = list(b"RGB")  # the numbers of the components, by which a decoder may tell colours where no marker does
 
 
 @dataclass
@@ -52,6 +53,8 @@ def jpeg_size(content: bytes, turned: bool) -> tuple[int, int] | None:
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             if image.format != "JPEG" or image.mode not in ("RGB", "L") or image.info.get("adobe_transform", 1) != 1:
+                return None
+            if [one[0] for one in getattr(image, "layer", ())] == _RGB:
                 return None
             if turned and image.getexif().get(_ORIENTATION, _AS_STORED) != _AS_STORED:
                 return None

@@ -16,6 +16,8 @@ from pdp.tasks.image_decoding import read_rgb
 from pdp.tasks.image_parts import ImagePart
 from pdp.tasks.sampling import Key
 
+_MOST_SHRUNK = 64  # times that a device makes a crop smaller: from 94 on CUDA's antialiasing fails for want of memory
+
 
 class UnreadableImage(Stopped):
     """An image that cannot be decoded; the message is one line, even when the error comes from a worker process."""
@@ -88,7 +90,7 @@ class FolderImages(ImageDataset):
         decoded: dict[int, Tensor] = {}
         sizes = np.ones((len(indices), 2), dtype=np.int64)
         for position, index in enumerate(indices):
-            content, size = self._jpeg(int(index))
+            content, size = self._jpeg(int(index), draws[position : position + 1])
             if size is None:
                 made = self.cropped(int(epochs[position]), int(index))
                 if made is None:
@@ -113,14 +115,18 @@ class FolderImages(ImageDataset):
             "index": torch.from_numpy(indices),
         }
 
-    def _jpeg(self, index: int) -> tuple[bytes, tuple[int, int] | None]:
-        """The bytes and the size of an image that any decoder may decode, else none."""
+    def _jpeg(self, index: int, draws: np.ndarray) -> tuple[bytes, tuple[int, int] | None]:
+        """The bytes and the size of an image that any device may decode and crop, else none."""
+        assert self.augmentation is not None
         try:
             content = self.part.source.read(int(self.part.rows[index]))
         except OSError:
             return b"", None
         size = jpeg_size(content, self.turned)
-        return (b"", None) if size is None else (content, size)
+        if size is None:
+            return b"", None
+        box = self.augmentation.boxes_of(draws, np.array(size[:1]), np.array(size[1:]))[0]
+        return (b"", None) if box[2:].max() > _MOST_SHRUNK * self.size else (content, size)
 
     def cropped(self, epoch: int, index: int) -> Tensor | None:
         """One image decoded here and cropped at random, uint8 (3, size, size); None if it is left out as unreadable."""
