@@ -228,13 +228,13 @@ def test_small_images_whose_colours_are_not_smoothed_are_the_same_pictures(tmp_p
     for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
         (tmp_path / name).mkdir(parents=True)
         for number in range(8):
-            image = picture(number, 128, 128).resize((32, 32), Image.Resampling.BILINEAR)
+            image = picture(number, 128, 128).resize((16, 16), Image.Resampling.BILINEAR)
             (tmp_path / name / f"{number}.jpg").write_bytes(saved(image, quality=95))
     loader = task_of(tmp_path, "gpu").train_loader(16, 3, "random_resized_crop", 0)
     (found,) = Rough(loader, torch.device("cpu"), loader.dataset)
     (usual,) = task_of(tmp_path, "cpu").train_loader(16, 3, "random_resized_crop", 0)
     off = (found["image"].float() - usual["image"].float()).abs()
-    assert 0 < off.mean() < 5 and off.max() > 30
+    assert 0 < off.mean() < 8 and off.max() > 30
 
 
 def test_images_of_a_later_batch_are_compared_where_the_first_has_none_to_decode(tmp_path):
