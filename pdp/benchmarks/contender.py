@@ -44,7 +44,7 @@ class Contender:
             batch = made_batch(config, self.task)
         else:
             loader = self.task.train_loader(self.recipe.batch_size, config.seed, self.recipe.augmentation, 0)
-            batch = next(iter(loader))
+            batch = next(iter(self.task.ahead(loader, self.device)))
         self.batch: dict[str, Tensor] = {name: values.to(self.device) for name, values in batch.items()}
         self.steps = 0
         self._go_to(at)

@@ -165,8 +165,8 @@ def read_shares(path: Path) -> dict[str, float]:
     name_key, share_key = ("name", "sparsity") if path.is_dir() else ("layer", "share")
     shares: dict[str, float] = {}
     try:
-        with table.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
+        with table.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark before the first word
+            for row in csv.DictReader(lines, skipinitialspace=True):
                 given = row.get("share", row[share_key]) if path.is_dir() else row[share_key]
                 if path.is_dir() and (row.get("prunable", "True") != "True" or not given):
                     continue

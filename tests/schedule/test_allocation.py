@@ -112,6 +112,12 @@ def test_a_run_hands_its_budget_on(small, tmp_path):
     assert allocate("file", small, None, magnitude, tmp_path) == [162, 0, 576]
 
 
+@pytest.mark.parametrize("text", ["layer,share\n0,0.5\n", "\ufefflayer,share\n0,0.5\n", "layer, share\r\n0, 0.5\r\n"])
+def test_a_budget_as_spreadsheets_write_it_is_read(tmp_path, text):
+    (tmp_path / "budget.csv").write_text(text, encoding="utf-8", newline="")
+    assert read_shares(tmp_path / "budget.csv") == {"0": 0.5}
+
+
 @pytest.mark.parametrize(("pattern", "units", "words"), [("channel", 1, "are of channels"), ("4x1", 27, "are of wei")])
 def test_a_run_of_other_units_hands_no_budget_on(small, tmp_path, pattern, units, words):
     # The run of channels names the first of two coupled layers alone: the other one would stay dense.
