@@ -108,11 +108,11 @@ class DecodedAhead:
                     lost.append(position)
         if len(encoded.decoded):
             found[torch.from_numpy(encoded.decoded).to(self.device)] = encoded.pixels.to(self.device).float()
+        compared = there[: self._to_compare]
+        self._to_compare -= len(compared)
+        lost += [position for position in compared if not self._compare(encoded, position, found[position])]
         if len(lost) == len(encoded):
             raise Stopped("every image of a batch is unreadable; see data.unreadable")
-        for position in there[: self._to_compare]:
-            self._compare(encoded, position, found[position])
-        self._to_compare -= min(self._to_compare, len(there))
         return found.round_().clamp_(0, 255).to(torch.uint8), lost
 
     def _images(self, encoded: EncodedImages, positions: list[int]) -> list[Tensor | None]:
@@ -161,15 +161,15 @@ class DecodedAhead:
         pixels = self.images.cropped(int(encoded.epochs[position]), int(encoded.indices[position]))
         return None if pixels is None else pixels.to(self.device)
 
-    def _compare(self, encoded: EncodedImages, position: int, pixels: Tensor) -> None:
-        """Raises `Stopped` if an image is another picture than the processor makes of it.
+    def _compare(self, encoded: EncodedImages, position: int, pixels: Tensor) -> bool:
+        """Whether the processor can read the image; raises `Stopped` if it makes another picture of it.
 
         Decoders round and smooth colours differently. Of a large image the means over an eighth of the side do not see
         that; of one that is not much larger than the eighths, the mean of their differences does not.
         """
         plain = self._by_processor(encoded, position)
-        if plain is None:  # of a damaged image a decoder may make more than another
-            return
+        if plain is None:  # it is marked as left out now, and so it is
+            return False
         pooled = [functional.adaptive_avg_pool2d(one.float(), 8) for one in (pixels, plain)]
         off = float((pooled[0] - pooled[1]).abs().mean())
         if off > _LEVELS:
@@ -178,6 +178,7 @@ class DecodedAhead:
                 f"data.decode=gpu: this device makes another picture of {name} than the processor does, {off:.0f} of "
                 "255 levels off: give data.decode=cpu"
             )
+        return True
 
 
 def _chunks(encoded: EncodedImages) -> list[list[int]]:

@@ -174,6 +174,30 @@ def test_an_image_that_cannot_be_decoded_is_left_out_or_named(device, workers, r
         batches_of(task_of(tmp_path, "gpu"), device, workers, batch=13)
 
 
+def test_a_compared_image_that_the_device_alone_reads_is_left_out_as_the_record_says(tmp_path, monkeypatch):
+    class Lenient(DecodedAhead):
+        def _decode(self, jpegs):
+            return [self._one(jpeg) for jpeg in jpegs]
+
+        def _one(self, jpeg):
+            try:
+                return next(iter(super()._decode([jpeg])))
+            except RuntimeError:
+                return torch.zeros(3, 40, 50, dtype=torch.uint8)
+
+    monkeypatch.setattr("pdp.tasks.image_parts._WHOLE", 0)
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / name / f"{number}.jpg").write_bytes(saved(picture(number, 50, 40)))
+    (tmp_path / "train/dog/headless.jpg").write_bytes(without_tables(saved(picture(7, 50, 40))))
+    task = task_of(tmp_path, "gpu", unreadable="skip")
+    loader = task.train_loader(7, 3, "random_resized_crop", 0)
+    (batch,) = Lenient(loader, torch.device("cpu"), loader.dataset)
+    assert task.unreadable == ["train/dog/headless.jpg"]
+    assert len(batch["image"]) == len(batch["label"]) == 6
+
+
 def test_a_large_batch_is_decoded_in_parts(root, monkeypatch):
     whole, _ = batches_of(task_of(root, "gpu"))
     monkeypatch.setattr("pdp.tasks.device_decoding._AT_ONCE", 15_000)
