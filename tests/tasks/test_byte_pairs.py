@@ -1,6 +1,6 @@
 """A byte-level vocabulary is the same by a process of its own, which is small; one that is ended is told in a line."""
 
-import os
+import contextlib
 
 import psutil
 import pytest
@@ -12,9 +12,19 @@ from pdp.tasks.text_tokenizer import train_byte_pairs
 TEXTS = ["the cat sat on the mat\n" * 50, "", "café 北京\r\n \u2028 x=y\n", "<|endoftext|> it's 12 times;" * 9, "\n"]
 
 
+def children():
+    """The processes that train now; others that this one started and that have ended have no command line."""
+    found = []
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too
+            found += [process] if byte_pairs.__file__ in process.cmdline() else []
+    return found
+
+
 def child():
     """The process that trains now."""
-    return next(one for one in psutil.Process().children() if byte_pairs.__file__ in one.cmdline())
+    (process,) = children()
+    return process
 
 
 @pytest.mark.parametrize("texts", [TEXTS, TEXTS[::-1], [], [""], [" ".join(map(str, range(20_000)))]])
@@ -51,4 +61,4 @@ def test_none_is_left_where_the_text_cannot_be_read():
 
     with pytest.raises(OSError, match="no such disk"):
         byte_pairs.train_apart(broken(), 300)
-    assert not [one for one in psutil.Process(os.getpid()).children() if byte_pairs.__file__ in one.cmdline()]
+    assert not children()
