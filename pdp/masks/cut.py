@@ -118,6 +118,8 @@ def count_global(saliencies: Sequence[Tensor], pruned: int, least_kept: int | Se
     counts = [int((part < last).sum()) for part in parts]
     left = pruned - sum(counts)
     for layer, part in enumerate(parts):
+        if not left:  # most often after the layer that holds the last one: few weights are equal
+            break
         taken = min(left, int((part == last).sum()))
         counts[layer] += taken
         left -= taken

@@ -166,7 +166,13 @@ def read_shares(path: Path) -> dict[str, float]:
     shares: dict[str, float] = {}
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark before the first word
-            for row in csv.DictReader(lines, skipinitialspace=True):
+            rows = csv.DictReader(lines, skipinitialspace=True)
+            if missing := {name_key, share_key} - set(rows.fieldnames or ()):
+                raise Refusal(
+                    f"allocation.path={table}: its first line is {','.join(rows.fieldnames or ())!r} and has no "
+                    f"{' and no '.join(sorted(missing))}: begin it with {name_key},{share_key}, with commas between"
+                )
+            for row in rows:
                 given = row.get("share", row[share_key]) if path.is_dir() else row[share_key]
                 if path.is_dir() and (row.get("prunable", "True") != "True" or not given):
                     continue
@@ -201,6 +207,20 @@ def _check_units(layers: Sequence[Layer], path: Path) -> None:
         )
 
 
+def _units_of(layer: Layer, share: float, path: Path) -> int:
+    """How many units a share of this layer is; all of them only where the share is 1 and the layer keeps nothing else.
+
+    Raises `Refusal` if the layer was told to keep more.
+    """
+    count, most = count_pruned(share, layer.units), layer.units - layer.least
+    if count > most and layer.least > 1:
+        raise Refusal(
+            f"allocation.path={path} prunes {count} of the {layer.units} units of {layer.name}, of which it must keep "
+            f"{layer.least}: lower its share to {most / layer.units:.6g}, or lower allocation.least_density="
+        )
+    return count if share == 1 else min(count, most)
+
+
 def file_budget(layers: Sequence[Layer], path: Path, share: float | None) -> list[int]:
     """The budget that a file gives; layers that it does not name stay dense.
 
@@ -214,7 +234,7 @@ def file_budget(layers: Sequence[Layer], path: Path, share: float | None) -> lis
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise Refusal(f"allocation.path={path} names {name}, which is no prunable layer of this model{hint}")
-    counts = [count_pruned(shares.get(layer.name, 0.0), layer.units) for layer in layers]
+    counts = [_units_of(layer, shares.get(layer.name, 0.0), path) for layer in layers]
     reached = sum(counts) / sum(layer.units for layer in layers)
     if share is not None and abs(reached - share) > 1e-3:
         raise Refusal(

@@ -105,6 +105,17 @@ def test_a_file_names_each_layers_share(small, tmp_path):
         allocate("file", small, 0.5, magnitude, path)
 
 
+def test_a_layer_is_emptied_only_where_the_file_says_so(small, tmp_path):
+    path = tmp_path / "budget.csv"
+    path.write_text("layer,share\n0,0.999\n1,0.9999\n3,1\n")
+    assert allocate("file", small, None, magnitude, path) == [215, 71, 640]
+    small[0].least = 22
+    with pytest.raises(Refusal, match="prunes 216 of the 216 units of 0, of which it must keep 22: lower its share to"):
+        allocate("file", small, None, magnitude, path)
+    path.write_text("layer,share\n0,0.898148\n")  # the share that the line named
+    assert allocate("file", small, None, magnitude, path) == [194, 0, 0]
+
+
 def test_a_run_hands_its_budget_on(small, tmp_path):
     (tmp_path / "layers.csv").write_text(
         "name,type,weights,nonzero,sparsity\n0,Conv2d,216,54,0.75\n1,Conv2d,72,72,0.0\n3,Linear,640,64,0.9\n"
@@ -136,7 +147,10 @@ def test_a_run_of_other_units_hands_no_budget_on(small, tmp_path, pattern, units
         ("layer,share\nclassifer,0.5\n", "classifer"),
         ("layer,share\n0,1.5\n", "1.5"),
         ("a,b\n1,2\n", "layer,share"),
-        ("", "no layers"),
+        ("", "first line is ''"),
+        ("layer,share\n", "no layers"),
+        ("layer;share\n0;0.5\n", "first line is 'layer;share' and has no layer and no share"),
+        ("layer,sparsity\n0,0.5\n", "has no share: begin it with layer,share"),
         ("layer,share\n0,much\n", "much"),
         ("layer,share\n0,0.9\n3,0.5\n0,0.1\n", "names 0 twice, with 0.9 and 0.1"),
     ],
