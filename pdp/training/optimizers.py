@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from pdp.config.schema import RecipeConfig
-from pdp.errors import Refusal
 from pdp.layers import is_weighted, router_sites, weighted_sites
 from pdp.schedule.time import Time
 from pdp.sharded import is_sharded
+from pdp.training.layer_decay import layer_groups
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -33,31 +33,6 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
         {"params": [one for one in parameters if id(one) in decayed], "weight_decay": weight_decay},
         {"params": [one for one in parameters if id(one) not in decayed], "weight_decay": 0.0},
     ]
-
-
-def layer_groups(model: nn.Module, groups: list[dict], rate: float, decay: float) -> list[dict]:
-    """Splits the groups by depth: from each block to the one below it, the learning rate is multiplied by `decay`.
-
-    What comes after the last block of the longest stack of blocks (a head) has the full rate, what comes before the
-    first block (embeddings) the lowest: layer-wise rate decay (Howard and Ruder 2018).
-    """
-    stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    if not stacks:
-        raise Refusal("recipe.layer_decay needs a model with a stack of blocks: give recipe.layer_decay=null")
-    prefix, stack = max(stacks, key=lambda item: len(item[1]))
-    depths: dict[int, int] = {}
-    below = True
-    for name, parameter in model.named_parameters():
-        inside = name.startswith(f"{prefix}.")
-        below = below and not inside
-        block = int(name[len(prefix) + 1 :].split(".")[0]) if inside else -1 if below else len(stack)
-        depths[id(parameter)] = len(stack) - block
-    divided = []
-    for depth in sorted(set(depths.values())):
-        for group in groups:
-            chosen = [one for one in group["params"] if depths[id(one)] == depth]
-            divided.append({**group, "params": chosen, "lr": rate * decay**depth})
-    return divided
 
 
 def make_optimizer(
