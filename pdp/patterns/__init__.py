@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pdp.errors import Refusal
 from pdp.patterns.options import PATTERNS
+from pdp.wording import idle_options, wrong_options
 
 if TYPE_CHECKING:
     from pdp.patterns.pattern import Pattern
@@ -20,18 +21,30 @@ def make_pattern(pattern: str | Pattern, **options: Any) -> Pattern:
     Raises `Refusal` for unknown ones.
     """
     if not isinstance(pattern, str):
+        if said := idle_options(pattern, options):
+            raise Refusal(said)
         return pattern
     if ratio := re.fullmatch(r"(\d+):(\d+)", pattern):
-        pattern, options = "nm", {"n": int(ratio[1]), "m": int(ratio[2]), **options}
+        options = _with_own(pattern, {"n": int(ratio[1]), "m": int(ratio[2])}, options)
+        pattern = "nm"
     elif size := re.fullmatch(r"(?:block-)?(\d+)x(\d+)", pattern):
-        pattern, options = "block", {"block": [int(size[1]), int(size[2])], **options}
+        options = _with_own(pattern, {"block": [int(size[1]), int(size[2])]}, options)
+        pattern = "block"
     if pattern not in PATTERNS:
         near = difflib.get_close_matches(pattern, PATTERNS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise Refusal(f"pattern={pattern} is unknown: choose one of {', '.join(PATTERNS)}, 2:4 or 4x1 (prune=){hint}")
-    try:
-        values = PATTERNS[pattern](**options)
-    except TypeError as error:
-        raise Refusal(f"pattern={pattern} does not take these options: {error}") from None
+    if said := wrong_options(f"prune={pattern}", options, PATTERNS[pattern]):
+        raise Refusal(said)
+    values = PATTERNS[pattern](**options)
     values.check()
     return importlib.import_module(f"pdp.patterns.{pattern}").Pattern(values)
+
+
+def _with_own(label: str, own: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a pattern whose name says some of them; raises `Refusal` if others are given for those."""
+    for name in own.keys() & options.keys():
+        given = options[name]
+        if (list(given) if isinstance(given, tuple) else given) != own[name]:
+            raise Refusal(f"prune.{name}={given} contradicts pattern {label}: leave it out")
+    return own | options

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from pdp.errors import Refusal
 from pdp.schedule.time import Time
+from pdp.wording import idle_options, wrong_options
 
 RANGES = ("observed", "learned")
 
@@ -76,13 +77,14 @@ def make_options(quantize: str | QuantizeOptions | None, **values: object) -> Qu
     """The options of that name; raises `Refusal` for an unknown one, or for values that do not go."""
     if isinstance(quantize, QuantizeOptions):
         options = quantize
+        if said := idle_options(quantize, values):
+            raise Refusal(said)
     else:
         name = quantize or "none"
         if name not in QUANTIZE:
             raise Refusal(f"quantize={name}: no such choice; known: {', '.join(QUANTIZE)}")
-        try:
-            options = QUANTIZE[name](**values)  # type: ignore[arg-type]
-        except TypeError as error:
-            raise Refusal(f"quantize={name} does not take these options: {error}") from None
+        if said := wrong_options(f"quantize={name}", values, QUANTIZE[name]):
+            raise Refusal(said)
+        options = QUANTIZE[name](**values)  # type: ignore[arg-type]
     options.check()
     return options
