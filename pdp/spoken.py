@@ -44,6 +44,11 @@ def config_words() -> Iterator[None]:
         _config.reset(token)
 
 
+def speaks_config() -> bool:
+    """Whether `config_words` is active: the command line calls the library, and has checked what was typed there."""
+    return _config.get()
+
+
 @contextmanager
 def python_words() -> Iterator[None]:
     """Inside this context, refusals name Python's keywords, unless `config_words` is active."""
@@ -59,4 +64,5 @@ def in_python(message: str) -> str:
     """The message with every key of the command line replaced by the corresponding keyword."""
     for key, keyword in _RULES:
         message = re.sub(key, keyword, message)
+    message = re.sub(r"\bnull\b", "None", message)
     return message.replace("=true", "=True").replace("=false", "=False").replace(": true", ": True")

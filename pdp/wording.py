@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
@@ -25,36 +24,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if len(known) > _MOST:
         return f"{question}{len(known)} are known; python train.py --help lists them"
     return f"{question}known: {', '.join(known)}" if known else "none is known"
-
-
-def option_names(kind: type) -> set[str]:
-    """The names of the options that a dataclass holds; its field `name` says whose they are and is no option."""
-    return {one.name for one in dataclasses.fields(kind)} - {"name"}
-
-
-def wrong_options(
-    owner: str, given: Iterable[str], kind: type, elsewhere: Mapping[str, Iterable[str]] | None = None
-) -> str | None:
-    """A line for the first name that is no option of `kind`, which is `owner`'s (such as method=pdp); None if all are.
-
-    `elsewhere` are the names of other options, by what takes them.
-    """
-    known = option_names(kind)
-    for name in given:
-        if name not in known:
-            places = [place for place, names in (elsewhere or {}).items() if name in names]
-            return f"{owner} has no option {name}: " + (
-                f"give it in {places[0]}" if places else did_you_mean(name, known)
-            )
-    return None
-
-
-def idle_options(whole: object, given: Iterable[str]) -> str | None:
-    """A line for options beside a whole object that has its own, which would change nothing; None if there are none."""
-    if names := ", ".join(given):
-        kind = type(whole).__name__
-        return f"{names} would change nothing beside {kind}(...): set it there, or give a name instead of the object"
-    return None
 
 
 def one_line(text: object) -> str:

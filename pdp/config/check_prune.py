@@ -9,11 +9,9 @@ from pdp.config.groups import budgets, find_budget
 from pdp.config.schema import PRUNE, Config, NmPruneConfig, pattern_options
 from pdp.errors import Refusal
 from pdp.methods.checks import check_options, check_pattern, check_saliency, is_free
+from pdp.methods.effects import check_allocation, check_temperature
 from pdp.methods.options import OPTIONS
 from pdp.patterns.options import PATTERNS
-
-CALIBRATED = ("wanda", "sparsegpt")  # methods that compute their mask from calibration samples
-LEARNED = ("str", "cs", "granet")  # methods that determine each layer's share themselves
 
 
 def check_prune(config: Config, typed: Set[str]) -> None:
@@ -57,11 +55,6 @@ def _check_method(config: Config) -> None:
             "method=asp starts from a trained model: give model.pretrained=<its weights>, or dense epochs first by "
             "schedule=oneshot schedule.warmup=0.5"
         )
-    if name in CALIBRATED and config.allocation.name == "global" and config.prune.pattern != "nm":
-        raise Refusal(
-            f"allocation=global has no meaning for method={name}, which prunes one block after another: drop it, or "
-            "give allocation=uniform, erk or file"
-        )
     if getattr(config.method, "stage", "") == "finetune" and fresh:
         raise Refusal(
             "method.stage=finetune keeps the zeros of a pruned model: give model.pretrained=<its weights, or for a "
@@ -76,15 +69,8 @@ def _check_pattern(config: Config, typed: Set[str]) -> None:
             f"prune.pattern={prune.pattern} is not how a pattern is chosen: give prune=<name>, one of "
             f"{', '.join(PRUNE)}"
         )
-    mode = getattr(config.method, "temperature_mode", None)
-    if prune.pattern in ("channel", "block") and mode == "auto" and "method.temperature" in typed:
-        raise Refusal(
-            f"method.temperature has no effect with prune={prune.pattern}, whose temperature is relative: add "
-            "method.temperature_mode=absolute, or give method.kappa"
-        )
+    check_temperature(config.method, prune.pattern, typed)
     check_saliency(config.method.name, getattr(prune, "saliency", ""))
-    if mode == "relative" and "method.temperature" in typed:
-        raise Refusal("method.temperature has no effect with method.temperature_mode=relative: give method.kappa")
     if prune.pattern in PATTERNS:
         PATTERNS[prune.pattern](**pattern_options(prune)).check()
 
@@ -123,28 +109,10 @@ def _check_allocation(config: Config, typed: Set[str]) -> None:
     name, path = config.allocation.name, config.allocation.path
     if is_dense(config):
         return
+    floors = {"least_density": bool(config.allocation.least_density), "ends": config.allocation.ends != "pruned"}
+    check_allocation(config.method.name, config.prune.pattern, name, path, typed, floors)
     if config.prune.pattern == "nm":
-        for key in ("allocation", "allocation.path", "allocation.least_density", "allocation.ends"):
-            if key in typed:
-                raise Refusal(f"{key} has no meaning for prune=nm, which prunes every layer alike: drop {key}")
         return
-    if config.method.name in LEARNED and "allocation" in typed:
-        raise Refusal(
-            f"allocation={name} has no meaning for method={config.method.name}, which finds it itself: drop it"
-        )
-    if name == "erk" and config.prune.pattern == "channel":
-        raise Refusal(
-            "allocation=erk is a formula for single weights: give allocation=global or uniform, or prune=random"
-        )
-    if name == "file" and (config.allocation.least_density or config.allocation.ends != "pruned"):
-        key = "least_density" if config.allocation.least_density else "ends"
-        raise Refusal(
-            f"allocation.{key} has no meaning with allocation=file, whose budgets say what each layer keeps: drop it"
-        )
-    if name != "file" and path is not None:
-        raise Refusal(
-            f"allocation.path={path} has no meaning for allocation={name}: add allocation=file or drop the path"
-        )
     if name == "file":
         if not path:
             raise Refusal("allocation=file needs allocation.path: a CSV of layer,share or the directory of another run")

@@ -7,10 +7,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 from pdp.errors import Refusal
+from pdp.keywords import check_kinds, check_names, option_names, refuse_beside
 from pdp.methods.checks import check_options, check_pattern, check_saliency
 from pdp.methods.options import OPTIONS, MethodOptions
 from pdp.patterns.options import PATTERNS
-from pdp.wording import idle_options, option_names, wrong_options
 
 if TYPE_CHECKING:
     from pdp.methods.method import Method
@@ -23,17 +23,17 @@ _MODULES = {"str": "soft_threshold"}
 def make_method(method: str | MethodOptions, pattern: Pattern, **options: object) -> Method:
     """The method with that name and these options; raises `Refusal` for an unknown name or option."""
     if isinstance(method, MethodOptions):
-        if said := idle_options(method, options):
-            raise Refusal(said)
+        refuse_beside(method, options)
     else:
         if method not in OPTIONS:
             near = difflib.get_close_matches(str(method), OPTIONS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise Refusal(f"method={method} is unknown: choose one of {', '.join(OPTIONS)}{hint}")
         of_patterns = [name for kind in PATTERNS.values() for name in option_names(kind)]
-        if said := wrong_options(f"method={method}", options, OPTIONS[method], {"pattern_options": of_patterns}):
-            raise Refusal(said)
+        known = option_names(OPTIONS[method])
+        check_names(f"method={method}", options, known, {"pattern_options": of_patterns})
         method = OPTIONS[method](**options)  # type: ignore[arg-type]
+    check_kinds(method, "method")
     check_options(method)
     check_pattern(method, pattern.name)
     check_saliency(method.name, getattr(pattern.options, "saliency", ""))

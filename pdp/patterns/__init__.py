@@ -8,8 +8,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from pdp.errors import Refusal
+from pdp.keywords import check_kinds, check_names, option_names, refuse_beside
 from pdp.patterns.options import PATTERNS
-from pdp.wording import idle_options, wrong_options
 
 if TYPE_CHECKING:
     from pdp.patterns.pattern import Pattern
@@ -21,8 +21,7 @@ def make_pattern(pattern: str | Pattern, **options: Any) -> Pattern:
     Raises `Refusal` for unknown ones.
     """
     if not isinstance(pattern, str):
-        if said := idle_options(pattern, options):
-            raise Refusal(said)
+        refuse_beside(pattern, options)
         return pattern
     if ratio := re.fullmatch(r"(\d+):(\d+)", pattern):
         options = _with_own(pattern, {"n": int(ratio[1]), "m": int(ratio[2])}, options)
@@ -34,9 +33,9 @@ def make_pattern(pattern: str | Pattern, **options: Any) -> Pattern:
         near = difflib.get_close_matches(pattern, PATTERNS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise Refusal(f"pattern={pattern} is unknown: choose one of {', '.join(PATTERNS)}, 2:4 or 4x1 (prune=){hint}")
-    if said := wrong_options(f"prune={pattern}", options, PATTERNS[pattern]):
-        raise Refusal(said)
+    check_names(f"prune={pattern}", options, option_names(PATTERNS[pattern]))
     values = PATTERNS[pattern](**options)
+    check_kinds(values, "prune")
     values.check()
     return importlib.import_module(f"pdp.patterns.{pattern}").Pattern(values)
 

@@ -42,6 +42,12 @@ class _Threads(threading.local):
     def __deepcopy__(self, memo: dict[int, Any]) -> _Threads:
         return _Threads()
 
+    def __reduce__(self) -> Any:
+        raise Refusal(
+            "a model that a pruner works on cannot be pickled: save model.state_dict() and pruner.state_dict(), or the "
+            "model after finalize()"
+        )
+
 
 class Pattern:
     """The base class treats every weight as a unit of its own; other patterns override what differs."""

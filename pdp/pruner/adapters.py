@@ -57,6 +57,8 @@ def adapt(
     that have no weights to keep, such as a new head. Raises `Refusal` for a method whose mask changes, a pattern that
     matches no layer, or a rank above the smallest side of a weight.
     """
+    if any(layer.adapter is not None for layer in layers):
+        raise Refusal("the model has adapters already: give add_adapters all targets at once")
     if not (method.locked or method.calibrates):
         raise Refusal(
             f"recipe.adapter=lora trains under zeros that stay, and method={method.options.name} moves them: prune "
@@ -90,16 +92,41 @@ def merge(layers: Sequence[Layer]) -> None:
             layer.adapter = None
 
 
-def state_of(layers: Sequence[Layer]) -> dict[str, dict[str, Tensor]]:
-    """A and B by layer name, as tensors."""
+def state_of(layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
+    """A, B and alpha/r by layer name."""
     held = {layer.name: layer.adapter for layer in layers if layer.adapter is not None}
-    return {name: {"a": one.a.detach(), "b": one.b.detach()} for name, one in held.items()}
+    return {name: {"a": one.a.detach(), "b": one.b.detach(), "scale": one.scale} for name, one in held.items()}
+
+
+def check_state(layers: Sequence[Layer], state: dict[str, Any]) -> None:
+    """Raises `Refusal` for a state of other adapters than the layers have."""
+    own = {layer.name: layer.adapter for layer in layers if layer.adapter is not None}
+    if own.keys() != state.keys():
+        theirs, ours = (", ".join(sorted(names)[:4]) or "none" for names in (state, own))
+        raise Refusal(
+            f"the pruner's state has adapters at {len(state)} layers ({theirs}), this pruner at {len(own)} ({ours}): "
+            "call add_adapters as before, then load_state_dict"
+        )
+    for name, one in own.items():
+        shapes = [tuple(state[name][key].shape) for key in ("a", "b")]
+        scale = state[name].get("scale", one.scale)  # states of before did not say it
+        if shapes != [tuple(one.a.shape), tuple(one.b.shape)] or scale != one.scale:
+            rank, alpha = shapes[0][0], scale * shapes[0][0]
+            raise Refusal(
+                f"the pruner's state has an adapter of rank {rank} and alpha {alpha:g} at {name}, this pruner one of "
+                f"rank {len(one.a)} and alpha {one.scale * len(one.a):g}: give add_adapters the same"
+            )
 
 
 @torch.no_grad()
 def load_state(layers: Sequence[Layer], state: dict[str, Any]) -> None:
-    """Copies what `state_of` returned into the adapters; the optimizer keeps the same parameters."""
+    """Copies what `state_of` returned into the adapters; the optimizer keeps the same parameters.
+
+    A state without adapters is that of a finished pruner, which has added them to the weights.
+    """
     for layer in layers:
-        if layer.adapter is not None:
+        if layer.adapter is not None and layer.name in state:
             layer.adapter.a.copy_(state[layer.name]["a"])
             layer.adapter.b.copy_(state[layer.name]["b"])
+        else:
+            layer.adapter = None

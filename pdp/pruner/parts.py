@@ -12,6 +12,7 @@ from pdp.layers import Layer
 from pdp.methods.method import Method, Moment
 from pdp.patterns.pattern import Pattern
 from pdp.pruner.adapters import Adapter
+from pdp.pruner.counted import Counted
 from pdp.pruner.guard import Guard
 from pdp.quantize.frozen import Frozen
 from pdp.quantize.quantizer import Quantizer
@@ -37,6 +38,7 @@ class Parts(Protocol):
     epochs: int
     upper_bound: float
 
+    counted: Counted
     epoch: int | None
     steps: int
     start: int | None

@@ -10,6 +10,7 @@ import torch
 
 from pdp.methods.method import Method, Moment
 from pdp.pruner.budget import fix_budget
+from pdp.pruner.counted import check_metric
 from pdp.pruner.parts import Parts, check_alive, moment_of
 from pdp.schedule.shapes import Schedule, place_schedule, starts_after
 
@@ -49,9 +50,10 @@ def start_epoch(pruner: Parts, epoch: int, metric: float | None) -> None:
     if pruner.method.prunes:
         pruner.guard.check_places()
         pruner.guard.check_numbers()
-    pruner.epoch = epoch
+    pruner.counted.begin(epoch, pruner.steps)
     if metric is not None:
-        pruner.metrics.append(float(metric))
+        pruner.metrics.append(check_metric(metric, pruner.upper_bound, _awaited(pruner)))
+    pruner.epoch = epoch
     if pruner.quantizer is not None:
         pruner.quantizer.start_epoch(epoch)
     if pruner.schedule is None:
@@ -65,7 +67,7 @@ def start_epoch(pruner: Parts, epoch: int, metric: float | None) -> None:
 def note_metric(pruner: Parts, metric: float) -> None:
     """`Pruner.note_metric`."""
     check_alive(pruner)
-    pruner.metrics.append(float(metric))
+    pruner.metrics.append(check_metric(metric, pruner.upper_bound, _awaited(pruner)))
     if pruner.schedule is not None and pruner.schedule.unit == "step" and pruner.start is None:
         _start_by_itself(pruner, pruner.steps)
         if pruner.start is not None:
@@ -115,6 +117,11 @@ def end(pruner: Parts) -> None:
     pruner.fraction = 1.0
     _share_out(pruner, moment_of(pruner, final=True))
     _update(pruner, moment_of(pruner, final=True))
+
+
+def _awaited(pruner: Parts) -> bool:
+    """Whether the ramp's begin depends on the metrics."""
+    return pruner.schedule is not None and pruner.start is None
 
 
 def _start_by_itself(pruner: Parts, moment: int) -> None:

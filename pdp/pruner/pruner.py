@@ -20,8 +20,10 @@ from pdp.patterns.pattern import Pattern
 from pdp.pruner import adapters, copying, extra_parameters, hard, progress, report
 from pdp.pruner.budget import allocation_of, budget_of, check_target, keep_least
 from pdp.pruner.calibration import Forward, prune_calibrated
+from pdp.pruner.counted import Counted
 from pdp.pruner.gather import gather
 from pdp.pruner.guard import Guard, refuse_second_pruner
+from pdp.pruner.keywords import Shares, check_effects, check_texts, check_values
 from pdp.pruner.parts import check_alive
 from pdp.pruner.shadow import hook
 from pdp.pruner.state import load_state, state_of
@@ -40,7 +42,8 @@ class Pruner:
     """Prunes `model` in place during training.
 
     Call `start_epoch` before each epoch, `step` after each optimizer step and `finalize` at the end. Raises `Refusal`
-    (a `ValueError`) for arguments that do not fit together.
+    (a `ValueError`) for arguments that do not fit together or have no effect; warns where a schedule, an
+    allocation or a temperature, which are often the same for several methods and patterns, changes nothing.
 
     - `method`: a name, whose options are given as further keywords, or its options.
     - `pattern`: random, "2:4" (which implies the target), "4x1" (blocks) or channel; options in `pattern_options`. The
@@ -90,10 +93,14 @@ class Pruner:
         **options: object,
     ):
         with python_words():
+            check_values(sparsity, epochs, steps_per_epoch, least_density, upper_bound, seed, allocation, ends)
+            check_texts(exclude=exclude, own_exclude=own_exclude, include=include)
             grid = make_options(quantize, **(quantize_options or {}))
             self.model = model
             self.pattern = make_pattern(pattern, **(pattern_options or {}))
             self.method = make_method(method, self.pattern, **options)
+            shares = Shares(allocation, allocation_path, least_density, ends)
+            check_effects(self.method, self.pattern, schedule, shares, options, pattern_options or {})
             # `skipped` gives the reason why each other weight of the model stays dense.
             found, others = survey(model, exclude, own_exclude, include)
             self.layers, self.skipped = gather(model, self.pattern, self.method, found, others, example_input)
@@ -107,6 +114,7 @@ class Pruner:
             self.schedule = progress.schedule_of(self.method, schedule, epochs, steps_per_epoch)
             self.epochs = epochs
             self.adapters: list[adapters.Adapter] = []
+            self.counted = Counted(epochs, steps_per_epoch)
             self.epoch: int | None = None
             self.steps = 0
             self.start: int | None = self.schedule.start if self.schedule else None
@@ -295,7 +303,10 @@ class Pruner:
         load_state(self, state)
         if self.finished:
             hard.release(self)
-            hard.freeze(self)
+            if "frozen" in state:  # not from the weights, which may be loaded later
+                self.frozen = Frozen(**state["frozen"])
+            else:
+                hard.freeze(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Pruner:
         """An independent pruner for a copy of the model; the model itself may be copied along with it."""

@@ -31,6 +31,7 @@ def state_of(pruner: Parts) -> dict[str, Any]:
         "own": pruner.method.state_dict(),
         **({"adapters": adapters.state_of(pruner.layers)} if pruner.adapters else {}),
         **({} if pruner.quantizer is None else {"quantizer": pruner.quantizer.state_dict()}),
+        **({} if pruner.frozen is None else {"frozen": vars(pruner.frozen)}),
     }
 
 
@@ -50,17 +51,21 @@ def load_state(pruner: Parts, state: dict[str, Any]) -> None:
             )
     if len(kept) != len(pruner.layers):
         raise Refusal(f"the pruner's state is of another model: {len(kept)} layers, this one has {len(pruner.layers)}")
+    if not state["finished"]:
+        adapters.check_state(pruner.layers, state.get("adapters", {}))
     for key in _OWN:
         setattr(pruner, key, state[key])
     pruner.metrics = list(state["metrics"])
+    pruner.counted.resumed()
     for layer in pruner.layers:
         saved = kept[layer.name]
         layer.final, layer.pruned = saved["final"], saved["pruned"]
         layer.active = saved.get("active", layer.pruned > 0)
+        for key in layer.state.keys() - saved["state"].keys():  # of what this pruner has done since
+            del layer.state[key]
         for key, value in saved["state"].items():
             layer.state[key] = value.to(layer.stored.device, copy=True)
     pruner.method.load_state_dict(state["own"])
-    if pruner.adapters:
-        adapters.load_state(pruner.layers, state["adapters"])
+    adapters.load_state(pruner.layers, state.get("adapters", {}))
     if pruner.quantizer is not None:
         pruner.quantizer.load_state_dict(state["quantizer"])

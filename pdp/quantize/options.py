@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pdp.errors import Refusal
+from pdp.keywords import check_names, option_names, refuse_beside
 from pdp.schedule.time import Time
-from pdp.wording import idle_options, wrong_options
 
 RANGES = ("observed", "learned")
 
@@ -47,6 +47,8 @@ class Int4wOptions(QuantizeOptions):
     def check(self) -> None:
         if self.ranges not in RANGES:
             raise Refusal(f"quantize.ranges={self.ranges}: no such choice; known: {', '.join(RANGES)}")
+        if isinstance(self.exclude, str):
+            raise Refusal(f"quantize.exclude={self.exclude!r} is no list of names or patterns: give them in a list")
         time = Time.parse(self.start, "quantize.start")
         if time.unit == "run" and time.value >= 1:
             raise Refusal(
@@ -77,14 +79,12 @@ def make_options(quantize: str | QuantizeOptions | None, **values: object) -> Qu
     """The options of that name; raises `Refusal` for an unknown one, or for values that do not go."""
     if isinstance(quantize, QuantizeOptions):
         options = quantize
-        if said := idle_options(quantize, values):
-            raise Refusal(said)
+        refuse_beside(quantize, values)
     else:
         name = quantize or "none"
         if name not in QUANTIZE:
             raise Refusal(f"quantize={name}: no such choice; known: {', '.join(QUANTIZE)}")
-        if said := wrong_options(f"quantize={name}", values, QUANTIZE[name]):
-            raise Refusal(said)
+        check_names(f"quantize={name}", values, option_names(QUANTIZE[name]))
         options = QUANTIZE[name](**values)  # type: ignore[arg-type]
     options.check()
     return options

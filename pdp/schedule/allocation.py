@@ -173,6 +173,12 @@ def read_shares(path: Path) -> dict[str, float]:
                     f"{' and no '.join(sorted(missing))}: begin it with {name_key},{share_key}, with commas between"
                 )
             for row in rows:
+                if row.get(None):
+                    cells = ",".join([*(row[key] or "" for key in rows.fieldnames or ()), *row[None]])
+                    raise Refusal(
+                        f"allocation.path={table} has a row of more cells than its first line, {cells!r}: write shares "
+                        "with a point, and names with a comma in quotes"
+                    )
                 given = row.get("share", row[share_key]) if path.is_dir() else row[share_key]
                 if path.is_dir() and (row.get("prunable", "True") != "True" or not given):
                     continue
@@ -182,7 +188,9 @@ def read_shares(path: Path) -> dict[str, float]:
                         f"{given}: leave one row of it"
                     )
                 shares[row[name_key]] = float(given)
-    except (KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+    except Refusal:  # a ValueError too
+        raise
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise Refusal(f"allocation.path={table} cannot be read as {name_key},{share_key}: {error!r}") from None
     bad = [f"{name}={share}" for name, share in shares.items() if not 0 <= share <= 1]
     if bad or not shares:
@@ -235,6 +243,11 @@ def file_budget(layers: Sequence[Layer], path: Path, share: float | None) -> lis
             hint = f"; did you mean {near[0]}?" if near else ""
             raise Refusal(f"allocation.path={path} names {name}, which is no prunable layer of this model{hint}")
     counts = [_units_of(layer, shares.get(layer.name, 0.0), path) for layer in layers]
+    if not any(counts):
+        raise Refusal(
+            f"allocation.path={path} prunes nothing of this model: give layers shares above 0, or prune nothing by "
+            "method=dense"
+        )
     reached = sum(counts) / sum(layer.units for layer in layers)
     if share is not None and abs(reached - share) > 1e-3:
         raise Refusal(

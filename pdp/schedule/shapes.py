@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pdp.errors import Refusal
+from pdp.keywords import check_names
 from pdp.schedule.time import Time
 
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -22,6 +23,7 @@ WHOLE_RUN = ("constant", "sigmoid", "alternating")  # shapes that have no warm-u
 _PHASES = tuple(moment / 100 for moment in (*range(10, 80, 5), 85))
 _SIGMOID_ENDS = 0.95
 _LEAST_HALF = 6.0  # smallest argument of the sigmoid at both ends of a run, so that it begins near 0 and ends near 1
+_KEYS = {"name", "warmup", "ramp", "rate", "unit", "phases"}  # of a schedule that a person gives
 AUTO_EPOCHS = 5  # the automatic start: the metric was over half of its upper bound so many epochs in a row
 PAPERS_EPOCHS = 100
 DEFAULT_WARMUP = Time(0.16, "run")
@@ -199,6 +201,7 @@ def place_schedule(
     if isinstance(given, Schedule):
         return given
     values: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given or {})
+    check_names("schedule", values, _KEYS)
     if given is None and steps_per_epoch and epochs < PAPERS_EPOCHS:
         values["unit"] = "step"  # epochs would make the ramp of so short a run too coarse
     values.setdefault("warmup", DEFAULT_WARMUP)

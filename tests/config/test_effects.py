@@ -4,11 +4,12 @@ import re
 
 import pytest
 
-from pdp.config.check_effects import RELATIVE, idle, temperature_mode
+from pdp.config.check_effects import idle, temperature_mode
 from pdp.config.command import command_of
 from pdp.config.command_line import main
 from pdp.config.compose import compose
 from pdp.errors import Refusal
+from pdp.methods.effects import RELATIVE
 from pdp.patterns import make_pattern
 from pdp.patterns.options import PATTERNS
 
@@ -97,6 +98,15 @@ def test_what_has_no_effect_is_refused_in_one_line(around, word, named, changed)
 )
 def test_what_has_an_effect_or_means_nothing_is_accepted(overrides):
     compose(words_of(*overrides))
+
+
+def test_a_budget_of_a_file_is_rounded_nowhere():
+    words = [*BASE, "prune=channel", "allocation=file", "allocation.path=str_resnet50_9023"]
+    with pytest.raises(
+        Refusal, match=r"prune\.round_to=8 has no effect with allocation=file, whose budgets say how many"
+    ):
+        compose([*words, "prune.round_to=8"])
+    compose([*words, "prune.round_to=1"])
 
 
 def test_the_command_refuses_with_exit_code_2(capsys):

@@ -172,7 +172,7 @@ def test_a_learned_temperature_gets_the_gradient_of_the_mask(kappa):
     model = two_layers()
     pruner = Pruner(
         model, "pdp", sparsity=0.5, epochs=2, schedule={"name": "constant"}, temperature_mode="learned",
-        temperature=0.02, kappa=kappa, temperature_lr=0.3, temperature_decay=0.01,
+        temperature_lr=0.3, temperature_decay=0.01, **({"temperature": 0.02} if kappa is None else {"kappa": kappa}),
     )  # fmt: skip
     optimizer = sgd(model, pruner, lr=0.05)
     pruner.start_epoch(0)

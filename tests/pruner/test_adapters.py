@@ -103,3 +103,38 @@ def test_targets_and_refusals():
             pruned(small(), inputs=inputs).add_adapters(**words)
     with pytest.raises(ValueError, match="method=gmp moves them"):
         pdp.Pruner(small(), "gmp", sparsity=0.5, epochs=2).add_adapters()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (None, r"has adapters at 2 layers \(0, 2\), this pruner at 0 \(none\): call add_adapters as before"),
+        ({"rank": 2, "targets": ["0"]}, r"has adapters at 2 layers \(0, 2\), this pruner at 1 \(0\)"),
+        ({"rank": 2, "alpha": 4}, "an adapter of rank 2 and alpha 6 at 0, this pruner one of rank 2 and alpha 4"),
+        ({"rank": 3, "alpha": 9}, "an adapter of rank 2 and alpha 6 at 0, this pruner one of rank 3 and alpha 9"),
+    ],
+)
+def test_a_state_of_other_adapters_is_refused(given, words):
+    inputs = torch.randn(20, 8, dtype=torch.double)
+    pruner, other = pruned(small(), inputs=inputs), pruned(small(), inputs=inputs)
+    pruner.add_adapters(rank=2, alpha=6)
+    if given is not None:
+        other.add_adapters(**given)
+        with pytest.raises(pdp.errors.Refusal, match="has adapters already: give add_adapters all targets at once"):
+            other.add_adapters(rank=2, alpha=6)
+    with pytest.raises(pdp.errors.Refusal, match=words):
+        other.load_state_dict(pruner.state_dict())
+
+
+def test_a_state_without_adapters_is_refused_unless_they_are_merged():
+    inputs = torch.randn(20, 8, dtype=torch.double)
+    model = small()
+    pruner, other = pruned(model, inputs=inputs), pruned(copy.deepcopy(small()), inputs=inputs)
+    other.add_adapters(rank=2)
+    with pytest.raises(pdp.errors.Refusal, match=r"has adapters at 0 layers \(none\), this pruner at 2"):
+        other.load_state_dict(pruner.state_dict())
+    pruner.add_adapters(rank=2)
+    pruner.finalize()
+    other.model.load_state_dict(model.state_dict())
+    other.load_state_dict(pruner.state_dict())
+    assert torch.equal(other.model(inputs), model(inputs))

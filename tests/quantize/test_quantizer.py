@@ -241,6 +241,7 @@ def test_a_slim_model_has_the_scales_of_the_masked_one():
         ({"quantize": "int8", "quantize_options": {"start": "4ep"}}, "step 12 of a run of 12"),
         ({"quantize": "int4w", "quantize_options": {"ranges": "guessed"}}, "known: observed, learned"),
         ({"quantize": "int8", "quantize_options": {"exclude": ["nothing"]}}, "matches no convolution"),
+        ({"quantize": "int8", "quantize_options": {"exclude": "0"}}, "is no list of names or patterns"),
     ],
 )
 def test_bad_words_are_refused_before_training(values, words):

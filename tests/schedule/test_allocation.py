@@ -149,6 +149,10 @@ def test_a_run_of_other_units_hands_no_budget_on(small, tmp_path, pattern, units
         ("a,b\n1,2\n", "layer,share"),
         ("", "first line is ''"),
         ("layer,share\n", "no layers"),
+        ("layer,share\n0,0,5\n", "a row of more cells than its first line, '0,0,5': write shares with a point"),
+        ("layer,share\n0,0\n3,0.0\n", "prunes nothing of this model"),
+        (f"layer,share\n{'0' * 200_000},0.5\n", "cannot be read as layer,share"),
+        ("layer,share\n0\n", "cannot be read as layer,share"),
         ("layer;share\n0;0.5\n", "first line is 'layer;share' and has no layer and no share"),
         ("layer,sparsity\n0,0.5\n", "has no share: begin it with layer,share"),
         ("layer,share\n0,much\n", "much"),
@@ -158,8 +162,9 @@ def test_a_run_of_other_units_hands_no_budget_on(small, tmp_path, pattern, units
 def test_a_file_that_does_not_fit_is_refused(small, tmp_path, text, words):
     path = tmp_path / "budget.csv"
     path.write_text(text)
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(Refusal, match=words) as caught:
         allocate("file", small, None, magnitude, path)
+    assert "Refusal" not in str(caught.value)
     with pytest.raises(Refusal, match="nowhere"):
         allocate("file", small, None, magnitude, tmp_path / "nowhere")
 
