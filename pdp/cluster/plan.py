@@ -53,7 +53,7 @@ def make_plan(words: Sequence[str], processes: int, progress: Callable[[int, int
             config = compose.compose(cell.overrides)
             _check(config, processes)
             task = build_task(config)
-            key = repr((config.data, config.model))
+            key = repr((config.data, config.model, config.start.run))
             if key not in fingerprints:
                 task.open_data()
                 fingerprints[key] = task.data_fingerprint

@@ -178,6 +178,12 @@ def check_start(config: Config, typed: Set[str]) -> None:
                 f"{said_run} has model.{key}={theirs}, and this run has {ours}: drop model=, which the run says, or "
                 "give from=<a run of that model>"
             )
+    theirs, ours = (getattr(one.data, "vocabulary", None) for one in (start.config, config))
+    if "data.vocabulary" in typed and theirs != ours:
+        raise Refusal(
+            f"data.vocabulary={ours}: the words of {said_run} are kept, of which there are at most {theirs}: drop "
+            "data.vocabulary"
+        )
     if config.start.mask == "free":
         if config.method.name == HELD:
             raise Refusal("method=held holds the zeros of the run, start.mask=free does not: drop one of them")

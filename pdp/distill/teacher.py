@@ -20,9 +20,10 @@ from pdp.config.stored import from_yaml
 from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
 from pdp.runs.checkpoint import load_weights
-from pdp.runs.record import Record, read_record
+from pdp.runs.record import TOKENIZER, Record, read_record
 from pdp.tasks import build_task
 from pdp.tasks.task import Task, same_classes
+from pdp.tasks.text_task import TextTask
 from pdp.wording import one_line
 
 WEIGHTS = "model.safetensors"
@@ -109,6 +110,7 @@ def _of_run(config: Config, task: Task, path: Path) -> nn.Module:
             f"distill.teacher={path} ({theirs.model.name}) was trained for other classes than this {config.data.name} "
             f"has, {', '.join(map(one_line, record.classes[:5]))}: give a distill.teacher of the same data"
         )
+    _check_tokenizer(config, task, theirs, record, path)
     if replace(theirs.model, pretrained=config.model.pretrained) == config.model:
         model = task.build_model()
     else:
@@ -133,6 +135,28 @@ def _check_same_data(config: Config, task: Task, theirs: Config, path: Path) -> 
         raise Refusal(
             f"{said} takes inputs of {_words(its)}, and this run gives {_words(ours)}: give both the same, for "
             "images by data.image_size="
+        )
+
+
+def _check_tokenizer(config: Config, task: Task, theirs: Config, record: Record, path: Path) -> None:
+    """Raises `Refusal` if the run numbers other words than the student does, however alike their configurations are."""
+    if not isinstance(task, TextTask):
+        return
+    said = f"distill.teacher={path} ({theirs.model.name})"
+    known = record.reading.get("tokenizer")
+    if known is None:  # an older record
+        other = build_task(theirs)
+        assert isinstance(other, TextTask)
+        if not other.trains_tokenizer or record.data_fingerprint == task.data_fingerprint:
+            return
+        other.follow(path, said)
+        other.open_data()
+        known = other.reading["tokenizer"]
+    if known != task.reading["tokenizer"]:
+        kept = path / TOKENIZER
+        raise Refusal(
+            f"{said} would read other tokens than the student ({config.model.name}): give both the teacher's tokenizer "
+            f"by data.tokenizer={kept if kept.is_dir() else ''}"
         )
 
 

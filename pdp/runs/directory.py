@@ -8,13 +8,14 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
 from pdp.errors import Refusal
 from pdp.runs.holder import Holder
-from pdp.runs.record import RECORD, SCALES, write_json
+from pdp.runs.record import RECORD, SCALES, TOKENIZER, write_json
 
 LOCK_WAITS = (0.05, 0.1, 0.2)  # seconds between attempts, as a process that only tests the lock holds it briefly
 # A killed process's loader workers share its lock, and look only every five seconds whether it is still there.
@@ -129,10 +130,11 @@ class RunDirectory:
 
     def discard_if_nothing_begun(self) -> None:
         """Removes what a start created before it was refused, if no step was trained and nothing else is there."""
-        own = {".lock", ".holder", self.config.name, self.ending.name, self.history.name}
+        own = {".lock", ".holder", self.config.name, self.ending.name, self.history.name, TOKENIZER}
         if self.finished or self.begun or self.read_history() or {one.name for one in self.path.iterdir()} - own:
             return
-        for name in own:
+        shutil.rmtree(self.path / TOKENIZER, ignore_errors=True)
+        for name in own - {TOKENIZER}:
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # another seed's run is beside it
             self.path.rmdir()

@@ -13,6 +13,7 @@ from pdp.errors import Refusal
 
 RECORD = "record.json"
 SCALES = "quantization.safetensors"  # stored beside the weights of a quantized run
+TOKENIZER = "tokenizer"  # the folder of a tokenizer that was trained for the run
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Record:
     metric_hard: float | None = None  # of the hard model in floats; None: not quantized, see `metric`
     quantization: dict[str, Any] = field(default_factory=dict)  # bits, ranges, start, zeros of the integers, ...
     bytes_on_disk: dict[str, int] = field(default_factory=dict)  # of the whole model, by form (pdp.quantize.sizes)
+    reading: dict[str, Any] = field(default_factory=dict)  # of texts: a digest of the tokenizer; score: shift, scale
 
     @property
     def hard(self) -> float:

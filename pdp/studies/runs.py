@@ -21,7 +21,7 @@ from pdp.studies.study import Cell, Chosen, Setting, Study
 Report = Callable[[str, Cell], None]
 
 
-_fingerprints: dict[str, str] = {}  # by data and model, which determine what is read
+_fingerprints: dict[str, str] = {}  # by data, model and start, which determine what is read
 
 
 def _placed(overrides: Sequence[str]) -> tuple[Config, Path]:
@@ -31,7 +31,7 @@ def _placed(overrides: Sequence[str]) -> tuple[Config, Path]:
     from pdp.tasks import build_task
 
     config = compose(overrides)
-    what = repr((config.model, config.data))
+    what = repr((config.model, config.data, config.start.run))
     if what not in _fingerprints:
         task = build_task(config)
         task.open_data()

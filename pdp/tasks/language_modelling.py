@@ -23,7 +23,7 @@ from pdp.tasks.sampling import SPLIT_SEED, evaluation_loader, hashed
 from pdp.tasks.task import Batch, Outputs
 from pdp.tasks.text_streams import StreamedText
 from pdp.tasks.text_task import TextTask
-from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of
+from pdp.tasks.text_tokenizer import check_known, encode, padding_of
 from pdp.tasks.token_store import fingerprint_once
 
 _UNASKED = (
@@ -48,7 +48,6 @@ class LanguageModellingTask(TextTask):
         self.guide = self.data.protocol == "huggingface"
         self.stride: int = self.data.stride or (self.data.context if self.guide else self.data.context - 1)
         self._parts: dict[str, loading.Windows] = {}
-        self._tokenizer_note = ""
 
     @property
     def length(self) -> int:
@@ -97,12 +96,9 @@ class LanguageModellingTask(TextTask):
             return encode(self.tokenizer, [corpora.joined(lines)], None, None, special=True)[0]
         return encode(self.tokenizer, corpora.written(lines), None, None, special=False)[0]
 
-    def open_data(self) -> None:
-        """Reads the text and tokenizes it; raises `Refusal`."""
+    def _open(self) -> None:
         corpus = self._read()
-        self.tokenizer, self._tokenizer_note = find_tokenizer(
-            self.data.tokenizer, self.checkpoint, lambda: trained_tokenizer(self.config, corpus)
-        )
+        self.take_tokenizer(lambda: trained_tokenizer(self.config, corpus))
         context, padding = self.length, padding_of(self.tokenizer)
         texts = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
         ids = {name: self._encode(text) for name, text in texts.items() if text is not None}

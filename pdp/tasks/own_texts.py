@@ -38,8 +38,11 @@ class OwnTexts:
     scale: float = 1.0
 
 
-def read_own_texts(data: Any) -> OwnTexts:
-    """Reads the files that `data` names; raises `Refusal`, in one line that names the key to change."""
+def read_own_texts(data: Any, scale: Sequence[float] | None = None) -> OwnTexts:
+    """Reads the files that `data` names; raises `Refusal`, in one line that names the key to change.
+
+    `scale` is the shift and scale of scores that a model has learnt; without it they are the training rows'.
+    """
     paths = {key: _place(data, key) for key in _KEYS if getattr(data, key)}
     _check_apart(paths)
     tables = {key: _columns(data, key, path) for key, path in paths.items()}
@@ -54,7 +57,7 @@ def read_own_texts(data: Any) -> OwnTexts:
     found = OwnTexts(train, parts.get("validation_file"), test, labels, notes)
     if data.score:
         of = (train or test).labels
-        found.shift, found.scale = float(of.mean()), float(of.std())
+        found.shift, found.scale = scale or (float(of.mean()), float(of.std()))
         for part in (found.train, found.validation, found.test):
             if part is not None:
                 part.labels = (part.labels - found.shift) / found.scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,17 @@ class Task(ABC):
 
     def recall(self, class_names: Sequence[str]) -> None:  # noqa: B027
         """Sets the classes named in a finished run's record, so that its model can be built without its data."""
+
+    def follow(self, run: Path, said: str) -> None:  # noqa: B027
+        """Reads the data as the finished run in this folder did, which refusals call `said`; before `open_data`."""
+
+    def keep(self, run: Path, begun: bool) -> None:  # noqa: B027
+        """Keeps in a run's folder what was made of its data to read it; if the run has begun, takes what is there."""
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What was made of the training data to read it, for the record, so that other data can be read alike."""
+        return {}
 
     @property
     @abstractmethod

@@ -32,7 +32,7 @@ from pdp.tasks.sampling import (
 )
 from pdp.tasks.task import Batch, Outputs, say_limit
 from pdp.tasks.text_task import TextTask
-from pdp.tasks.text_tokenizer import check_known, encode, find_tokenizer, padding_of, train_word_pieces
+from pdp.tasks.text_tokenizer import check_known, encode, padding_of, train_word_pieces
 from pdp.wording import one_line
 
 _SHOWN = 10  # most class names in the banner
@@ -59,7 +59,7 @@ class TextClassificationTask(TextTask):
         self._reasons: Counter[str] = Counter()
         self._own: tuple[str, ...] = ("0", "1")  # of a table; known when it is open
         self._own_notes: list[str] = []
-        self._tokenizer_note = ""
+        self._scale: list[float] = []  # of a table's scores: shift and scale
         if self.regression and config.recipe.label_smoothing:
             raise Refusal("recipe.label_smoothing has no meaning for scores: give recipe.label_smoothing=0")
 
@@ -126,8 +126,13 @@ class TextClassificationTask(TextTask):
         ]
         return f"{note} {sizes['train']:,} train, {held}{sizes['test']:,} test; {'; '.join(filter(None, said))}."
 
-    def open_data(self) -> None:
-        """Reads and tokenizes the data; raises `Refusal`. A folder without a train part can still be evaluated."""
+    @property
+    def reading(self) -> dict[str, Any]:
+        """A digest of the vocabulary, and of scores the shift and scale that the model learns them in."""
+        return super().reading | ({"score": self._scale} if self._scale else {})
+
+    def _open(self) -> None:
+        """A folder without a train part can still be evaluated."""
         source = self.data.source
         train, validation, measured = self._read()
         everything = [part for part in (train, validation, *measured) if part is not None]
@@ -137,7 +142,7 @@ class TextClassificationTask(TextTask):
         def train_tokenizer() -> Any:
             return train_word_pieces([*of_training.first, *(of_training.second or [])], self.data.vocabulary)
 
-        self.tokenizer, self._tokenizer_note = find_tokenizer(self.data.tokenizer, self.checkpoint, train_tokenizer)
+        self.take_tokenizer(train_tokenizer)
         padding_of(self.tokenizer, self.tokenizer_named)
         limit, share = self.data.limit, self.data.validation
         if train is not None and validation is None and share:
@@ -168,8 +173,9 @@ class TextClassificationTask(TextTask):
                 train, measured = read_glue(self.data.task, root)
                 return train, None, measured
             if source == "table":
-                own = read_own_texts(self.data)
+                own = read_own_texts(self.data, self.read_before("score"))
                 self._own, self._own_notes = own.labels, own.notes
+                self._scale = [own.shift, own.scale] if self.data.score else []
                 return own.train, own.validation, [own.test]
             if root is None:
                 raise Refusal(

@@ -170,8 +170,13 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int, apart: bool = False)
     return _ready(GPT2TokenizerFast(vocab=model["vocab"], merges=merges))
 
 
-def find_tokenizer(named: str | None, checkpoint: str | None, train: Callable[[], Any]) -> tuple[Any, str]:
-    """The named tokenizer, else the checkpoint's, else one that is trained now; and a word on its source."""
+def find_tokenizer(
+    named: str | None, checkpoint: str | None, train: Callable[[], Any], kept: Any = None
+) -> tuple[Any, str]:
+    """The named tokenizer, else the checkpoint's, else the `kept` one, else one that is trained now; and a word on it.
+
+    `kept` is the one that was trained for a finished run.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     if named is not None:
         shown = Path(named).name if Path(named).exists() else named
@@ -181,6 +186,8 @@ def find_tokenizer(named: str | None, checkpoint: str | None, train: Callable[[]
         return tokenizer, f"tokenizer {shown}"
     if checkpoint is not None:
         return load_tokenizer(checkpoint, "model.pretrained"), "the checkpoint's tokenizer"
+    if kept is not None:
+        return kept, f"the run's tokenizer of {len(kept):,} entries"
     tokenizer = train()
     return tokenizer, f"a tokenizer of {len(tokenizer):,} entries trained on the training text"
 

@@ -46,6 +46,7 @@ class ExportedRun(Exportable):
         config: Config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
         task = build_task(config)
         task.recall(self.record.classes)
+        task.follow(path, f"run={path}")
         config.model.pretrained = "false"
         batch, note = real_inputs(task)
         model = make_model(config, task).to(memory_format=torch.contiguous_format)

@@ -17,6 +17,7 @@ from pdp.export.onnx import save_onnx, save_onnx_integers
 from pdp.export.slim import Slimmed, slim
 from pdp.quantize.frozen import Frozen
 from pdp.tasks.image_data import model_input
+from pdp.tasks.kept_tokenizer import ForeignVocabulary
 from pdp.tasks.task import Batch, Task
 from pdp.tasks.text_task import TextTask
 
@@ -29,6 +30,8 @@ def real_inputs(task: Task, size: int = 16) -> tuple[Batch, str]:
         if "image" in batch:
             batch["image"] = model_input(batch["image"])
         return batch, f"{len(batch['index'])} test samples of {task.data_name}"
+    except ForeignVocabulary:
+        raise  # the data is at hand, and would be read by wrong words
     except (Refusal, Stopped) as error:
         example = task.example_input()
         if not example.is_floating_point():

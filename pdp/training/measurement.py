@@ -49,6 +49,7 @@ def evaluate_run(path: Path, overrides: dict[str, Any], tasks: Sequence[str] = (
     check_lm_eval(task, tasks)
     config.model.pretrained = "false"
     task.recall(record.classes)
+    task.follow(path, f"run={path}")
     with set_apart():
         task.open_data()
     _check_classes(path, record, task)

@@ -122,6 +122,7 @@ def make_record(config: Config, task: Task, trainer: Trainer, frame: pd.DataFram
         classes=list(task.class_names),
         model_source=source_digest(config.model.name) if config.model.library == "import" else "",
         start=start_of(config),
+        reading=task.reading,
         quantize=config.quantize.name,
         quantization=quantization_of(pruner, trainer.model),
         notes=[

@@ -78,6 +78,7 @@ def train(config: Config, shown: bool = True) -> Record | None:
         run_id = f"{config_hash(config, task.data_fingerprint)[:8]}-{config.seed}"
         tracker = make_tracker(config, directory.path, run_id, display.say, accelerator.is_main_process)
         with claimed(directory, config, accelerator, display), tracker:
+            decided_by_main(accelerator, lambda: task.keep(directory.path, directory.begun))
             for note in task.notes:
                 display.say(note)
             trainer = Trainer(
