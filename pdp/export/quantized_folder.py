@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pdp.errors import Refusal
 from pdp.export import quantized_loader
 from pdp.quantize.frozen import Frozen
 from pdp.quantize.sizes import packed
@@ -41,7 +44,13 @@ def save_quantized(model: nn.Module, frozen: Frozen, folder: Path, origin: dict[
             tensors[name] = integers
         else:
             tensors[name] = frozen.biases.get(name, value).detach().cpu().contiguous().clone()
-    tensors |= {name: one.clone() for name, one in frozen.tensors().items() if not name.endswith(".shipped")}
+    scales = {name: one.clone() for name, one in frozen.tensors().items() if not name.endswith(".shipped")}
+    if both := sorted(tensors.keys() & scales.keys()):
+        raise Refusal(
+            f"the model has a tensor {both[0]} of its own, which is what the file calls a scale of the quantization: "
+            "rename it in the model, or give format=onnx or format=torch"
+        )
+    tensors |= scales
     described = {
         "name": frozen.name,
         "bits": frozen.bits,
@@ -51,3 +60,15 @@ def save_quantized(model: nn.Module, frozen: Frozen, folder: Path, origin: dict[
     save_file(tensors, str(folder / "model.safetensors"))
     (folder / "model.json").write_text(json.dumps(origin | {"quantized": described}, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(quantized_loader.__file__, folder / "load_quantized.py")
+
+
+@torch.no_grad()
+def load_saved(model: nn.Module, folder: Path) -> nn.Module:
+    """What `load_quantized.py` makes of the folder, from a copy of the plain `model` that has none of its numbers.
+
+    A tensor that the folder lacks would leave not-a-number in the outputs (of integers, zeros).
+    """
+    empty = copy.deepcopy(model)
+    for value in empty.state_dict().values():
+        value.fill_(math.nan if value.is_floating_point() else 0)
+    return quantized_loader.load_quantized(empty, folder)

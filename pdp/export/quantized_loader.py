@@ -17,26 +17,39 @@ def load_quantized(model: nn.Module, folder: str | Path) -> nn.Module:
     folder = Path(folder)
     described = json.loads((folder / "model.json").read_text(encoding="utf-8"))["quantized"]
     stored = load_file(str(folder / "model.safetensors"))
-    state = {}
-    for name, value in stored.items():
-        if name in described["weights"]:
-            shape = described["weights"][name]
-            integers = unpack(value, shape) if described["bits"] == 4 else value
-            state[name] = integers.float() * stored[f"{name}.scale"]
-        elif not name.endswith((".scale", ".zero_point")):
-            state[name] = value
-    lacking = model.load_state_dict(state, strict=False)
-    if lacking.unexpected_keys:
-        raise ValueError(f"{folder} is of another model: {', '.join(lacking.unexpected_keys)}")
+    # Only these belong to the quantization: the model may have tensors of its own that are called scale or zero_point.
+    scales = {name: stored.pop(f"{name}.scale") for name in described["weights"]}
+    grids = {
+        place: (stored.pop(f"{place}.scale"), stored.pop(f"{place}.zero_point").float())
+        for place in described["activations"]
+    }
+    for name, shape in described["weights"].items():
+        integers = unpack(stored[name], shape) if described["bits"] == 4 else stored[name]
+        stored[name] = integers.float() * scales[name]
+    _load(model, stored, folder)
     modules = dict(model.named_modules())
-    for place in described["activations"]:
+    for place, (scale, zero_point) in grids.items():
         name, _, side = place.rpartition(".")
-        scale, zero_point = stored[f"{place}.scale"], stored[f"{place}.zero_point"].float()
         if side == "input":
-            modules[name].register_forward_pre_hook(_before(scale, zero_point))
+            modules[name].register_forward_pre_hook(_before(scale, zero_point), with_kwargs=True)
         else:
             modules[name].register_forward_hook(_after(scale, zero_point))
     return model.eval()
+
+
+def _load(model, state, folder):
+    """Loads every tensor of the model and no other; a tensor that several of its names share is stored under one."""
+    lacking = model.load_state_dict(state, strict=False)
+    named = model.state_dict(keep_vars=True)
+    loaded = {id(named[name]) for name in state if name in named}
+    missing = [name for name in lacking.missing_keys if id(named.get(name)) not in loaded]
+    told = [
+        f"{which} lacks {', '.join(names[:5])}{', ...' * (len(names) > 5)}"
+        for which, names in (("this model", lacking.unexpected_keys), ("the folder", missing))
+        if names
+    ]
+    if told:
+        raise ValueError(f"{folder} is of another model: {'; '.join(told)}")
 
 
 def unpack(values: torch.Tensor, shape: list[int]) -> torch.Tensor:
@@ -54,8 +67,16 @@ def on_grid(values: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor)
 
 
 def _before(scale, zero_point):
-    return lambda module, inputs: (on_grid(inputs[0], scale, zero_point), *inputs[1:])
+    def hook(module, inputs, keywords):
+        if inputs and torch.is_tensor(inputs[0]):
+            return (on_grid(inputs[0], scale, zero_point), *inputs[1:]), keywords
+        for name, value in keywords.items():
+            if torch.is_tensor(value):
+                return inputs, {**keywords, name: on_grid(value, scale, zero_point)}
+        return None
+
+    return hook
 
 
 def _after(scale, zero_point):
-    return lambda module, inputs, output: on_grid(output, scale, zero_point)
+    return lambda module, inputs, output: on_grid(output, scale, zero_point) if torch.is_tensor(output) else None

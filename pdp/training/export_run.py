@@ -19,7 +19,7 @@ from pdp.export.integers import with_integers
 from pdp.export.onnx import EXACT, FLOATS, onnx_runner, operators, refuse_without_onnx
 from pdp.export.onnx_weights import STORED
 from pdp.export.program import save_program
-from pdp.export.quantized_folder import save_quantized
+from pdp.export.quantized_folder import load_saved, save_quantized
 from pdp.export.semi_structured import check_nm, refuse_without_semi_structured, save_semi_structured
 from pdp.export.slim_folder import write_slim
 from pdp.export.transformer_folder import save_transformer
@@ -217,7 +217,18 @@ def _safetensors(run: ExportedRun, folder: Path) -> Written:
     counted = ("parameters", f"{params:,}, not zero {nonzero:,}")
     if run.frozen is not None:
         save_quantized(run.model, run.frozen, folder, _origin(run))
-        return [counted, ("loads with", f"load_quantized.py into the plain {run.config.model.name}")], None
+        expected = run.quantized_outputs(run.model, run.frozen)
+        plain, named = run.by_place(load_saved(run.model, folder))
+        with torch.no_grad():
+            off = steps_off(plain(*named.values()), expected)
+        if not off <= run.steps_allowed(expected):
+            raise Stopped(f"what load_quantized.py makes differs from the model by {off:.2g} steps of the outputs")
+        return [
+            counted,
+            ("compared on", run.inputs_note),
+            ("difference of what load_quantized.py makes", f"{off:.2g} steps of the outputs' range over 255"),
+            ("loads with", f"load_quantized.py into the plain {run.config.model.name}"),
+        ], None
     if hasattr(model, "save_pretrained"):
         return save_transformer(model, _tokenizer(run.task), run.inputs, folder), None
     save_model(run.model, str(folder / "model.safetensors"))

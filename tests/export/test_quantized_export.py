@@ -1,5 +1,6 @@
 """Quantized models in other forms: integers in the file, zeros exact, and the function that was measured."""
 
+import copy
 import importlib.util
 from contextlib import nullcontext
 
@@ -19,6 +20,7 @@ from pdp.export.quantized_folder import save_quantized
 from pdp.quantize.fake import weight_scale
 from pdp.quantize.frozen import Frozen
 from pdp.tasks.resnet20 import ResNet20
+from pdp.training import export_run
 from pdp.training.export_run import ExportedRun, export
 
 pytestmark = pytest.mark.slow
@@ -181,6 +183,11 @@ def run(request, tmp_path_factory):
     return next(folder.glob("*/seed0"))
 
 
+def lose_biases(module):
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        module.bias.data.fill_(torch.nan)
+
+
 def test_a_run_s_exports_say_bytes_and_time_beside_the_dense_model(run, tmp_path):
     exported = ExportedRun(run)
     channels = "channel" in run.parent.name
@@ -195,7 +202,12 @@ def test_a_run_s_exports_say_bytes_and_time_beside_the_dense_model(run, tmp_path
         said = dict(export(exported, form, tmp_path / form))
         assert "dense float32" in said["bytes"] and f"int{exported.frozen.bits} bitmask" in said["bytes in other forms"]
         if form == "safetensors":
-            assert not [key for key in said if key.startswith("difference")]
+            assert said["difference of what load_quantized.py makes"].startswith("0 steps")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(export_run, "load_saved", lambda model, folder: copy.deepcopy(model).apply(lose_biases))
+                with pytest.raises(Stopped, match="load_quantized.py makes differs"):
+                    export(exported, form, tmp_path / "wrong")
+            assert not (tmp_path / "wrong").exists()
             continue
         assert float(next(value for key, value in said.items() if key.startswith("difference")).split()[0]) <= max(
             1, steps / 4
