@@ -32,7 +32,9 @@ class Quantizer:
 
     A weight's range is that of the effective weight in every forward. An activation's range is a moving average of the
     smallest and largest number of each step, over all processes; it does not change between two steps or in evaluation.
-    With ranges=learned these are only the start values, and the scales are trained from there.
+    With ranges=learned these are only the start values, and the scales are trained from there. What has no range when
+    that begins, because no step has reached it, gets its start value from what the first epoch that reaches it saw. An
+    output whose weights were all zero keeps the range of its effective weights: those it begins with say nothing.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class Quantizer:
         self.suspended = False
         self.extras: dict[str, nn.Parameter] = {}  # ranges=learned: log of each scale relative to its start value
         self.first: dict[str, Tensor] = {}  # ranges=learned: the start values
+        self.empty: dict[str, Tensor] = {}  # ranges=learned: the outputs of a weight that were zero when that began
+        self.fixed: Tensor | None = None  # ranges=learned: `ready` as a tensor, once learning has begun
         if self.learned:
             for weight in self.weights:
                 shape = [1] * weight.tensor.dim()
@@ -114,7 +118,9 @@ class Quantizer:
         """To be called after an optimizer step: updates the ranges by what was observed, on all processes alike."""
         moment = steps if self.by_step else epoch
         if self.observing:
-            self.ranges.merge(fixed_scales=self.learned and self.active)
+            self.ranges.merge(self.fixed)
+            if self.fixed is not None:
+                self.first["activations"] = self.ranges.scales
         self._observe_from(moment)
         self._begin(moment)
 
@@ -134,12 +140,20 @@ class Quantizer:
     def _begin_to_learn(self) -> None:
         for weight in self.weights:
             self.first[weight.parameter] = weight_scale(weight.tensor, self.bits, weight.axis).float()
+            others = [one for one in range(weight.tensor.dim()) if one != weight.axis]
+            empty = (weight.tensor == 0).amin(others, keepdim=True)
+            self.empty |= {weight.parameter: empty} if bool(empty.any()) else {}
         if self.activations:
             self.first["activations"] = self.ranges.scales
 
     def _look_which_are_ready(self) -> None:
         if self.active and not all(self.ready):
-            self.ready = self.ranges.known.tolist()
+            self._set_ready((self.ranges.filled if self.learned else self.ranges.known).tolist())
+
+    def _set_ready(self, ready: list[bool]) -> None:
+        self.ready = ready
+        if self.learned and self.active and self.activations:
+            self.fixed = torch.tensor(ready, device=self.ranges.average.device)
 
     # ---------------------------------------------------------------- forwards
 
@@ -150,8 +164,16 @@ class Quantizer:
             scale = weight_scale(effective, self.bits, point.axis)
             return fake_quantize(effective, scale, 0, -bound, bound)
         scale, factor = self._learned(point.parameter, effective.device)
+        scale = self._with_empty(point, effective, scale)
         count = effective.numel() // scale.numel()
         return fake_quantize(effective, scale, 0, -bound, bound, factor / math.sqrt(count * bound))
+
+    def _with_empty(self, point: WeightPoint, effective: Tensor, scale: Tensor) -> Tensor:
+        """Learned scales, but those of the effective weight where there was nothing to begin from."""
+        if point.parameter not in self.empty:
+            return scale
+        observed = weight_scale(effective, self.bits, point.axis).to(scale.dtype)
+        return torch.where(self.empty[point.parameter].to(scale.device), observed, scale)
 
     def _learned(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
         """A learned scale, and the factor of its gradient besides LSQ's own.
@@ -217,6 +239,7 @@ class Quantizer:
             "active": self.active,
             "extras": {name: one.detach() for name, one in self.extras.items()},
             "first": dict(self.first),
+            "empty": dict(self.empty),
             "points": [point.name for point in self.activations],
         }
 
@@ -228,10 +251,16 @@ class Quantizer:
             or state["extras"].keys() != self.extras.keys()
         ):
             raise Refusal("the quantizer's state is of another model: it has other activations or scales")
-        self.ranges.restore(state["ranges"], state["zero_points"], state["merged"])
-        self.ready = list(state["ready"])
         self.observing, self.active = state["observing"], state["active"]
-        self.first = {name: one.to(self.ranges.average.device, copy=True) for name, one in state["first"].items()}
+        device, begun = self.ranges.average.device, self.learned and self.active
+        learned = state["first"].get("activations") if begun else None
+        self.ranges.restore(state["ranges"], state["zero_points"], state["merged"], learned)
+        self.first = {name: one.to(device, copy=True) for name, one in state["first"].items()}
+        self.empty = {name: one.to(device, copy=True) for name, one in state.get("empty", {}).items()}
+        # An earlier version called ready what had the scale of no range.
+        there = self.ranges.filled.tolist() if begun else state["ready"]
+        self.fixed = None
+        self._set_ready([one and other for one, other in zip(state["ready"], there, strict=True)])
         for name, one in self.extras.items():
             one.copy_(state["extras"][name])
 
@@ -243,7 +272,8 @@ class Quantizer:
         for point in self.weights:
             tensor = tensors[point.parameter]
             if self.learned and self.active:
-                weights[point.parameter] = self._learned(point.parameter, tensor.device)[0].detach().clone()
+                learned = self._learned(point.parameter, tensor.device)[0].detach()
+                weights[point.parameter] = self._with_empty(point, tensor, learned).clone()
             else:
                 weights[point.parameter] = weight_scale(tensor, self.bits, point.axis)
         activations: dict[str, tuple[Tensor, Tensor]] = {}

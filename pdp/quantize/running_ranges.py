@@ -30,6 +30,11 @@ class RunningRanges:
         """Which activations have a range; (count,), bool."""
         return torch.isfinite(self.average).all(0)
 
+    @property
+    def filled(self) -> Tensor:
+        """Which scales are those of a range, and not of zeros alone; (count,), bool."""
+        return self.known & (self.scales > LEAST_SCALE)
+
     @torch.no_grad()
     def observe(self, number: int, values: Tensor) -> None:
         """Widens what this step has seen of an activation by `values`; moves to their device if need be."""
@@ -40,10 +45,10 @@ class RunningRanges:
         self.seen[1, number] = torch.maximum(self.seen[1, number], largest)
 
     @torch.no_grad()
-    def merge(self, *, fixed_scales: bool) -> None:
+    def merge(self, fixed: Tensor | None = None) -> None:
         """Ends a step: averages in what all processes saw, first as a plain mean, then with weight 0.01.
 
-        With `fixed_scales` the scales and zero points stay as they are.
+        The scales and zero points of the activations in `fixed` (count,) stay as they are.
         """
         seen = self.seen
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -52,11 +57,18 @@ class RunningRanges:
             seen = torch.stack([-widest[0], widest[1]])
         rate = max(1 / (self.merged + 1), RATE)
         there = torch.isfinite(seen).all(0)
-        mean = torch.where(self.known, self.average + rate * (seen - self.average), seen)
+        # What was only zero so far, as in a branch that begins at zero, is no range to average with: a hundredth of the
+        # first one would cut off nearly all of it.
+        filled = self.known & (_affine(self.average)[0] > LEAST_SCALE)
+        mean = torch.where(filled, self.average + rate * (seen - self.average), seen)
         self.average = torch.where(there, mean, self.average)
         self.merged += 1
-        if not fixed_scales:
-            self.scales, self.zero_points = _affine(self.average)
+        scales, zero_points = _affine(self.average)
+        if fixed is not None:
+            fixed = fixed.to(scales.device)
+            scales = torch.where(fixed, self.scales, scales)
+            zero_points = torch.where(fixed, self.zero_points, zero_points)
+        self.scales, self.zero_points = scales, zero_points
         self._forget_seen()
 
     def to(self, device: torch.device) -> None:
@@ -64,11 +76,14 @@ class RunningRanges:
         self.average, self.seen = self.average.to(device), self.seen.to(device)
         self.scales, self.zero_points = self.scales.to(device), self.zero_points.to(device)
 
-    def restore(self, average: Tensor, zero_points: Tensor, merged: int) -> None:
-        """Goes on from a saved state; what the present step has seen is dropped."""
+    def restore(self, average: Tensor, zero_points: Tensor, merged: int, scales: Tensor | None = None) -> None:
+        """Goes on from a saved state; what the present step has seen is dropped.
+
+        `scales` are those that no longer follow from the average.
+        """
         device = self.average.device
         self.average, self.zero_points = average.to(device, copy=True), zero_points.to(device, copy=True)
-        self.scales = _affine(self.average)[0]
+        self.scales = _affine(self.average)[0] if scales is None else scales.to(device, copy=True)
         self.merged = merged
         self._forget_seen()
 
