@@ -20,10 +20,27 @@ def read_rgb(file: str | IO[bytes], turned: bool) -> Any:
     from PIL import Image, ImageOps
 
     with Image.open(file) as image:
+        _scale_clear_colour(image)
         image.load()
         if turned:
             ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image)
+
+
+def _scale_clear_colour(image: Any) -> None:
+    """Scales the one colour that a PNG calls clear as loading scales the image's own, which PIL leaves undone.
+
+    PIL loads grey of 2 and 4 bits as 8, and keeps the upper byte of 3 x 16 bits. Must be called before that.
+    """
+    clear = image.info.get("transparency")
+    if image.format != "PNG" or clear is None or not image.tile:
+        return
+    stored = image.tile[0][3]
+    if stored in ("L;2", "L;4"):
+        most = 3 if stored == "L;2" else 15
+        image.info["transparency"] = (clear & most) * (255 // most)
+    elif stored == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in clear)
 
 
 def check_decodes(file: str | IO[bytes]) -> None:
@@ -47,7 +64,10 @@ def to_rgb(image: Any) -> Any:
         pixels = np.asarray(image)
         if mode == "I" and getattr(image, "tag_v2", {}).get(339, (1,))[0] == 1:  # unsigned 32 bits, which PIL lacks
             pixels = pixels.view(np.uint32)
-        return Image.fromarray(_eight_bits(pixels, sixteen=mode.startswith("I;16"))).convert("RGB")
+        grey = _eight_bits(pixels, sixteen=mode.startswith("I;16"))
+        if isinstance(clear := image.info.get("transparency"), int):
+            grey[pixels == clear] = 255
+        return Image.fromarray(grey).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         shown = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", shown.size, "white"), shown).convert("RGB")

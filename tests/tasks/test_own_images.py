@@ -2,9 +2,7 @@
 
 import io
 import os
-import struct
 import tarfile
-import zlib
 
 import datasets
 import numpy as np
@@ -19,8 +17,13 @@ from pdp.config.command_line import main
 from pdp.config.compose import compose
 from pdp.errors import Refusal
 from pdp.tasks import build_task, image_parts
-from pdp.tasks.image_decoding import check_decodes, read_rgb
 from pdp.tasks.sampling import keeping_split, set_epoch
+
+
+def a_png():
+    file = io.BytesIO()
+    Image.new("L", (12, 8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def opened(root, *words):
@@ -31,93 +34,6 @@ def opened(root, *words):
     )
     task.open_data()
     return task
-
-
-def saved(image, kind, **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
-# --------------------------------------------------------------------------------------------------- kinds of files
-
-
-def png16(values):
-    """A PNG of sixteen bits a channel, written by hand: (H, W) or (H, W, 3)."""
-    colour = {2: 0, 3: 2}[values.ndim]
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-RAMP = np.linspace(0, 1, 12)[None].repeat(8, 0)
-SIXTEEN = np.rint(RAMP * 65535).astype(np.uint16)
-EIGHT = Image.fromarray(np.rint(RAMP * 255).astype(np.uint8))
-PALETTE = Image.fromarray((np.arange(96).reshape(8, 12) % 12).astype(np.uint8), mode="P")
-PALETTE.putpalette([channel for value in np.rint(np.linspace(0, 255, 12)).astype(int) for channel in (value,) * 3])
-KINDS = {
-    "png of 16 bits": png16(SIXTEEN),
-    "png of 3 x 16 bits": png16(np.stack([SIXTEEN] * 3, -1)),
-    "tiff of 16 bits": saved(Image.fromarray(SIXTEEN), "TIFF"),
-    "pgm of 16 bits": b"P5\n12 8\n65535\n" + SIXTEEN.astype(">u2").tobytes(),
-    "tiff of 32 bits": saved(Image.fromarray(SIXTEEN.astype(np.int32)), "TIFF"),
-    "floats to 1": saved(Image.fromarray(RAMP.astype(np.float32)), "TIFF"),
-    "floats to 255": saved(Image.fromarray((255 * RAMP).astype(np.float32)), "TIFF"),
-    "floats from -1": saved(Image.fromarray((2 * RAMP - 1).astype(np.float32)), "TIFF"),
-    "cmyk tiff": saved(EIGHT.convert("RGB").convert("CMYK"), "TIFF"),
-    "cmyk jpeg": saved(EIGHT.convert("RGB").convert("CMYK"), "JPEG", quality=100),
-    "palette": saved(PALETTE, "PNG"),
-    "grey and alpha": saved(EIGHT.convert("LA"), "PNG"),
-    "animated gif": saved(EIGHT, "GIF", save_all=True, append_images=[Image.new("L", (12, 8))]),
-    "animated webp": saved(EIGHT.convert("RGB"), "WEBP", save_all=True, append_images=[Image.new("RGB", (12, 8))], lossless=True),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_grey_ramp_is_the_same_ramp_in_every_kind_of_file(kind):
-    image = read_rgb(io.BytesIO(KINDS[kind]), turned=True)
-    assert image.mode == "RGB" and image.size == (12, 8)
-    assert np.abs(np.asarray(image).astype(float) - 255 * RAMP[..., None]).max() <= 1
-    check_decodes(io.BytesIO(KINDS[kind]))
-
-
-def test_clear_is_white_one_bit_is_black_and_white_and_exif_turns():
-    red = Image.new("P", (4, 4), 1)
-    red.putpalette([0, 0, 0, 255, 0, 0])
-    clear = [
-        saved(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), "PNG"),
-        saved(PALETTE, "PNG", transparency=bytes(12)),
-        saved(red, "PNG", transparency=1),
-    ]
-    for content in clear:
-        assert (np.asarray(read_rgb(io.BytesIO(content), turned=True)) == 255).all()
-    bits = np.asarray(read_rgb(io.BytesIO(saved(Image.fromarray(RAMP > 0.5).convert("1"), "PNG")), turned=True))
-    assert set(np.unique(bits)) == {0, 255} and (bits[..., 0] == 255 * (RAMP > 0.5)).all()
-    turn = Image.Exif()
-    turn[0x0112] = 6
-    content = saved(EIGHT.convert("RGB"), "JPEG", exif=turn, quality=100)
-    turned = np.asarray(read_rgb(io.BytesIO(content), turned=True))
-    assert np.abs(turned[:, :, 0].astype(float) - 255 * RAMP.T).max() < 8
-    assert read_rgb(io.BytesIO(content), turned=False).size == (12, 8)  # as models of ImageNet were trained
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP"])
-def test_what_is_cut_off_is_found_before_training(kind):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    content = saved(Image.fromarray(pixels), kind)
-    check_decodes(io.BytesIO(content))
-    for share in (0.5, 0.9):
-        with pytest.raises(Exception):  # noqa: B017, PT011  PIL raises many kinds
-            check_decodes(io.BytesIO(content[: int(share * len(content))]))
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 7)])
-def test_images_of_few_pixels_are_no_damaged_ones(size):
-    check_decodes(io.BytesIO(saved(Image.new("RGB", size), "JPEG")))
 
 
 # ------------------------------------------------------------------------------------------------------------ layouts
@@ -290,7 +206,7 @@ def make_bad(root, name):
     elif name == "parquet without labels":
         write_parquet(root / "data" / "train-0.parquet", {"image": [{"bytes": b"x", "path": "a"}], "stars": [0]})
     elif name == "parquet with -1":
-        image = {"bytes": saved(EIGHT, "PNG"), "path": "a"}
+        image = {"bytes": a_png(), "path": "a"}
         write_parquet(root / "data" / "train-0.parquet", {"image": [image] * 3, "label": [0, 1, -1]})
     elif name == "parquet of paths":
         kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
