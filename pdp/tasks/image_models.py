@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pdp.config.schema import ModelConfig
@@ -102,6 +103,19 @@ def _construct(model: ModelConfig, classes: int) -> nn.Module:
         raise Refusal(
             f"model.arguments={arguments} does not suit {model.name}: {one_line(error)}; change or remove it"
         ) from None
+
+
+def rows_of_classes(model: ModelConfig, network: nn.Module, classes: int) -> list[str]:
+    """The parameters of `network` that have a row for each class: of another shape in the model for one class more."""
+    own = network.state_dict()
+    with torch.random.fork_rng(devices=[]):
+        try:
+            other = _construct(model, classes + 1).state_dict()
+        except Refusal:  # a model of the user's own that takes no other number
+            other = {}
+    found = [name for name, value in own.items() if name in other and other[name].shape != value.shape]
+    named = [f"{head}.{kind}" for head in _heads(model, network) for kind in ("weight", "bias")]
+    return [name for name in found or named if name in own and own[name].shape[:1] == (classes,)]
 
 
 def _heads(model: ModelConfig, network: nn.Module) -> tuple[str, ...]:

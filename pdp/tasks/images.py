@@ -19,7 +19,7 @@ from pdp.tasks import image_data as memory
 from pdp.tasks.device_decoding import DecodedAhead, check_decoding
 from pdp.tasks.folder_images import FolderImages
 from pdp.tasks.image_augmentation import check_augmentation
-from pdp.tasks.image_models import build_model, check_name
+from pdp.tasks.image_models import build_model, check_name, rows_of_classes
 from pdp.tasks.image_parts import processors
 from pdp.tasks.own_images import read_images, say_classes
 from pdp.tasks.sampling import (
@@ -220,6 +220,10 @@ class ImagesTask(Task):
         model, notes = build_model(self.config.model, self.classes, self.example_input())
         self.notes += [note for note in notes if note not in self.notes]
         return model
+
+    def head_parameters(self, model: nn.Module) -> list[str]:
+        """The parameters with a row for each class."""
+        return rows_of_classes(self.config.model, model, self.classes)
 
     def example_input(self) -> Tensor:
         """Zeros, float32 (1, 3, H, W)."""

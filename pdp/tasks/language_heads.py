@@ -62,6 +62,13 @@ def _head(model: Any, classes: int) -> list[str]:
     ][-1:]
 
 
+def rows_of_classes(model: Any, classes: int) -> list[str]:
+    """The parameters of a classifier that have a row for each class."""
+    own = dict(model.named_parameters())
+    names = [f"{layer}.{kind}" for layer in _head(model, classes) for kind in ("weight", "bias")]
+    return [name for name in names if name in own]
+
+
 def outside_the_body(model: Any) -> tuple[str, ...]:
     """The model's own parts that are not its body: its head."""
     return tuple(name for name, _ in model.named_children() if name != model.base_model_prefix)

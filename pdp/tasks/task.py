@@ -123,6 +123,10 @@ class Task(ABC):
         """Modules that adapters leave trainable: a classifier's head, which is another for each task."""
         return ()
 
+    def head_parameters(self, model: nn.Module) -> list[str]:
+        """The names of the parameters of a model for the open data that have a row for each class."""
+        return []
+
     def evaluation_batch(self, batch_size: int, device: str) -> int:
         """The batch size for evaluation on this type of device, where training uses `batch_size`."""
         return batch_size

@@ -21,7 +21,7 @@ from pdp.tasks.glue import GLUE, NLI_LABELS, read_glue, read_tsv_folder
 from pdp.tasks.glue_metrics import measure, names_of
 from pdp.tasks.grammar_examples import GROUPS, TEST_GROUPS, made_examples
 from pdp.tasks.grammar_nli import LABELS
-from pdp.tasks.language_heads import outside_the_body
+from pdp.tasks.language_heads import outside_the_body, rows_of_classes
 from pdp.tasks.own_texts import read_own_texts
 from pdp.tasks.sampling import (
     balanced_limit,
@@ -202,6 +202,10 @@ class TextClassificationTask(TextTask):
     def heads(self, model: nn.Module) -> tuple[str, ...]:
         """What lies outside of the transformer's body."""
         return outside_the_body(model)
+
+    def head_parameters(self, model: nn.Module) -> list[str]:
+        """The parameters with a row for each class, or the one of a score."""
+        return rows_of_classes(model, len(self.labels) or 1)
 
     def sizes(self) -> dict[str, int]:
         """The number of texts in each part; before `open_data` the published numbers (1,000 for a folder)."""

@@ -16,6 +16,7 @@ from pdp.schedule.time import Time
 from pdp.tasks.image_weights import load_weights
 from pdp.tasks.task import Task
 from pdp.training.assembly import make_model
+from pdp.training.first_head import fit_head
 
 _SOME = 0.01  # of a layer's weights; a trained dense layer hardly has an exact zero
 
@@ -31,13 +32,14 @@ def make_first_model(config: Config, task: Task) -> nn.Module:
         config.model.pretrained = pretrained
     start = open_start(config.start.run, config.seed)
     classes = len(getattr(task, "labels", None) or ()) or getattr(task, "classes", 0) or 1
-    notes = load_weights(model, str(start.path / "model.safetensors"), classes, state=_weights(start))
+    state = _weights(start)
+    notes = fit_head(config, task, model, start, state)
+    notes += load_weights(model, str(start.path / "model.safetensors"), classes, state=state)
     task.notes += [_described(start, config), *notes]
     return model
 
 
 def _weights(start: Start) -> dict[str, Tensor]:
-
     return read_tensors(start.path / "model.safetensors")
 
 

@@ -5,14 +5,18 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pdp.config.command_line import main
 from pdp.config.compose import compose
 from pdp.config.identity import config_hash
 from pdp.runs.record import read_record
+from pdp.tasks import build_task
+from pdp.training.assembly import make_model
 
 pytestmark = pytest.mark.slow
 SHORT = ["data.limit=64", "recipe.epochs=2", "recipe.lr_warmup=0", "recipe.batch_size=32", "output_dir=out"]
@@ -202,3 +206,94 @@ def test_what_does_not_fit_is_refused_in_one_line(here, capsys, words, said):
     assert run(*words, *NEXT, code=2) is None
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(said, line), line
+
+
+def write_images(root, names):
+    """A folder for each class; the pixels of a class are bright by its name alone, so that a trained model is right."""
+    rng = np.random.default_rng(0)
+    for name in names:
+        (root / name).mkdir(parents=True)
+        low = {"a_dark": 0, "b_light": 170, "c_dark": 60}[name]
+        for k in range(30):
+            pixels = rng.integers(low, low + 60, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{k}.png")
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    """Two folders of images with two classes each, one of them in both, and `dark`, a run on the first."""
+    folder = tmp_path_factory.mktemp("classes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        write_images(folder / "im1", ("a_dark", "b_light"))
+        write_images(folder / "im2", ("b_light", "c_dark"))
+        words = ["model=resnet20", "data=image_folder", "data.root=im1", "data.image_size=16", "prune=none"]
+        assert main("train", [*words, "recipe.epochs=10", "recipe.batch_size=8", "output_dir=out"]) == 0
+        (made,) = Path().glob("out/*/seed*")
+        made.rename("dark")
+    return folder
+
+
+ONE = ["from=dark", "start.mask=free", "method=dense", "output_dir=next"]
+
+
+def made_from(*words):
+    shutil.rmtree("next", ignore_errors=True)
+    named = [one for one in ONE if not one.startswith("from=") or not any("from=" in word for word in words)]
+    assert main("train", [*named, *words]) == 0
+    return next(iter(Path("next").glob("*/seed*")))
+
+
+def test_other_classes_get_a_head_of_their_own_and_are_told(classes, monkeypatch, capsys):
+    monkeypatch.chdir(classes)
+    assert main("train", [*ONE, "data.root=im2", "recipe.epochs=0"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "was trained for a_dark, b_light, and this data has b_light, c_dark" in line
+    assert "give recipe.epochs=<at least 1>" in line
+    made = made_from("data.root=im2", "recipe.epochs=1", "recipe.lr=1e-6", "recipe.batch_size=16")
+    said = "the run was trained for a_dark, b_light, and this data has b_light, c_dark: fc starts random"
+    assert said in read_record(made).notes and said in " ".join(capsys.readouterr().out.split())
+    before, after = weights("dark"), weights(made)
+    assert torch.allclose(before["conv1.weight"], after["conv1.weight"], atol=1e-3)
+    assert not torch.allclose(before["fc.weight"], after["fc.weight"], atol=1e-2)
+    with torch.random.fork_rng():
+        first = make_model(config := compose([*ONE, "data.root=im2", "recipe.epochs=1"]), opened(config))
+    assert torch.allclose(first.fc.weight, after["fc.weight"], atol=1e-3)
+
+
+def opened(config):
+    task = build_task(config)
+    task.open_data()
+    return task
+
+
+def test_the_same_classes_go_on_and_in_another_order_by_their_names(classes, monkeypatch, capsys):
+    monkeypatch.chdir(classes)
+    metric = read_record(Path("dark")).metric
+    assert metric > 0.9
+    made = made_from("recipe.epochs=0")
+    assert read_record(made).metric == metric and torch.equal(weights(made)["fc.weight"], weights("dark")["fc.weight"])
+    # The run as of data whose classes came in another order.
+    shutil.copytree("dark", "turned", dirs_exist_ok=True)
+    record = json.loads(Path("turned/record.json").read_text())
+    Path("turned/record.json").write_text(json.dumps(record | {"classes": ["b_light", "a_dark"]}))
+    state = weights("dark")
+    save_file(
+        state | {f"fc.{one}": state[f"fc.{one}"].flip(0) for one in ("weight", "bias")}, "turned/model.safetensors"
+    )
+    made = made_from("recipe.epochs=0", "from=turned")
+    assert read_record(made).metric == metric
+    assert "the run's classes are b_light, a_dark: fc put in the data's order" in read_record(made).notes
+    # Numbers may mean any names: which they are taken for is told.
+    Path("turned/record.json").write_text(json.dumps(record | {"classes": ["0", "1"]}))
+    made = made_from("recipe.epochs=0", "from=turned")
+    assert any("0, 1, are taken to be a_dark, b_light" in one for one in read_record(made).notes)
+
+
+def test_data_with_fixed_classes_is_told_apart_by_its_name(here, classes, capsys):
+    words = ["start.mask=free", "method=dense", *NEXT]
+    made = run("from=dense", *words, "data=image_folder", f"data.root={classes / 'im1'}", "data.image_size=32")
+    said = "the run was trained for the classes of digits, and this data has a_dark, b_light: fc starts random"
+    assert said in read_record(made).notes
+    made = run("from=dense", *words, "seed=3", "data.limit=32")
+    assert not any("starts random" in one for one in read_record(made).notes)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -159,6 +160,20 @@ def test_a_run_that_begins_with_another_reads_as_it_did(here, capsys):
     assert "the run's tokenizer of" in record.notes[0]
     shutil.move("table", "moved")  # what it began with is not needed to measure it
     assert measured(capsys, f"run={run}")[0] == record.metric
+
+
+def test_texts_of_other_classes_get_a_head_of_their_own(here):
+    changed = {"good": "fine", "bad": "poor"}
+    write(Path("train.csv"), [re.sub("good|bad", lambda one: changed[one[0]], line) for line in rows(100, 1)])
+    words = ["from=table", "start.mask=free", "method=dense", "recipe.epochs=1", "recipe.lr=1e-9", "output_dir=next"]
+    assert main("train", words) == 0
+    (run,) = Path("next").glob("*/seed0")
+    notes = read_record(run).notes
+    assert "the run was trained for bad, good, and this data has fine, poor: classifier starts random" in notes
+    before, after = (load_file(path / "model.safetensors") for path in (Path("table"), run))
+    assert not torch.allclose(before["classifier.weight"], after["classifier.weight"], atol=1e-3)
+    body = "bert.embeddings.word_embeddings.weight"
+    assert torch.allclose(before[body], after[body], atol=1e-3)
 
 
 def test_another_vocabulary_for_a_runs_weights_is_refused(here, capsys):
