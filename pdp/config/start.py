@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from pdp.config.arguments import Argument
 from pdp.config.groups import nearest_choice, said
 from pdp.config.schema import Config
-from pdp.config.stored import from_yaml
+from pdp.config.stored import read_config
 from pdp.errors import Refusal
 from pdp.methods.options import BY_MAGNITUDE, DenseOptions
 from pdp.runs.record import RECORD, Record, read_record
@@ -136,10 +136,9 @@ def open_start(run: Any, seed: int) -> Start:
                 "with it, or give another run"
             )
     try:
-        record = read_record(path)
+        return Start(path, read_config(path), read_record(path))
     except Refusal as refusal:
         raise Refusal(f"from={run}: {refusal}") from None
-    return Start(path, from_yaml((path / "config.yaml").read_text(encoding="utf-8")), record)
 
 
 def _seed_of(folder: Path, run: str, seed: int) -> Path:

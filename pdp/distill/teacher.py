@@ -16,7 +16,7 @@ from pdp.config.command import command_of
 from pdp.config.distill import HUB, is_run
 from pdp.config.identity import dense_cell
 from pdp.config.schema import Config, DistillConfig, ModelConfig, TeacherConfig
-from pdp.config.stored import from_yaml
+from pdp.config.stored import read_config
 from pdp.distill.dense import dense_run
 from pdp.errors import Refusal
 from pdp.runs.checkpoint import load_weights
@@ -102,7 +102,7 @@ def _label(config: Config, path: Path | None) -> str:
 
 def _of_run(config: Config, task: Task, path: Path) -> nn.Module:
     """A run's model, built from the run's own configuration, with its hard weights."""
-    theirs = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+    theirs = read_config(path)
     record = read_record(path)
     _check_same_data(config, task, theirs, path)
     if not same_classes(record.classes, task.class_names):

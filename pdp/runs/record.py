@@ -6,10 +6,12 @@ import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pdp.errors import Refusal
+from pdp.runs.kinds import fits, in_words
 
 RECORD = "record.json"
 SCALES = "quantization.safetensors"  # stored beside the weights of a quantized run
@@ -117,16 +119,44 @@ def write_record(record: Record, directory: Path) -> Path:
     return path
 
 
+def check_kinds(values: Any) -> None:
+    """Raises `TypeError` for the first value that is not of its field's kind."""
+    if not isinstance(values, dict):
+        raise TypeError("it holds no values by name")
+    hints = _hints()
+    for key, value in values.items():
+        if key in hints and not fits(hints[key], value):
+            said = json.dumps(value)
+            raise TypeError(f"{key} is {said[:40]}{'...' * (len(said) > 40)} and not {in_words(hints[key])}")
+
+
+@lru_cache(maxsize=1)
+def _hints() -> dict[str, Any]:
+    return get_type_hints(Record)
+
+
+def _required() -> list[str]:
+    return [
+        one.name
+        for one in dataclasses.fields(Record)
+        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
+    ]
+
+
 def read_record(directory: Path) -> Record:
     """Reads a run's record; raises `Refusal` if there is none or it cannot be read."""
     path = directory / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        check_kinds(values)
         known = {one.name for one in dataclasses.fields(Record)}
+        if lacking := [name for name in _required() if name not in values]:
+            raise TypeError(f"it has no {', '.join(lacking[:5])}{', ...' * (len(lacking) > 5)}")
         record = Record(**{key: value for key, value in values.items() if key in known})
         record.__dict__["_directory"] = directory
         return record
     except FileNotFoundError:
         raise Refusal(f"run={directory} has no {RECORD}: it is not a finished run's directory") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise Refusal(f"run={directory}: {RECORD} cannot be read ({error})") from None
+    except (OSError, ValueError, RecursionError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(f"run={directory}: {RECORD} cannot be read ({reason}): restore it, or give another run") from None

@@ -18,7 +18,7 @@ import yaml
 
 from pdp.errors import Refusal
 from pdp.patterns.options import label_of
-from pdp.runs.record import RECORD
+from pdp.runs.record import RECORD, check_kinds
 from pdp.wording import nearest, of_unit, percent
 
 _TAIL = 1 << 16  # bytes; more than a line of the history
@@ -98,6 +98,7 @@ def read_run(path: Path) -> StoredRun:
     if (path / RECORD).is_file():
         try:
             record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            check_kinds(record)
             known = {key: record[key] for key in ("model", "data", "method", "pattern", "metric_name", "metric")}
             run = StoredRun(path, "finished", **known, sparsity=float(record["target_sparsity"]))
             run.target_unit = record.get("target_unit", "weight")
@@ -107,7 +108,7 @@ def read_run(path: Path) -> StoredRun:
                 text = (path / "config.yaml").read_text(encoding="utf-8")
                 run.values = _flat(yaml.load(text, Loader=_LOADER))
             return run
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return StoredRun(path, "damaged")
     run = StoredRun(path, "running" if is_held(path) else "unfinished")
     _read_configuration(run)

@@ -47,12 +47,12 @@ def send_tables(sweep: str, files: Sequence[Path], folder: Path, run: Path | Non
 
 def _place_of(run: Path | None) -> tuple[str | None, str | None]:
     """The project and entity in the run's configuration."""
-    from pdp.config.stored import from_yaml
+    from pdp.config.stored import read_config
 
     if run is None:
         return None, None
     try:
-        tracker = from_yaml((run / "config.yaml").read_text(encoding="utf-8")).tracker
+        tracker = read_config(run).tracker
     except (OSError, Refusal):
         return None, None
     return getattr(tracker, "project", None), getattr(tracker, "entity", None)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_model
 
 from pdp.config.schema import Config
-from pdp.config.stored import from_yaml
+from pdp.config.stored import read_config
 from pdp.cost import count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
 from pdp.export.compare import steps_off
@@ -43,7 +43,7 @@ class ExportedRun(Exportable):
     def __init__(self, path: Path):
         self.path = path
         self.record: Record = read_record(path)
-        config: Config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+        config: Config = read_config(path)
         task = build_task(config)
         task.recall(self.record.classes)
         task.follow(path, f"run={path}")

@@ -14,7 +14,7 @@ from torch import nn
 from pdp.config.data_schema import data_label
 from pdp.config.schema import Config
 from pdp.config.source import source_digest
-from pdp.config.stored import from_yaml
+from pdp.config.stored import read_config
 from pdp.cost import count_bytes, count_macs, count_parameters
 from pdp.errors import Refusal, Stopped
 from pdp.importing import set_apart
@@ -40,12 +40,17 @@ def evaluate_run(path: Path, overrides: dict[str, Any], tasks: Sequence[str] = (
     `tasks` are those of lm-eval that are run on the hard model besides.
     """
     record = read_record(path)
-    config = from_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(path)
     for key, value in overrides.items():
         node, _, name = key.rpartition(".")
         setattr(getattr(config, node) if node else config, name, value)
     config.recipe.accumulation = 1
     task = build_task(config)
+    if record.metric_name != task.metric_name:
+        raise Refusal(
+            f"run={path}: its record is of {record.metric_name}, and what its config.yaml names is measured by "
+            f"{task.metric_name}: restore the one that is not the run's"
+        )
     check_lm_eval(task, tasks)
     config.model.pretrained = "false"
     task.recall(record.classes)
