@@ -19,6 +19,8 @@ from pdp.pruner.budget import allocation_of
 from pdp.schedule.shapes import Schedule
 from pdp.spoken import in_python, speaks_config
 
+_SHARED = ("allocation", "method.kappa", "method.temperature")  # often the same for several methods, patterns or modes
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -81,8 +83,8 @@ def check_effects(
 ) -> None:
     """Raises `Refusal` for what was asked of a pruner and has no effect in it, where the command line has not looked.
 
-    Schedule, allocation and temperature are often the same for several methods or patterns: where one of them takes
-    nothing from it, the user is warned. `options` and `pattern_options` are those that were given by name.
+    Schedule, allocation, temperature and kappa are often the same for several methods or patterns: where nothing comes
+    of one, the user is warned. `options` and `pattern_options` are those that were given by name.
     """
     if speaks_config() or not method.prunes:
         return
@@ -115,7 +117,7 @@ def check_effects(
         if key in typed:
             value = values[key] if key in values else getattr(method.options, key.partition(".")[2])
             said = f"{key}={value} has no effect with {why}"
-            if key != "allocation" and not key.startswith("schedule."):
+            if key not in _SHARED and not key.startswith("schedule."):
                 raise Refusal(said)
             _warn(said)
 

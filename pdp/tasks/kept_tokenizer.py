@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pdp.config.schema import Config, StartConfig
-from pdp.config.stored import from_yaml
+from pdp.config.stored import read_config
 from pdp.errors import Refusal
 from pdp.runs.record import TOKENIZER
 from pdp.tasks.text_tokenizer import load_tokenizer
@@ -49,6 +49,6 @@ def kept_tokenizer(run: Path) -> Any | None:
 
 def as_it_began(run: Path) -> Config:
     """The run's configuration as the data was read by it before tokenizers were kept: also with from=, by itself."""
-    config = from_yaml((run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_config(run)
     config.start = StartConfig()
     return config
