@@ -20,8 +20,9 @@ def fits(hint: Any, value: Any) -> bool:
         return isinstance(value, list) and all(fits(parts[0], one) for one in value)
     if typing.get_origin(hint) is dict:
         return isinstance(value, dict) and all(fits(parts[1], one) for one in value.values())
-    if hint in (int, float):  # true and false are no numbers here
-        return isinstance(value, int | hint) and not isinstance(value, bool)
+    if hint in (int, float):  # true and false are no numbers here, and 3.0 is as whole as 3
+        whole = isinstance(value, float) and value.is_integer()
+        return (isinstance(value, int | hint) or whole) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 
