@@ -98,11 +98,8 @@ def test_clear_is_white_one_bit_is_black_and_white_and_exif_turns():
     assert read_rgb(io.BytesIO(content), turned=False).size == (12, 8)  # as models of ImageNet were trained
 
 
-@pytest.mark.parametrize("colours", [1, 3])
-@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(("bits", "colours"), [(1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (8, 3), (16, 3)])
 def test_the_clear_colour_of_a_png_of_any_bits_is_white(bits, colours):
-    if bits < 8 and colours == 3:
-        pytest.skip("PNG has no such kind")
     top, rng = 2**bits - 1, np.random.default_rng(bits)
     values = rng.integers(0, top + 1, (9, 13) if colours == 1 else (9, 13, 3))
     plain = np.broadcast_to(255 * values.reshape(9, 13, -1) / top, (9, 13, 3))
