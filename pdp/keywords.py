@@ -10,15 +10,10 @@ from numbers import Integral, Real
 from typing import Any
 
 from pdp.errors import Refusal
-from pdp.wording import did_you_mean
+from pdp.wording import KINDS, did_you_mean
 
-_KINDS: dict[Any, tuple[type, str]] = {
-    int: (Integral, "a whole number"),
-    float: (Real, "a number"),
-    str: (str, "a text"),
-    bool: (bool, "true or false"),
-    type(None): (type(None), "null"),
-}
+# What counts as a value of a type: NumPy's numbers are as good as Python's.
+_TYPES: dict[Any, type] = {int: Integral, float: Real, str: str, bool: bool, type(None): type(None)}
 
 
 def option_names(kind: type) -> set[str]:
@@ -63,8 +58,8 @@ def check_kinds(options: object, group: str) -> None:
 def check_kind(key: str, value: object, hint: Any) -> None:
     """Raises `Refusal` if a value is not of the kind that its annotation `hint` says."""
     parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if not all(part in _KINDS for part in parts):
+    if not all(part in _TYPES for part in parts):
         return
     number = isinstance(value, bool) and bool not in parts  # Python's True would pass for 1
-    if number or not any(isinstance(value, _KINDS[part][0]) for part in parts):
-        raise Refusal(f"{key}={value!r} is not {' or '.join(_KINDS[part][1] for part in parts)}")
+    if number or not any(isinstance(value, _TYPES[part]) for part in parts):
+        raise Refusal(f"{key}={value!r} is not {' or '.join(KINDS[part] for part in parts)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable
+from typing import Any
 
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
@@ -14,6 +15,14 @@ def nearest(name: str, known: Iterable[str]) -> list[str]:
 
 
 _MOST = 30  # most names in a line
+# What a value of a type is called, as type hints name the type.
+KINDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,16 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from pdp.errors import Refusal
+from pdp.wording import KINDS
 
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    list: "a list such as [a,b]",
-    dict: "values by name such as {a: 1}",
-    type(None): "null",
-}
+_WORDS: dict[Any, str] = KINDS | {list: "a list such as [a,b]", dict: "values by name such as {a: 1}"}
 
 
 def describe(hint: Any) -> str:

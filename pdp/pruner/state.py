@@ -67,5 +67,6 @@ def load_state(pruner: Parts, state: dict[str, Any]) -> None:
             layer.state[key] = value.to(layer.stored.device, copy=True)
     pruner.method.load_state_dict(state["own"])
     adapters.load_state(pruner.layers, state.get("adapters", {}))
+    pruner.adapters = [layer.adapter for layer in pruner.layers if layer.adapter is not None]
     if pruner.quantizer is not None:
         pruner.quantizer.load_state_dict(state["quantizer"])

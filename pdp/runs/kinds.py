@@ -6,7 +6,7 @@ import types
 import typing
 from typing import Any
 
-_WORDS: dict[Any, str] = {str: "a text", int: "a whole number", float: "a number", type(None): "null"}
+from pdp.wording import KINDS
 
 
 def fits(hint: Any, value: Any) -> bool:
@@ -35,4 +35,4 @@ def in_words(hint: Any) -> str:
         return "a list" + ("" if parts[0] is Any else f" in which each entry is {in_words(parts[0])}")
     if typing.get_origin(hint) is dict:
         return "values by name" + ("" if parts[1] is Any else f", each of which is {in_words(parts[1])}")
-    return _WORDS.get(hint, "another kind of value")
+    return KINDS.get(hint, "another kind of value")
